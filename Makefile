@@ -1,0 +1,63 @@
+# `make demo` is the place to start. VENV, PYTHON and PIP_ARGS can be given on the command line; where CUDA is not
+# wanted, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" keeps its libraries out.
+VENV ?= .venv
+PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3.12) $(shell command -v python3.13) python3)
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast quality style tiny tiny-code clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+demo: $(VENV)/.installed  ## animate the sample photo with the embedded model (no GPU, no download of weights)
+	$(BIN)/python animate.py --model model_card/tiny --image model_card/sample/photo.png --poses model_card/sample/poses \
+		--output demo/sample.mp4 --gif --scale 4
+
+test: $(VENV)/.installed-test  ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-test  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+quality: $(VENV)/.installed-quality  ## lint and format, check only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(VENV)/.installed-quality  ## lint and format, repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Every step writes checkpoints and goes on from the newest one, so an interrupted `make tiny` is simply typed again.
+tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours), export and measure it
+	$(BIN)/python training/train_encoders.py --preset tiny_encoders
+	$(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process $$(nproc) training/train.py --preset tiny
+	$(MAKE) tiny-code
+	$(BIN)/python training/evaluation.py --model model_card/tiny --output model_card/tiny/evaluation
+
+tiny-code:  ## rewrite the embedded model's copies of the plug-in
+	cp pipeline_dreampose.py model_card/tiny/pipeline_dreampose.py
+	cp pipeline_dreampose.py model_card/tiny/adapter/dreampose_adapter.py
+
+clean:  ## remove what the other targets made, the environment included
+	rm -rf $(VENV) build demo results .pytest_cache .ruff_cache dreampose_diffusers.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: a second run installs nothing until the requirements change.
+$(VENV)/.installed: $(REQUIREMENTS) | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(REQUIREMENTS) | $(BIN)/python
+	$(INSTALL) -e ".[test]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-quality: $(REQUIREMENTS) | $(BIN)/python
+	$(INSTALL) $$(grep '^ruff==' constraints.txt)
+	@touch $@

@@ -1,0 +1,212 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from training import checkpoints
+from training.checkpoints import (
+    checkpoint_name,
+    checkpoint_step,
+    collect_module_tensors,
+    find_checkpoint_fault,
+    find_latest_checkpoint,
+    flatten_optimizer_state,
+    list_checkpoints,
+    load_checkpoint,
+    resolve_checkpoint,
+    restore_optimizer_state,
+    restore_tensors,
+    rotate_checkpoints,
+    save_checkpoint,
+)
+
+
+def save(output_dir, global_step, value=1.0):
+    return save_checkpoint(output_dir, global_step, {"model": {"weight": torch.full((3, 2), value)}}, {"note": "kept"})
+
+
+def break_file(path):
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def scramble_file(path):
+    file = path / "model.safetensors"
+    file.write_bytes(b"\xff" * file.stat().st_size)
+
+
+def test_names_and_steps_are_inverse_and_sort():
+    steps = [0, 7, 123, 99999, 1234567]
+    assert checkpoint_name(123) == "checkpoint-000123"
+    assert [checkpoint_step(checkpoint_name(step)) for step in steps] == steps
+    assert sorted(checkpoint_name(step) for step in steps[:-1]) == [checkpoint_name(step) for step in steps[:-1]]
+    assert checkpoint_step("checkpoint-best") is None and checkpoint_step("000123") is None
+    with pytest.raises(ValueError, match="`global_step` must be at least 0, got -1"):
+        checkpoint_name(-1)
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    channels_last = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    tensors = {"model": {"a": channels_last, "b": torch.tensor(3, dtype=torch.int64)}, "ema": {"a": torch.randn(5)}}
+    path = save_checkpoint(tmp_path / "new" / "folder", 12, tensors, {"seed": 4})
+    assert path.name == "checkpoint-000012"
+    loaded, state = load_checkpoint(path)
+    assert state["global_step"] == 12 and state["seed"] == 4 and state["versions"]["torch"] == torch.__version__
+    assert loaded.keys() == tensors.keys()
+    for stem, named in tensors.items():
+        assert loaded[stem].keys() == named.keys()
+        assert all(torch.equal(loaded[stem][name], value) for name, value in named.items())
+    # Nothing but the checkpoint is left behind, and nothing in it is pickled.
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert {entry.suffix for entry in path.iterdir()} == {".safetensors", ".json"}
+
+
+def test_a_step_saved_again_is_replaced(tmp_path):
+    break_file(save(tmp_path, 3))
+    path = save(tmp_path, 3, 2.0)
+    assert load_checkpoint(path)[0]["model"]["weight"].eq(2).all()
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_leftovers_of_a_killed_run_are_swept(tmp_path):
+    leftover = tmp_path / ".tmp-checkpoint-000002"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
+    assert list_checkpoints(tmp_path) == [] and find_latest_checkpoint(tmp_path) is None
+    path = save(tmp_path, 4)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (break_file, "model.safetensors has"),
+        (lambda path: (path / "model.safetensors").unlink(), "FileNotFoundError"),
+        (lambda path: (path / "state.json").unlink(), "FileNotFoundError"),
+        (lambda path: (path / "state.json").write_text("{"), "JSONDecodeError"),
+        (lambda path: (path / "state.json").write_text("[]"), "TypeError"),
+        (scramble_file, "SafetensorError"),
+    ],
+)
+def test_a_broken_checkpoint_is_skipped_and_named(tmp_path, caplog, damage, reason):
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    assert find_latest_checkpoint(tmp_path) == newer and not caplog.records
+    damage(newer)
+    assert reason in find_checkpoint_fault(newer)
+    assert find_latest_checkpoint(tmp_path) == older
+    assert str(newer) in caplog.text and reason in caplog.text
+    with pytest.raises(ValueError, match="`path` must be a whole checkpoint, got .*000002"):
+        load_checkpoint(newer)
+
+
+def test_rotation_keeps_the_newest_whole_ones(tmp_path):
+    paths = [save(tmp_path, step) for step in (1, 2, 3, 4)]
+    break_file(paths[3])
+    assert rotate_checkpoints(tmp_path, None) == []
+    assert rotate_checkpoints(tmp_path, 2) == [paths[0]]
+    # The broken newest one does not count: the only whole one is never deleted for its sake.
+    assert rotate_checkpoints(tmp_path, 1) == [paths[1]]
+    assert list_checkpoints(tmp_path) == [paths[2], paths[3]]
+    assert {entry.name for entry in tmp_path.iterdir()} == {paths[2].name, paths[3].name}
+    with pytest.raises(ValueError, match="`checkpoints_total_limit` must be at least 1, got 0"):
+        rotate_checkpoints(tmp_path, 0)
+
+
+def test_resolve_finds_or_refuses(tmp_path):
+    assert resolve_checkpoint(tmp_path / "missing", "latest") is None
+    assert resolve_checkpoint(tmp_path, None) is None
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    assert resolve_checkpoint(tmp_path, "latest") == second
+    assert resolve_checkpoint(tmp_path, str(second)) == second
+    assert resolve_checkpoint(tmp_path / "elsewhere", first) == first
+    with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond .*000002"):
+        resolve_checkpoint(tmp_path, None)
+    with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond .*000002"):
+        resolve_checkpoint(tmp_path, first)
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be 'latest' or a whole .*, got newest"):
+        resolve_checkpoint(tmp_path, "newest")
+    break_file(second)
+    assert resolve_checkpoint(tmp_path, first) == first
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    path = save(tmp_path, 1)
+
+    def fail(tensors, filename):
+        filename.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", fail)
+    with pytest.raises(RuntimeError, match="checkpoint-000002 could not be written .*No space left"):
+        save(tmp_path, 2)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name] and find_checkpoint_fault(path) is None
+
+
+def test_killed_while_writing_leaves_no_checkpoint_of_that_step(tmp_path, monkeypatch):
+    path = save(tmp_path, 1)
+
+    def kill(*args, **kwargs):
+        raise KeyboardInterrupt  # not caught, so nothing is tidied up, as after kill -9
+
+    monkeypatch.setattr(checkpoints.json, "dumps", kill)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2)
+    assert find_latest_checkpoint(tmp_path) == path and list_checkpoints(tmp_path) == [path]
+
+
+class Module(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trained = nn.Conv2d(3, 4, 3)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+
+
+def test_only_what_trains_is_collected_and_comes_back_in_its_layout():
+    module, other = Module().to(memory_format=torch.channels_last), Module()
+    assert set(collect_module_tensors(module)) == {"trained.weight", "trained.bias", "scale", "mean"}
+    frozen = module.frozen.weight.clone()
+    restore_tensors(collect_module_tensors(module), collect_module_tensors(other), "model weights")
+    assert torch.equal(module.trained.weight, other.trained.weight) and torch.equal(module.frozen.weight, frozen)
+    assert module.trained.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_tensors_that_do_not_fit_are_refused():
+    current = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"model weights must fit the model, got missing \['b'\], unexpected \['c'\]"):
+        restore_tensors(current, {"a": torch.zeros(2), "c": torch.zeros(3)}, "model weights")
+    with pytest.raises(ValueError, match=r"got `b` of shape \(4,\) for \(3,\)"):
+        restore_tensors(current, {"a": torch.ones(2), "b": torch.zeros(4)}, "model weights")
+    assert not current["a"].any(), "nothing is copied before all of it fits"
+
+
+def test_optimizer_state_goes_there_and_back():
+    module = Module().to(memory_format=torch.channels_last)
+    parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
+    assert flatten_optimizer_state(optimizer, parameters) == {}
+    (module.trained.weight.square().sum() + module.scale.square()).backward()
+    optimizer.step()
+    flat = {name: value.contiguous() for name, value in flatten_optimizer_state(optimizer, parameters).items()}
+    assert {"step/scale", "exp_avg/scale", "exp_avg_sq/trained.weight"} <= set(flat)
+    again = torch.optim.AdamW(parameters.values(), lr=0.1)
+    restore_optimizer_state(again, parameters, flat)
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            assert torch.equal(again.state[parameter][key], value)
+            assert again.state[parameter][key].stride() == value.stride()
+    with pytest.raises(ValueError, match="got frozen or unknown `frozen.weight`"):
+        restore_optimizer_state(again, parameters, {"exp_avg/frozen.weight": torch.zeros(2, 2)})
+    optimizer.state[module.scale]["step"] = 1
+    with pytest.raises(TypeError, match="`optimizer` must keep tensors only, got int for `step`"):
+        flatten_optimizer_state(optimizer, parameters)
+
+
+def test_state_is_plain_json(tmp_path):
+    path = save(tmp_path, 5)
+    state = json.loads((path / "state.json").read_text())
+    assert state["global_step"] == 5 and state["note"] == "kept"
+    assert state["files"] == {"model.safetensors": (path / "model.safetensors").stat().st_size}

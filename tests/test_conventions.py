@@ -1,0 +1,202 @@
+"""The house rules of CONTRIBUTING.md, held by reading the sources; nothing of the project is imported here."""
+
+import ast
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+PLUG_IN = ROOT / "pipeline_dreampose.py"
+TINY = ROOT / "model_card" / "tiny"
+TRAINING = sorted((ROOT / "training").rglob("*.py"))
+PROJECT = [PLUG_IN, ROOT / "animate.py", *TRAINING]
+PROJECT_NAMES = {"pipeline_dreampose", "animate", "training", "tests"}
+PLUG_IN_IMPORTS = {"torch", "numpy", "PIL", "diffusers", "transformers", "peft", "safetensors", "huggingface_hub"}
+
+# From what is imported by all to what is imported by none: a module imports from its own layer and those before it.
+LAYERS = [
+    {"pipeline_dreampose"},
+    {"training.data", "training.denoiser", "training.objective", "training.metrics"},
+    {"training.checkpoints", "training.hub"},
+    {"training.loop"},
+]
+MODULES_WITHOUT_OTHERS = {"training.metrics", "training.objective"}
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def tree_of(path):
+    return ast.parse(path.read_text())
+
+
+def imports_of(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_entry_point(tree):
+    return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+
+
+def layer_of(name):
+    for number, layer in enumerate(LAYERS):
+        if any(name == member or name.startswith(member + ".") for member in layer):
+            return number
+    return None
+
+
+def functions_of(tree):
+    """Functions and methods with the name of the class around them, nested functions left out."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield "", node
+        elif isinstance(node, ast.ClassDef):
+            for child in node.body:
+                if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                    yield node.name, child
+
+
+def by_module(paths):
+    return pytest.mark.parametrize("path", paths, ids=module_name)
+
+
+@by_module(PROJECT)
+def test_imports_run_one_way(path):
+    name = module_name(path)
+    own_layer = layer_of(name)
+    for imported in imports_of(tree_of(path)):
+        if imported.split(".")[0] not in PROJECT_NAMES:
+            continue
+        assert imported.split(".")[0] not in ("tests", "animate"), f"{name} imports {imported}"
+        if name == "pipeline_dreampose" or name in MODULES_WITHOUT_OTHERS:
+            assert imported.split(".")[0] == "pipeline_dreampose", f"{name} imports {imported}"
+        other_layer = layer_of(imported)
+        if own_layer is not None and other_layer is not None:
+            assert other_layer <= own_layer, f"{name} imports {imported}"
+
+
+def test_only_tests_import_entry_points_and_only_entry_points_see_options():
+    entry_points = {module_name(path) for path in PROJECT if is_entry_point(tree_of(path))}
+    assert "animate" in entry_points and "training.evaluation" in entry_points
+    for path in PROJECT:
+        imported = set(imports_of(tree_of(path)))
+        assert not imported & entry_points, f"{module_name(path)} imports {imported & entry_points}"
+        if module_name(path) not in entry_points:
+            assert "training.options" not in imported, f"{module_name(path)} imports training.options"
+
+
+def test_the_plug_in_stands_alone():
+    assert PLUG_IN.exists()
+    standard_library = set(sys.stdlib_module_names)
+    found = {name.split(".")[0] for name in imports_of(tree_of(PLUG_IN))} - standard_library
+    assert found <= PLUG_IN_IMPORTS, f"the plug-in imports {found - PLUG_IN_IMPORTS}"
+    assert not re.search(r"^\s*(from|import)\s+\.", PLUG_IN.read_text(), re.MULTILINE), "even an example is scanned"
+    classes = [node for node in tree_of(PLUG_IN).body if isinstance(node, ast.ClassDef)]
+    pipelines = [c for c in classes if any(ast.unparse(base) == "DiffusionPipeline" for base in c.bases)]
+    assert [c.name for c in pipelines] == ["DreamPosePipeline"]
+
+
+@by_module([path for path in TRAINING if path.name != "__init__.py"])
+def test_no_module_is_named_like_a_library(path):
+    """A launched file puts its own folder first on the path, so its neighbours hide libraries of their name."""
+    spec = importlib.util.find_spec(path.stem)
+    assert spec is None or Path(spec.origin or path).is_relative_to(ROOT / "training"), spec
+
+
+@by_module([PLUG_IN, *PROJECT[1:]])
+def test_sizes(path):
+    tree, lines = tree_of(path), path.read_text().count("\n")
+    if is_entry_point(tree):
+        assert lines <= 120, f"{path.name}: {lines} lines, entry points have 120"
+    else:
+        limit = 1100 if path == PLUG_IN else 400
+        assert lines <= limit, f"{path.name}: {lines} lines, {limit} allowed"
+    for owner, function in functions_of(tree):
+        limit = 50
+        if path == PLUG_IN:
+            limit = 130 if function.name == "__call__" else None
+        length = length_of(function)
+        assert limit is None or length <= limit, f"{path.name}: {owner} {function.name} has {length} lines"
+
+
+def length_of(function):
+    """Lines of the body below the docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+@by_module([path for path in PROJECT if is_entry_point(tree_of(path))])
+def test_entry_points_can_be_called_from_a_test(path):
+    functions = {node.name: node for node in tree_of(path).body if isinstance(node, ast.FunctionDef)}
+    assert [a.arg for a in functions["parse_args"].args.args] == ["argv"] and functions["parse_args"].args.defaults
+    assert len(functions["main"].args.args) >= 1
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If, ast.Expr)
+    assert all(isinstance(node, allowed) for node in tree_of(path).body)
+    conditions = [ast.unparse(node.test) for node in tree_of(path).body if isinstance(node, ast.If)]
+    assert conditions == ["__name__ == '__main__'"]
+
+
+@by_module(PROJECT)
+def test_docstring_arguments_are_those_of_the_signature(path):
+    for owner, function in functions_of(tree_of(path)):
+        docstring = ast.get_docstring(function) or ""
+        if "\nArgs:" not in docstring:
+            continue
+        arguments = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+        arguments += [a.arg for a in (function.args.vararg, function.args.kwarg) if a is not None]
+        arguments = [name for name in arguments if name not in ("self", "cls")]
+        assert documented_arguments(docstring) == arguments, f"{path.name}: {owner} {function.name}"
+
+
+def documented_arguments(docstring):
+    section = re.split(r"\n(?=\w[\w ]*:\n)", docstring.split("\nArgs:\n")[1])[0]
+    entries = re.findall(r"^    (\**\w+(?:, \**\w+)*)(?: \(.*?\))?:", section, re.MULTILINE)
+    return [name.strip("* ") for entry in entries for name in entry.split(",")]
+
+
+@by_module(PROJECT)
+def test_public_functions_are_annotated_and_devices_and_pickles_are_left_alone(path):
+    source = path.read_text()
+    assert ".cuda(" not in source, "devices follow the components"
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), path
+    assert not {"pickle", "cv2", "torchvision", "einops"} & set(imports_of(tree_of(path)))
+
+
+def test_commands_in_the_documents_exist():
+    targets = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test", "test-fast", "quality", "style", "tiny", "tiny-code"} <= targets
+    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        text = (ROOT / document).read_text()
+        used = set(re.findall(r"(?:^|`)make ((?!PIP_ARGS|PYTHON|VENV)[a-z-]+)", text, re.MULTILINE))
+        assert used <= targets, f"{document} names {used - targets}"
+        for file in re.findall(r"(?:python|launch)\s(?:--\S+\s(?:\d+\s)?)*((?:\w+/)*\w+\.py)", text):
+            assert (ROOT / file).is_file(), f"{document} names {file}"
+
+
+def test_requirements_are_pinned_once():
+    constraints = (ROOT / "constraints.txt").read_text()
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", constraints, re.MULTILINE))
+    setup = (ROOT / "setup.cfg").read_text()
+    sections = re.findall(r"^(?:install_requires|training|evaluation|test|quality) =\n((?: {4}.+\n)+)", setup, re.M)
+    required = {re.split(r"[<>=\[ ]", line)[0] for line in "".join(sections).split()} - {"dreampose-diffusers"}
+    required = {name for name in required if not name.startswith(("presets/", "data/"))}
+    assert len(required) > 10 and required <= set(pinned), f"not pinned: {required - set(pinned)}"
+
+
+@pytest.mark.skipif(not TINY.exists(), reason="the embedded model is not in this checkout")
+@pytest.mark.parametrize("copy", ["pipeline_dreampose.py", "adapter/dreampose_adapter.py"])
+def test_the_copies_in_the_embedded_model_are_the_plug_in(copy):
+    assert (TINY / copy).read_bytes() == PLUG_IN.read_bytes(), "run `make tiny-code`"

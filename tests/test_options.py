@@ -1,0 +1,199 @@
+import dataclasses
+import inspect
+import typing
+
+import pytest
+import yaml
+
+from training.loop import train
+from training.options import (
+    PRESETS_DIR,
+    DataOptions,
+    EncoderOptions,
+    ModelOptions,
+    ObjectiveOptions,
+    PairOptions,
+    TrainOptions,
+    format_options,
+    parse,
+    read_config,
+    save_options,
+)
+
+
+STAGE_1 = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOptions)
+ENCODERS = (EncoderOptions, DataOptions, TrainOptions)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_defaults_preset_file_and_flags_win_in_this_order(tmp_path):
+    config = write(tmp_path, "height: 96\nlearning_rate: 2.0e-3\n")
+    defaults = parse(STAGE_1, [])
+    assert [type(options) for options in defaults] == list(STAGE_1)
+    assert defaults == tuple(kind() for kind in STAGE_1)
+    model, data, pairs, objective, run = parse(
+        STAGE_1, ["--learning-rate", "3e-3", "--config", config, "--preset", "tiny"]
+    )
+    assert run.learning_rate == 3e-3 and data.height == 96
+    assert data.width == 128 and model.train_image_encoder is True
+    assert run.adam_beta1 == 0.9 and pairs == PairOptions()
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
+    config = write(tmp_path, "learning_rate: 1e-5\n")
+    assert yaml.safe_load("learning_rate: 1e-5") == {"learning_rate": "1e-5"}
+    assert parse(STAGE_1, ["--config", config])[-1].learning_rate == 1e-5
+
+
+def test_none_booleans_and_lists(tmp_path):
+    config = write(
+        tmp_path, "block_out_channels: [8, 16]\nema_decay: null\ncheckpoints_total_limit: none\nchannels_last: false\n"
+    )
+    encoders, _, run = parse(ENCODERS, ["--preset", "tiny_encoders", "--config", config])
+    assert encoders.block_out_channels == [8, 16]
+    assert (run.ema_decay, run.checkpoints_total_limit, run.channels_last) == (None, None, False)
+    encoders, _, run = parse(ENCODERS, ["--channels_last", "--ema_decay", "0.5", "--block_out_channels", "4", "8"])
+    assert encoders.block_out_channels == [4, 8] and run.channels_last is True and run.ema_decay == 0.5
+    assert parse(STAGE_1, ["--preset", "tiny", "--snr_gamma", "None"])[3].snr_gamma is None
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("learning_rat: 1e-5", "`learning_rat` in .* is no option of this command. Did you mean `learning_rate`?"),
+        ("12: 3", "`12` in .* is no option of this command.$"),
+        ("height: null", "`height` in .* must be of type int, got None"),
+        ("height: [8, 16]", r"`height` in .* must be of type int, got \[8, 16\]"),
+        ("height: {a: 1}", "`height` in .* must be of type int, got {'a': 1}"),
+        ("mixed_precision: no", r"`mixed_precision` in .* must be of type str \| None, got False"),
+        ("- height", "`config` must hold one mapping of options, got list"),
+        ("height: [", "`config` must be a readable YAML file"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(STAGE_1, ["--config", write(tmp_path, text)])
+
+
+def test_a_missing_file_is_refused():
+    with pytest.raises(ValueError, match="`config` must be a readable YAML file, got missing.yaml"):
+        parse(STAGE_1, ["--config", "missing.yaml"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--learning_rat", "1"], "unrecognized arguments: --learning_rat 1"),
+        (["--learn", "1"], "unrecognized arguments: --learn 1"),
+        (["--preset", "large"], "argument --preset: invalid choice: 'large'"),
+        (["--height", "tall"], "argument --height: invalid int value: 'tall'"),
+        (["--ema_decay", "much"], "argument --ema_decay/--ema-decay: invalid float value: 'much'"),
+        (["--reference_frames", "last"], "argument --reference_frames"),
+    ],
+)
+def test_a_bad_flag_is_refused_by_name(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        parse(STAGE_1, arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(STAGE_1, ["--config", write(tmp_path, "train_batch_size: many")])
+    assert "argument --train_batch_size/--train-batch-size: invalid int value: 'many'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "kind, values, message",
+    [
+        (DataOptions, {"height": 0}, "`height` must be a positive multiple of 8, got 0"),
+        (DataOptions, {"width": 100}, "`width` must be a positive multiple of 8, got 100"),
+        (PairOptions, {"pose_radius": -1}, "`pose_radius` must be at least 0, got -1"),
+        (PairOptions, {"reference_frames": "last"}, "`reference_frames` must be one of any, first, got 'last'"),
+        (ObjectiveOptions, {"image_dropout_prob": 1.5}, r"`image_dropout_prob` must be within \[0, 1\], got 1.5"),
+        (ObjectiveOptions, {"high_noise_fraction": -0.1}, r"`high_noise_fraction` must be within \[0, 1\], got -0.1"),
+        (ObjectiveOptions, {"pose_dropout_prob": 0.95}, "`joint_dropout_prob` must sum to at most 1, got 1.05"),
+        (ObjectiveOptions, {"snr_gamma": 0.0}, "`snr_gamma` must be above 0, got 0.0"),
+        (
+            ObjectiveOptions,
+            {"noise_offset": float("nan")},
+            "`noise_offset` must be a finite number, at least 0, got nan",
+        ),
+        (ObjectiveOptions, {"high_noise_start": 1000}, r"`high_noise_start` must be within \[0, 999\], got 1000"),
+        (EncoderOptions, {"latent_channels": 0}, "`latent_channels` must be at least 1, got 0"),
+        (EncoderOptions, {"block_out_channels": []}, r"`block_out_channels` must be a list of .*, got \[\]"),
+        (EncoderOptions, {"kl_weight": -1.0}, "`kl_weight` must be a finite number, at least 0, got -1.0"),
+        (TrainOptions, {"max_train_steps": 0}, "`max_train_steps` must be at least 1, got 0"),
+        (TrainOptions, {"learning_rate": 0.0}, "`learning_rate` must be a finite number above 0, got 0.0"),
+        (TrainOptions, {"max_grad_norm": 0.0}, "`max_grad_norm` must be above 0, got 0.0"),
+        (TrainOptions, {"ema_decay": 1.0}, r"`ema_decay` must be within \[0, 1\), got 1.0"),
+        (TrainOptions, {"seed": -1}, "`seed` must be a finite number, at least 0, got -1"),
+        (TrainOptions, {"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, fp16, bf16, got 'fp8'"),
+        (TrainOptions, {"report_to": "paper"}, "`report_to` must be one of tensorboard, wandb, all, got 'paper'"),
+    ],
+)
+def test_values_out_of_range_are_refused(kind, values, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**values)
+
+
+def test_the_parser_passes_range_errors_on():
+    with pytest.raises(ValueError, match="`height` must be a positive multiple of 8, got 7"):
+        parse(STAGE_1, ["--height", "7"])
+
+
+def test_options_are_frozen_and_each_has_help():
+    for kind in (*STAGE_1, EncoderOptions):
+        assert all(item.metadata["help"].endswith(".") for item in dataclasses.fields(kind))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(kind(), dataclasses.fields(kind)[0].name, None)
+
+
+def test_what_is_saved_is_read_back(tmp_path):
+    options = parse(STAGE_1, ["--preset", "tiny", "--output_dir=-odd name", "--mixed_precision", "no"])
+    path = save_options(tmp_path / "run", *options)
+    assert path.name == "options.yaml" and path.read_text() == format_options(*options)
+    assert set(yaml.safe_load(path.read_text())) == {
+        item.name for kind in STAGE_1 for item in dataclasses.fields(kind)
+    }
+    assert parse(STAGE_1, ["--config", str(path)]) == options
+
+
+@pytest.mark.parametrize("name, kinds", [("paper", STAGE_1), ("tiny", STAGE_1), ("tiny_encoders", ENCODERS)])
+def test_every_preset_parses(name, kinds):
+    hints = {key: hint for kind in kinds for key, hint in typing.get_type_hints(kind).items()}
+    assert read_config(PRESETS_DIR / f"{name}.yaml", hints)
+    assert len(parse(kinds, ["--preset", name])) == len(kinds)
+
+
+def test_every_preset_is_tested():
+    assert {path.stem for path in PRESETS_DIR.iterdir()} == {"paper", "tiny", "tiny_encoders"}
+
+
+def test_the_paper_preset_has_the_paper_s_settings():
+    model, data, pairs, objective, run = parse(STAGE_1, ["--preset", "paper"])
+    assert model.pretrained_model_name_or_path == "CompVis/stable-diffusion-v1-4"
+    assert model.revision == "ebb811dd71cdc38a204ecbdd6ac5d580f529fd8c" and not model.train_image_encoder
+    assert (data.height, data.width, pairs.pose_radius) == (640, 512, 2)
+    assert (objective.image_dropout_prob, objective.pose_dropout_prob, objective.joint_dropout_prob) == (0.05,) * 3
+    assert (run.num_train_epochs, run.max_train_steps, run.learning_rate) == (5, None, 5e-6)
+    assert run.train_batch_size * run.gradient_accumulation_steps == 16
+
+
+def test_loop_arguments_are_the_loop_s_keywords():
+    keywords = inspect.signature(train).parameters
+    arguments = TrainOptions().loop_arguments(100)
+    taken = {name for name, parameter in keywords.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    assert set(arguments) == taken - {"collate_fn", "validate"}
+
+
+def test_steps_follow_from_epochs_unless_given():
+    run = TrainOptions(num_train_epochs=3, train_batch_size=4, gradient_accumulation_steps=2)
+    assert run.loop_arguments(50)["max_train_steps"] == 19  # 150 samples, 8 a step
+    assert run.loop_arguments(50, num_processes=2)["max_train_steps"] == 10
+    assert dataclasses.replace(run, max_train_steps=7).loop_arguments(50)["max_train_steps"] == 7

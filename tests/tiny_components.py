@@ -1,0 +1,131 @@
+"""Real components of the pipeline at a very small size, seeded, for all tests that need a pipeline."""
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline
+
+
+HEIGHT, WIDTH = 32, 24  # pixels; a multiple of 4: VAE factor 2, UNet factor 2
+LATENT_CHANNELS, LATENT_HEIGHT, LATENT_WIDTH = 4, 16, 12
+IMAGE_SIZE, PATCH_SIZE, IMAGE_EMBED_DIM = 16, 8, 16
+NUM_IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2 + 1
+NUM_FRAMES = 5
+
+
+def get_unet(in_channels: int = LATENT_CHANNELS + 10) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=(LATENT_HEIGHT, LATENT_WIDTH),
+        in_channels=in_channels,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=IMAGE_EMBED_DIM,
+    )
+
+
+def get_dummy_components(seed: int = 0) -> dict:
+    """Every component of `DreamPosePipeline` by name; the same `seed` gives the same weights."""
+    torch.manual_seed(seed)
+    unet = get_unet()
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+        sample_size=HEIGHT,
+    )
+    torch.manual_seed(seed)
+    image_encoder = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=IMAGE_EMBED_DIM,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+        )
+    )
+    feature_extractor = CLIPImageProcessor(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        do_center_crop=False,
+    )
+    torch.manual_seed(seed)
+    adapter = DreamPoseAdapter(
+        image_embed_dim=IMAGE_EMBED_DIM,
+        num_image_tokens=NUM_IMAGE_TOKENS,
+        latent_channels=LATENT_CHANNELS,
+        pooled_height=LATENT_HEIGHT // 2,
+        pooled_width=LATENT_WIDTH // 2,
+    )
+    with torch.no_grad():  # a new adapter ignores the VAE tokens
+        adapter.token_mixer.weight.add_(0.1 * torch.randn_like(adapter.token_mixer.weight))
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    components = {
+        "vae": vae,
+        "unet": unet,
+        "image_encoder": image_encoder,
+        "feature_extractor": feature_extractor,
+        "adapter": adapter,
+        "scheduler": scheduler,
+    }
+    for component in components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval()
+    return components
+
+
+def get_dummy_pipeline(seed: int = 0, **kwargs) -> DreamPosePipeline:
+    """A tiny pipeline whose stored defaults fit its size; `kwargs` replace components and settings."""
+    settings = {
+        "default_height": HEIGHT,
+        "default_width": WIDTH,
+        "default_num_inference_steps": 2,
+        "default_image_guidance_scale": 2.0,
+        "default_pose_guidance_scale": 1.5,
+    }
+    pipe = DreamPosePipeline(**{**get_dummy_components(seed), **settings, **kwargs})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def get_dummy_image(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def get_dummy_iuv(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
+    """A noisy IUV picture with an empty border."""
+    rng = np.random.default_rng(seed)
+    iuv = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    iuv[..., 2] = rng.integers(0, 25, (height, width))
+    iuv[:4], iuv[:, :4] = 0, 0
+    return Image.fromarray(iuv)
+
+
+def get_dummy_inputs(seed: int = 0) -> dict:
+    """Arguments of a call: one photo, five poses, a seeded generator, a tensor out."""
+    return {
+        "image": get_dummy_image(seed),
+        "pose_maps": [get_dummy_iuv(seed + i) for i in range(NUM_FRAMES)],
+        "generator": torch.Generator().manual_seed(seed),
+        "output_type": "pt",
+    }

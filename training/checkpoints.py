@@ -1,0 +1,289 @@
+"""Checkpoints of a training run: named, written whole or not at all, rotated, found again and loaded.
+
+A checkpoint is a folder `checkpoint-000123` of safetensors files and `state.json`; nothing is pickled. `state.json`
+lists the other files with their sizes and is written last, so a folder that was cut short is told from a whole one.
+"""
+
+import json
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import accelerate
+import diffusers
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_PREFIX = "checkpoint-"
+STATE_NAME = "state.json"
+# Folders of this prefix are being written or deleted; nothing ever reads them.
+_TEMPORARY_PREFIX = ".tmp-checkpoint-"
+
+
+def checkpoint_name(global_step: int) -> str:
+    """Folder name of the checkpoint of one step: `checkpoint-000123`; names sort by step up to a million steps.
+
+    Raises:
+        ValueError: If `global_step` is negative.
+    """
+    if global_step < 0:
+        raise ValueError(f"`global_step` must be at least 0, got {global_step}.")
+    return f"{CHECKPOINT_PREFIX}{global_step:06d}"
+
+
+def checkpoint_step(path: str | os.PathLike) -> int | None:
+    """The step that a folder's name stands for, `None` if it is not the name of a checkpoint."""
+    digits = Path(path).name.removeprefix(CHECKPOINT_PREFIX)
+    return int(digits) if Path(path).name.startswith(CHECKPOINT_PREFIX) and digits.isdecimal() else None
+
+
+def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """Every folder named like a checkpoint in `output_dir`, whole or not, the oldest step first."""
+    if not Path(output_dir).is_dir():
+        return []
+    folders = [path for path in Path(output_dir).iterdir() if checkpoint_step(path) is not None and path.is_dir()]
+    return sorted(folders, key=checkpoint_step)
+
+
+def find_checkpoint_fault(path: str | os.PathLike) -> str | None:
+    """Say why a checkpoint is not whole.
+
+    Returns:
+        `str` or `None`: The reason (a file missing, of another size, unreadable), `None` for a whole checkpoint.
+    """
+    path = Path(path)
+    try:
+        files = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))["files"]
+        for name, size in files.items():
+            if (path / name).stat().st_size != size:
+                return f"{name} has {(path / name).stat().st_size} bytes instead of {size}"
+            with safe_open(path / name, framework="pt"):
+                pass
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def find_latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
+    """The newest whole checkpoint in `output_dir`; newer ones that are broken are skipped with a warning.
+
+    Returns:
+        `Path` or `None`: The folder, `None` where there is no whole checkpoint.
+    """
+    for path in reversed(list_checkpoints(output_dir)):
+        fault = find_checkpoint_fault(path)
+        if fault is None:
+            return path
+        logger.warning(f"Skipping the broken checkpoint {path} ({fault}).")
+    return None
+
+
+def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None) -> Path | None:
+    """Find the checkpoint that a run starts from, and refuse starts that would mix two runs in one folder.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Where the run writes its checkpoints.
+        resume_from_checkpoint (`str` or `os.PathLike`, *optional*):
+            `"latest"` (the newest whole one in `output_dir`; none there: start anew), a checkpoint's folder, `None`.
+    Returns:
+        `Path` or `None`: The checkpoint's folder, `None` to start at step 0.
+    Raises:
+        ValueError: If the folder is no whole checkpoint, or `output_dir` holds whole ones beyond the starting step.
+    """
+    if resume_from_checkpoint == "latest":
+        return find_latest_checkpoint(output_dir)
+    start = -1
+    path = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+    if path is not None:
+        fault = find_checkpoint_fault(path)
+        if fault is not None:
+            raise ValueError(f"`resume_from_checkpoint` must be 'latest' or a whole checkpoint, got {path} ({fault}).")
+        start = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+    newer = [other for other in list_checkpoints(output_dir) if checkpoint_step(other) > start]
+    newer = [other for other in newer if find_checkpoint_fault(other) is None]
+    if newer:
+        raise ValueError(
+            f"`output_dir` must hold no checkpoint beyond the starting step of the run, got {newer[-1]}: go on from it"
+            " with `--resume_from_checkpoint latest`, or choose another folder."
+        )
+    return path
+
+
+def save_checkpoint(
+    output_dir: str | os.PathLike,
+    global_step: int,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    state: Mapping,
+) -> Path:
+    """Write one checkpoint, whole or not at all: into a temporary folder, to the disk, then renamed.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): The run's folder, made if missing.
+        global_step (`int`): Optimizer steps done.
+        tensors (`Mapping`): File stem (`"model"`) -> names and tensors of that file, on any device, in any layout.
+        state (`Mapping`): What else describes the run, as JSON can hold it.
+    Returns:
+        `Path`: The checkpoint's folder. A folder of the same step that was there before is replaced.
+    Raises:
+        RuntimeError: If it cannot be written (a full disk); earlier checkpoints are untouched then.
+    """
+    output_dir = Path(output_dir)
+    path = output_dir / checkpoint_name(global_step)
+    temporary = output_dir / f"{_TEMPORARY_PREFIX}{global_step:06d}"
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for leftover in output_dir.glob(f"{_TEMPORARY_PREFIX}*"):
+            shutil.rmtree(leftover)
+        temporary.mkdir()
+        sizes = {}
+        for stem, named in tensors.items():
+            file = temporary / f"{stem}.safetensors"
+            # Only contiguous tensors can be saved; channels_last ones are laid out anew.
+            save_file({name: value.detach().cpu().contiguous() for name, value in named.items()}, file)
+            _sync_to_disk(file)
+            sizes[file.name] = file.stat().st_size
+        content = {"global_step": global_step, **state, "versions": _library_versions(), "files": sizes}
+        (temporary / STATE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        _sync_to_disk(temporary / STATE_NAME)
+        _sync_to_disk(temporary)
+        _discard(path)
+        os.replace(temporary, path)
+        _sync_to_disk(output_dir)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RuntimeError(
+            f"The checkpoint {path} could not be written ({error}); earlier checkpoints in {output_dir} are untouched."
+        ) from error
+    return path
+
+
+def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
+    """Read what [`save_checkpoint`] wrote.
+
+    Returns:
+        `tuple`: File stem -> names and tensors (on the CPU, contiguous), and the content of `state.json`.
+    Raises:
+        ValueError: If `path` is not a whole checkpoint.
+    """
+    path = Path(path)
+    fault = find_checkpoint_fault(path)
+    if fault is not None:
+        raise ValueError(f"`path` must be a whole checkpoint, got {path} ({fault}).")
+    state = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
+    return {Path(name).stem: load_file(path / name) for name in state["files"]}, state
+
+
+def rotate_checkpoints(output_dir: str | os.PathLike, checkpoints_total_limit: int | None) -> list[Path]:
+    """Delete the oldest whole checkpoints until `checkpoints_total_limit` are left; broken ones neither count nor go.
+
+    Returns:
+        `list[Path]`: What was deleted.
+    Raises:
+        ValueError: If `checkpoints_total_limit` is below 1.
+    """
+    if checkpoints_total_limit is None:
+        return []
+    if checkpoints_total_limit < 1:
+        raise ValueError(f"`checkpoints_total_limit` must be at least 1, got {checkpoints_total_limit}.")
+    whole = [path for path in list_checkpoints(output_dir) if find_checkpoint_fault(path) is None]
+    surplus = whole[:-checkpoints_total_limit]
+    for path in surplus:
+        _discard(path)
+    return surplus
+
+
+def collect_module_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a checkpoint keeps of a module: parameters that train, and persistent buffers; frozen weights stay out."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in module.named_parameters() if name not in frozen} | _named_buffers(module)
+
+
+def restore_tensors(current: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor], what: str) -> None:
+    """Copy saved tensors into the current ones of the same names, in place, so that their memory layout stays.
+
+    Raises:
+        ValueError: If names or shapes differ; `what` says in the message which part of the checkpoint it is.
+    """
+    if current.keys() != saved.keys():
+        names = f"missing {sorted(current.keys() - saved.keys())}, unexpected {sorted(saved.keys() - current.keys())}"
+        raise ValueError(f"The checkpoint's {what} must fit the model, got {names}.")
+    for name, value in current.items():
+        if value.shape != saved[name].shape:
+            shapes = f"{tuple(saved[name].shape)} for {tuple(value.shape)}"
+            raise ValueError(f"The checkpoint's {what} must fit the model, got `{name}` of shape {shapes}.")
+    with torch.no_grad():
+        for name, value in current.items():
+            value.copy_(saved[name])
+
+
+def flatten_optimizer_state(
+    optimizer: torch.optim.Optimizer, named_parameters: Mapping[str, torch.nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """An optimizer's state as one flat mapping, `"exp_avg/conv_in.weight"` -> tensor.
+
+    Raises:
+        TypeError: If the optimizer keeps something else than tensors for a parameter.
+    """
+    flat = {}
+    for name, parameter in named_parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f"`optimizer` must keep tensors only, got {type(value).__name__} for `{key}`.")
+            flat[f"{key}/{name}"] = value
+    return flat
+
+
+def restore_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Mapping[str, torch.nn.Parameter],
+    flat: Mapping[str, torch.Tensor],
+) -> None:
+    """Put back what [`flatten_optimizer_state`] took, each tensor in the memory layout of its parameter.
+
+    Raises:
+        ValueError: If `flat` names a parameter that is not in `named_parameters`.
+    """
+    optimizer.state.clear()
+    for full_name, value in flat.items():
+        key, _, name = full_name.partition("/")
+        if name not in named_parameters:
+            raise ValueError(f"The checkpoint's optimizer state must fit the model, got frozen or unknown `{name}`.")
+        parameter = named_parameters[name]
+        # AdamW's count of steps stays on the CPU; all the rest goes where its parameter is.
+        if key != "step" and value.shape == parameter.shape:
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+        optimizer.state[parameter][key] = value
+
+
+def _named_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in module.state_dict(keep_vars=True).items() if name not in parameters}
+
+
+def _library_versions() -> dict[str, str]:
+    libraries = {library.__name__: str(library.__version__) for library in (accelerate, diffusers, torch)}
+    return {"python": platform.python_version()} | libraries
+
+
+def _sync_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _discard(path: Path) -> None:
+    """Delete a checkpoint folder; renamed first, so that no half-deleted one bears a checkpoint's name."""
+    if path.exists():
+        doomed = path.with_name(f"{_TEMPORARY_PREFIX}doomed-{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)

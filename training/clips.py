@@ -1,0 +1,108 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Held-out clips as the evaluation takes them: a photo, the poses of a whole clip, and the true frames to be met."""
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
+
+
+QUARTER_TURN = np.pi / 2
+CLEAR_ARM_MOVEMENT = np.pi / 5  # an arm this far from where it hangs in the photo
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One subject in one motion.
+
+    `frame_indices` says where in `iuv` (all frames of the clip, so that the windows are the true ones) the `targets`
+    lie. `layers` (mode L: 0 background, 1 body and tight clothing, 2 loose cloth, 3 loose hair) and `moved` (whether
+    the target is a quarter turn or a clear arm movement away from the photo) are known for drawn clips only. The
+    counterpart is another subject: its photo, and for drawn clips that subject in this very motion.
+    """
+
+    name: str
+    reference: Image.Image
+    iuv: list[Image.Image]
+    frame_indices: list[int]
+    targets: list[Image.Image]
+    layers: list[Image.Image] | None = None
+    moved: list[bool] | None = None
+    other_reference: Image.Image | None = None
+    other_targets: list[Image.Image] | None = None
+    other_layers: list[Image.Image] | None = None
+    other_iuv: list[Image.Image] | None = None
+
+
+def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, seed: int = 0) -> list[Clip]:
+    """Load the first clips of a split with target frames drawn by `seed`; the photo is a clip's first frame.
+
+    Args:
+        dataset (`str`): A configuration of the procedural data, or the folder of a prepared data set.
+        split (`str`): Its split.
+        num_clips (`int`): How many clips; the split must hold as many, and two at least.
+        frames_per_clip (`int`): Target frames a clip; it must hold as many besides its first.
+        seed (`int`, *optional*, defaults to 0): Of the choice of target frames.
+    Returns:
+        `list[Clip]`: `num_clips` clips.
+    Raises:
+        ValueError: If there is no such data set or it holds fewer clips or frames.
+    """
+    procedural = dataset in ProceduralFashion.builder_configs
+    if not procedural and not os.path.isdir(dataset):
+        known = ", ".join(sorted(ProceduralFashion.builder_configs))
+        raise ValueError(f"`dataset` must be a folder or one of {known}, got {dataset!r}.")
+    rows = load_procedural_fashion(dataset, split) if procedural else datasets.load_dataset(dataset, split=split)
+    videos = defaultdict(list)
+    for row, (video_id, frame_index) in enumerate(zip(rows["video_id"], rows["frame_index"], strict=True)):
+        videos[video_id].append((frame_index, row))
+    if not 2 <= num_clips <= len(videos):
+        raise ValueError(f"`num_clips` must lie within [2, {len(videos)}] for this split, got {num_clips}.")
+    chosen = list(videos.items())[: num_clips + 1]  # one more, so that the last clip's counterpart is no repetition
+    photos = [rows[min(frames)[1]]["image"].convert("RGB") for _, frames in chosen]
+    clips = []
+    for index, (video_id, frames) in enumerate(chosen[:num_clips]):
+        if not 1 <= frames_per_clip < len(frames):
+            raise ValueError(
+                f"`frames_per_clip` must lie within [1, {len(frames) - 1}] for {video_id}, got {frames_per_clip}."
+            )
+        rng = np.random.default_rng([seed, index])
+        targets = sorted(rng.choice(np.arange(1, len(frames)), frames_per_clip, replace=False).tolist())
+        other = (index + 1) % len(chosen)
+        clip = rows.select([row for _, row in sorted(frames)])
+        facts = _drawn_facts(dataset, split, index, other, targets) if procedural else {}
+        clips.append(
+            Clip(
+                name=video_id,
+                reference=photos[index],
+                iuv=[iuv.convert("RGB") for iuv in clip["iuv"]],
+                frame_indices=targets,
+                targets=[clip[i]["image"].convert("RGB") for i in targets],
+                layers=[clip[i]["layers"] for i in targets] if "layers" in clip.column_names else None,
+                other_reference=photos[other],
+                **facts,
+            )
+        )
+    return clips
+
+
+def _drawn_facts(name: str, split: str, index: int, other: int, targets: list[int]) -> dict:
+    """What only the drawing knows: another subject in this motion, and how far the targets are from the photo."""
+    config = ProceduralFashion(config_name=name).config
+    motion = config.motion(split, index)
+    frames = config.clip(split, other, index)
+    arms = np.abs(motion.arm_raise - motion.arm_raise[motion.pre_roll]).max(axis=1)
+    turn = np.abs(motion.yaw - motion.yaw[motion.pre_roll])
+    moved = (turn >= QUARTER_TURN) | (arms >= CLEAR_ARM_MOVEMENT)
+    return {
+        "moved": [bool(moved[motion.pre_roll + i]) for i in targets],
+        "other_targets": [Image.fromarray(frames[i].image) for i in targets],
+        "other_layers": [Image.fromarray(frames[i].layers) for i in targets],
+        "other_iuv": [Image.fromarray(frame.iuv) for frame in frames],
+    }

@@ -1,0 +1,165 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""What stage 1 trains: a DreamPose pipeline's UNet and adapter, made from Stable Diffusion, in one module.
+
+Legend: `B` batch, `C` latent channels, `h w` latent cells, `T D` tokens and their width, `S` side of CLIP's square.
+"""
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, clip_pixel_values, fit_image
+from training.objective import denoising_loss, diffusion_target, draw_timesteps, drop_conditions, min_snr_weights, replace_rows
+
+
+@torch.no_grad()
+def widen_conv_in(unet: UNet2DConditionModel, pose_radius: int = 2) -> None:
+    """Give a Stable Diffusion UNet `2 (2 r + 1)` more input channels for the pose window, in place.
+
+    The old weights and the bias are kept and the new weights are 0, so that the widened UNet computes exactly what the
+    old one did (arXiv:2304.06025, section 3.3).
+
+    Raises:
+        ValueError: If `unet` takes more channels than it gives, so was widened before.
+    """
+    if unet.config.in_channels != unet.config.out_channels:
+        raise ValueError(
+            f"`unet` must take as many channels as it gives ({unet.config.out_channels}), got {unet.config.in_channels}."
+        )
+    old = unet.conv_in
+    num_channels = old.in_channels + 2 * (2 * pose_radius + 1)
+    new = nn.Conv2d(num_channels, old.out_channels, old.kernel_size, padding=old.padding)
+    new = new.to(old.weight.device, old.weight.dtype)
+    new.weight.zero_()
+    new.weight[:, : old.in_channels] = old.weight
+    new.bias.copy_(old.bias)
+    unet.conv_in = new
+    unet.register_to_config(in_channels=num_channels)
+
+
+def build_adapter(vae, image_encoder, height: int, width: int) -> DreamPoseAdapter:
+    """An adapter that passes the image encoder's tokens through, for pictures of `height` x `width`."""
+    config = image_encoder.config
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return DreamPoseAdapter(
+        image_embed_dim=config.hidden_size,
+        num_image_tokens=(config.image_size // config.patch_size) ** 2 + 1,
+        latent_channels=vae.config.latent_channels,
+        pooled_height=height // factor // 2,
+        pooled_width=width // factor // 2,
+    )
+
+
+class Denoiser(nn.Module):
+    """The one module around all that trains: UNet, adapter and, where it is trained too, the image encoder.
+
+    Args:
+        unet (`UNet2DConditionModel`): Widened.
+        adapter (`DreamPoseAdapter`): Trained with the UNet.
+        image_encoder (`CLIPVisionModel`): Frozen unless `train_image_encoder`.
+        train_image_encoder (`bool`, *optional*, defaults to `False`): For models without a pretrained CLIP.
+    """
+
+    def __init__(self, unet, adapter, image_encoder, train_image_encoder: bool = False):
+        super().__init__()
+        self.unet, self.adapter = unet, adapter
+        self.image_encoder = image_encoder.requires_grad_(train_image_encoder)
+        self.unet.requires_grad_(True)
+        self.adapter.requires_grad_(True)
+        # The states are the tokens before post-layernorm, which therefore never gets a gradient.
+        for name, parameter in self.image_encoder.named_parameters():
+            if "post_layernorm" in name:
+                parameter.requires_grad_(False)
+
+    def forward(
+        self,
+        noisy_latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        pose_window: torch.Tensor,
+        clip_pixel_values: torch.Tensor,
+        image_latents: torch.Tensor,
+    ) -> torch.Tensor:
+        """Predict the diffusion target.
+
+        Args:
+            noisy_latents (`torch.Tensor`): Shape `(B, C, h, w)`.
+            timesteps (`torch.Tensor`): Shape `(B,)`.
+            pose_window (`torch.Tensor`): Shape `(B, 2 (2 r + 1), h, w)`, range `[0, 1]`.
+            clip_pixel_values (`torch.Tensor`): The references as the image encoder takes them, `(B, 3, S, S)`.
+            image_latents (`torch.Tensor`): The references' scaled latents, `(B, C, h, w)`.
+        Returns:
+            `torch.Tensor`: Shape `(B, C, h, w)`.
+        """
+        image_embeds = self.image_encoder(clip_pixel_values.to(self.image_encoder.dtype)).last_hidden_state
+        states = self.adapter(image_embeds, image_latents)
+        return self.unet(torch.cat([noisy_latents, pose_window], dim=1), timesteps, states).sample
+
+
+class StageOneLoss:
+    """The loss of stage 1 as a function of (module, batch), for `training.loop`.
+
+    Batches are `FramePairs` samples, which it encodes, or `LatentFramePairs` samples.
+
+    Args:
+        pipeline (`DreamPosePipeline`): Gives VAE, feature extractor and the noise scheduler's configuration.
+        noise_scheduler: Adds noise and knows the prediction type.
+        shape (`LatentShape`): Of pictures and latents, for the null image.
+        image_dropout_prob, pose_dropout_prob, joint_dropout_prob (`float`): See `objective.drop_conditions`.
+        snr_gamma (`float`, *optional*): See `objective.min_snr_weights`.
+        high_noise_fraction, high_noise_start: See `objective.draw_timesteps`.
+    """
+
+    def __init__(
+        self,
+        pipeline: DreamPosePipeline,
+        noise_scheduler,
+        shape,
+        image_dropout_prob: float = 0.05,
+        pose_dropout_prob: float = 0.05,
+        joint_dropout_prob: float = 0.05,
+        snr_gamma: float | None = None,
+        high_noise_fraction: float | None = None,
+        high_noise_start: int = 0,
+    ):
+        self.vae, self.feature_extractor = pipeline.vae, pipeline.feature_extractor
+        self.image_size = pipeline.image_encoder.config.image_size
+        self.noise_scheduler = noise_scheduler
+        self.dropout_probs = (image_dropout_prob, pose_dropout_prob, joint_dropout_prob)
+        self.snr_gamma = snr_gamma
+        self.high_noise = (high_noise_fraction, high_noise_start)
+        black = torch.full((1, 3, shape.pixel_height, shape.pixel_width), -1.0, device=self.vae.device)
+        self.null_reference = self.encode_references(black)
+
+    @torch.no_grad()
+    def encode_references(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Both encoders' inputs to the adapter of fitted photos [B,3,H,W]: `image_latents` and `clip_pixel_values`."""
+        latents = self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist.mode() * self.vae.config.scaling_factor
+        squares = clip_pixel_values(pixel_values, self.image_size, self.feature_extractor)
+        return {"image_latents": latents.float(), "clip_pixel_values": squares}
+
+    @torch.no_grad()
+    def encode_batch(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch of `FramePairs` samples as one of `LatentFramePairs` samples."""
+        posterior = self.vae.encode(batch["target_pixel_values"].to(self.vae.dtype)).latent_dist
+        encoded = {"target_mean": posterior.mean.float(), "target_std": posterior.std.float()}
+        return batch | encoded | self.encode_references(batch["reference_pixel_values"])
+
+    def __call__(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict]:
+        """Loss and logs of one batch."""
+        if "target_pixel_values" in batch:
+            batch = self.encode_batch(batch)
+        drop_image, drop_pose = drop_conditions(batch["dropout_draw"], *self.dropout_probs)
+        # The encoders' inputs are replaced, not their outputs, so that gradients flow through the null image too.
+        reference = {
+            name: replace_rows(batch[name], drop_image, null) for name, null in self.null_reference.items()
+        }
+        scheduler = self.noise_scheduler
+        latents = batch["target_mean"] + batch["target_std"] * batch["posterior_noise"]
+        latents = latents * self.vae.config.scaling_factor
+        timesteps = draw_timesteps(batch["timestep_draw"], scheduler.config.num_train_timesteps, *self.high_noise)
+        noisy_latents = scheduler.add_noise(latents, batch["noise"], timesteps)
+        pose_window = replace_rows(batch["pose_window"], drop_pose, 0.0)
+        model_pred = module(noisy_latents, timesteps, pose_window, **reference)
+        target = diffusion_target(scheduler, latents, batch["noise"], timesteps)
+        return denoising_loss(model_pred, target, min_snr_weights(scheduler, timesteps, self.snr_gamma)), {}

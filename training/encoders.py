@@ -1,0 +1,143 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""The embedded default's own VAE and image encoder: building, losses, and the VAE's normalised latents.
+
+Full-size models never come here: they take Stable Diffusion's VAE and OpenAI's CLIP as they are.
+Legend: `B` batch, `C` latent channels, `H W` pixels, `h w` latent cells, `T` tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+
+NUM_PARTS = 25  # DensePose's 24 parts and the background
+
+
+def build_vae(
+    latent_channels: int = 4, block_out_channels: tuple[int, ...] = (16, 32, 64), sample_size: int = 80
+) -> AutoencoderKL:
+    """A small `AutoencoderKL`, each level after the first halving the picture; latents of scale 1."""
+    levels = len(block_out_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=block_out_channels,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=8,
+        sample_size=sample_size,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+
+
+def build_image_encoder(
+    image_size: int = 64, patch_size: int = 8, hidden_size: int = 128, num_layers: int = 3
+) -> CLIPVisionModel:
+    """A small `CLIPVisionModel` that sees the whole picture, squeezed to a square."""
+    return CLIPVisionModel(
+        CLIPVisionConfig(
+            image_size=image_size,
+            patch_size=patch_size,
+            hidden_size=hidden_size,
+            intermediate_size=4 * hidden_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=max(1, hidden_size // 32),
+        )
+    )
+
+
+class VAETrainer(nn.Module):
+    """The VAE and its loss. Adding an L1 to the MSE keeps edges, the MSE keeps colours: L1 alone loses them.
+
+    Args:
+        vae (`AutoencoderKL`): What is trained.
+        mse_weight, l1_weight, kl_weight (`float`): Weights of the means over all pixels, or over all latents for the KL.
+    """
+
+    def __init__(self, vae: AutoencoderKL, mse_weight: float = 8.0, l1_weight: float = 1.0, kl_weight: float = 3e-4):
+        super().__init__()
+        self.vae = vae
+        self.mse_weight, self.l1_weight, self.kl_weight = mse_weight, l1_weight, kl_weight
+
+    def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Loss and its parts for pictures [B,3,H,W] in [-1,1] and posterior noise [B,C,h,w]."""
+        posterior = self.vae.encode(pixel_values).latent_dist
+        reconstruction = self.vae.decode(posterior.mean + posterior.std * noise).sample
+        mse, l1 = F.mse_loss(reconstruction, pixel_values), F.l1_loss(reconstruction, pixel_values)
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = self.mse_weight * mse + self.l1_weight * l1 + self.kl_weight * kl
+        # Pictures span 2 in [-1, 1]: the peak of the PSNR.
+        return {"loss": loss, "psnr": 10 * torch.log10(4 / mse.detach()), "l1": l1.detach(), "kl": kl.detach()}
+
+
+class ImageEncoderTrainer(nn.Module):
+    """Pre-training of the image encoder in place of CLIP's: each token tells what its patch of the picture shows.
+
+    Linear heads, thrown away afterwards, read from each patch token the patch's colours on a grid of `grid` x `grid`
+    and DensePose's part, U and V averaged over the patch. A token then knows what lies there and on which part of the
+    body, which is what the UNet's cross-attention asks it for.
+
+    Args:
+        image_encoder (`CLIPVisionModel`): What is trained.
+        grid (`int`): Colour cells along one side of a patch.
+    """
+
+    def __init__(self, image_encoder: CLIPVisionModel, grid: int = 4):
+        super().__init__()
+        self.image_encoder, self.grid = image_encoder, grid
+        hidden_size = image_encoder.config.hidden_size
+        self.color_head = nn.Linear(hidden_size, 3 * grid * grid)
+        self.body_head = nn.Linear(hidden_size, NUM_PARTS + 2)
+
+    def forward(self, clip_pixel_values: torch.Tensor, parts: torch.Tensor, uv: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Loss and its parts.
+
+        Args:
+            clip_pixel_values (`torch.Tensor`): Normalised square pictures, [B,3,S,S].
+            parts (`torch.Tensor`): DensePose part of each of the square's pixels, [B,S,S], 0 for nobody.
+            uv (`torch.Tensor`): U and V of each of the square's pixels in [0,1], [B,2,S,S].
+        """
+        config = self.image_encoder.config
+        side = config.image_size // config.patch_size
+        tokens = self.image_encoder(clip_pixel_values).last_hidden_state[:, 1:]
+        colors = F.adaptive_avg_pool2d(clip_pixel_values, side * self.grid)
+        colors = F.pixel_unshuffle(colors, self.grid).flatten(2).transpose(1, 2)
+        shares = F.one_hot(parts.long(), NUM_PARTS).permute(0, 3, 1, 2).to(tokens.dtype)
+        shares, uv = (F.adaptive_avg_pool2d(maps, side).flatten(2).transpose(1, 2) for maps in (shares, uv))
+        body = self.body_head(tokens)
+        color_loss = F.mse_loss(self.color_head(tokens), colors)
+        part_loss = -(shares * F.log_softmax(body[..., :NUM_PARTS], -1)).sum(-1).mean()
+        uv_loss = F.mse_loss(body[..., NUM_PARTS:], uv)
+        loss = color_loss + 0.2 * part_loss + uv_loss
+        parts_of_loss = {"color": color_loss, "part": part_loss, "uv": uv_loss}
+        return {"loss": loss, **{name: value.detach() for name, value in parts_of_loss.items()}}
+
+
+@torch.no_grad()
+def normalize_latents(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """Give each latent channel mean 0 and scale 1 by changing `quant_conv` and `post_quant_conv`; pictures stay equal.
+
+    Args:
+        vae (`AutoencoderKL`): Changed in place.
+        mean, std (`torch.Tensor`): Of each channel of the latents now, shape (C,).
+    """
+    channels = vae.config.latent_channels
+    moments = vae.quant_conv
+    moments.weight[:channels] /= std[:, None, None, None]
+    moments.bias[:channels] = (moments.bias[:channels] - mean) / std
+    # The second half is the log variance of the posterior.
+    moments.bias[channels:] -= 2 * std.log()
+    back = vae.post_quant_conv
+    back.bias += (back.weight[:, :, 0, 0] * mean).sum(1)
+    back.weight *= std[None, :, None, None]
+
+
+@torch.no_grad()
+def measure_latents(vae: AutoencoderKL, pixel_values: torch.Tensor, batch_size: int = 64) -> tuple[torch.Tensor, ...]:
+    """Mean and standard deviation of each latent channel (posterior means) over pictures [N,3,H,W] in [-1,1]."""
+    latents = torch.cat([vae.encode(batch).latent_dist.mean for batch in pixel_values.split(batch_size)])
+    return latents.mean((0, 2, 3)), latents.std((0, 2, 3))

@@ -1,0 +1,195 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""What predicted frames are measured by: pure functions on tensors; they open no file.
+
+Axes: `B` images, `C` channels, `H W` pixels. Pictures are `[B, C, H, W]` in `[0, 1]`, masks `[B, H, W]` boolean. Every
+function returns one value an image, shape `[B]`, float32 (`temporal_error`: one a video), so that a caller can average
+within a clip first and take the standard error over clips.
+"""
+
+import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+
+def _check_pair(prediction: torch.Tensor, target: torch.Tensor) -> None:
+    if prediction.ndim != 4 or prediction.shape != target.shape:
+        raise ValueError(
+            "`prediction` and `target` must have one shape [B, C, H, W], got "
+            f"{list(prediction.shape)} and {list(target.shape)}."
+        )
+    for name, images in (("prediction", prediction), ("target", target)):
+        if not images.is_floating_point() or images.numel() and not 0 <= images.amin() <= images.amax() <= 1:
+            raise ValueError(f"`{name}` must be floating point within [0, 1], got {images.dtype} {_range(images)}.")
+
+
+def _range(images: torch.Tensor) -> str:
+    return f"within [{images.amin().item():.4g}, {images.amax().item():.4g}]"
+
+
+def _check_mask(mask: torch.Tensor, name: str = "mask", shape: torch.Size | None = None) -> None:
+    if mask.dtype != torch.bool or mask.ndim != 3 or (shape is not None and mask.shape != shape):
+        expected = "[B, H, W]" if shape is None else str(list(shape))
+        raise ValueError(f"`{name}` must be boolean of shape {expected}, got {mask.dtype} {list(mask.shape)}.")
+
+
+def l1(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error over pixels and channels: range `[0, 1]`, lower is better (the `L1` of DreamPose,
+    arXiv:2304.06025, table 1).
+
+    Args:
+        prediction (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`.
+        target (`torch.Tensor`): The truth, same shape and range.
+    Returns:
+        `torch.Tensor`: Shape `[B]`.
+    Raises:
+        ValueError: If the shapes differ or a value lies outside `[0, 1]`.
+    """
+    _check_pair(prediction, target)
+    return (prediction.float() - target.float()).abs().mean(dim=(1, 2, 3))
+
+
+def psnr(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Peak signal-to-noise ratio, `-10 log10(MSE)` dB at peak 1: range `[0, inf]`, higher is better, equal pictures
+    give `inf`.
+
+    The squared error is averaged within an image and the logarithm taken image by image (as scikit-image's
+    `peak_signal_noise_ratio` on each), never over a pooled error.
+
+    Args:
+        prediction (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`.
+        target (`torch.Tensor`): The truth, same shape and range.
+        mask (`torch.Tensor`, *optional*): Boolean, shape `[B, H, W]`: only these pixels count. An image without one
+            gives `nan`.
+    Returns:
+        `torch.Tensor`: Shape `[B]`.
+    Raises:
+        ValueError: If the shapes differ, a value lies outside `[0, 1]` or `mask` is not boolean.
+    """
+    _check_pair(prediction, target)
+    squared_error = (prediction.float() - target.float()).pow(2).mean(dim=1)
+    if mask is None:
+        return -10 * squared_error.mean(dim=(1, 2)).log10()
+    _check_mask(mask, shape=squared_error.shape)
+    return -10 * ((squared_error * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2))).log10()
+
+
+def ssim(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Structural similarity (Wang et al., 2004): range `[-1, 1]`, higher is better, equal pictures give 1.
+
+    Gaussian window with sigma 1.5 (11×11), K1 = .01, K2 = .03, per channel and then averaged, borders reflected:
+    torchmetrics' `structural_similarity_index_measure` at `data_range=1`.
+
+    Args:
+        prediction (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`, sides of at least 11.
+        target (`torch.Tensor`): The truth, same shape and range.
+    Returns:
+        `torch.Tensor`: Shape `[B]`.
+    Raises:
+        ValueError: If the shapes differ, a value lies outside `[0, 1]` or a side is shorter than the window.
+    """
+    _check_pair(prediction, target)
+    if min(prediction.shape[2:]) < 11:
+        raise ValueError(f"`prediction` must have sides of at least 11 for SSIM, got {list(prediction.shape[2:])}.")
+    values = structural_similarity_index_measure(prediction.float(), target.float(), data_range=1.0, reduction="none")
+    return values.reshape(prediction.shape[0])
+
+
+def silhouette(images: torch.Tensor, background_color: torch.Tensor, threshold: float = 0.1) -> torch.Tensor:
+    """Find the pixels that are not background: those whose largest channel distance from the background colour exceeds
+    the threshold.
+
+    Only for plain studio backgrounds. The same rule is applied to prediction and truth, so that what it misses (a
+    garment of the background's colour) is missed in both.
+
+    Args:
+        images (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`.
+        background_color (`torch.Tensor`): Shape `[C]` or, one an image, `[B, C]`; range `[0, 1]`.
+        threshold (`float`, *optional*, defaults to 0.1): Distance above which a pixel counts, in `[0, 1)`.
+    Returns:
+        `torch.Tensor`: Boolean, shape `[B, H, W]`.
+    Raises:
+        ValueError: If a shape does not fit or `threshold` lies outside `[0, 1)`.
+    """
+    if images.ndim != 4 or background_color.shape not in (images.shape[1:2], images.shape[:2]):
+        raise ValueError(
+            "`background_color` must have shape [C] or [B, C] for `images` [B, C, H, W], got "
+            f"{list(background_color.shape)} for {list(images.shape)}."
+        )
+    if not 0 <= threshold < 1:
+        raise ValueError(f"`threshold` must lie within [0, 1), got {threshold}.")
+    color = background_color.to(images).reshape(-1, images.shape[1], 1, 1)
+    return (images - color).abs().amax(dim=1) > threshold
+
+
+def silhouette_iou(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of two silhouettes (Jaccard, 1901): range `[0, 1]`, higher is better; two empty masks
+    give 1.
+
+    Args:
+        prediction (`torch.Tensor`): Boolean, shape `[B, H, W]`.
+        target (`torch.Tensor`): The true silhouette, same shape.
+    Returns:
+        `torch.Tensor`: Shape `[B]`.
+    Raises:
+        ValueError: If a mask is not boolean or the shapes differ.
+    """
+    _check_mask(prediction, "prediction")
+    _check_mask(target, "target", prediction.shape)
+    intersection = (prediction & target).sum(dim=(1, 2)).float()
+    union = (prediction | target).sum(dim=(1, 2)).float()
+    return torch.where(union > 0, intersection / union.clamp(min=1), torch.ones_like(union))
+
+
+def temporal_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of the change from each frame to the next: range `[0, 2]`, lower is better; flicker raises
+    it, a constant offset does not.
+
+    `|(x'_{i+1} - x'_i) - (x_{i+1} - x_i)|` over pixels, channels and pairs of consecutive frames of one video; no
+    optical flow is estimated.
+
+    Args:
+        prediction (`torch.Tensor`): Consecutive frames of one video, shape `[F, C, H, W]`, range `[0, 1]`, `F >= 2`.
+        target (`torch.Tensor`): The true frames, same shape and range.
+    Returns:
+        `torch.Tensor`: Shape `[]`.
+    Raises:
+        ValueError: If the shapes differ, a value lies outside `[0, 1]` or there are fewer than two frames.
+    """
+    _check_pair(prediction, target)
+    if prediction.shape[0] < 2:
+        raise ValueError(f"`prediction` must hold at least 2 frames, got {prediction.shape[0]}.")
+    return (prediction.float().diff(dim=0) - target.float().diff(dim=0)).abs().mean()
+
+
+def mean_and_standard_error(values: torch.Tensor) -> dict[str, float | int | None]:
+    """Average over independent values (clips), with the standard error of that mean, `s / sqrt(n)`, `s` with `n - 1`;
+    `nan` entries are left out.
+
+    Args:
+        values (`torch.Tensor`): Shape `[n]`, one value a clip, `nan` where a clip has none.
+    Returns:
+        `dict`: `mean` (`None` without values), `standard_error` (`None` for fewer than two) and `n`, how many counted.
+    Raises:
+        ValueError: If `values` is not 1-dimensional.
+    """
+    if values.ndim != 1:
+        raise ValueError(f"`values` must be 1-dimensional, got shape {list(values.shape)}.")
+    values = values[~values.isnan()].double()
+    n = values.numel()
+    return {
+        "mean": values.mean().item() if n else None,
+        "standard_error": (values.std() / n**0.5).item() if n > 1 else None,
+        "n": n,
+    }
+
+
+def background_color(images: torch.Tensor) -> torch.Tensor:
+    """Estimate a plain background's colour: the median of each channel over the outermost pixels.
+
+    Args:
+        images (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`.
+    Returns:
+        `torch.Tensor`: Shape `[B, C]`.
+    """
+    top, bottom, left, right = images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]
+    return torch.cat([top, bottom, left, right], dim=-1).float().median(dim=-1).values

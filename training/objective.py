@@ -1,0 +1,95 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""The training objective of DreamPose, as pure functions of tensors: conditioning dropout, target, loss.
+
+Legend: `B` batch, `C` latent channels, `h w` latent cells.
+"""
+
+import torch
+from diffusers.training_utils import compute_snr
+
+
+def drop_conditions(
+    draw: torch.Tensor, image_prob: float, pose_prob: float, joint_prob: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which samples lose their image, and which their pose (arXiv:2304.06025, section 3.4), from one draw a sample.
+
+    Args:
+        draw (`torch.Tensor`): Uniform in [0, 1), shape `(B,)`.
+        image_prob, pose_prob, joint_prob (`float`): Probability to lose the image only, the pose only, or both.
+    Returns:
+        `tuple`: Two bool tensors of shape `(B,)`: image dropped, pose dropped.
+    Raises:
+        ValueError: If a probability is negative or their sum is more than 1.
+    """
+    if min(image_prob, pose_prob, joint_prob) < 0 or image_prob + pose_prob + joint_prob > 1:
+        raise ValueError(
+            "`image_prob`, `pose_prob` and `joint_prob` must be at least 0 and sum to at most 1, "
+            f"got {image_prob}, {pose_prob} and {joint_prob}."
+        )
+    drop_both = draw < joint_prob
+    drop_image = drop_both | ((draw >= joint_prob) & (draw < joint_prob + image_prob))
+    drop_pose = drop_both | (
+        (draw >= joint_prob + image_prob) & (draw < joint_prob + image_prob + pose_prob)
+    )
+    return drop_image, drop_pose
+
+
+def replace_rows(values: torch.Tensor, replaced: torch.Tensor, replacement: torch.Tensor | float) -> torch.Tensor:
+    """`values` [B, ...] with the rows where `replaced` [B] holds taken from `replacement` (broadcast)."""
+    return torch.where(replaced.view(-1, *[1] * (values.ndim - 1)), replacement, values)
+
+
+def draw_timesteps(
+    draw: torch.Tensor, num_train_timesteps: int, high_noise_fraction: float | None = None, high_noise_start: int = 0
+) -> torch.Tensor:
+    """Timesteps from uniform draws, uniform or with a stated share among the noisy ones.
+
+    Args:
+        draw (`torch.Tensor`): Uniform in [0, 1), shape `(B,)`.
+        num_train_timesteps (`int`): Of the noise scheduler.
+        high_noise_fraction (`float`, *optional*): Share of samples at `high_noise_start` and above; `None` is uniform.
+        high_noise_start (`int`, *optional*, defaults to 0): First of the noisy timesteps.
+    Returns:
+        `torch.Tensor`: int64, shape `(B,)`, in [0, num_train_timesteps).
+    """
+    if high_noise_fraction is None:
+        return (draw * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
+    share = 1 - high_noise_fraction
+    low = draw / max(share, 1e-9) * high_noise_start
+    high = high_noise_start + (draw - share) / max(high_noise_fraction, 1e-9) * (num_train_timesteps - high_noise_start)
+    return torch.where(draw < share, low, high).long().clamp(0, num_train_timesteps - 1)
+
+
+def diffusion_target(
+    noise_scheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """What the UNet is to predict, by the scheduler's `prediction_type`; shape of `latents`.
+
+    Raises:
+        ValueError: If the prediction type is neither epsilon nor v_prediction.
+    """
+    prediction_type = noise_scheduler.config.prediction_type
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        return noise_scheduler.get_velocity(latents, noise, timesteps)
+    raise ValueError(f"`prediction_type` must be epsilon or v_prediction, got {prediction_type!r}.")
+
+
+def min_snr_weights(noise_scheduler, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
+    """Loss weights min(SNR, gamma), expressed for the prediction type (arXiv:2303.09556, section 3.4); shape `(B,)`.
+
+    `None` for `snr_gamma` weighs all timesteps equally.
+    """
+    if snr_gamma is None:
+        return torch.ones_like(timesteps, dtype=torch.float32)
+    snr = compute_snr(noise_scheduler, timesteps)
+    divisor = snr + 1 if noise_scheduler.config.prediction_type == "v_prediction" else snr
+    return snr.clamp(max=snr_gamma) / divisor
+
+
+def denoising_loss(model_pred: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch of each sample's mean squared error times its weight; a scalar in float32."""
+    error = (model_pred.float() - target.float()).square().flatten(1).mean(1)
+    return (error * weights).mean()

@@ -1,0 +1,204 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Pictures in and out of the scripts: read a photo and IUV frames, write a video, a GIF and a grid of pictures."""
+
+import os
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+
+POSE_SUFFIXES = (".png", ".bmp")  # lossless: a JPEG mixes U and V across charts
+
+
+def read_photo(path: str | os.PathLike) -> Image.Image:
+    """Read a picture as RGB, turned as its EXIF data say.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+    Returns:
+        `PIL.Image.Image`: Mode RGB.
+    Raises:
+        ValueError: If there is no such file or it is no picture.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"`image` must be a file, got {str(path)!r}, which does not exist.")
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"`image` must be a readable picture, got {str(path)!r}: {error}.") from error
+
+
+def read_poses(path: str | os.PathLike) -> list[Image.Image] | torch.Tensor:
+    """Read DensePose IUV frames: a folder of pictures (R = V, G = U, B = I) in the order of the numbers in their
+    names, or a `.npy` stack.
+
+    Args:
+        path (`str` or `os.PathLike`): The folder, or a `.npy` file of uint8 `[F, H, W, 3]` (IUV pictures as above) or
+            floats `[F, 2, H, W]` (U, V in `[0, 1]`).
+    Returns:
+        `list[PIL.Image.Image]` or `torch.Tensor`: `F` pictures of one size, or for floats `[F, 2, H, W]`, float32:
+            what the pipeline takes as `pose_maps`.
+    Raises:
+        ValueError: If there is nothing at `path`, a frame cannot be read or is not RGB, sizes differ, or the stack has
+            another shape or range.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix == ".npy":
+        return _read_pose_stack(path)
+    if not path.is_dir():
+        raise ValueError(f"`poses` must be a folder of IUV pictures or a .npy file, got {str(path)!r}.")
+    files = sorted((f for f in path.iterdir() if f.suffix.lower() in POSE_SUFFIXES), key=_natural_order)
+    if not files:
+        raise ValueError(
+            f"`poses` must hold IUV pictures ({', '.join(POSE_SUFFIXES)}), got {str(path)!r}, without any."
+        )
+    frames = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                image.load()
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ValueError(f"`poses` must be readable pictures, got {str(file)!r}: {error}.") from error
+        if image.mode != "RGB":
+            raise ValueError(
+                f"`poses` must be RGB pictures (R = V, G = U, B = I), got mode {image.mode} in {str(file)!r}."
+            )
+        if frames and image.size != frames[0].size:
+            raise ValueError(
+                f"`poses` must have one size, got {frames[0].size} in {files[0].name!r} "
+                f"and {image.size} in {file.name!r}."
+            )
+        frames.append(image)
+    return frames
+
+
+def _natural_order(file: Path) -> tuple[list, str]:
+    """`frame_2` before `frame_10`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", file.stem)], file.name
+
+
+def _read_pose_stack(path: Path) -> list[Image.Image] | torch.Tensor:
+    try:
+        stack = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"`poses` must be a plain numpy array, got {str(path)!r}: {error}.") from error
+    if stack.ndim == 4 and stack.size:
+        if stack.dtype == np.uint8 and stack.shape[3] == 3:
+            return [Image.fromarray(frame) for frame in stack]
+        if stack.dtype.kind == "f" and stack.shape[1] == 2 and 0 <= stack.min() <= stack.max() <= 1:
+            return torch.from_numpy(stack.astype(np.float32))
+    raise ValueError(
+        "`poses` must be uint8 [F, H, W, 3] or floats [F, 2, H, W] within [0, 1], got "
+        f"{stack.dtype} {list(stack.shape)} in {str(path)!r}."
+    )
+
+
+def poses_as_pictures(poses: list[Image.Image] | torch.Tensor) -> list[Image.Image]:
+    """Show poses as pictures: IUV pictures as they are, U and V maps as green and red.
+
+    Args:
+        poses (`list[PIL.Image.Image]` or `torch.Tensor`): What `read_poses` gives.
+    Returns:
+        `list[PIL.Image.Image]`: `F` pictures, mode RGB.
+    """
+    if not isinstance(poses, torch.Tensor):
+        return list(poses)
+    levels = poses.mul(255).round().byte()
+    pixels = torch.stack([levels[:, 1], levels[:, 0], torch.zeros_like(levels[:, 0])], dim=-1)
+    return [Image.fromarray(frame) for frame in pixels.numpy()]
+
+
+def enlarge(image: Image.Image, scale: int) -> Image.Image:
+    """Enlarge a picture by a whole factor (Lanczos).
+
+    Args:
+        image (`PIL.Image.Image`): The picture.
+        scale (`int`): Factor, at least 1.
+    Returns:
+        `PIL.Image.Image`: Of `scale` times the size.
+    """
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
+
+
+def picture_grid(
+    rows: Sequence[Sequence[Image.Image | None]], titles: Sequence[str] | None = None, gap: int = 4
+) -> Image.Image:
+    """Lay pictures of one size out as a grid on white.
+
+    Args:
+        rows (`Sequence[Sequence[PIL.Image.Image or None]]`): The pictures, `None` for an empty cell.
+        titles (`Sequence[str]`, *optional*): Written above the columns.
+        gap (`int`, *optional*, defaults to 4): Pixels between the pictures.
+    Returns:
+        `PIL.Image.Image`: Mode RGB.
+    Raises:
+        ValueError: If the pictures differ in size.
+    """
+    sizes = {picture.size for row in rows for picture in row if picture is not None}
+    if len(sizes) != 1:
+        raise ValueError(f"`rows` must hold pictures of one size, got {sorted(sizes)}.")
+    width, height = sizes.pop()
+    top = 0 if titles is None else max(12, width // 10) + 2 * gap
+    columns = max(map(len, rows))
+    grid = Image.new("RGB", (columns * (width + gap) - gap, top + len(rows) * (height + gap) - gap), "white")
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            if picture is not None:
+                grid.paste(picture, (c * (width + gap), top + r * (height + gap)))
+    font = ImageFont.load_default(top - 2 * gap) if titles else None
+    for c, title in enumerate(titles or ()):
+        ImageDraw.Draw(grid).text((c * (width + gap) + width / 2, top / 2), title, "black", font, anchor="mm")
+    return grid
+
+
+def write_video(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:
+    """Write an mp4 (h264, or mpeg4 where libx264 is missing; yuv420p). The file appears under its name when it is
+    whole.
+
+    Args:
+        frames (`Sequence[PIL.Image.Image]`): At least one picture, all of one size; an odd side gets one more line, a
+            repetition of its last.
+        path (`str` or `os.PathLike`): The file, ending in `.mp4`.
+        fps (`float`, *optional*, defaults to 30): Frames a second.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial.mp4")
+    with av.open(partial, "w") as container:
+        stream = container.add_stream(_video_encoder(), rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height = (side + side % 2 for side in frames[0].size)
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18"}
+        for frame in frames:
+            pixels = np.asarray(frame.convert("RGB"))
+            pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    os.replace(partial, path)
+
+
+def _video_encoder() -> str:
+    try:
+        return av.Codec("libx264", "w").name
+    except ValueError:  # UnknownCodecError: a build of FFmpeg without it
+        return "mpeg4"
+
+
+def write_gif(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:
+    """Write a GIF that repeats for ever, for pages that play no video.
+
+    Args:
+        frames (`Sequence[PIL.Image.Image]`): At least one picture, all of one size.
+        path (`str` or `os.PathLike`): The file.
+        fps (`float`, *optional*, defaults to 30): Frames a second; the format rounds a frame's time to 10 ms.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=1000 / fps, loop=0)
