@@ -56,7 +56,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def render(pipe: DreamPosePipeline, image: Image.Image, poses, options: argparse.Namespace) -> list[Image.Image]:
+def render(
+    pipe: DreamPosePipeline,
+    image: Image.Image,
+    poses: list[Image.Image] | torch.Tensor,
+    options: argparse.Namespace,
+) -> list[Image.Image]:
     """Render all frames, each process its share: a frame depends on its window, the noise and the seed alone."""
     state = PartialState()
     frame_indices = np.array_split(np.arange(len(poses)), state.num_processes)[state.process_index].tolist()

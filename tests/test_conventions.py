@@ -166,7 +166,17 @@ def documented_arguments(docstring):
 
 
 @by_module(PROJECT)
-def test_public_functions_are_annotated_and_devices_and_pickles_are_left_alone(path):
+def test_public_functions_are_annotated(path):
+    for owner, function in functions_of(tree_of(path)):
+        if function.name.startswith("_") or owner:
+            continue
+        arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        bare = [a.arg for a in arguments if a.annotation is None]
+        assert not bare and function.returns is not None, f"{path.name}: {function.name} {bare or 'returns'}"
+
+
+@by_module(PROJECT)
+def test_devices_and_pickles_are_left_alone(path):
     source = path.read_text()
     assert ".cuda(" not in source, "devices follow the components"
     for node in ast.walk(tree_of(path)):

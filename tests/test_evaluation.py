@@ -24,7 +24,7 @@ def fresh_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clips(fresh_cache):
-    return load_clips("smoke", "test", num_clips=2, frames_per_clip=2)
+    return load_clips("procedural/smoke", "test", num_clips=2, frames_per_clip=2)
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def test_the_counterpart_is_the_next_subject_in_this_motion(clips):
 
 
 def test_the_choice_of_targets_follows_the_seed(clips):
-    again = load_clips("smoke", "test", num_clips=2, frames_per_clip=2)
-    others = [load_clips("smoke", "test", 2, 2, seed=seed) for seed in range(1, 5)]
+    again = load_clips("procedural/smoke", "test", num_clips=2, frames_per_clip=2)
+    others = [load_clips("procedural/smoke", "test", 2, 2, seed=seed) for seed in range(1, 5)]
     assert [clip.frame_indices for clip in again] == [clip.frame_indices for clip in clips]
     assert any(clip.frame_indices != same.frame_indices for other in others for clip, same in zip(other, clips))
 
@@ -82,7 +82,7 @@ def test_moved_marks_turns_and_arms(monkeypatch):
         return replace(motion, yaw=np.linspace(0, 1.4, len(motion.yaw)), arm_raise=arms)
 
     monkeypatch.setattr(ProceduralFashion.BUILDER_CONFIG_CLASS, "motion", still)
-    clip = load_clips("smoke", "test", num_clips=2, frames_per_clip=5)[0]
+    clip = load_clips("procedural/smoke", "test", num_clips=2, frames_per_clip=5)[0]
     assert clip.moved == [False] * 4 + [True]
 
 
@@ -98,12 +98,12 @@ def test_a_prepared_folder_has_no_counterpart_in_this_motion(clips, tmp_path):
 
 
 def test_bad_requests_are_refused(tmp_path, clips):
-    with pytest.raises(ValueError, match="`dataset` must be a folder or one of smoke, tiny, got 'missing'"):
-        load_clips("missing", "test", 2, 2)
+    with pytest.raises(ValueError, match="must name one of .*smoke.* got 'missing'"):
+        load_clips("procedural/missing", "test", 2, 2)
     with pytest.raises(ValueError, match=r"`num_clips` must lie within \[2, 3\] for this split, got 9"):
-        load_clips("smoke", "test", 9, 2)
+        load_clips("procedural/smoke", "test", 9, 2)
     with pytest.raises(ValueError, match=r"`frames_per_clip` must lie within \[1, 5\] for test-000000, got 6"):
-        load_clips("smoke", "test", 2, 6)
+        load_clips("procedural/smoke", "test", 2, 6)
 
 
 def test_conditions_are_what_their_names_say(dummy_clip):
@@ -179,7 +179,7 @@ def test_the_script_writes_figures_table_and_pictures(tmp_path, capsys):
     get_dummy_pipeline().save_pretrained(tmp_path / "model")
     words = {
         "--model": tmp_path / "model",
-        "--dataset": "smoke",
+        "--dataset": "procedural/smoke",
         "--output": tmp_path / "results",
         "--num_clips": 2,
         "--frames_per_clip": 2,

@@ -16,11 +16,11 @@ NUM_IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2 + 1
 NUM_FRAMES = 5
 
 
-def get_unet(in_channels: int = LATENT_CHANNELS + 10) -> UNet2DConditionModel:
+def get_unet(in_channels: int = LATENT_CHANNELS + 10, latent_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=(LATENT_HEIGHT, LATENT_WIDTH),
         in_channels=in_channels,
-        out_channels=LATENT_CHANNELS,
+        out_channels=latent_channels,
         block_out_channels=(8, 16),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -31,16 +31,16 @@ def get_unet(in_channels: int = LATENT_CHANNELS + 10) -> UNet2DConditionModel:
     )
 
 
-def get_dummy_components(seed: int = 0) -> dict:
+def get_dummy_components(seed: int = 0, latent_channels: int = LATENT_CHANNELS, pose_radius: int = 2) -> dict:
     """Every component of `DreamPosePipeline` by name; the same `seed` gives the same weights."""
     torch.manual_seed(seed)
-    unet = get_unet()
+    unet = get_unet(latent_channels + 2 * (2 * pose_radius + 1), latent_channels)
     torch.manual_seed(seed)
     vae = AutoencoderKL(
         block_out_channels=(4, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latent_channels,
         layers_per_block=1,
         norm_num_groups=2,
         mid_block_add_attention=False,
@@ -66,7 +66,7 @@ def get_dummy_components(seed: int = 0) -> dict:
     adapter = DreamPoseAdapter(
         image_embed_dim=IMAGE_EMBED_DIM,
         num_image_tokens=NUM_IMAGE_TOKENS,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latent_channels,
         pooled_height=LATENT_HEIGHT // 2,
         pooled_width=LATENT_WIDTH // 2,
     )

@@ -2,15 +2,14 @@
 # Licensed under the Apache License, Version 2.0
 """Held-out clips as the evaluation takes them: a photo, the poses of a whole clip, and the true frames to be met."""
 
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 
-import datasets
 import numpy as np
 from PIL import Image
 
-from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
+from training.data.prepared import PROCEDURAL, load_prepared
+from training.data.procedural_fashion import ProceduralFashion
 
 
 QUARTER_TURN = np.pi / 2
@@ -44,7 +43,7 @@ def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, s
     """Load the first clips of a split with target frames drawn by `seed`; the photo is a clip's first frame.
 
     Args:
-        dataset (`str`): A configuration of the procedural data, or the folder of a prepared data set.
+        dataset (`str`): A prepared data set: a folder, a Hub id, `"procedural"` or `"procedural/CONFIG"`.
         split (`str`): Its split.
         num_clips (`int`): How many clips; the split must hold as many, and two at least.
         frames_per_clip (`int`): Target frames a clip; it must hold as many besides its first.
@@ -54,11 +53,9 @@ def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, s
     Raises:
         ValueError: If there is no such data set or it holds fewer clips or frames.
     """
-    procedural = dataset in ProceduralFashion.builder_configs
-    if not procedural and not os.path.isdir(dataset):
-        known = ", ".join(sorted(ProceduralFashion.builder_configs))
-        raise ValueError(f"`dataset` must be a folder or one of {known}, got {dataset!r}.")
-    rows = load_procedural_fashion(dataset, split) if procedural else datasets.load_dataset(dataset, split=split)
+    rows = load_prepared(dataset, split)
+    family, _, config_name = dataset.partition("/")
+    procedural = family == PROCEDURAL and "layers" in rows.column_names
     videos = defaultdict(list)
     for row, (video_id, frame_index) in enumerate(zip(rows["video_id"], rows["frame_index"], strict=True)):
         videos[video_id].append((frame_index, row))
@@ -76,7 +73,7 @@ def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, s
         targets = sorted(rng.choice(np.arange(1, len(frames)), frames_per_clip, replace=False).tolist())
         other = (index + 1) % len(chosen)
         clip = rows.select([row for _, row in sorted(frames)])
-        facts = _drawn_facts(dataset, split, index, other, targets) if procedural else {}
+        facts = _drawn_facts(config_name or "tiny", split, index, other, targets) if procedural else {}
         clips.append(
             Clip(
                 name=video_id,

@@ -6,8 +6,9 @@ Legend: `B` batch, `C` latent channels, `h w` latent cells, `T D` tokens and the
 """
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
+from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, clip_pixel_values, fit_image
 from training.objective import denoising_loss, diffusion_target, draw_timesteps, drop_conditions, min_snr_weights, replace_rows
@@ -49,6 +50,43 @@ def build_adapter(vae, image_encoder, height: int, width: int) -> DreamPoseAdapt
         pooled_height=height // factor // 2,
         pooled_width=width // factor // 2,
     )
+
+
+def load_base_pipeline(model, pose_radius: int, height: int, width: int) -> DreamPosePipeline:
+    """The pipeline that stage 1 starts from: a DreamPose one as it is, or Stable Diffusion with the encoder it needs.
+
+    Args:
+        model (`ModelOptions`): Where the weights come from.
+        pose_radius (`int`): Of the pose window, where the UNet is widened here.
+        height, width (`int`): Size of the pictures, which becomes the pipeline's default.
+    Raises:
+        ValueError: If the name leads to no pipeline, or a DreamPose UNet has another window.
+    """
+    name, kwargs = model.pretrained_model_name_or_path, {"revision": model.revision}
+    try:
+        index = DiffusionPipeline.load_config(name, **kwargs)
+    except OSError as error:
+        raise ValueError(f"`pretrained_model_name_or_path` must be a pipeline's folder or Hub id, got {name!r}: {error}") from error
+    class_name = index["_class_name"]
+    if "DreamPosePipeline" in (class_name, class_name[-1]):
+        pipeline = DreamPosePipeline.from_pretrained(name, **kwargs)
+        if pipeline.pose_radius != pose_radius:
+            raise ValueError(f"`pose_radius` must be the model's own, {pipeline.pose_radius}, got {pose_radius}.")
+    else:
+        base = StableDiffusionPipeline.from_pretrained(name, safety_checker=None, requires_safety_checker=False, **kwargs)
+        widen_conv_in(base.unet, pose_radius)
+        image_encoder = CLIPVisionModel.from_pretrained(model.image_encoder_name_or_path)
+        size = {"height": image_encoder.config.image_size, "width": image_encoder.config.image_size}
+        pipeline = DreamPosePipeline(
+            vae=base.vae,
+            unet=base.unet,
+            image_encoder=image_encoder,
+            feature_extractor=CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False),
+            adapter=build_adapter(base.vae, image_encoder, height, width),
+            scheduler=base.scheduler,
+        )
+    pipeline.register_to_config(default_height=height, default_width=width)
+    return pipeline
 
 
 class Denoiser(nn.Module):

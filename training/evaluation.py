@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0
 """Measure a saved pipeline on held-out clips, beside the baselines that its figures must be read against.
 
-python training/evaluation.py --model model_card/tiny --dataset tiny --split test --output results
+python training/evaluation.py --model model_card/tiny --dataset procedural --split test --output results
 """
 
 import argparse

@@ -58,6 +58,9 @@ class ModelOptions:
         "Hub id or folder of a Stable Diffusion 1.x or DreamPose pipeline to start from.",
     )
     revision: str | None = _option(None, "Branch, tag or commit of that repository on the Hub.")
+    image_encoder_name_or_path: str = _option(
+        "openai/clip-vit-base-patch32", "CLIP vision model to go with Stable Diffusion; a DreamPose pipeline has its own."
+    )
     train_image_encoder: bool = _option(
         False, "Train the image encoder too; only for one that has no weights yet. A pretrained CLIP stays frozen."
     )
@@ -70,6 +73,9 @@ class DataOptions:
     train_data: str = _option("procedural", "Folder of parquet files, id of a data set on the Hub, or `procedural`.")
     height: int = _option(640, "Height of the pictures in pixels.")
     width: int = _option(512, "Width of the pictures in pixels.")
+    latent_cache_dir: str | None = _option(
+        None, "Folder for encodings that never change while training; made once, then no picture is read or encoded."
+    )
 
     def __post_init__(self):
         _check(self, "a positive multiple of 8", lambda value: value > 0 and value % 8 == 0, "height", "width")
@@ -114,27 +120,33 @@ class ObjectiveOptions:
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """The small VAE that is trained from nothing: its size and its loss."""
+    """The small model's own encoders, trained from nothing: which one, its size and its loss."""
 
-    latent_channels: int = _option(4, "Channels of the latents.")
-    block_out_channels: list[int] = _option([16, 32, 64, 64], "Channels of each level; n levels shrink by 2^(n-1).")
-    layers_per_block: int = _option(1, "Residual layers of each level.")
-    mse_weight: float = _option(8.0, "Weight of the squared error in the loss.")
-    l1_weight: float = _option(1.0, "Weight of the absolute error in the loss.")
-    kl_weight: float = _option(3e-4, "Weight of the KL divergence in the loss.")
-    num_crop_steps: int = _option(0, "First so many optimizer steps on random crops, the rest on whole pictures.")
-    crop_height: int = _option(80, "Height of those crops in pixels.")
-    crop_width: int = _option(64, "Width of those crops in pixels.")
+    component: Literal["vae", "image_encoder", "pipeline"] = _option(
+        "vae", "Train the VAE or the image encoder, or put both and an untrained UNet together as a pipeline."
+    )
+    vae_dir: str | None = _option(None, "For `pipeline`: folder of the trained VAE.")
+    image_encoder_dir: str | None = _option(None, "For `pipeline`: folder of the trained image encoder.")
+    unet_channels: list[int] = _option([48, 96, 128], "For `pipeline`: channels of each level of the UNet.")
+    latent_channels: int = _option(4, "VAE: channels of the latents.")
+    vae_channels: list[int] = _option([16, 32, 64], "VAE: channels of each level; n levels shrink by 2^(n-1).")
+    mse_weight: float = _option(8.0, "VAE: weight of the squared error in the loss.")
+    l1_weight: float = _option(1.0, "VAE: weight of the absolute error in the loss.")
+    kl_weight: float = _option(3e-4, "VAE: weight of the KL divergence in the loss.")
+    num_crop_steps: int = _option(0, "VAE: first so many optimizer steps on crops of half the size, the rest on all.")
+    image_size: int = _option(64, "Image encoder: side of its square picture in pixels.")
+    patch_size: int = _option(8, "Image encoder: side of a patch in pixels.")
+    hidden_size: int = _option(128, "Image encoder: width of its tokens.")
+    num_hidden_layers: int = _option(3, "Image encoder: layers.")
 
     def __post_init__(self):
-        _check_counts(self, "latent_channels", "layers_per_block", "crop_height", "crop_width")
-        _check(
-            self,
-            "a list of at least one positive number",
-            lambda value: len(value) > 0 and min(value) >= 1,
-            "block_out_channels",
-        )
+        _check_choice(self, "component", ("vae", "image_encoder", "pipeline"))
+        _check_counts(self, "latent_channels", "image_size", "patch_size", "hidden_size", "num_hidden_layers")
+        rule = "a list of at least one positive number"
+        _check(self, rule, lambda value: len(value) > 0 and min(value) >= 1, "vae_channels", "unet_channels")
         _check_not_negative(self, "mse_weight", "l1_weight", "kl_weight", "num_crop_steps")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"`image_size` must be a multiple of `patch_size`, got {self.image_size}, {self.patch_size}.")
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ class TrainOptions:
 
     output_dir: str = _option("output", "Folder for checkpoints, logs, options and the finished weights.")
     num_train_epochs: int = _option(5, "Times that the data set is gone through, if `max_train_steps` is none.")
-    max_train_steps: int | None = _option(None, "Optimizer steps of the run; wins over `num_train_epochs`.")
+    max_train_steps: int | None = _option(None, "Optimizer steps; wins over `num_train_epochs`. 0 only widens.")
     train_batch_size: int = _option(4, "Samples at a time on each process.")
     gradient_accumulation_steps: int = _option(1, "Batches that make one optimizer step.")
     learning_rate: float = _option(5e-6, "Learning rate at the peak of its schedule.")
@@ -173,14 +185,14 @@ class TrainOptions:
     def __post_init__(self):
         _check_counts(
             self,
-            *("num_train_epochs", "max_train_steps", "train_batch_size", "gradient_accumulation_steps"),
+            *("num_train_epochs", "train_batch_size", "gradient_accumulation_steps"),
             *("checkpointing_steps", "checkpoints_total_limit", "logging_steps", "validation_steps"),
             "max_nonfinite_steps",
         )
         _check(self, "a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate", "adam_epsilon")
         _check(self, "above 0", lambda value: value > 0, "max_grad_norm")
         _check(self, "within [0, 1)", lambda value: 0 <= value < 1, "adam_beta1", "adam_beta2", "ema_decay")
-        _check_not_negative(self, "adam_weight_decay", "lr_warmup_steps", "dataloader_num_workers", "seed")
+        _check_not_negative(self, "max_train_steps", "adam_weight_decay", "lr_warmup_steps", "dataloader_num_workers", "seed")
         _check_choice(self, "mixed_precision", ("no", "fp16", "bf16"))
         _check_choice(self, "report_to", ("tensorboard", "wandb", "all"))
 

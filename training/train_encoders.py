@@ -1,67 +1,102 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Train the embedded default's own VAE or image encoder from scratch: `python training/train_encoders.py --preset tiny_vae`."""
-import os, sys
-from dataclasses import dataclass, field
+"""The embedded default's own VAE and image encoder, trained from nothing, and the pipeline that stage 1 starts from.
+
+accelerate launch training/train_encoders.py --preset tiny_vae --output_dir FOLDER
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from transformers import CLIPImageProcessor, HfArgumentParser
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL
+from transformers import CLIPVisionModel
 
-from training.data.encoder_frames import ImageEncoderFrames, VAEFrames
-from training.data.procedural_fashion import load_procedural_fashion
-from training.encoders import ImageEncoderTrainer, VAETrainer, build_image_encoder, build_vae, measure_latents, normalize_latents
+from training.data.encoder_frames import ImageEncoderFrames, VAEFrames, read_pictures
+from training.data.prepared import load_prepared
 from training.loop import train
+from training.options import DataOptions, EncoderOptions, TrainOptions, parse, save_options
+from training.small_model import (
+    ImageEncoderTrainer,
+    VAETrainer,
+    build_feature_extractor,
+    build_image_encoder,
+    build_pipeline,
+    build_vae,
+    measure_latents,
+    named_loss,
+    normalize_latents,
+)
 
 
-@dataclass
-class O:
-    what: str = "vae"
-    output_dir: str = "runs/tiny/vae"
-    max_train_steps: int = 3600
-    crop_steps: int = 1600
-    train_batch_size: int = 8
-    learning_rate: float = 2e-3
-    lr_warmup_steps: int = 100
-    seed: int = 0
-    ema_decay: float = 0.998
+OPTIONS = (EncoderOptions, DataOptions, TrainOptions)
 
 
-def main(o):
-    accelerator = Accelerator()
-    torch.manual_seed(o.seed)
-    data = load_procedural_fashion("tiny", "train")
-    held = load_procedural_fashion("tiny", "validation")
-    import numpy as np
-    hv = torch.stack([torch.from_numpy(np.array(r["image"])).permute(2, 0, 1).float() / 127.5 - 1 for r in held.select(range(0, len(held), 4))])
-    if o.what == "vae":
-        m = VAETrainer(build_vae()).to(memory_format=torch.channels_last)
-        ds = VAEFrames(data, 4, 4, o.seed, o.crop_steps * o.train_batch_size * accelerator.num_processes)
-        def loss_fn(module, b):
-            out = module(b["pixel_values"], b["noise"]); return out.pop("loss"), out
-        def validate(module, step):
-            p = module.vae.encode(hv).latent_dist.mean; y = module.vae.decode(p).sample.clamp(-1, 1)
-            return {"psnr": (10 * torch.log10(4 / ((y - hv) ** 2).mean((1, 2, 3)))).mean().item()}
-    else:
-        fe = CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
-        m = ImageEncoderTrainer(build_image_encoder())
-        ds = ImageEncoderFrames(data, fe, o.seed)
-        def loss_fn(module, b):
-            out = module(**b); return out.pop("loss"), out
-        validate = None
-    m = train(accelerator, m, loss_fn, ds, output_dir=o.output_dir, max_train_steps=o.max_train_steps, train_batch_size=o.train_batch_size,
-              learning_rate=o.learning_rate, lr_warmup_steps=o.lr_warmup_steps, ema_decay=o.ema_decay, seed=o.seed, checkpointing_steps=400,
-              resume_from_checkpoint="latest", logging_steps=50, validation_steps=400 if validate else None, validate=validate)
+def parse_args(argv: Sequence[str] | None = None) -> tuple:
+    """The option groups, in the order of `OPTIONS`."""
+    return parse(OPTIONS, argv, description=__doc__)
+
+
+def train_vae(accelerator: Accelerator, encoder: EncoderOptions, data: DataOptions, run: TrainOptions) -> None:
+    """Train the VAE and write it, with normalised latents, to `output_dir`."""
+    dataset = load_prepared(data.train_data, "train")
+    vae = build_vae(encoder.latent_channels, tuple(encoder.vae_channels), data.height)
+    module = VAETrainer(vae, encoder.mse_weight, encoder.l1_weight, encoder.kl_weight)
+    if run.channels_last:
+        module.to(memory_format=torch.channels_last)
+    global_batch = run.train_batch_size * run.gradient_accumulation_steps * accelerator.num_processes
+    factor = 2 ** (len(encoder.vae_channels) - 1)
+    frames = VAEFrames(dataset, encoder.latent_channels, factor, run.seed, encoder.num_crop_steps * global_batch)
+    held_out = read_pictures(load_prepared(data.train_data, "validation"), 64)
+
+    def validate(module, global_step):
+        return {"psnr": module.measure_psnr(held_out)}
+
+    arguments = run.loop_arguments(len(frames), accelerator.num_processes)
+    train(accelerator, module, named_loss, frames, validate=validate, **arguments)
     if accelerator.is_main_process:
-        if o.what == "vae":
-            imgs = torch.stack([torch.from_numpy(np.array(data[i]["image"])).permute(2, 0, 1).float() / 127.5 - 1 for i in range(0, len(data), len(data) // 512)])
-            mean, std = measure_latents(m.vae, imgs); print(mean, std)
-            normalize_latents(m.vae, mean, std)
-            m.vae.to(memory_format=torch.contiguous_format).save_pretrained(o.output_dir + "/vae")
-        else:
-            m.image_encoder.save_pretrained(o.output_dir + "/image_encoder"); fe.save_pretrained(o.output_dir + "/feature_extractor")
+        normalize_latents(vae, *measure_latents(vae, read_pictures(dataset, 512).to(vae.device)))
+        vae.to(memory_format=torch.contiguous_format).save_pretrained(run.output_dir)
+
+
+def train_image_encoder(accelerator: Accelerator, encoder: EncoderOptions, data: DataOptions, run: TrainOptions) -> None:
+    """Pre-train the image encoder and write it to `output_dir`."""
+    dataset = load_prepared(data.train_data, "train")
+    model = build_image_encoder(encoder.image_size, encoder.patch_size, encoder.hidden_size, encoder.num_hidden_layers)
+    frames = ImageEncoderFrames(dataset, build_feature_extractor(encoder.image_size), run.seed)
+    arguments = run.loop_arguments(len(frames), accelerator.num_processes)
+    train(accelerator, ImageEncoderTrainer(model), named_loss, frames, **arguments)
+    if accelerator.is_main_process:
+        model.save_pretrained(run.output_dir)
+
+
+def assemble(encoder: EncoderOptions, data: DataOptions, run: TrainOptions) -> None:
+    """Write a pipeline of both encoders and an untrained UNet and adapter to `output_dir`."""
+    vae = AutoencoderKL.from_pretrained(encoder.vae_dir)
+    image_encoder = CLIPVisionModel.from_pretrained(encoder.image_encoder_dir)
+    pipeline = build_pipeline(vae, image_encoder, data.height, data.width, tuple(encoder.unet_channels))
+    pipeline.save_pretrained(run.output_dir)
+
+
+def main(options: tuple) -> None:
+    """Train one encoder, or assemble the pipeline."""
+    encoder, data, run = options
+    for name in ("vae_dir", "image_encoder_dir") if encoder.component == "pipeline" else ():
+        folder = getattr(encoder, name)
+        if folder is None or not (Path(folder) / "config.json").is_file():
+            raise ValueError(f"`{name}` must be the folder of a trained model, got {folder!r}.")
+    set_seed(run.seed)
+    accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=run.report_to, project_dir=run.output_dir)
+    if accelerator.is_main_process:
+        print(save_options(run.output_dir, *options).read_text())
+    if encoder.component == "pipeline":
+        assemble(encoder, data, run)
+    else:
+        trainers = {"vae": train_vae, "image_encoder": train_image_encoder}
+        trainers[encoder.component](accelerator, encoder, data, run)
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(O).parse_args_into_dataclasses()[0])
+    main(parse_args())

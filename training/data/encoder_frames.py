@@ -10,6 +10,17 @@ from torch.utils.data import Dataset
 from training.data.frame_pairs import sample_generator, shuffled_index
 
 
+def to_pixel_values(image: Image.Image) -> torch.Tensor:
+    """A picture as [3,H,W] in [-1,1]."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def read_pictures(dataset, num_pictures: int) -> torch.Tensor:
+    """At most `num_pictures` pictures, evenly spread over the rows, [N,3,H,W] in [-1,1]."""
+    rows = range(0, len(dataset), max(1, len(dataset) // num_pictures))[:num_pictures]
+    return torch.stack([to_pixel_values(image) for image in dataset.select(rows)["image"]])
+
+
 class VAEFrames(Dataset):
     """Pictures with posterior noise; small crops before position `crop_until`, whole frames after it.
 
@@ -34,7 +45,7 @@ class VAEFrames(Dataset):
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         generator = sample_generator(self.seed, position)
         image = self.dataset[shuffled_index(self.seed, position, len(self.dataset))]["image"]
-        pixel_values = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
+        pixel_values = to_pixel_values(image)
         if position < self.crop_until:
             height, width = (side // 2 for side in pixel_values.shape[1:])
             top, left = (int(torch.randint(side + 1, (), generator=generator)) for side in (height, width))

@@ -10,7 +10,7 @@ Rows: `video_id`, `frame_index`, `image`, `iuv` (R = V, G = U, B = I), `layers` 
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 import numpy as np
@@ -116,6 +116,15 @@ class ProceduralFashionConfig(datasets.BuilderConfig):
         """Draw any subject of a split in any of its motions (in the data set, clip i is subject i in motion i)."""
         subject, motion = self.subject(split, subject_index), self.motion(split, motion_index)
         return render_clip(subject, motion, self.height, self.width, frame_indices)
+
+    def counterpart(self, split: str, looks_index: int, index: int, frame_indices=None) -> list[Frame]:
+        """Draw clip `index` with the looks of another subject: what its photo and this clip's IUV should give.
+
+        The body keeps its proportions, since they are the pose's: the IUV is that of the clip itself.
+        """
+        looks, body = self.subject(split, looks_index), self.subject(split, index)
+        subject = replace(looks, **{name: getattr(body, name) for name in ("shoulder", "waist", "hip", "limb")})
+        return render_clip(subject, self.motion(split, index), self.height, self.width, frame_indices)
 
 
 class ProceduralFashion(datasets.GeneratorBasedBuilder):

@@ -1,16 +1,20 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The embedded default's own VAE and image encoder: building, losses, and the VAE's normalised latents.
+"""The embedded default, from nothing: its parts, the training of its two encoders, and the pipeline that stage 1 takes.
 
-Full-size models never come here: they take Stable Diffusion's VAE and OpenAI's CLIP as they are.
-Legend: `B` batch, `C` latent channels, `H W` pixels, `h w` latent cells, `T` tokens.
+Full-size models never come here: they take Stable Diffusion's VAE and UNet and OpenAI's CLIP as they are.
+Legend: `B` batch, `C` latent channels, `H W` pixels, `h w` latent cells, `T` tokens, `S` side of the encoder's square.
 """
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+from pipeline_dreampose import DreamPosePipeline
+from training.denoiser import build_adapter, widen_conv_in
+from training.metrics import psnr
 
 
 NUM_PARTS = 25  # DensePose's 24 parts and the background
@@ -50,6 +54,72 @@ def build_image_encoder(
     )
 
 
+def build_feature_extractor(image_size: int = 64) -> CLIPImageProcessor:
+    """The image encoder's input: the whole picture squeezed into its square, nothing cropped."""
+    size = {"height": image_size, "width": image_size}
+    return CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False)
+
+
+def build_unet(
+    latent_channels: int, cross_attention_dim: int, sample_size: tuple[int, int], block_out_channels=(32, 96, 128)
+) -> UNet2DConditionModel:
+    """A small UNet of Stable Diffusion's kind, cross-attention at every level, not widened yet."""
+    levels = len(block_out_channels)
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        block_out_channels=block_out_channels,
+        layers_per_block=1,
+        cross_attention_dim=cross_attention_dim,
+        attention_head_dim=tuple(max(2, min(4, channels // 32)) for channels in block_out_channels),
+        norm_num_groups=8,
+    )
+
+
+def build_pipeline(
+    vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: int, width: int, unet_channels=(32, 96, 128)
+) -> DreamPosePipeline:
+    """A pipeline of trained encoders and an untrained UNet and adapter, for stage 1 to start from.
+
+    It predicts v, which at this size learns far faster than epsilon where the noise is strong; guidance is the same for
+    both, since its coefficients sum to 1.
+    """
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    sample_size = (height // factor, width // factor)
+    unet = build_unet(vae.config.latent_channels, image_encoder.config.hidden_size, sample_size, unet_channels)
+    widen_conv_in(unet)
+    return DreamPosePipeline(
+        vae=vae,
+        unet=unet,
+        image_encoder=image_encoder,
+        feature_extractor=build_feature_extractor(image_encoder.config.image_size),
+        adapter=build_adapter(vae, image_encoder, height, width),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type="v_prediction",
+        ),
+        default_height=height,
+        default_width=width,
+        default_num_inference_steps=25,
+        default_image_guidance_scale=1.5,
+        default_pose_guidance_scale=1.5,
+    )
+
+
+def named_loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and logs, for `training.loop`, of a module that returns both by name."""
+    values = module(**batch)
+    return values.pop("loss"), values
+
+
 class VAETrainer(nn.Module):
     """The VAE and its loss. Adding an L1 to the MSE keeps edges, the MSE keeps colours: L1 alone loses them.
 
@@ -72,6 +142,14 @@ class VAETrainer(nn.Module):
         loss = self.mse_weight * mse + self.l1_weight * l1 + self.kl_weight * kl
         # Pictures span 2 in [-1, 1]: the peak of the PSNR.
         return {"loss": loss, "psnr": 10 * torch.log10(4 / mse.detach()), "l1": l1.detach(), "kl": kl.detach()}
+
+
+    @torch.no_grad()
+    def measure_psnr(self, pixel_values: torch.Tensor) -> float:
+        """Mean PSNR in dB of the round trip through the posterior's mean, over pictures [N,3,H,W] in [-1,1]."""
+        pixel_values = pixel_values.to(self.vae.device)
+        restored = self.vae.decode(self.vae.encode(pixel_values).latent_dist.mode()).sample.clamp(-1, 1)
+        return psnr(restored / 2 + 0.5, pixel_values / 2 + 0.5).mean().item()
 
 
 class ImageEncoderTrainer(nn.Module):

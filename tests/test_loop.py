@@ -1,0 +1,479 @@
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
+from diffusers.optimization import get_scheduler
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import Dataset
+
+from training.checkpoints import list_checkpoints
+from training.interruption import StopSignals, TrainingInterrupted, ignore_stop_signals
+from training.loop import train
+from training.run_log import LogWindow, start_log
+from training.schedule import PositionBatchSampler, get_lr_curve, seed_step
+
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = {"train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 2, "ema_decay": 0.8}
+
+
+class Samples(Dataset):
+    """Every draw of a sample comes from its position; remembers which positions were asked for."""
+
+    def __init__(self):
+        self.positions = []
+
+    def __getitem__(self, position):
+        self.positions.append(position)
+        generator = torch.Generator().manual_seed(position)
+        pixel_values = torch.randn(3, 6, 6, generator=generator)
+        return {"pixel_values": pixel_values, "target": pixel_values.mean((1, 2)), "position": position}
+
+
+class Network(nn.Module):
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.frozen = nn.Conv2d(3, 3, 1).requires_grad_(False)
+        self.conv_in = nn.Conv2d(3, 6, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = nn.Linear(6, 3)
+
+    def forward(self, pixel_values):
+        return self.conv_out(self.dropout(self.conv_in(self.frozen(pixel_values)).relu().mean((2, 3))))
+
+
+def network(dropout=0.0):
+    torch.manual_seed(0)
+    return Network(dropout)
+
+
+def loss_fn(module, batch):
+    loss = (module(batch["pixel_values"]) - batch["target"]).square().mean()
+    return loss, {"mse": loss, "double": 2 * loss.item()}
+
+
+def run(output_dir, module=None, loss=loss_fn, accelerator=None, data=None, **settings):
+    module = network() if module is None else module
+    accelerator = accelerator or Accelerator(cpu=True)
+    data = Samples() if data is None else data
+    return train(accelerator, module, loss, data, output_dir=output_dir, **{**SETTINGS, **settings})
+
+
+def records(output_dir, key="loss"):
+    lines = [json.loads(line) for line in (Path(output_dir) / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if key in line]
+
+
+def curve(output_dir):
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in records(output_dir)]
+
+
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+# What a step is by its number
+
+
+@pytest.mark.parametrize("processes, accumulation", [(1, 1), (1, 4), (2, 2), (4, 1)])
+def test_positions_of_a_step_do_not_depend_on_how_it_is_shared(processes, accumulation):
+    size = 8 // (processes * accumulation)
+    shares = [list(PositionBatchSampler(24, 3, size, accumulation, processes, rank)) for rank in range(processes)]
+    assert all(len(batch) == size for share in shares for batch in share)
+    for step in range(3):
+        batches = [batch for share in shares for batch in share[step * accumulation : (step + 1) * accumulation]]
+        assert sorted(sum(batches, [])) == list(range(24 + 8 * step, 32 + 8 * step))
+    assert len(PositionBatchSampler(0, 3, size, accumulation)) == 3 * accumulation
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant"])
+def test_lr_curve_is_that_of_the_stepped_scheduler(name):
+    optimizer = torch.optim.AdamW([torch.zeros(1)], lr=3e-4)
+    scheduler = get_scheduler(name, optimizer, num_warmup_steps=3, num_training_steps=12)
+    lr_curve = get_lr_curve(name, 3e-4, 3, 12)
+    for step in range(12):
+        assert lr_curve(step) == scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+
+
+def test_step_seeds_differ_by_seed_step_and_process():
+    def draw(*numbers):
+        seed_step(*numbers)
+        return torch.rand(4)
+
+    assert torch.equal(draw(1, 2, 3), draw(1, 2, 3))
+    draws = [draw(*numbers) for numbers in ((1, 2, 3), (3, 2, 1), (1, 3, 2), (2, 2, 3), (1, 2, 0))]
+    assert len({tuple(values.tolist()) for values in draws}) == len(draws)
+
+
+# Relations between runs
+
+
+def signalling(num_calls, signum=signal.SIGTERM):
+    """The loss, with a signal to this process in one of its calls."""
+    calls = []
+
+    def loss(module, batch):
+        calls.append(batch)
+        if len(calls) == num_calls:
+            signal.raise_signal(signum)
+        return loss_fn(module, batch)
+
+    return loss
+
+
+def test_resuming_equals_an_undisturbed_run_exactly(tmp_path):
+    settings = {"max_train_steps": 8, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "latest"}
+    whole = run(tmp_path / "whole", network(0.3), **settings)
+    for _ in range(2):
+        with pytest.raises(TrainingInterrupted):
+            run(tmp_path / "parts", network(0.3), signalling(4), **settings)
+    data = Samples()
+    parts = run(tmp_path / "parts", network(0.3), data=data, **settings)
+    assert data.positions == list(range(32, 64))
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts") and len(curve(tmp_path / "whole")) == 4
+    assert torch.equal(weights(whole), weights(parts))
+    for name in ("model", "optimizer", "ema"):
+        file = Path("checkpoint-000008", f"{name}.safetensors")
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
+
+
+def test_resuming_a_finished_run_gives_its_weights_and_a_longer_one_goes_on(tmp_path):
+    finished = run(tmp_path, max_train_steps=4)
+    data = Samples()
+    again = run(tmp_path, max_train_steps=4, resume_from_checkpoint="latest", data=data)
+    assert torch.equal(weights(finished), weights(again)) and data.positions == []
+    run(tmp_path, max_train_steps=8, resume_from_checkpoint="latest")
+    lr_curve = get_lr_curve("cosine", 1e-2, 0, 8)
+    assert [line["step"] for line in records(tmp_path)] == [2, 4, 6, 8]
+    assert records(tmp_path)[-1]["lr"] == pytest.approx((lr_curve(6) + lr_curve(7)) / 2)
+
+
+def test_workers_change_nothing(tmp_path):
+    none = run(tmp_path / "none", max_train_steps=3)
+    some = run(tmp_path / "some", max_train_steps=3, dataloader_num_workers=2)
+    assert torch.equal(weights(none), weights(some))
+
+
+def test_memory_layout_changes_nothing_but_rounding(tmp_path):
+    plain = run(tmp_path / "plain", max_train_steps=6)
+    other = run(tmp_path / "other", network().to(memory_format=torch.channels_last), max_train_steps=6)
+    assert other.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(weights(plain), weights(other), atol=1e-5, rtol=0)
+
+
+def test_accumulated_half_batches_equal_one_batch(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    whole = run(tmp_path / "whole", accelerator=accelerator, max_train_steps=5)
+    # The same accelerator serves both.
+    halves = run(
+        tmp_path / "halves", accelerator=accelerator, max_train_steps=5, train_batch_size=2,
+        gradient_accumulation_steps=2,
+    )  # fmt: skip
+    torch.testing.assert_close(weights(whole), weights(halves), atol=1e-6, rtol=0)
+    for one, other in zip(curve(tmp_path / "whole"), curve(tmp_path / "halves"), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_step_is_clipped_adamw_and_the_average_follows(tmp_path):
+    module, expected = network(), network()
+    result = run(tmp_path, module, max_train_steps=3, max_grad_norm=0.05, adam_weight_decay=0.1, ema_decay=None)
+    optimizer = torch.optim.AdamW([*expected.conv_in.parameters(), *expected.conv_out.parameters()], weight_decay=0.1)
+    data, norms = Samples(), []
+    for step in range(3):
+        batch = torch.utils.data.default_collate([data[position] for position in range(4 * step, 4 * step + 4)])
+        optimizer.zero_grad()
+        loss_fn(expected, batch)[0].backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(expected.parameters(), 0.05).item())
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * step / 3)) / 2
+        optimizer.step()
+    torch.testing.assert_close(weights(result), weights(expected), atol=1e-7, rtol=0)
+    assert records(tmp_path)[0]["grad_norm"] == pytest.approx(sum(norms[:2]) / 2) and min(norms) > 0.05
+    assert result is module and torch.equal(module.frozen.weight, network().frozen.weight)
+
+
+def test_without_clipping_the_norm_is_logged_only(tmp_path):
+    one = run(tmp_path / "one", max_train_steps=2, max_grad_norm=None)
+    other = run(tmp_path / "other", max_train_steps=2, max_grad_norm=1e9)
+    assert torch.equal(weights(one), weights(other)) and records(tmp_path / "one")[0]["grad_norm"] > 0
+
+
+def test_the_average_of_the_weights_is_returned_and_kept_apart(tmp_path):
+    averaged = run(tmp_path / "ema", max_train_steps=6)
+    last = run(tmp_path / "last", max_train_steps=6, ema_decay=None)
+    files = {
+        name: load_file(tmp_path / "ema" / "checkpoint-000006" / f"{name}.safetensors") for name in ("model", "ema")
+    }
+    assert torch.equal(files["ema"]["conv_in.weight"], averaged.conv_in.weight)
+    assert torch.equal(files["model"]["conv_in.weight"], last.conv_in.weight)
+    assert not torch.equal(averaged.conv_in.weight, last.conv_in.weight)
+    assert not (tmp_path / "last" / "checkpoint-000006" / "ema.safetensors").exists()
+    assert "frozen.weight" not in files["model"]
+
+
+def test_an_average_that_starts_late_starts_from_the_checkpoint(tmp_path, caplog):
+    run(tmp_path, max_train_steps=2, ema_decay=None)
+    last = load_file(tmp_path / "checkpoint-000002" / "model.safetensors")
+    module = run(tmp_path, max_train_steps=2, resume_from_checkpoint="latest")
+    assert "has no averaged weights" in caplog.text
+    assert torch.equal(module.conv_in.weight, last["conv_in.weight"])
+
+
+def test_another_global_batch_goes_on_behind_the_last_sample(tmp_path, caplog):
+    run(tmp_path, max_train_steps=3)
+    data = Samples()
+    run(tmp_path, max_train_steps=5, train_batch_size=6, resume_from_checkpoint="latest", data=data)
+    assert data.positions == list(range(12, 24))
+    assert "global batch size changes from 4 to 6" in caplog.text
+
+
+def test_mixed_precision_is_gone_from_the_returned_module(tmp_path):
+    module = run(tmp_path, accelerator=Accelerator(cpu=True, mixed_precision="bf16"), max_train_steps=2)
+    assert module(torch.zeros(1, 3, 6, 6)).dtype == torch.float32 and math.isfinite(records(tmp_path)[0]["loss"])
+    assert torch.zeros(1).dtype == module.conv_in.weight.dtype
+
+
+# Checkpoints, log, validation
+
+
+def test_checkpoints_are_written_rotated_and_the_last_step_gets_one(tmp_path):
+    run(tmp_path, max_train_steps=7, checkpointing_steps=2, checkpoints_total_limit=3)
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step:06d}" for step in (4, 6, 7)]
+    state = json.loads((tmp_path / "checkpoint-000007" / "state.json").read_text())
+    assert state["num_samples"] == 28 and state["world"]["global_batch_size"] == 4
+
+
+def test_the_log_holds_means_over_its_window(tmp_path):
+    losses = []
+
+    def loss(module, batch):
+        value, logs = loss_fn(module, batch)
+        losses.append(value.item())
+        return value, logs
+
+    run(tmp_path, loss=loss, max_train_steps=4, gradient_accumulation_steps=2)
+    for index, line in enumerate(records(tmp_path)):
+        mean = sum(losses[4 * index : 4 * index + 4]) / 4
+        assert (line["loss"], line["mse"], line["double"]) == pytest.approx((mean, mean, 2 * mean))
+        assert line["samples_per_second"] > 0 and line["num_skipped_steps"] == 0
+
+
+def test_the_log_is_cut_back_on_resuming(tmp_path, caplog):
+    (tmp_path / "log.jsonl").write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"st')
+    start_log(tmp_path, 4)
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 2}\n{"step": 4}\n' and "cut short" in caplog.text
+
+
+def test_a_window_leaves_out_what_is_not_finite(tmp_path):
+    Accelerator(cpu=True)
+    window = LogWindow()
+    window.add({"loss": torch.tensor(1.0, requires_grad=True), "other": math.nan})
+    window.add({"loss": math.nan})
+    window.add({"loss": 3.0})
+    assert window.reduce() == {"loss": 2.0, "samples_per_second": 0.0}
+
+
+def test_validation_sees_the_average_in_eval_mode_and_leaves_no_trace(tmp_path):
+    seen = []
+
+    def validate(module, global_step):
+        torch.manual_seed(0)
+        seen.append((global_step, module.training, torch.is_grad_enabled(), weights(module)))
+        return {"validation/l1": 0.5 * global_step}
+
+    module = network(0.3)
+    module.frozen.eval()
+    validated = run(tmp_path / "with", module, max_train_steps=5, validation_steps=2, validate=validate)
+    assert [entry[:3] for entry in seen] == [(2, False, False), (4, False, False), (5, False, False)]
+    assert torch.equal(seen[-1][-1], weights(validated))
+    assert module.training and module.dropout.training and not module.frozen.training
+    assert [(line["step"], line["validation/l1"]) for line in records(tmp_path / "with", "validation/l1")] == [
+        (2, 1.0), (4, 2.0), (5, 2.5),
+    ]  # fmt: skip
+    assert torch.equal(weights(run(tmp_path / "without", network(0.3), max_train_steps=5)), weights(validated))
+
+
+# What goes wrong
+
+
+def spoiled(*bad_steps, spoil=lambda loss: loss * math.nan):
+    calls = []
+
+    def loss(module, batch):
+        value, logs = loss_fn(module, batch)
+        calls.append(batch)
+        return (spoil(value) if len(calls) in bad_steps else value), logs
+
+    return loss
+
+
+def infinite_gradient(loss):
+    # sqrt has a finite value and an infinite slope at 0.
+    return loss + (loss - loss).sqrt()
+
+
+@pytest.mark.parametrize("spoil", [lambda loss: loss * math.nan, infinite_gradient])
+def test_a_step_without_finite_loss_and_gradient_is_skipped(tmp_path, caplog, spoil):
+    before = run(tmp_path / "before", max_train_steps=1, lr_scheduler="constant")
+    module = run(
+        tmp_path / "after", loss=spoiled(2, spoil=spoil), max_train_steps=2, lr_scheduler="constant", logging_steps=1
+    )
+    assert torch.equal(weights(before), weights(module))
+    assert "Step 2 was skipped" in caplog.text
+    assert [line["num_skipped_steps"] for line in records(tmp_path / "after", "num_skipped_steps")] == [0, 1]
+    assert json.loads((tmp_path / "after" / "checkpoint-000002" / "state.json").read_text())["num_skipped_steps"] == 1
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path):
+    run(tmp_path / "fine", loss=spoiled(2, 3, 5, 6), max_train_steps=7, max_nonfinite_steps=3)
+    with pytest.raises(RuntimeError, match="stopped at step 6: no finite loss and gradient in the last 3 steps"):
+        run(tmp_path / "bad", loss=spoiled(2, 4, 5, 6), max_train_steps=7, max_nonfinite_steps=3)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, capsys, signum):
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(TrainingInterrupted) as caught:
+        run(tmp_path, loss=signalling(3, signum), max_train_steps=6, dataloader_num_workers=1)
+    assert caught.value.code == 128 + signum
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000003"]
+    message = capsys.readouterr().err
+    assert f"Stopped by {signum.name} after step 3 of 6" in message and "--resume_from_checkpoint latest" in message
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_a_second_signal_acts_as_usual():
+    with pytest.raises(KeyboardInterrupt):
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.signum == signal.SIGINT
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_after_the_last_step_acts_on_leaving():
+    with pytest.raises(KeyboardInterrupt):
+        with StopSignals():
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_outside_the_main_thread_signals_are_left_alone(tmp_path):
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def body():
+        with StopSignals():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_data_workers_ignore_stop_signals():
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ignore_stop_signals()
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps",
+     "checkpoints_total_limit", "logging_steps", "validation_steps", "max_nonfinite_steps"],
+)  # fmt: skip
+def test_counts_below_one_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+        run(tmp_path, **{"max_train_steps": 2, name: 0})
+
+
+def test_what_cannot_be_trained_or_resumed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`module` must have parameters that require gradients"):
+        run(tmp_path, network().requires_grad_(False), max_train_steps=2)
+    sharded = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    with pytest.raises(ValueError, match="`accelerator` must run one process or DDP, got DistributedType.FSDP"):
+        run(tmp_path, accelerator=sharded, max_train_steps=2)
+    run(tmp_path, max_train_steps=2)
+    with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond"):
+        run(tmp_path, max_train_steps=2)
+    with pytest.raises(ValueError, match="must fit the model, got missing .*frozen.weight"):
+        run(tmp_path, network().requires_grad_(True), max_train_steps=2, resume_from_checkpoint="latest")
+
+
+# Two processes
+
+
+def run_as_one_of_two(output_dir):
+    """Body of each process of the test below."""
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    data = Samples()
+    settings = {"max_train_steps": 4, "train_batch_size": 2, "gradient_accumulation_steps": 2}
+    module = run(f"{output_dir}/train", accelerator=accelerator, data=data, **settings)
+    torch.save(weights(module), f"{output_dir}/weights-{accelerator.process_index}.pt")
+    Path(f"{output_dir}/positions-{accelerator.process_index}.json").write_text(json.dumps(data.positions))
+    # Only the second process gets a signal, and only the second one sees a loss that is not finite.
+    is_second = accelerator.process_index == 1
+    bad = spoiled(1) if is_second else loss_fn
+    run(f"{output_dir}/bad", loss=bad, accelerator=accelerator, max_train_steps=2)
+    try:
+        run(f"{output_dir}/stop", loss=signalling(2) if is_second else loss_fn, accelerator=accelerator,
+            max_train_steps=4)  # fmt: skip
+    except TrainingInterrupted as interruption:
+        Path(f"{output_dir}/stopped-{accelerator.process_index}").write_text(str(interruption.code))
+
+
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    code = f"from tests.test_loop import run_as_one_of_two; run_as_one_of_two({str(tmp_path)!r})"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+
+    data = Samples()
+    one = run(tmp_path / "one", data=data, max_train_steps=4, gradient_accumulation_steps=2)
+    both = [torch.load(tmp_path / f"weights-{rank}.pt") for rank in range(2)]
+    assert torch.equal(both[0], both[1])
+    torch.testing.assert_close(both[0], weights(one), atol=1e-6, rtol=0)
+    shares = [json.loads((tmp_path / f"positions-{rank}.json").read_text()) for rank in range(2)]
+    for step in range(4):
+        assert (
+            sorted(sum((share[4 * step : 4 * step + 4] for share in shares), []))
+            == data.positions[8 * step : 8 * step + 8]
+        )
+    for line, other in zip(curve(tmp_path / "one"), curve(tmp_path / "train"), strict=True):
+        assert line == pytest.approx(other, abs=1e-5)
+    assert [line["num_skipped_steps"] for line in records(tmp_path / "bad")] == [1]
+    assert [(tmp_path / f"stopped-{rank}").read_text() for rank in range(2)] == ["143", "143"]
+    assert [path.name for path in list_checkpoints(tmp_path / "stop")] == ["checkpoint-000002"]

@@ -1,0 +1,602 @@
+"""The pipeline's behaviour, first of all against the method written out from the paper."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from PIL import Image
+
+from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, iuv_to_pose_map
+from tests.tiny_components import (
+    HEIGHT,
+    IMAGE_EMBED_DIM,
+    LATENT_CHANNELS,
+    LATENT_HEIGHT,
+    LATENT_WIDTH,
+    NUM_FRAMES,
+    WIDTH,
+    get_dummy_components,
+    get_dummy_image,
+    get_dummy_inputs,
+    get_dummy_iuv,
+    get_dummy_pipeline,
+    get_unet,
+)
+
+
+LATENT_SHAPE = (LATENT_CHANNELS, LATENT_HEIGHT, LATENT_WIDTH)
+REFUSED = ("EDMEulerScheduler", "DPMSolverSDEScheduler")
+SCHEDULERS = [scheduler.name for scheduler in KarrasDiffusionSchedulers if scheduler.name not in REFUSED]
+
+
+@pytest.fixture(scope="module")
+def shared_pipe():
+    """One pipeline for the tests that leave it as it is."""
+    return get_dummy_pipeline()
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def unet_inputs(pipe):
+    """What the UNet is given while the block runs: `(sample, encoder_hidden_states)` of each forward."""
+    seen = []
+
+    def record(module, args, kwargs):
+        seen.append((args[0], kwargs["encoder_hidden_states"]))
+
+    hook = pipe.unet.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def scheduler_of(pipe, scheduler):
+    """Lend another scheduler to a shared pipeline."""
+    previous, pipe.scheduler = pipe.scheduler, scheduler
+    try:
+        yield
+    finally:
+        pipe.scheduler = previous
+
+
+def difference(a, b):
+    return (a - b).abs().max().item()
+
+
+@torch.no_grad()
+def reference_video(components, photo, iuvs, s_i, s_p, num_steps, seed):
+    """The whole method as the paper tells it, frame by frame, with none of the pipeline's own code."""
+    vae, unet, adapter, scheduler = (components[name] for name in ("vae", "unet", "adapter", "scheduler"))
+
+    def encode(picture):
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+        latents = vae.encode(2 * pixels - 1).latent_dist.mean * vae.config.scaling_factor
+        clip_input = components["feature_extractor"](images=picture, return_tensors="pt")
+        tokens = components["image_encoder"](**clip_input).last_hidden_state
+        vae_tokens = adapter.vae_projection(F.max_pool2d(latents, 2).flatten(2))
+        mixed = torch.einsum("ot,btd->bod", adapter.token_mixer.weight, torch.cat([tokens, vae_tokens], dim=1))
+        return mixed + adapter.token_mixer.bias[:, None], latents
+
+    c_i, photo_latents = encode(photo)
+    no_image, _ = encode(Image.new("RGB", photo.size))
+    iuvs = [torch.from_numpy(np.array(iuv)[::2, ::2].copy()) for iuv in iuvs]  # nearest to latent size
+    poses = [torch.stack([iuv[..., 1], iuv[..., 0]]) / 255 * (iuv[..., 2] > 0) for iuv in iuvs]
+    noise = torch.randn(photo_latents.shape, generator=seeded(seed))
+    frames = []
+    for i in range(len(poses)):
+        c_p = torch.cat([poses[min(max(i + d, 0), len(poses) - 1)] for d in (-2, -1, 0, 1, 2)])[None]
+        no_pose = torch.zeros_like(c_p)
+        scheduler.set_timesteps(num_steps)
+        alpha = scheduler.alphas_cumprod[scheduler.timesteps[0]]
+        x = alpha.sqrt() * photo_latents + (1 - alpha).sqrt() * noise
+        for t in scheduler.timesteps:
+            eps_00 = unet(torch.cat([x, no_pose], dim=1), t, no_image).sample
+            eps_i0 = unet(torch.cat([x, no_pose], dim=1), t, c_i).sample
+            eps_ip = unet(torch.cat([x, c_p], dim=1), t, c_i).sample
+            eps = eps_00 + s_i * (eps_i0 - eps_00) + s_p * (eps_ip - eps_i0)
+            x = scheduler.step(eps, t, x).prev_sample
+        frames.append(vae.decode(x / vae.config.scaling_factor).sample[0] / 2 + 0.5)
+    return torch.stack(frames).clamp(0, 1)
+
+
+# The method
+
+
+@pytest.mark.parametrize("num_frames, chunk_size", [(1, 8), (2, 1), (5, 3)])
+@pytest.mark.parametrize("s_i, s_p", [(0, 0), (1, 1), (1, 0), (0, 1), (1, 2), (2, 2), (2, 1.5), (8, 3)])
+def test_agrees_with_the_method(shared_pipe, s_i, s_p, num_frames, chunk_size):
+    photo, iuvs = get_dummy_image(3), [get_dummy_iuv(i) for i in range(num_frames)]
+    frames = shared_pipe(
+        photo,
+        iuvs,
+        num_inference_steps=3,
+        image_guidance_scale=s_i,
+        pose_guidance_scale=s_p,
+        chunk_size=chunk_size,
+        generator=seeded(7),
+        output_type="pt",
+    ).frames
+    expected = reference_video(shared_pipe.components, photo, iuvs, s_i, s_p, num_steps=3, seed=7)
+    assert frames.shape == (1, num_frames, 3, HEIGHT, WIDTH)
+    assert difference(frames[0], expected) < 1e-4
+    assert 0.05 < expected.std() and expected.min() < expected.max()
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_agrees_with_the_method_for_other_predictions(prediction_type):
+    pipe = get_dummy_pipeline()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction_type)
+    photo, iuvs = get_dummy_image(), [get_dummy_iuv(i) for i in range(3)]
+    frames = pipe(photo, iuvs, generator=seeded(), output_type="pt").frames[0]
+    assert difference(frames, reference_video(pipe.components, photo, iuvs, 2.0, 1.5, 2, 0)) < 1e-4
+
+
+def test_photo_pose_neighbours_scales_and_seed_all_matter(shared_pipe):
+    inputs = get_dummy_inputs()
+    latents = shared_pipe(**{**inputs, "output_type": "latent"}).frames
+    changes = {
+        "image": get_dummy_image(9),
+        "pose_maps": [get_dummy_iuv(9), *inputs["pose_maps"][1:]],
+        "generator": seeded(1),
+        "image_guidance_scale": 2.5,
+        "pose_guidance_scale": 0.5,
+        "num_inference_steps": 3,
+    }
+    for name, value in changes.items():
+        changed = {**get_dummy_inputs(), "output_type": "latent", name: value}
+        frames = shared_pipe(**changed).frames
+        assert difference(frames[:, :3], latents[:, :3]) > 1e-3, name
+        if name == "pose_maps":  # two frames away is as far as a window reaches
+            assert all(difference(frames[:, i], latents[:, i]) > 1e-4 for i in range(3))
+            assert difference(frames[:, 3:], latents[:, 3:]) < 1e-5
+
+
+def test_other_sizes_channels_and_windows():
+    """Nothing is tied to four latent channels, five poses or one size."""
+    components = get_dummy_components(latent_channels=8, pose_radius=1)
+    pipe = get_dummy_pipeline(**components)
+    assert pipe.pose_radius == 1
+    with unet_inputs(pipe) as seen:
+        frames = pipe(**get_dummy_inputs(), height=40, width=48).frames
+    assert frames.shape == (1, NUM_FRAMES, 3, 40, 48) and seen[0][0].shape == (3 * NUM_FRAMES, 8 + 6, 20, 24)
+
+
+@pytest.mark.parametrize(
+    "s_i, s_p, branches", [(2, 1.5, 3), (0, 0, 1), (1, 1, 1), (1, 0, 1), (1, 2, 2), (2, 2, 2), (2, 0, 2), (0, 1, 3)]
+)
+def test_branches_of_weight_zero_are_not_computed(shared_pipe, s_i, s_p, branches):
+    with mock.patch.object(shared_pipe, "encode_null_image", wraps=shared_pipe.encode_null_image) as encode_null_image:
+        with unet_inputs(shared_pipe) as seen:
+            shared_pipe(**get_dummy_inputs(), image_guidance_scale=s_i, pose_guidance_scale=s_p)
+    assert [len(sample) for sample, _ in seen] == [branches * NUM_FRAMES] * 2
+    assert encode_null_image.call_count == (0 if s_i == 1 else 1)
+
+
+def test_scales_of_one_are_the_fully_conditioned_prediction(shared_pipe):
+    windows, latents = torch.rand(2, 10, LATENT_HEIGHT, LATENT_WIDTH), torch.randn(2, *LATENT_SHAPE)
+    states, null_states, t = torch.randn(1, 5, IMAGE_EMBED_DIM), torch.randn(1, 5, IMAGE_EMBED_DIM), torch.tensor(500)
+    with torch.no_grad():
+        expected = shared_pipe.unet(torch.cat([latents, windows], 1), t, states.expand(2, -1, -1)).sample
+        branches = shared_pipe.guidance_branches(1.0, 1.0)
+        predicted = shared_pipe.predict_noise(latents, t, windows, states, None, branches)
+        assert difference(predicted, expected) < 1e-6
+        branches = [(0.0, False, False), (0.0, True, False), (1.0, True, True)]
+        assert (
+            difference(shared_pipe.predict_noise(latents, t, windows, states, null_states, branches), expected) < 1e-6
+        )
+    for s_i, s_p in [(0, 0), (1, 0), (0.3, 0.7), (8, 3)]:
+        assert sum(weight for weight, _, _ in shared_pipe.guidance_branches(s_i, s_p)) == pytest.approx(1)
+
+
+def test_reference_is_encoded_once_a_video(shared_pipe):
+    with mock.patch.object(shared_pipe.vae, "encode", wraps=shared_pipe.vae.encode) as encode:
+        shared_pipe(**get_dummy_inputs(), chunk_size=1, image_guidance_scale=1.0)
+        assert encode.call_count == 1
+        shared_pipe(**get_dummy_inputs(), chunk_size=1)  # the null image is encoded as well
+        assert encode.call_count == 3
+        shared_pipe(**{**get_dummy_inputs(), "image": [get_dummy_image(i) for i in range(3)]}, chunk_size=1)
+        assert encode.call_count == 3 + 4
+
+
+def test_image_range_and_pose_range_are_those_of_converted_weights():
+    pipe, plain = get_dummy_pipeline(image_range=[0.0, 1.0], pose_range=[-1.0, 1.0]), get_dummy_pipeline()
+    with mock.patch.object(pipe.vae, "encode", wraps=pipe.vae.encode) as encode, unet_inputs(pipe) as seen:
+        pipe(**get_dummy_inputs())
+    black, photo = (call.args[0] for call in encode.call_args_list)
+    assert black.eq(0).all() and 0 <= photo.min() and photo.max() <= 1
+    no_pose, still_no_pose, poses = seen[0][0][:, LATENT_CHANNELS:].chunk(3)
+    assert not no_pose.any() and not still_no_pose.any()
+    expected = iuv_to_pose_map(get_dummy_inputs()["pose_maps"][0])[:, ::2, ::2] * 2 - 1
+    assert torch.allclose(poses[0, 4:6], expected) and poses.min() == -1
+    latents = torch.randn(1, *LATENT_SHAPE)
+    with torch.no_grad():
+        decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+        assert difference(pipe.decode_latents(latents), decoded.clamp(0, 1)) < 1e-6
+        assert difference(plain.decode_latents(latents), (decoded / 2 + 0.5).clamp(0, 1)) < 1e-6
+
+
+# Batches, chunks, frames
+
+
+def test_batch_equals_singles(shared_pipe):
+    images = [get_dummy_image(i) for i in range(2)]
+    poses = [[get_dummy_iuv(10 * b + i) for i in range(3)] for b in range(2)]
+    settings = {"output_type": "pt", "chunk_size": 2}
+    singles = [shared_pipe(images[b], poses[b], generator=seeded(b), **settings).frames for b in range(2)]
+    batch = shared_pipe(images, poses, generator=[seeded(0), seeded(1)], **settings).frames
+    assert batch.shape[:2] == (2, 3) and difference(batch, torch.cat(singles)) < 1e-5
+    one_generator = seeded(0)
+    singles = [shared_pipe(images[b], poses[b], generator=one_generator, **settings).frames for b in range(2)]
+    assert difference(shared_pipe(images, poses, generator=seeded(0), **settings).frames, torch.cat(singles)) < 1e-5
+    shared_poses = shared_pipe(images, poses[0], generator=[seeded(0), seeded(1)], **settings).frames
+    assert difference(shared_poses[0], batch[0]) < 1e-5 and difference(shared_poses[1], batch[1]) > 1e-3
+
+
+def test_images_and_poses_in_every_form(shared_pipe):
+    images, iuvs = [get_dummy_image(i) for i in range(2)], [get_dummy_iuv(i) for i in range(3)]
+    maps = torch.stack([iuv_to_pose_map(iuv) for iuv in iuvs])
+    expected = shared_pipe(images, iuvs, generator=seeded(), output_type="pt").frames
+    array = np.stack([np.array(image) for image in images])
+    for form in (
+        array,
+        array / 255,
+        torch.from_numpy(array).permute(0, 3, 1, 2),
+        [array[0], images[1]],
+        tuple(images),
+    ):
+        frames = shared_pipe(form, iuvs, generator=seeded(), output_type="pt").frames
+        assert difference(frames, expected) < 1e-6
+    batched = maps.expand(2, -1, -1, -1, -1)
+    for form in (
+        maps,
+        maps.numpy(),
+        maps.double(),
+        batched,
+        batched.numpy(),
+        [iuvs, iuvs],
+        [np.array(i) for i in iuvs],
+    ):
+        frames = shared_pipe(images, form, generator=seeded(), output_type="pt").frames
+        assert difference(frames, expected) < 1e-6
+    one = shared_pipe(images[0], iuvs, generator=seeded(), output_type="pt").frames
+    for form in (array[0], array[:1], torch.from_numpy(array[0]).permute(2, 0, 1), [images[0]], [[images[0]]]):
+        assert difference(shared_pipe(form, iuvs, generator=seeded(), output_type="pt").frames, one) < 1e-6
+
+
+def test_several_photos_of_a_subject(shared_pipe):
+    inputs = get_dummy_inputs()
+    photo, other = get_dummy_image(0), get_dummy_image(1)
+    single = shared_pipe(**inputs).frames
+    assert difference(shared_pipe(**{**get_dummy_inputs(), "image": [[photo] * 3]}).frames, single) < 1e-6
+
+    settings = {"num_inference_steps": 8, "image_guidance_scale": 1.0, "pose_guidance_scale": 1.0, "chunk_size": 3}
+    with unet_inputs(shared_pipe) as seen:
+        shared_pipe(**{**get_dummy_inputs(), "image": [[photo, other]]}, **settings)
+    with torch.no_grad():
+        encoded = [shared_pipe.encode_image(shared_pipe.prepare_image(p, HEIGHT, WIDTH)[0]) for p in (photo, other)]
+    drawn = [[i for i in (0, 1) if difference(encoded[i][0].expand(3, -1, -1), given) < 1e-5] for _, given in seen]
+    assert drawn[:8] == drawn[8:] and {tuple(photos) for photos in drawn} == {(0,), (1,)}
+    timesteps = shared_pipe.set_timesteps(8, torch.device("cpu"))
+    noise, latents = torch.randn(1, *LATENT_SHAPE, generator=seeded()), encoded[0][1]
+    start = shared_pipe.scheduler.add_noise(latents, noise, timesteps[:1])
+    assert difference(seen[0][0][:, :LATENT_CHANNELS], start.expand(3, -1, -1, -1)) < 1e-5
+
+
+def test_any_chunk_size_gives_the_same_video(shared_pipe):
+    frames = [shared_pipe(**get_dummy_inputs(), chunk_size=size).frames for size in (1, 2, 3, 4, 5, 100)]
+    assert all(difference(frames[0], other) < 1e-5 for other in frames[1:])
+
+
+def test_chunks_have_equal_size(shared_pipe):
+    poses = torch.rand(10, 2, LATENT_HEIGHT, LATENT_WIDTH)
+    settings = {"num_inference_steps": 1, "image_guidance_scale": 1, "pose_guidance_scale": 1, "output_type": "latent"}
+    for chunk_size, sizes in ((8, [5, 5]), (4, [4, 4, 4]), (3, [3, 3, 3, 3]), (10, [10]), (6, [5, 5])):
+        with unet_inputs(shared_pipe) as seen:
+            shared_pipe(get_dummy_image(), poses, **settings, chunk_size=chunk_size)
+        assert [len(sample) for sample, _ in seen] == sizes
+
+
+def test_frame_indices_give_the_same_frames_of_the_whole_video(shared_pipe):
+    with scheduler_of(shared_pipe, diffusers.EulerAncestralDiscreteScheduler()):
+        whole = shared_pipe(**get_dummy_inputs(), chunk_size=2).frames
+        for indices in ([0], [4], [3, 1], range(1, 5, 2), torch.tensor([2, 0, 4]), np.array([1, 2, 3])):
+            frames = shared_pipe(**get_dummy_inputs(), chunk_size=2, frame_indices=indices).frames
+            assert difference(frames, whole[:, list(indices)]) < 1e-5
+
+
+# Randomness and start
+
+
+def test_generator_decides(shared_pipe):
+    assert torch.equal(shared_pipe(**get_dummy_inputs()).frames, shared_pipe(**get_dummy_inputs()).frames)
+    torch.manual_seed(0)
+    free = {**get_dummy_inputs(), "generator": None}
+    first, second = shared_pipe(**free).frames, shared_pipe(**free).frames
+    assert difference(first, second) > 1e-3
+
+
+def test_latents_replace_the_start(shared_pipe):
+    unit = torch.randn(2, NUM_FRAMES, *LATENT_SHAPE, generator=seeded())
+    inputs = {**get_dummy_inputs(), "image": [get_dummy_image(0), get_dummy_image(1)]}
+    for latents in (unit[0, :1], unit[0], unit):
+        euler = diffusers.EulerDiscreteScheduler(timestep_spacing="leading")
+        with scheduler_of(shared_pipe, euler), unet_inputs(shared_pipe) as seen:
+            shared_pipe(**inputs, latents=latents, image_guidance_scale=1.0, pose_guidance_scale=1.0)
+        assert euler.init_noise_sigma > 3
+        scale = euler.init_noise_sigma / (euler.sigmas[0] ** 2 + 1) ** 0.5  # Euler scales the model's input
+        starts = torch.stack([seen[0][0], seen[2][0]])[:, :, :LATENT_CHANNELS]
+        assert difference(starts, latents.expand(2, NUM_FRAMES, *LATENT_SHAPE) * scale) < 1e-5
+
+
+@pytest.mark.parametrize("name, num_steps", [*((name, 2) for name in SCHEDULERS), ("PNDMScheduler", 5)])
+def test_every_scheduler_runs_and_forgets_between_chunks(shared_pipe, name, num_steps):
+    config = shared_pipe.scheduler.config
+    config = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule")}
+    if name == "PNDMScheduler":  # its Runge-Kutta steps, which Stable Diffusion skips, need more than two
+        config["skip_prk_steps"] = num_steps == 2
+    settings = {"num_inference_steps": num_steps, "image_guidance_scale": 1.0, "pose_guidance_scale": 1.0}
+    frames = []
+    with scheduler_of(shared_pipe, getattr(diffusers, name)(**config)):
+        for chunk_size in (2, 3, 5):
+            inputs = {**get_dummy_inputs(), **settings, "output_type": "latent"}
+            frames.append(shared_pipe(**inputs, chunk_size=chunk_size).frames)
+    assert torch.isfinite(frames[0]).all()
+    tolerance = 1e-4 * frames[0].abs().max()
+    assert difference(frames[0], frames[1]) < tolerance and difference(frames[0], frames[2]) < tolerance
+
+
+@pytest.mark.parametrize("algorithm_type", ["sde-dpmsolver++", "dpmsolver++"])
+def test_stochastic_steps_are_seeded_frame_by_frame(shared_pipe, algorithm_type):
+    poses = torch.zeros(3, 2, LATENT_HEIGHT, LATENT_WIDTH)
+    with scheduler_of(shared_pipe, diffusers.DPMSolverMultistepScheduler(algorithm_type=algorithm_type)):
+        frames = shared_pipe(get_dummy_image(), poses, generator=seeded(), output_type="latent").frames
+    first, second, third = frames[0]
+    is_stochastic = algorithm_type.startswith("sde")
+    assert (difference(first, second) > 1e-2) == is_stochastic == (difference(second, third) > 1e-2)
+
+
+# What comes out
+
+
+def test_output_types(shared_pipe):
+    outputs = {}
+    for output_type in ("pil", "np", "pt", "latent"):
+        outputs[output_type] = shared_pipe(**{**get_dummy_inputs(), "output_type": output_type}).frames
+    pil, array, tensor, latents = outputs.values()
+    assert isinstance(array, np.ndarray) and array.dtype == np.float32
+    assert array.shape == (1, NUM_FRAMES, HEIGHT, WIDTH, 3) and 0 <= array.min() and array.max() <= 1
+    assert tensor.shape == (1, NUM_FRAMES, 3, HEIGHT, WIDTH) and tensor.dtype == torch.float32
+    assert np.array_equal(tensor.permute(0, 1, 3, 4, 2).numpy(), array)
+    assert len(pil) == 1 and len(pil[0]) == NUM_FRAMES and pil[0][0].size == (WIDTH, HEIGHT)
+    assert np.array_equal(np.stack([np.array(frame) for frame in pil[0]]), (array[0] * 255).round().astype(np.uint8))
+    assert latents.shape == (1, NUM_FRAMES, *LATENT_SHAPE) and latents.dtype == torch.float32
+    with torch.no_grad():
+        decoded = shared_pipe.vae.decode(latents[0] / shared_pipe.vae.config.scaling_factor).sample
+    assert difference((decoded / 2 + 0.5).clamp(0, 1), tensor[0]) < 1e-5
+
+
+def test_tuple_and_output_agree(shared_pipe):
+    output = shared_pipe(**get_dummy_inputs())
+    as_tuple = shared_pipe(**get_dummy_inputs(), return_dict=False)
+    assert len(as_tuple) == 2 and torch.equal(as_tuple[0], output.frames) and torch.equal(output["frames"], output[0])
+    assert as_tuple[1] is None and output.nsfw_content_detected is None
+
+
+def test_defaults_come_from_the_config(shared_pipe):
+    inputs = get_dummy_inputs()
+    explicit = shared_pipe(
+        **inputs, height=HEIGHT, width=WIDTH, num_inference_steps=2, image_guidance_scale=2.0, pose_guidance_scale=1.5
+    ).frames
+    assert torch.equal(shared_pipe(**get_dummy_inputs()).frames, explicit)
+    assert shared_pipe.image_guidance_scale == 2.0 and shared_pipe.pose_guidance_scale == 1.5
+    assert shared_pipe.num_timesteps == 2 and shared_pipe.interrupt is False
+    config = DreamPosePipeline(**get_dummy_components()).config
+    assert (config.default_height, config.default_width, config.default_num_inference_steps) == (640, 512, 25)
+
+
+def test_half_precision_stays_near():
+    pipe = get_dummy_pipeline()
+    frames = pipe(**get_dummy_inputs()).frames
+    half = pipe.to(torch.bfloat16)(**get_dummy_inputs()).frames
+    assert half.dtype == torch.float32 and (half - frames).abs().mean() < 0.02
+
+
+def test_safety_checker_sees_every_frame():
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = {**tower, "image_size": 8, "patch_size": 4}
+    checker = StableDiffusionSafetyChecker(
+        CLIPConfig(text_config=tower, vision_config=vision, projection_dim=8)
+    ).eval()
+    pipe = get_dummy_pipeline(safety_checker=checker)
+    for threshold, flagged in ((2.0, False), (-2.0, True)):
+        checker.concept_embeds_weights.data.fill_(threshold)
+        frames, flags = pipe(**get_dummy_inputs(), chunk_size=2, return_dict=False)
+        assert flags == [[flagged] * NUM_FRAMES] and frames.any() != flagged
+    assert pipe(**{**get_dummy_inputs(), "output_type": "latent"}).nsfw_content_detected is None
+
+
+# Callbacks, progress, interruption
+
+
+def test_callback_never_sees_padding(shared_pipe):
+    seen = []
+
+    def callback(pipe, step, timestep, callback_kwargs):
+        assert pipe is shared_pipe and set(callback_kwargs) == {"latents", "noise_pred"}
+        seen.append((step, int(timestep), callback_kwargs["latents"].shape, callback_kwargs["noise_pred"].shape))
+        return callback_kwargs
+
+    plain = shared_pipe(**get_dummy_inputs(), chunk_size=3).frames
+    frames = shared_pipe(
+        **get_dummy_inputs(),
+        chunk_size=3,
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["latents", "noise_pred"],
+    ).frames
+    assert torch.equal(frames, plain)
+    timesteps = [int(t) for t in shared_pipe.scheduler.timesteps]
+    shapes = [(3, *LATENT_SHAPE)] * 2 + [(2, *LATENT_SHAPE)] * 2
+    assert seen == [(i % 2, timesteps[i % 2], shape, shape) for i, shape in enumerate(shapes)]
+
+
+def test_callback_may_change_latents(shared_pipe):
+    def callback(pipe, step, timestep, callback_kwargs):
+        assert list(callback_kwargs) == ["latents"]
+        return {"latents": torch.full_like(callback_kwargs["latents"], float(step))}
+
+    latents = {**get_dummy_inputs(), "output_type": "latent", "chunk_size": 3}
+    assert shared_pipe(**latents, callback_on_step_end=callback).frames.eq(1).all()
+    plain = shared_pipe(**{**latents, "generator": seeded()}).frames
+    untouched = shared_pipe(**{**latents, "generator": seeded()}, callback_on_step_end=lambda *args: {}).frames
+    assert torch.equal(untouched, plain)
+
+
+def test_callback_objects_name_their_own_tensors(shared_pipe):
+    class Recorder(diffusers.callbacks.PipelineCallback):
+        tensor_inputs = ["noise_pred"]
+        names = []
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            self.names.append(list(callback_kwargs))
+            return callback_kwargs
+
+    shared_pipe(**get_dummy_inputs(), callback_on_step_end=Recorder())
+    assert Recorder.names == [["noise_pred"]] * 2
+
+
+def test_interrupt_skips_the_remaining_steps(shared_pipe):
+    def callback(pipe, step, timestep, callback_kwargs):
+        pipe._interrupt = True
+        return callback_kwargs
+
+    with unet_inputs(shared_pipe) as seen:
+        frames = shared_pipe(**get_dummy_inputs(), num_inference_steps=5, callback_on_step_end=callback).frames
+    assert len(seen) == 1 and frames.shape[1] == NUM_FRAMES
+
+
+def test_progress_bar_counts_the_steps_of_all_chunks(shared_pipe):
+    with mock.patch.object(shared_pipe, "progress_bar") as progress_bar:
+        bar = progress_bar.return_value.__enter__.return_value
+        shared_pipe(**{**get_dummy_inputs(), "image": [get_dummy_image()] * 2}, chunk_size=2, num_inference_steps=3)
+    assert progress_bar.call_args.kwargs == {"total": 2 * 3 * 3} and bar.update.call_count == 18
+
+
+# Wrong input: one error that names the argument, before any model runs
+
+
+def wrong_inputs():
+    maps = torch.zeros(3, 2, HEIGHT, WIDTH)
+    nan, iuv, photo = maps.clone(), get_dummy_iuv(), get_dummy_image()
+    nan[0, 0, 0, 0] = torch.nan
+    yield "height", 30, "`height` must be a positive multiple of 4; got 30"
+    yield "width", 0, "`width` must be a positive multiple of 4; got 0"
+    yield "height", 32.0, "`height` .* got 32.0"
+    yield "num_inference_steps", 0, "`num_inference_steps` .* at least 1; got 0"
+    yield "num_inference_steps", 2.5, "`num_inference_steps` .* got 2.5"
+    yield "num_inference_steps", 2000, "`num_inference_steps`"
+    yield "chunk_size", 0, "`chunk_size` .* got 0"
+    yield "image_guidance_scale", -0.5, "`image_guidance_scale` .* at least 0; got -0.5"
+    yield "image_guidance_scale", float("inf"), "`image_guidance_scale` must be a finite number.* got inf"
+    yield "pose_guidance_scale", float("nan"), "`pose_guidance_scale` must be a finite number.* got nan"
+    yield "pose_guidance_scale", "3", "`pose_guidance_scale` .* got 3"
+    yield "output_type", "mp4", "`output_type` .* got 'mp4'"
+    yield "callback_on_step_end_tensor_inputs", ["pose"], r"`callback_on_step_end_tensor_inputs` .* got \['pose'\]"
+    yield "frame_indices", [], r"`frame_indices` .* range\(5\); got \[\]"
+    yield "frame_indices", [5], r"`frame_indices` .* got \[5\]"
+    yield "frame_indices", [-1], r"`frame_indices` .* got \[-1\]"
+    yield "frame_indices", [1, 1], r"`frame_indices` .* different .* got \[1, 1\]"
+    yield "frame_indices", [0.5], r"`frame_indices` .* whole .* got \[0.5\]"
+    yield "frame_indices", 3, "`frame_indices` .* got 3"
+    yield "latents", torch.zeros(2, *LATENT_SHAPE), r"`latents` must have one of the shapes.*got \(2, 4, 16, 12\)"
+    yield "latents", torch.zeros(2, 5, *LATENT_SHAPE), r"`latents` .* got \(2, 5, 4, 16, 12\)"
+    yield "latents", np.zeros((1, *LATENT_SHAPE)), "`latents` .*ndarray"
+    yield "latents", torch.full((1, *LATENT_SHAPE), torch.inf), "`latents` must be finite"
+    yield "generator", [seeded(), seeded()], "`generator` must be one, or a list of 1, one a video; got 2"
+    yield "generator", 42, "`generator` must be a torch.Generator.*int"
+    yield "generator", [None], "`generator` must be a torch.Generator.*NoneType"
+    yield "image", [], "`image` must hold at least one photo"
+    yield "image", [[photo], []], "`image` must hold at least one photo"
+    yield "image", "photo.png", "`image` must be a PIL image.*str"
+    yield "image", torch.full((3, 8, 8), 200.0), r"`image` must be 8 bit, or hold finite values in \[0, 1\].*200.0"
+    yield "pose_maps", maps[0], r"`pose_maps` must have shape \(F, 2, H, W\).*got \(2, 32, 24\)"
+    yield "pose_maps", maps[:, :1], r"`pose_maps` .* got \(3, 1, 32, 24\)"
+    yield "pose_maps", maps[:0], r"`pose_maps` .* got \(0, 2, 32, 24\)"
+    yield "pose_maps", maps + 200, r"`pose_maps` must lie in \[0, 1\].*between 200.0 and 200.0"
+    yield "pose_maps", maps - 0.1, r"`pose_maps` must lie in \[0, 1\].*-0.1"
+    yield "pose_maps", nan, r"`pose_maps` must lie in \[0, 1\] and be finite.*nan"
+    yield "pose_maps", maps.byte(), "`pose_maps` must be floating point.*uint8"
+    yield "pose_maps", [], "`pose_maps` must be a tensor, an array or a list"
+    yield "pose_maps", [[]], "`pose_maps` must hold equally many frames"
+    yield "pose_maps", iuv, "`pose_maps` must be a tensor, an array or a list.*Image"
+    yield "pose_maps", [iuv, [iuv]], "`pose_maps` must be a list of IUV images or a list of such lists"
+    yield "pose_maps", list(maps), r"`pose_maps\[0\]` must be an RGB picture"
+    yield "pose_maps", [iuv, Image.new("RGB", iuv.size, (68, 1, 84))], r"`pose_maps\[1\]`.*extract_poses.py"
+    yield "pose_maps", [iuv, get_dummy_iuv(height=16)], r"`pose_maps` must all have one size.*\(16, 24\), \(32, 24\)"
+    yield "pose_maps", maps.expand(2, -1, -1, -1, -1), "`pose_maps` must be for all videos, or for each of 1; got 2"
+    yield "pose_maps", [[iuv], [iuv, iuv]], r"`pose_maps` must hold equally many frames.*\[1, 2\]"
+
+
+@pytest.mark.parametrize("name, value, message", wrong_inputs())
+def test_wrong_input_is_refused_before_a_model_runs(shared_pipe, name, value, message):
+    with (
+        mock.patch.object(shared_pipe, "encode_image") as encode_image,
+        mock.patch.object(shared_pipe.unet, "forward"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            shared_pipe(**{**get_dummy_inputs(), name: value})
+    encode_image.assert_not_called()
+
+
+@pytest.mark.parametrize("in_channels", [4, 5, 8])
+def test_a_unet_that_was_not_widened_is_refused(in_channels):
+    message = f"`unet` .* 14 for five poses; got in_channels={in_channels}.*`training/train.py --max_train_steps 0`"
+    with pytest.raises(ValueError, match=message):
+        get_dummy_pipeline(unet=get_unet(in_channels))
+    pipe = get_dummy_pipeline()
+    pipe.unet = get_unet(in_channels)
+    with pytest.raises(ValueError, match=message):
+        pipe(**get_dummy_inputs())
+
+
+@pytest.mark.parametrize("name, reason", [("EDMEulerScheduler", "timesteps"), ("DPMSolverSDEScheduler", "Brownian")])
+def test_schedulers_that_cannot_work_are_refused_with_the_reason(name, reason):
+    pipe = get_dummy_pipeline()
+    pipe.scheduler = type(name, (diffusers.DDIMScheduler,), {})()  # the name tells: torchsde need not be installed
+    with pytest.raises(ValueError, match=f"`scheduler` must not be a {name}.*{reason}"):
+        pipe(**get_dummy_inputs())
+
+
+def test_schedulers_of_another_kind_are_refused():
+    pipe = get_dummy_pipeline()
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="`scheduler` must be one of DDIMScheduler.*got FlowMatchEuler"):
+        pipe(**get_dummy_inputs())
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"image_embed_dim": 32}, "`adapter` must fit `unet`: image_embed_dim must be 16; got 32"),
+        ({"num_image_tokens": 50}, "`adapter` must fit `image_encoder`: num_image_tokens must be 5; got 50"),
+        ({"latent_channels": 8}, "`adapter` must fit `vae`: latent_channels must be 4; got 8"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(settings, message):
+    config = dict(get_dummy_components()["adapter"].config)
+    pipe = get_dummy_pipeline(adapter=DreamPoseAdapter.from_config({**config, **settings}))
+    with pytest.raises(ValueError, match=message):
+        pipe(**get_dummy_inputs())

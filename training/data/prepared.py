@@ -1,0 +1,46 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Prepared data sets by name: a folder of parquet files, an id on the Hub, or `procedural`."""
+
+from pathlib import Path
+
+import datasets
+
+from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
+
+
+PROCEDURAL = "procedural"
+COLUMNS = ("video_id", "frame_index", "image", "iuv")
+
+
+def load_prepared(name: str, split: str) -> datasets.Dataset:
+    """Load one split of a prepared data set, one row a frame.
+
+    Args:
+        name (`str`): Folder of parquet files, id on the Hub, `"procedural"` or `"procedural/CONFIG"` (drawn on first
+            use and kept in the cache of `datasets`).
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+    Returns:
+        `datasets.Dataset`: With at least `video_id`, `frame_index`, `image` and `iuv`.
+    Raises:
+        ValueError: If `name` names no data set or a column is missing.
+    """
+    family, _, config_name = name.partition("/")
+    if family == PROCEDURAL and not Path(name).exists():
+        known = sorted(ProceduralFashion.builder_configs)
+        if config_name and config_name not in known:
+            raise ValueError(f"`train_data` must name one of {known} behind `{PROCEDURAL}/`, got {config_name!r}.")
+        return load_procedural_fashion(config_name or "tiny", split)
+    try:
+        # A plain folder is read as files; the Hub is asked for anything else.
+        dataset = datasets.load_dataset("parquet" if Path(name).is_dir() else name, split=split, **_folder(name))
+    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise ValueError(f"`train_data` must be a folder of parquet files or an id on the Hub, got {name!r}: {error}") from error
+    missing = [column for column in COLUMNS if column not in dataset.column_names]
+    if missing:
+        raise ValueError(f"`train_data` must have the columns {COLUMNS}, but {name!r} lacks {missing}.")
+    return dataset
+
+
+def _folder(name: str) -> dict:
+    return {"data_dir": name} if Path(name).is_dir() else {}

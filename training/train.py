@@ -1,0 +1,85 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Stage 1 of DreamPose: UNet and adapter on a fashion data set (arXiv:2304.06025, section 3.4).
+
+accelerate launch training/train.py --preset paper --train_data FOLDER --output_dir OUTPUT
+"""
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import DDPMScheduler
+
+from training.data.frame_pairs import FramePairs, LatentFramePairs, LatentShape
+from training.data.latent_cache import build_latent_cache, latent_cache_path, load_latent_cache
+from training.data.prepared import load_prepared
+from training.denoiser import Denoiser, StageOneLoss, load_base_pipeline
+from training.loop import train
+from training.options import DataOptions, ModelOptions, ObjectiveOptions, PairOptions, TrainOptions, parse, save_options
+from training.validation import HeldOutPairs
+
+
+OPTIONS = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOptions)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> tuple:
+    """The option groups, in the order of `OPTIONS`."""
+    return parse(OPTIONS, argv, description=__doc__)
+
+
+def load_pairs(accelerator: Accelerator, pipeline, data: DataOptions, pairs: PairOptions, seed: int, **kwargs):
+    """The training samples, from the latent cache if one is asked for; the main process builds it if it is missing."""
+    dataset = load_prepared(data.train_data, "train")
+    shape = LatentShape.of(pipeline.vae, data.height, data.width)
+    kwargs |= {"radius": pairs.pose_radius, "reference_frames": pairs.reference_frames}
+    samples = FramePairs(dataset, shape, seed, **kwargs)
+    if data.latent_cache_dir is None:
+        return samples
+    image_size = pipeline.image_encoder.config.image_size
+    path = latent_cache_path(data.latent_cache_dir, samples, pipeline.vae, image_size)
+    with accelerator.main_process_first():
+        if not path.exists():
+            build_latent_cache(path, samples, pipeline.vae, image_size, pipeline.feature_extractor)
+    return LatentFramePairs(dataset, shape, seed, load_latent_cache(path), **kwargs)
+
+
+def main(options: tuple) -> None:
+    """Load, widen, train, and write a pipeline folder to `output_dir`."""
+    model, data, pairs, objective, run = options
+    accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=run.report_to, project_dir=run.output_dir)
+    set_seed(run.seed)
+    if accelerator.is_main_process:
+        print(save_options(run.output_dir, *options).read_text())
+    pipeline = load_base_pipeline(model, pairs.pose_radius, data.height, data.width).to(accelerator.device)
+    module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, model.train_image_encoder)
+    pipeline.vae.requires_grad_(False)
+    if run.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+    if run.channels_last:
+        module.to(memory_format=torch.channels_last)
+    samples = load_pairs(accelerator, pipeline, data, pairs, run.seed, noise_offset=objective.noise_offset)
+    loss_fn = StageOneLoss(
+        pipeline,
+        DDPMScheduler.from_config(pipeline.scheduler.config),
+        samples.shape,
+        objective.image_dropout_prob,
+        objective.pose_dropout_prob,
+        objective.joint_dropout_prob,
+        objective.snr_gamma,
+        objective.high_noise_fraction,
+        objective.high_noise_start,
+    )
+    validate = HeldOutPairs(pipeline, data, pairs, run.seed) if run.validation_steps else None
+    if run.max_train_steps != 0:
+        arguments = run.loop_arguments(len(samples), accelerator.num_processes)
+        train(accelerator, module, loss_fn, samples, validate=validate, **arguments)
+    if accelerator.is_main_process:
+        module.to(memory_format=torch.contiguous_format)
+        pipeline.save_pretrained(run.output_dir)
+        print(f"Wrote the pipeline to {run.output_dir}.")
+
+
+if __name__ == "__main__":
+    main(parse_args())
