@@ -1,0 +1,107 @@
+"""The denoiser at the start of training, and what trains."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from pipeline_dreampose import DreamPosePipeline, encode_reference
+from tests.tiny_components import HEIGHT, LATENT_CHANNELS, WIDTH, get_dummy_components, get_unet
+from training.data.frame_pairs import LatentShape
+from training.denoiser import Denoiser, StageOneLoss, build_adapter, widen_conv_in
+
+
+@pytest.fixture
+def pipeline():
+    return DreamPosePipeline(**get_dummy_components())
+
+
+def make_batch(shape, size=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    cells = (size, shape.channels, shape.height, shape.width)
+    pixels = (torch.randint(256, (2, size, 3, HEIGHT, WIDTH), generator=generator) / 127.5) - 1
+    return {
+        "reference_pixel_values": pixels[0],
+        "target_pixel_values": pixels[1],
+        "pose_window": torch.rand(size, 10, shape.height, shape.width, generator=generator),
+        "posterior_noise": torch.randn(cells, generator=generator),
+        "noise": torch.randn(cells, generator=generator),
+        "timestep_draw": torch.rand(size, generator=generator),
+        "dropout_draw": torch.full((size,), 0.99),
+    }
+
+
+def test_widened_unet_computes_what_the_old_one_did():
+    torch.manual_seed(0)
+    unet = get_unet(LATENT_CHANNELS)
+    latents, states = torch.randn(2, LATENT_CHANNELS, 16, 12), torch.randn(2, 5, 16)
+    old_weight, old_bias = unet.conv_in.weight.clone(), unet.conv_in.bias.clone()
+    with torch.no_grad():
+        before = unet(latents, 500, states).sample
+        widen_conv_in(unet)
+        after = unet(torch.cat([latents, torch.rand(2, 10, 16, 12)], 1), 500, states).sample
+    assert unet.config.in_channels == unet.conv_in.in_channels == LATENT_CHANNELS + 10
+    assert torch.equal(unet.conv_in.weight[:, :LATENT_CHANNELS], old_weight) and torch.equal(unet.conv_in.bias, old_bias)
+    assert not unet.conv_in.weight[:, LATENT_CHANNELS:].any()
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="`unet` must take as many channels as it gives"):
+        widen_conv_in(unet)
+
+
+def test_new_adapter_gives_the_image_tokens_exactly(pipeline):
+    adapter = build_adapter(pipeline.vae, pipeline.image_encoder, HEIGHT, WIDTH)
+    assert dict(adapter.config) | {"pooled_height": HEIGHT // 4, "pooled_width": WIDTH // 4} == dict(adapter.config)
+    tokens = torch.randn(2, 5, 16)
+    assert torch.equal(adapter(tokens, torch.randn(2, LATENT_CHANNELS, 16, 12)), tokens)
+
+
+def test_states_of_training_equal_the_pipelines(pipeline):
+    """The loss reaches the UNet with the states that sampling uses, for a photo and for the null image."""
+    shape = LatentShape.of(pipeline.vae, HEIGHT, WIDTH)
+    module, batch = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder), make_batch(shape)
+    seen = []
+    pipeline.unet.register_forward_pre_hook(lambda unet, args: seen.append(args))
+    for draw, pixel_values in ((0.99, batch["reference_pixel_values"]), (0.0, torch.full((4, 3, HEIGHT, WIDTH), -1.0))):
+        batch["dropout_draw"] = torch.full((4,), draw)
+        StageOneLoss(pipeline, DDPMScheduler(), shape, 0.0, 0.0, 0.5)(module, batch)
+        with torch.no_grad():
+            expected = pipeline.adapter(
+                *encode_reference(pixel_values, pipeline.vae, pipeline.image_encoder, pipeline.feature_extractor)
+            )
+        torch.testing.assert_close(seen[-1][2], expected)
+        window = seen[-1][0][:, LATENT_CHANNELS:]
+        assert torch.equal(window, batch["pose_window"] if draw else torch.zeros_like(window))
+
+
+@pytest.mark.parametrize("train_image_encoder", [False, True])
+def test_a_step_changes_exactly_what_trains(pipeline, train_image_encoder):
+    shape = LatentShape.of(pipeline.vae, HEIGHT, WIDTH)
+    pipeline.vae.requires_grad_(False)
+    module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, train_image_encoder)
+    before = {k: v.clone() for name in ("unet", "adapter", "image_encoder", "vae") for k, v in named(pipeline, name)}
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-2)
+    loss, _ = StageOneLoss(pipeline, DDPMScheduler(), shape)(module, make_batch(shape))
+    loss.backward()
+    optimizer.step()
+    after = {k: v for name in ("unet", "adapter", "image_encoder", "vae") for k, v in named(pipeline, name)}
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    trains = {k for k in before if k.startswith(("unet.", "adapter."))}
+    if train_image_encoder:
+        trains |= {k for k in before if k.startswith("image_encoder.") and "post_layernorm" not in k}
+    assert loss.isfinite() and changed == trains
+
+
+def named(pipeline, component):
+    return [(f"{component}.{name}", value) for name, value in getattr(pipeline, component).named_parameters()]
+
+
+def test_gradients_reach_the_adapter_through_the_null_image(pipeline):
+    shape = LatentShape.of(pipeline.vae, HEIGHT, WIDTH)
+    module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder)
+    batch = make_batch(shape) | {"dropout_draw": torch.zeros(4)}
+    StageOneLoss(pipeline, DDPMScheduler(), shape, 1.0, 0.0, 0.0)(module, batch)[0].backward()
+    assert pipeline.adapter.vae_projection.weight.grad.abs().sum() > 0
+
+
+def test_sizes_must_divide(pipeline):
+    with pytest.raises(ValueError, match="`height` and `width` must be multiples of 2, got 33 x 24"):
+        LatentShape.of(pipeline.vae, 33, 24)
