@@ -25,7 +25,6 @@ ROWS = {
     "pose dropped": ("pose_dropped", "own"),
     "centre pose five times": ("center_pose", "own"),
     "another subject's photo, against that subject": ("other_photo", "other"),
-    "another subject's photo and poses, against that subject": ("other_photo_and_poses", "other"),
     "another subject's photo, against the first": ("other_photo", "own"),
 }
 
@@ -72,8 +71,6 @@ def predict_clip(pipe: DreamPosePipeline, clip: Clip, seed: int, **call_options)
     }
     if clip.other_reference is not None:
         predictions["other_photo"] = sample(clip.other_reference, clip.iuv, clip.frame_indices)
-    if clip.other_iuv is not None:
-        predictions["other_photo_and_poses"] = sample(clip.other_reference, clip.other_iuv, clip.frame_indices)
     return predictions
 
 

@@ -23,7 +23,7 @@ class Clip:
     `frame_indices` says where in `iuv` (all frames of the clip, so that the windows are the true ones) the `targets`
     lie. `layers` (mode L: 0 background, 1 body and tight clothing, 2 loose cloth, 3 loose hair) and `moved` (whether
     the target is a quarter turn or a clear arm movement away from the photo) are known for drawn clips only. The
-    counterpart is another subject: its photo, and for drawn clips that subject in this very motion.
+    counterpart is another subject: its photo, and for drawn clips its looks on this very body in this very motion.
     """
 
     name: str
@@ -36,7 +36,6 @@ class Clip:
     other_reference: Image.Image | None = None
     other_targets: list[Image.Image] | None = None
     other_layers: list[Image.Image] | None = None
-    other_iuv: list[Image.Image] | None = None
 
 
 def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, seed: int = 0) -> list[Clip]:
@@ -70,7 +69,9 @@ def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, s
                 f"`frames_per_clip` must lie within [1, {len(frames) - 1}] for {video_id}, got {frames_per_clip}."
             )
         rng = np.random.default_rng([seed, index])
-        targets = sorted(rng.choice(np.arange(1, len(frames)), frames_per_clip, replace=False).tolist())
+        # The photo is the first frame: what comes soon after it is hardly another pose.
+        late = np.arange(min(len(frames) // 4 + 1, len(frames) - frames_per_clip), len(frames))
+        targets = sorted(rng.choice(late, frames_per_clip, replace=False).tolist())
         other = (index + 1) % len(chosen)
         clip = rows.select([row for _, row in sorted(frames)])
         facts = _drawn_facts(config_name or "tiny", split, index, other, targets) if procedural else {}
@@ -93,7 +94,7 @@ def _drawn_facts(name: str, split: str, index: int, other: int, targets: list[in
     """What only the drawing knows: another subject in this motion, and how far the targets are from the photo."""
     config = ProceduralFashion(config_name=name).config
     motion = config.motion(split, index)
-    frames = config.clip(split, other, index)
+    frames = config.counterpart(split, other, index)
     arms = np.abs(motion.arm_raise - motion.arm_raise[motion.pre_roll]).max(axis=1)
     turn = np.abs(motion.yaw - motion.yaw[motion.pre_roll])
     moved = (turn >= QUARTER_TURN) | (arms >= CLEAR_ARM_MOVEMENT)
@@ -101,5 +102,4 @@ def _drawn_facts(name: str, split: str, index: int, other: int, targets: list[in
         "moved": [bool(moved[motion.pre_roll + i]) for i in targets],
         "other_targets": [Image.fromarray(frames[i].image) for i in targets],
         "other_layers": [Image.fromarray(frames[i].layers) for i in targets],
-        "other_iuv": [Image.fromarray(frame.iuv) for frame in frames],
     }

@@ -73,7 +73,9 @@ def load_base_pipeline(model, pose_radius: int, height: int, width: int) -> Drea
         if pipeline.pose_radius != pose_radius:
             raise ValueError(f"`pose_radius` must be the model's own, {pipeline.pose_radius}, got {pose_radius}.")
     else:
-        base = StableDiffusionPipeline.from_pretrained(name, safety_checker=None, requires_safety_checker=False, **kwargs)
+        # The text side has no part in DreamPose, so it is not even fetched.
+        unused = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
+        base = StableDiffusionPipeline.from_pretrained(name, requires_safety_checker=False, **unused, **kwargs)
         widen_conv_in(base.unet, pose_radius)
         image_encoder = CLIPVisionModel.from_pretrained(model.image_encoder_name_or_path)
         size = {"height": image_encoder.config.image_size, "width": image_encoder.config.image_size}

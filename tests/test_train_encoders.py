@@ -1,0 +1,68 @@
+"""The embedded default's encoders: training through the entry point, normalised latents, the assembled pipeline."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from pipeline_dreampose import DreamPosePipeline
+from training.small_model import ImageEncoderTrainer, build_image_encoder, build_vae, measure_latents, normalize_latents
+from training.train_encoders import main, parse_args
+
+
+def run(output_dir, *more):
+    flags = ["--train_data", "procedural/smoke", "--height", "80", "--width", "64", "--output_dir", str(output_dir)]
+    main(parse_args([*flags, "--train_batch_size", "2", "--max_train_steps", "3", "--logging_steps", "1", *more]))
+
+
+def test_normalised_latents_and_equal_pictures():
+    torch.manual_seed(0)
+    vae, pictures = build_vae(latent_channels=3), torch.rand(4, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        posterior = vae.encode(pictures).latent_dist
+        before = vae.decode(posterior.mean).sample
+        mean, std = measure_latents(vae, pictures)
+        normalize_latents(vae, mean, std)
+        new_posterior = vae.encode(pictures).latent_dist
+        after = vae.decode(new_posterior.mean).sample
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
+    torch.testing.assert_close(new_posterior.std, posterior.std / std.view(1, 3, 1, 1), rtol=1e-4, atol=1e-6)
+    mean, std = measure_latents(vae, pictures)
+    torch.testing.assert_close(mean, torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(std, torch.ones(3), rtol=1e-4, atol=0)
+
+
+def test_image_encoder_targets_by_hand():
+    """Heads that answer right have no colour loss; a wrong part costs its log probability."""
+    trainer = ImageEncoderTrainer(build_image_encoder(16, 8, 32, 1), grid=1)
+    with torch.no_grad():
+        for head in (trainer.color_head, trainer.body_head):
+            head.weight.zero_()
+            head.bias.zero_()
+        trainer.color_head.bias.copy_(torch.tensor([0.1, 0.2, 0.3]))
+    pictures = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
+    values = trainer(pictures, torch.full((1, 16, 16), 4, dtype=torch.uint8), torch.zeros(1, 2, 16, 16))
+    assert values["color"].item() == pytest.approx(0, abs=1e-10) and values["uv"].item() == 0
+    assert values["part"].item() == pytest.approx(torch.log(torch.tensor(25.0)).item(), rel=1e-5)
+
+
+def test_encoders_train_and_become_a_pipeline(tmp_path):
+    run(tmp_path / "vae", "--num_crop_steps", "2", "--vae_channels", "8", "16", "--validation_steps", "3")
+    run(tmp_path / "encoder", "--component", "image_encoder", "--hidden_size", "32", "--num_hidden_layers", "1")
+    assert AutoencoderKL.from_pretrained(tmp_path / "vae").config.scaling_factor == 1
+    folders = ["--vae_dir", str(tmp_path / "vae"), "--image_encoder_dir", str(tmp_path / "encoder")]
+    run(tmp_path / "base", "--component", "pipeline", *folders, "--unet_channels", "8", "16")
+    pipeline = DreamPosePipeline.from_pretrained(tmp_path / "base")
+    assert (pipeline.pose_radius, pipeline.vae_scale_factor) == (2, 2)
+    assert pipeline.adapter.config.num_image_tokens == 65
+    for name, folder in (("vae", "vae"), ("image_encoder", "encoder")):
+        (file,) = (tmp_path / folder).glob("*.safetensors")
+        saved, held = load_file(file), getattr(pipeline, name).state_dict()
+        assert all(torch.equal(held[key], value) for key, value in saved.items()), name
+
+
+def test_bad_options(tmp_path):
+    with pytest.raises(ValueError, match="`vae_dir` must be the folder of a trained model, got None"):
+        run(tmp_path, "--component", "pipeline")
+    with pytest.raises(ValueError, match="`image_size` must be a multiple of `patch_size`, got 60, 8"):
+        run(tmp_path, "--image_size", "60")
