@@ -40,7 +40,9 @@ def test_widened_unet_computes_what_the_old_one_did():
         widen_conv_in(unet)
         after = unet(torch.cat([latents, torch.rand(2, 10, 16, 12)], 1), 500, states).sample
     assert unet.config.in_channels == unet.conv_in.in_channels == LATENT_CHANNELS + 10
-    assert torch.equal(unet.conv_in.weight[:, :LATENT_CHANNELS], old_weight) and torch.equal(unet.conv_in.bias, old_bias)
+    assert torch.equal(unet.conv_in.weight[:, :LATENT_CHANNELS], old_weight) and torch.equal(
+        unet.conv_in.bias, old_bias
+    )
     assert not unet.conv_in.weight[:, LATENT_CHANNELS:].any()
     torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="`unet` must take as many channels as it gives"):
@@ -60,7 +62,10 @@ def test_states_of_training_equal_the_pipelines(pipeline):
     module, batch = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder), make_batch(shape)
     seen = []
     pipeline.unet.register_forward_pre_hook(lambda unet, args: seen.append(args))
-    for draw, pixel_values in ((0.99, batch["reference_pixel_values"]), (0.0, torch.full((4, 3, HEIGHT, WIDTH), -1.0))):
+    for draw, pixel_values in (
+        (0.99, batch["reference_pixel_values"]),
+        (0.0, torch.full((4, 3, HEIGHT, WIDTH), -1.0)),
+    ):
         batch["dropout_draw"] = torch.full((4,), draw)
         StageOneLoss(pipeline, DDPMScheduler(), shape, 0.0, 0.0, 0.5)(module, batch)
         with torch.no_grad():

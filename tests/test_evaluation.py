@@ -55,11 +55,11 @@ def test_clips_are_a_photo_the_whole_motion_and_its_true_frames(clips):
             np.testing.assert_array_equal(layers, drawn[i].layers)
 
 
-def test_the_counterpart_is_the_next_subject_in_this_motion(clips):
+def test_the_counterpart_is_has_the_next_subjects_looks_in_this_motion(clips):
     config = ProceduralFashion(config_name="smoke").config
     for index, clip in enumerate(clips):
         np.testing.assert_array_equal(clip.other_reference, config.clip("test", index + 1, index + 1, [0])[0].image)
-        drawn = config.clip("test", index + 1, index)
+        drawn = config.counterpart("test", index + 1, index)
         for i, target in zip(clip.frame_indices, clip.other_targets, strict=True):
             np.testing.assert_array_equal(target, drawn[i].image)
         assert clip.other_targets[0].tobytes() != clip.targets[0].tobytes()

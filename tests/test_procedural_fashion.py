@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from training.data.procedural_fashion import SPLITS, ProceduralFashionConfig, load_procedural_fashion, sample_subject
-from training.data.procedural_figure import BACKGROUND, BODY, CLOTH, HAIR, Canvas, Tube, chart_coordinates, pattern_paint
+from training.data.procedural_figure import (
+    BACKGROUND,
+    BODY,
+    CLOTH,
+    HAIR,
+    Canvas,
+    Tube,
+    chart_coordinates,
+    pattern_paint,
+)
 from training.data.procedural_scene import Motion, render_clip, simulate_loose
 
 
@@ -19,9 +28,8 @@ def make_subject(**changes):
 
 def make_motion(num_frames=9, **changes):
     zeros, pairs = np.zeros(num_frames), np.zeros((num_frames, 2))
-    still = dict(
-        yaw=zeros, root_x=zeros, root_y=zeros, arm_raise=pairs + 0.5, arm_swing=pairs, elbow=pairs, leg_swing=pairs, knee=pairs
-    )  # fmt: skip
+    still = dict.fromkeys(("yaw", "root_x", "root_y"), zeros)
+    still |= dict.fromkeys(("arm_raise", "arm_swing", "elbow", "leg_swing", "knee"), pairs)
     return Motion(**(still | changes))
 
 
@@ -81,7 +89,9 @@ def test_the_silhouette_is_that_of_the_body_drawn_alone():
 
 def test_texture_stays_at_its_uv_over_a_turn():
     # Paint every tube with its own (I, U, V) through the pattern's colours: without light, a colour is the texture's.
-    subject = make_subject(bottom="trousers", hair_length=0.0, sleeve=2, top_pattern="checks", bottom_pattern="vertical")
+    subject = make_subject(
+        bottom="trousers", hair_length=0.0, sleeve=2, top_pattern="checks", bottom_pattern="vertical"
+    )
     clip = render_clip(subject, make_motion(13, yaw=np.linspace(0, 2 * np.pi, 13)), 160, 128, shaded=False)
     seen: dict[tuple, list] = {}
     for frame in clip:
@@ -91,7 +101,9 @@ def test_texture_stays_at_its_uv_over_a_turn():
         for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):
             window = slice(dy, dy + inside.shape[0]), slice(dx, dx + inside.shape[1])
             flat &= (frame.iuv[window][..., 2] == inside) & (frame.image[window] == frame.image[1:-1, 1:-1]).all(-1)
-        for code, color in zip(frame.iuv[1:-1, 1:-1][flat & (inside > 0)], frame.image[1:-1, 1:-1][flat & (inside > 0)]):
+        for code, color in zip(
+            frame.iuv[1:-1, 1:-1][flat & (inside > 0)], frame.image[1:-1, 1:-1][flat & (inside > 0)]
+        ):
             seen.setdefault((code[2], code[1] // 8, code[0] // 8), []).append(color.astype(int))
     spread = [np.ptp(np.array(colors), 0).max() for colors in seen.values() if len(colors) > 3]
     assert len(spread) > 200
@@ -109,7 +121,9 @@ def test_turning_by_a_whole_circle_gives_the_same_frame():
 def test_same_poses_and_another_motion_differ_in_hem_and_hair_only():
     subject = make_subject(bottom="skirt", hair_length=0.25, skirt_length=0.3)
     time = np.arange(9) - 4.0
-    left, right = (render_clip(subject, make_motion(root_x=sign * 0.02 * time**3 / 8), 80, 64, [4])[0] for sign in (1, -1))
+    left, right = (
+        render_clip(subject, make_motion(root_x=sign * 0.02 * time**3 / 8), 80, 64, [4])[0] for sign in (1, -1)
+    )
     assert np.array_equal(left.iuv, right.iuv)
     differs = (left.image != right.image).any(-1)
     loose = np.isin(left.layers, (CLOTH, HAIR)) | np.isin(right.layers, (CLOTH, HAIR))

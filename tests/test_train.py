@@ -24,9 +24,9 @@ def base(tmp_path_factory):
 
 def arguments(base, output_dir, *more):
     return [
-        "--pretrained_model_name_or_path", str(base), "--train_data", "procedural/smoke", "--height", "80", "--width", "64",
-        "--output_dir", str(output_dir), "--max_train_steps", "4", "--train_batch_size", "2", "--learning_rate", "1e-3",
-        "--ema_decay", "0.9", "--logging_steps", "1", "--checkpointing_steps", "2", *more,
+        "--pretrained_model_name_or_path", str(base), "--train_data", "procedural/smoke", "--height", "80",
+        "--width", "64", "--output_dir", str(output_dir), "--max_train_steps", "4", "--train_batch_size", "2",
+        "--learning_rate", "1e-3", "--ema_decay", "0.9", "--logging_steps", "1", "--checkpointing_steps", "2", *more,
     ]  # fmt: skip
 
 
@@ -96,7 +96,10 @@ def test_zero_steps_widen_stable_diffusion(tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--pretrained_model_name_or_path", "no/such"], "`pretrained_model_name_or_path` must be a pipeline's folder"),
+        (
+            ["--pretrained_model_name_or_path", "no/such"],
+            "`pretrained_model_name_or_path` must be a pipeline's folder",
+        ),
         (["--height", "88", "--width", "60"], "`width` must be a positive multiple of 8"),
         (["--pose_radius", "1"], "`pose_radius` must be the model's own, 2, got 1"),
         (["--train_data", "procedural/huge"], "`train_data` must name one of"),
@@ -113,8 +116,8 @@ def test_bad_options_end_in_one_clear_error(base, tmp_path, flags, message, monk
 def test_two_processes_train_as_one(base, tmp_path):
     """`accelerate launch` with two real CPU processes: equal to one process with the same global batch."""
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "training/train.py",
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "training/train.py",
         *arguments(base, tmp_path / "two", "--train_batch_size", "1"),
     ]  # fmt: skip
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -6,7 +6,13 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from pipeline_dreampose import DreamPosePipeline
-from training.small_model import ImageEncoderTrainer, build_image_encoder, build_vae, measure_latents, normalize_latents
+from training.small_model import (
+    ImageEncoderTrainer,
+    build_image_encoder,
+    build_vae,
+    measure_latents,
+    normalize_latents,
+)
 from training.train_encoders import main, parse_args
 
 

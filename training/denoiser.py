@@ -6,12 +6,19 @@ Legend: `B` batch, `C` latent channels, `h w` latent cells, `T D` tokens and the
 """
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
-from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, clip_pixel_values, fit_image
-from training.objective import denoising_loss, diffusion_target, draw_timesteps, drop_conditions, min_snr_weights, replace_rows
+from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, clip_pixel_values
+from training.objective import (
+    denoising_loss,
+    diffusion_target,
+    draw_timesteps,
+    drop_conditions,
+    min_snr_weights,
+    replace_rows,
+)
 
 
 @torch.no_grad()
@@ -26,7 +33,7 @@ def widen_conv_in(unet: UNet2DConditionModel, pose_radius: int = 2) -> None:
     """
     if unet.config.in_channels != unet.config.out_channels:
         raise ValueError(
-            f"`unet` must take as many channels as it gives ({unet.config.out_channels}), got {unet.config.in_channels}."
+            f"`unet` must take as many channels as it gives, {unet.config.out_channels}, got {unet.config.in_channels}."
         )
     old = unet.conv_in
     num_channels = old.in_channels + 2 * (2 * pose_radius + 1)
@@ -39,7 +46,7 @@ def widen_conv_in(unet: UNet2DConditionModel, pose_radius: int = 2) -> None:
     unet.register_to_config(in_channels=num_channels)
 
 
-def build_adapter(vae, image_encoder, height: int, width: int) -> DreamPoseAdapter:
+def build_adapter(vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: int, width: int) -> DreamPoseAdapter:
     """An adapter that passes the image encoder's tokens through, for pictures of `height` x `width`."""
     config = image_encoder.config
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -66,7 +73,9 @@ def load_base_pipeline(model, pose_radius: int, height: int, width: int) -> Drea
     try:
         index = DiffusionPipeline.load_config(name, **kwargs)
     except OSError as error:
-        raise ValueError(f"`pretrained_model_name_or_path` must be a pipeline's folder or Hub id, got {name!r}: {error}") from error
+        raise ValueError(
+            f"`pretrained_model_name_or_path` must be a pipeline's folder or Hub id, got {name!r}: {error}"
+        ) from error
     class_name = index["_class_name"]
     if "DreamPosePipeline" in (class_name, class_name[-1]):
         pipeline = DreamPosePipeline.from_pretrained(name, **kwargs)
@@ -191,9 +200,7 @@ class StageOneLoss:
             batch = self.encode_batch(batch)
         drop_image, drop_pose = drop_conditions(batch["dropout_draw"], *self.dropout_probs)
         # The encoders' inputs are replaced, not their outputs, so that gradients flow through the null image too.
-        reference = {
-            name: replace_rows(batch[name], drop_image, null) for name, null in self.null_reference.items()
-        }
+        reference = {name: replace_rows(batch[name], drop_image, null) for name, null in self.null_reference.items()}
         scheduler = self.noise_scheduler
         latents = batch["target_mean"] + batch["target_std"] * batch["posterior_noise"]
         latents = latents * self.vae.config.scaling_factor

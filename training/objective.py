@@ -6,6 +6,7 @@ Legend: `B` batch, `C` latent channels, `h w` latent cells.
 """
 
 import torch
+from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 
@@ -29,9 +30,7 @@ def drop_conditions(
         )
     drop_both = draw < joint_prob
     drop_image = drop_both | ((draw >= joint_prob) & (draw < joint_prob + image_prob))
-    drop_pose = drop_both | (
-        (draw >= joint_prob + image_prob) & (draw < joint_prob + image_prob + pose_prob)
-    )
+    drop_pose = drop_both | ((draw >= joint_prob + image_prob) & (draw < joint_prob + image_prob + pose_prob))
     return drop_image, drop_pose
 
 
@@ -57,12 +56,14 @@ def draw_timesteps(
         return (draw * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
     share = 1 - high_noise_fraction
     low = draw / max(share, 1e-9) * high_noise_start
-    high = high_noise_start + (draw - share) / max(high_noise_fraction, 1e-9) * (num_train_timesteps - high_noise_start)
+    high = high_noise_start + (draw - share) / max(high_noise_fraction, 1e-9) * (
+        num_train_timesteps - high_noise_start
+    )
     return torch.where(draw < share, low, high).long().clamp(0, num_train_timesteps - 1)
 
 
 def diffusion_target(
-    noise_scheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    noise_scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
     """What the UNet is to predict, by the scheduler's `prediction_type`; shape of `latents`.
 
@@ -77,7 +78,7 @@ def diffusion_target(
     raise ValueError(f"`prediction_type` must be epsilon or v_prediction, got {prediction_type!r}.")
 
 
-def min_snr_weights(noise_scheduler, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
+def min_snr_weights(noise_scheduler: DDPMScheduler, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
     """Loss weights min(SNR, gamma), expressed for the prediction type (arXiv:2303.09556, section 3.4); shape `(B,)`.
 
     `None` for `snr_gamma` weighs all timesteps equally.

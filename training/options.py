@@ -59,7 +59,8 @@ class ModelOptions:
     )
     revision: str | None = _option(None, "Branch, tag or commit of that repository on the Hub.")
     image_encoder_name_or_path: str = _option(
-        "openai/clip-vit-base-patch32", "CLIP vision model to go with Stable Diffusion; a DreamPose pipeline has its own."
+        "openai/clip-vit-base-patch32",
+        "CLIP vision model to go with Stable Diffusion; a DreamPose pipeline has its own.",
     )
     train_image_encoder: bool = _option(
         False, "Train the image encoder too; only for one that has no weights yet. A pretrained CLIP stays frozen."
@@ -146,7 +147,9 @@ class EncoderOptions:
         _check(self, rule, lambda value: len(value) > 0 and min(value) >= 1, "vae_channels", "unet_channels")
         _check_not_negative(self, "mse_weight", "l1_weight", "kl_weight", "num_crop_steps")
         if self.image_size % self.patch_size:
-            raise ValueError(f"`image_size` must be a multiple of `patch_size`, got {self.image_size}, {self.patch_size}.")
+            raise ValueError(
+                f"`image_size` must be a multiple of `patch_size`, got {self.image_size}, {self.patch_size}."
+            )
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,9 @@ class TrainOptions:
         _check(self, "a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate", "adam_epsilon")
         _check(self, "above 0", lambda value: value > 0, "max_grad_norm")
         _check(self, "within [0, 1)", lambda value: 0 <= value < 1, "adam_beta1", "adam_beta2", "ema_decay")
-        _check_not_negative(self, "max_train_steps", "adam_weight_decay", "lr_warmup_steps", "dataloader_num_workers", "seed")
+        _check_not_negative(
+            self, "max_train_steps", "adam_weight_decay", "lr_warmup_steps", "dataloader_num_workers", "seed"
+        )
         _check_choice(self, "mixed_precision", ("no", "fp16", "bf16"))
         _check_choice(self, "report_to", ("tensorboard", "wandb", "all"))
 

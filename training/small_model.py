@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The embedded default, from nothing: its parts, the training of its two encoders, and the pipeline that stage 1 takes.
+"""The embedded default, from nothing: its parts, the training of its encoders, and the pipeline that stage 1 takes.
 
 Full-size models never come here: they take Stable Diffusion's VAE and UNet and OpenAI's CLIP as they are.
 Legend: `B` batch, `C` latent channels, `H W` pixels, `h w` latent cells, `T` tokens, `S` side of the encoder's square.
@@ -61,7 +61,7 @@ def build_feature_extractor(image_size: int = 64) -> CLIPImageProcessor:
 
 
 def build_unet(
-    latent_channels: int, cross_attention_dim: int, sample_size: tuple[int, int], block_out_channels=(32, 96, 128)
+    latent_channels: int, cross_attention_dim: int, sample_size: tuple[int, int], block_out_channels: tuple[int, ...]
 ) -> UNet2DConditionModel:
     """A small UNet of Stable Diffusion's kind, cross-attention at every level, not widened yet."""
     levels = len(block_out_channels)
@@ -80,12 +80,12 @@ def build_unet(
 
 
 def build_pipeline(
-    vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: int, width: int, unet_channels=(32, 96, 128)
+    vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: int, width: int, unet_channels: tuple[int, ...]
 ) -> DreamPosePipeline:
     """A pipeline of trained encoders and an untrained UNet and adapter, for stage 1 to start from.
 
-    It predicts v, which at this size learns far faster than epsilon where the noise is strong; guidance is the same for
-    both, since its coefficients sum to 1.
+    It predicts v, which at this size learns far faster than epsilon where the noise is strong; guidance is the same
+    for both, since its coefficients sum to 1.
     """
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     sample_size = (height // factor, width // factor)
@@ -125,7 +125,7 @@ class VAETrainer(nn.Module):
 
     Args:
         vae (`AutoencoderKL`): What is trained.
-        mse_weight, l1_weight, kl_weight (`float`): Weights of the means over all pixels, or over all latents for the KL.
+        mse_weight, l1_weight, kl_weight (`float`): Weights of the means over pixels, for the KL over latents.
     """
 
     def __init__(self, vae: AutoencoderKL, mse_weight: float = 8.0, l1_weight: float = 1.0, kl_weight: float = 3e-4):
@@ -142,7 +142,6 @@ class VAETrainer(nn.Module):
         loss = self.mse_weight * mse + self.l1_weight * l1 + self.kl_weight * kl
         # Pictures span 2 in [-1, 1]: the peak of the PSNR.
         return {"loss": loss, "psnr": 10 * torch.log10(4 / mse.detach()), "l1": l1.detach(), "kl": kl.detach()}
-
 
     @torch.no_grad()
     def measure_psnr(self, pixel_values: torch.Tensor) -> float:
@@ -171,7 +170,9 @@ class ImageEncoderTrainer(nn.Module):
         self.color_head = nn.Linear(hidden_size, 3 * grid * grid)
         self.body_head = nn.Linear(hidden_size, NUM_PARTS + 2)
 
-    def forward(self, clip_pixel_values: torch.Tensor, parts: torch.Tensor, uv: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, clip_pixel_values: torch.Tensor, parts: torch.Tensor, uv: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """Loss and its parts.
 
         Args:

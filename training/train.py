@@ -12,12 +12,21 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DDPMScheduler
 
+from pipeline_dreampose import DreamPosePipeline
 from training.data.frame_pairs import FramePairs, LatentFramePairs, LatentShape
 from training.data.latent_cache import build_latent_cache, latent_cache_path, load_latent_cache
 from training.data.prepared import load_prepared
 from training.denoiser import Denoiser, StageOneLoss, load_base_pipeline
 from training.loop import train
-from training.options import DataOptions, ModelOptions, ObjectiveOptions, PairOptions, TrainOptions, parse, save_options
+from training.options import (
+    DataOptions,
+    ModelOptions,
+    ObjectiveOptions,
+    PairOptions,
+    TrainOptions,
+    parse,
+    save_options,
+)
 from training.validation import HeldOutPairs
 
 
@@ -29,7 +38,9 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple:
     return parse(OPTIONS, argv, description=__doc__)
 
 
-def load_pairs(accelerator: Accelerator, pipeline, data: DataOptions, pairs: PairOptions, seed: int, **kwargs):
+def load_pairs(
+    accelerator: Accelerator, pipeline: DreamPosePipeline, data: DataOptions, pairs: PairOptions, seed: int, **kwargs
+) -> FramePairs:
     """The training samples, from the latent cache if one is asked for; the main process builds it if it is missing."""
     dataset = load_prepared(data.train_data, "train")
     shape = LatentShape.of(pipeline.vae, data.height, data.width)

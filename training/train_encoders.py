@@ -61,7 +61,9 @@ def train_vae(accelerator: Accelerator, encoder: EncoderOptions, data: DataOptio
         vae.to(memory_format=torch.contiguous_format).save_pretrained(run.output_dir)
 
 
-def train_image_encoder(accelerator: Accelerator, encoder: EncoderOptions, data: DataOptions, run: TrainOptions) -> None:
+def train_image_encoder(
+    accelerator: Accelerator, encoder: EncoderOptions, data: DataOptions, run: TrainOptions
+) -> None:
     """Pre-train the image encoder and write it to `output_dir`."""
     dataset = load_prepared(data.train_data, "train")
     model = build_image_encoder(encoder.image_size, encoder.patch_size, encoder.hidden_size, encoder.num_hidden_layers)

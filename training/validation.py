@@ -50,4 +50,7 @@ class HeldOutPairs:
         ]
         prediction = torch.cat(frames)
         truth = torch.stack([pixel_values for *_, pixel_values in self.clips]) / 2 + 0.5
-        return {name: metric(prediction, truth).mean().item() for name, metric in (("l1", l1), ("psnr", psnr), ("ssim", ssim))}
+        return {
+            name: metric(prediction, truth).mean().item()
+            for name, metric in (("l1", l1), ("psnr", psnr), ("ssim", ssim))
+        }

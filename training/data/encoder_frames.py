@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0
 """Single frames as training samples of the embedded default's VAE and image encoder."""
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ def to_pixel_values(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def read_pictures(dataset, num_pictures: int) -> torch.Tensor:
+def read_pictures(dataset: datasets.Dataset, num_pictures: int) -> torch.Tensor:
     """At most `num_pictures` pictures, evenly spread over the rows, [N,3,H,W] in [-1,1]."""
     rows = range(0, len(dataset), max(1, len(dataset) // num_pictures))[:num_pictures]
     return torch.stack([to_pixel_values(image) for image in dataset.select(rows)["image"]])
@@ -68,7 +69,8 @@ class ImageEncoderFrames(Dataset):
         self.dataset = dataset.select_columns(["image", "iuv"])
         self.size = feature_extractor.size["height"]
         self.mean, self.std = (
-            torch.tensor(values)[:, None, None] for values in (feature_extractor.image_mean, feature_extractor.image_std)
+            torch.tensor(values)[:, None, None]
+            for values in (feature_extractor.image_mean, feature_extractor.image_std)
         )
         self.seed = seed
 

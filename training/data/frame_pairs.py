@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+import datasets
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch.utils.data import Dataset
 
 from pipeline_dreampose import fit_image, fit_pose_maps, iuv_to_pose_map, pose_window, resize_pose_maps
@@ -39,7 +41,7 @@ def shuffled_index(seed: int, position: int, num_rows: int) -> int:
     return int(_epoch_order(seed, epoch, num_rows)[offset])
 
 
-def group_videos(dataset) -> dict[str, list[int]]:
+def group_videos(dataset: datasets.Dataset) -> dict[str, list[int]]:
     """Row numbers of each video's frames, in order.
 
     Args:
@@ -64,7 +66,7 @@ class LatentShape:
     pixel_width: int
 
     @classmethod
-    def of(cls, vae, height: int, width: int) -> "LatentShape":
+    def of(cls, vae: AutoencoderKL, height: int, width: int) -> "LatentShape":
         """The latents of `height` x `width` pictures through an `AutoencoderKL`."""
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         if height % factor or width % factor:

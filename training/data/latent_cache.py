@@ -11,15 +11,17 @@ import os
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
+from transformers import CLIPImageProcessor
 
 from pipeline_dreampose import clip_pixel_values
 from training.data.frame_pairs import FramePairs
 
 
-def latent_cache_path(folder: str | os.PathLike, pairs: FramePairs, vae, image_size: int) -> Path:
-    """File of a cache, named by all that it depends on: rows, sizes, the VAE's weights, and which rows are references."""
+def latent_cache_path(folder: str | os.PathLike, pairs: FramePairs, vae: AutoencoderKL, image_size: int) -> Path:
+    """File of a cache, named by all that it depends on: rows, sizes, the VAE's weights, which rows are references."""
     digest = hashlib.sha256(
         repr((pairs.dataset._fingerprint, pairs.shape, image_size, pairs.reference_frames)).encode()
     )
@@ -30,7 +32,12 @@ def latent_cache_path(folder: str | os.PathLike, pairs: FramePairs, vae, image_s
 
 @torch.no_grad()
 def build_latent_cache(
-    path: str | os.PathLike, pairs: FramePairs, vae, image_size: int, feature_extractor, batch_size: int = 32
+    path: str | os.PathLike,
+    pairs: FramePairs,
+    vae: AutoencoderKL,
+    image_size: int,
+    feature_extractor: CLIPImageProcessor,
+    batch_size: int = 32,
 ) -> None:
     """Encode every row once and write the cache, whole or not at all.
 
@@ -72,7 +79,10 @@ def build_latent_cache(
 
 
 def load_latent_cache(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The tensors of a cache (mapped from the file, so that processes share them): `mean` and `std` [N,C,h,w], unscaled,
-    `pose_maps` [N,2,h,w] uint8, `clip_squares` [M,3,S,S] uint8, `square_of_row` [N], -1 for rows that are no reference.
+    """The tensors of a cache, mapped from the file, so that processes share them.
+
+    Returns:
+        `dict`: `mean` and `std` [N,C,h,w] unscaled, `pose_maps` [N,2,h,w] and `clip_squares` [M,3,S,S] uint8,
+            `square_of_row` [N] with -1 for rows that are no reference, `clip_mean`, `clip_std`, `scaling_factor`.
     """
     return load_file(path)

@@ -35,7 +35,9 @@ def load_prepared(name: str, split: str) -> datasets.Dataset:
         # A plain folder is read as files; the Hub is asked for anything else.
         dataset = datasets.load_dataset("parquet" if Path(name).is_dir() else name, split=split, **_folder(name))
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ValueError(f"`train_data` must be a folder of parquet files or an id on the Hub, got {name!r}: {error}") from error
+        raise ValueError(
+            f"`train_data` must be a folder of parquet files or an id on the Hub, got {name!r}: {error}"
+        ) from error
     missing = [column for column in COLUMNS if column not in dataset.column_names]
     if missing:
         raise ValueError(f"`train_data` must have the columns {COLUMNS}, but {name!r} lacks {missing}.")

@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0
 """Procedurally drawn fashion videos with exact DensePose IUV, as a `datasets` builder.
 
-Every clip is one subject (proportions, skin, hair, clothes) doing one motion (walking, turning, raising the arms). Hems
-and long hair lag behind the body like damped pendulums: a single pose cannot tell where they are, five poses can. IUV
-covers the body and tight clothing only, as DensePose does. The first frame faces the camera.
+Every clip is one subject (proportions, skin, hair, clothes) doing one motion (walking, turning, raising the arms).
+Hems and long hair lag behind the body like damped pendulums: a single pose cannot tell where they are, five poses can.
+IUV covers the body and tight clothing only, as DensePose does. The first frame faces the camera.
 
 Rows: `video_id`, `frame_index`, `image`, `iuv` (R = V, G = U, B = I), `layers` (see `procedural_figure`), `split`.
 """
@@ -21,7 +21,9 @@ from training.data.procedural_scene import Frame, Motion, Subject, render_clip
 
 SPLITS = ("train", "validation", "test")
 _PRE_ROLL = 12  # frames simulated before the first, so that cloth and hair are in motion already
-_SKIN = np.array([[242, 214, 192], [226, 185, 150], [198, 150, 115], [160, 110, 78], [122, 80, 56], [86, 56, 40]]) / 255
+_SKIN = (
+    np.array([[242, 214, 192], [226, 185, 150], [198, 150, 115], [160, 110, 78], [122, 80, 56], [86, 56, 40]]) / 255
+)
 _HAIR = np.array([[32, 26, 24], [66, 42, 28], [110, 70, 40], [150, 60, 36], [214, 176, 110], [150, 150, 156]]) / 255
 _PATTERNS = ("plain", "horizontal", "vertical", "checks", "dots")
 
@@ -65,8 +67,12 @@ def sample_motion(rng: np.random.Generator, num_frames: int) -> Motion:
     begin = rng.uniform(0, 3)
     progress = np.clip((time - begin) / (num_frames - 1 - begin), 0, 1)
     eased = progress * progress * (3 - 2 * progress)
-    turn = rng.choice([-1, 1]) * rng.uniform(np.pi / 2, 2 * np.pi) if kind in ("turn", "both") else rng.uniform(-0.5, 0.5)
-    raising = rng.uniform(0.6, 1.9, 2) * (rng.uniform(size=2) < 0.8) if kind in ("arms", "both") else rng.uniform(0, 0.2, 2)
+    turn = (
+        rng.choice([-1, 1]) * rng.uniform(np.pi / 2, 2 * np.pi) if kind in ("turn", "both") else rng.uniform(-0.5, 0.5)
+    )
+    raising = (
+        rng.uniform(0.6, 1.9, 2) * (rng.uniform(size=2) < 0.8) if kind in ("arms", "both") else rng.uniform(0, 0.2, 2)
+    )
     swing = 0.5 - 0.5 * np.cos(2 * np.pi * progress[:, None] * rng.uniform(0.6, 1.6, 2))
     stride = step * time + phase
     both = np.stack([np.sin(stride), -np.sin(stride)], -1)
@@ -178,7 +184,9 @@ class ProceduralFashion(datasets.GeneratorBasedBuilder):
                 )
 
 
-def load_procedural_fashion(config_name: str = "tiny", split: str = "train", num_proc: int | None = None, **overrides):
+def load_procedural_fashion(
+    config_name: str = "tiny", split: str = "train", num_proc: int | None = None, **overrides
+) -> datasets.Dataset:
     """Draw (once; cached by `datasets`) and load one split.
 
     Args:

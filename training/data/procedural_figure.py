@@ -127,7 +127,9 @@ class Canvas:
 
     def __init__(self, height, width, background, supersampling=3, figure_height=0.9):
         if supersampling % 2 == 0:
-            raise ValueError(f"`supersampling` must be odd, so that a sample lies in each centre, but is {supersampling}.")
+            raise ValueError(
+                f"`supersampling` must be odd, so that a sample lies in each centre, but is {supersampling}."
+            )
         self.supersampling, shape = supersampling, (height * supersampling, width * supersampling)
         self.step = 1 / (figure_height * shape[0])
         self.Y = (np.arange(shape[0]) + 0.5) * self.step - (1 / figure_height - 1) / 2

@@ -1,7 +1,8 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""One subject in one motion, drawn: body, clothes, and hems and hair that lag behind it. Units as in `procedural_figure`."""
+"""One subject in one motion, drawn: body, clothes, hems and hair that lag behind. Units as in `procedural_figure`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,12 +105,14 @@ def _direction(side: int, outward: float, forward: float) -> np.ndarray:
 
 def _limb_tubes(subject: Subject, motion: Motion, index: int, skeleton: _Skeleton) -> list[Tube]:
     """Arms with hands and legs with feet, as tubes."""
-    cloth = dict(colors=subject.top_colors, kind=subject.top_pattern, count=4)
     skin = pattern_paint("plain", np.stack([subject.skin] * 2), 2, 1)
-    sleeves = [pattern_paint(rows=subject.pattern_rows * 0.5, **cloth) if subject.sleeve > k else skin for k in (0, 1)]
-    tights = dict(colors=subject.bottom_colors, kind=subject.bottom_pattern, count=4, rows=subject.pattern_rows * 0.7)
-    trousers = pattern_paint(**tights)
-    legs = [trousers if subject.bottom in ("trousers", "shorts") else skin, trousers if subject.bottom == "trousers" else skin]
+    top = pattern_paint(subject.top_pattern, subject.top_colors, 4, subject.pattern_rows * 0.5)
+    sleeves = [top if subject.sleeve > k else skin for k in (0, 1)]
+    trousers = pattern_paint(subject.bottom_pattern, subject.bottom_colors, 4, subject.pattern_rows * 0.7)
+    legs = [
+        trousers if subject.bottom in ("trousers", "shorts") else skin,
+        trousers if subject.bottom == "trousers" else skin,
+    ]
     shoes = pattern_paint("plain", np.stack([subject.shoes] * 2), 2, 1)
     tubes = []
     for k, (side, hand) in enumerate(((-1, "right"), (1, "left"))):
@@ -140,10 +143,19 @@ def _trunk_tubes(subject: Subject, skeleton: _Skeleton) -> list[Tube]:
     """Torso, neck and head, as tubes."""
     top = pattern_paint(subject.top_pattern, subject.top_colors, subject.pattern_count, subject.pattern_rows)
     if subject.bottom in ("trousers", "shorts"):
-        bottom = pattern_paint(subject.bottom_pattern, subject.bottom_colors, subject.pattern_count, subject.pattern_rows)
+        bottom = pattern_paint(
+            subject.bottom_pattern, subject.bottom_colors, subject.pattern_count, subject.pattern_rows
+        )
         upper, top = top, lambda phi, t: np.where((t > 0.72)[:, None], bottom(phi, t), upper(phi, t))
     knots = (0, 0.12, 0.35, 0.6, 0.85, 1)
-    side = (subject.shoulder * 0.75, subject.shoulder, subject.shoulder * 0.9, subject.waist, subject.hip, subject.hip * 0.9)
+    side = (
+        subject.shoulder * 0.75,
+        subject.shoulder,
+        subject.shoulder * 0.9,
+        subject.waist,
+        subject.hip,
+        subject.hip * 0.9,
+    )
     depth = (0.05, 0.06, 0.07, 0.058, 0.075, 0.07)
     torso = Tube(
         "torso", skeleton.place(0, 0.19, 0), skeleton.place(0, 0.485, 0), (side[0], side[-1]), (0.05, 0.07),
@@ -165,7 +177,9 @@ def _loose_tubes(subject: Subject, skeleton: _Skeleton, hem: float, hair: float)
     """Skirt and long hair, moved sideways at their lower ends by `hem` and `hair`."""
     tubes = []
     if subject.bottom in ("skirt", "dress"):
-        paint = pattern_paint(subject.bottom_pattern, subject.bottom_colors, subject.pattern_count, subject.pattern_rows)
+        paint = pattern_paint(
+            subject.bottom_pattern, subject.bottom_colors, subject.pattern_count, subject.pattern_rows
+        )
         end = skeleton.place(0, 0.4 + subject.skirt_length, 0) + np.array([hem, -0.4 * abs(hem), 0])
         bottom = subject.hip + subject.skirt_flare
         ends = (subject.waist + 0.012, bottom), (0.075, bottom * 0.8)
@@ -176,13 +190,20 @@ def _loose_tubes(subject: Subject, skeleton: _Skeleton, hem: float, hair: float)
     if subject.hair_length > 0:
         paint = pattern_paint("plain", np.stack([subject.hair] * 2), 2, 1)
         end = skeleton.place(0, 0.07 + subject.hair_length, -0.075) + np.array([hair, 0, 0])
-        tube = Tube("hair", skeleton.place(0, 0.07, -0.02), end, (0.07, 0.055), (0.058, 0.03), skeleton.yaw, paint, cap=0.6)
+        tube = Tube(
+            "hair", skeleton.place(0, 0.07, -0.02), end, (0.07, 0.055), (0.058, 0.03), skeleton.yaw, paint, cap=0.6
+        )
         tubes.append((tube, HAIR))
     return tubes
 
 
 def render_clip(
-    subject: Subject, motion: Motion, height: int, width: int, frame_indices=None, shaded: bool = True
+    subject: Subject,
+    motion: Motion,
+    height: int,
+    width: int,
+    frame_indices: Iterable[int] | None = None,
+    shaded: bool = True,
 ) -> list[Frame]:
     """Draw a subject's clip, or the frames named by `frame_indices` (each 0 <= index < len(motion)).
 
