@@ -45,7 +45,7 @@ def test_widened_unet_computes_what_the_old_one_did():
     )
     assert not unet.conv_in.weight[:, LATENT_CHANNELS:].any()
     torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="`unet` must take as many channels as it gives"):
+    with pytest.raises(ValueError, match="`unet` must take the 4 channels that it gives, got 14"):
         widen_conv_in(unet)
 
 

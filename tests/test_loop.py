@@ -445,6 +445,7 @@ def run_as_one_of_two(output_dir):
         Path(f"{output_dir}/stopped-{accelerator.process_index}").write_text(str(interruption.code))
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -5,6 +5,8 @@
 Legend: `B` batch, `C` latent channels, `h w` latent cells, `T D` tokens and their width, `S` side of CLIP's square.
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
@@ -33,7 +35,7 @@ def widen_conv_in(unet: UNet2DConditionModel, pose_radius: int = 2) -> None:
     """
     if unet.config.in_channels != unet.config.out_channels:
         raise ValueError(
-            f"`unet` must take as many channels as it gives, {unet.config.out_channels}, got {unet.config.in_channels}."
+            f"`unet` must take the {unet.config.out_channels} channels that it gives, got {unet.config.in_channels}."
         )
     old = unet.conv_in
     num_channels = old.in_channels + 2 * (2 * pose_radius + 1)
@@ -59,7 +61,7 @@ def build_adapter(vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: in
     )
 
 
-def load_base_pipeline(model, pose_radius: int, height: int, width: int) -> DreamPosePipeline:
+def load_base_pipeline(model: Any, pose_radius: int, height: int, width: int) -> DreamPosePipeline:
     """The pipeline that stage 1 starts from: a DreamPose one as it is, or Stable Diffusion with the encoder it needs.
 
     Args:

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,8 @@ def train(
             run.resume(checkpoint)
         if accelerator.is_main_process:
             start_log(output_dir, run.global_step)
-        with StopSignals() as stop:
-            run.fit(loss_fn, run.load_data(dataset, dataloader_num_workers, collate_fn), validate, stop)
+        with StopSignals() as stop, closing(run.load_data(dataset, dataloader_num_workers, collate_fn)) as batches:
+            run.fit(loss_fn, batches, validate, stop)
         return run.finish()
     finally:
         # Forget this module and optimizer, so that one accelerator serves several trainings one after another.
@@ -258,7 +259,8 @@ class _Run:
         self.saved_step = self.global_step
         self.accelerator.wait_for_everyone()
 
-    def load_data(self, dataset, num_workers, collate_fn) -> DataLoader:
+    def load_data(self, dataset, num_workers, collate_fn) -> Generator[Any, None, None]:
+        """Batches from where the run is; closing the generator ends the worker processes at once."""
         sampler = PositionBatchSampler(
             self.num_samples,
             max(self.settings.max_train_steps - self.global_step, 0),
@@ -268,7 +270,7 @@ class _Run:
             self.accelerator.process_index,
         )
         # Not prepared by accelerate, which would shard it a second time.
-        return DataLoader(
+        yield from DataLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=num_workers,
@@ -288,9 +290,8 @@ class _Run:
             disable=not self.accelerator.is_main_process,
         )
         with progress:
-            iterator = iter(batches)
             while self.global_step < settings.max_train_steps:
-                signum = self.step(loss_fn, iterator, stop)
+                signum = self.step(loss_fn, batches, stop)
                 progress.update()
                 if settings.is_due(settings.logging_steps, self.global_step):
                     record = self.window.reduce() | {"num_skipped_steps": self.num_skipped_steps}
@@ -306,13 +307,13 @@ class _Run:
                     if settings.is_due(settings.validation_steps, self.global_step):
                         self.validate(validate)
 
-    def step(self, loss_fn, iterator, stop) -> int:
+    def step(self, loss_fn, batches, stop) -> int:
         """One optimizer step over its micro-batches; returns the signal that some process got, or 0."""
         start = time.perf_counter()
         seed_step(self.settings.seed, self.global_step, self.accelerator.process_index)
         losses = []
         for _ in range(self.settings.gradient_accumulation_steps):
-            batch = send_to_device(next(iterator), self.accelerator.device, non_blocking=True)
+            batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
             with self.accelerator.accumulate(self.prepared):
                 loss, logs = loss_fn(self.prepared, batch)
                 self.accelerator.backward(loss)
