@@ -23,6 +23,7 @@ from training.options import (
 
 STAGE_1 = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOptions)
 ENCODERS = (EncoderOptions, DataOptions, TrainOptions)
+PRESETS = {"paper": STAGE_1, "tiny": STAGE_1, "tiny_vae": ENCODERS, "tiny_image_encoder": ENCODERS}
 
 
 def write(tmp_path, text):
@@ -40,7 +41,7 @@ def test_defaults_preset_file_and_flags_win_in_this_order(tmp_path):
         STAGE_1, ["--learning-rate", "3e-3", "--config", config, "--preset", "tiny"]
     )
     assert run.learning_rate == 3e-3 and data.height == 96
-    assert data.width == 128 and model.train_image_encoder is True
+    assert data.width == 64 and model.train_image_encoder is True
     assert run.adam_beta1 == 0.9 and pairs == PairOptions()
 
 
@@ -52,13 +53,13 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
 
 def test_none_booleans_and_lists(tmp_path):
     config = write(
-        tmp_path, "block_out_channels: [8, 16]\nema_decay: null\ncheckpoints_total_limit: none\nchannels_last: false\n"
+        tmp_path, "vae_channels: [8, 16]\nema_decay: null\ncheckpoints_total_limit: none\nchannels_last: false\n"
     )
-    encoders, _, run = parse(ENCODERS, ["--preset", "tiny_encoders", "--config", config])
-    assert encoders.block_out_channels == [8, 16]
+    encoders, _, run = parse(ENCODERS, ["--preset", "tiny_vae", "--config", config])
+    assert encoders.vae_channels == [8, 16]
     assert (run.ema_decay, run.checkpoints_total_limit, run.channels_last) == (None, None, False)
-    encoders, _, run = parse(ENCODERS, ["--channels_last", "--ema_decay", "0.5", "--block_out_channels", "4", "8"])
-    assert encoders.block_out_channels == [4, 8] and run.channels_last is True and run.ema_decay == 0.5
+    encoders, _, run = parse(ENCODERS, ["--channels_last", "--ema_decay", "0.5", "--vae_channels", "4", "8"])
+    assert encoders.vae_channels == [4, 8] and run.channels_last is True and run.ema_decay == 0.5
     assert parse(STAGE_1, ["--preset", "tiny", "--snr_gamma", "None"])[3].snr_gamma is None
 
 
@@ -126,9 +127,12 @@ def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(tmp_path, capsys
         ),
         (ObjectiveOptions, {"high_noise_start": 1000}, r"`high_noise_start` must be within \[0, 999\], got 1000"),
         (EncoderOptions, {"latent_channels": 0}, "`latent_channels` must be at least 1, got 0"),
-        (EncoderOptions, {"block_out_channels": []}, r"`block_out_channels` must be a list of .*, got \[\]"),
+        (EncoderOptions, {"component": "unet"}, "`component` must be one of vae, image_encoder, pipeline, got 'unet'"),
+        (EncoderOptions, {"vae_channels": []}, r"`vae_channels` must be a list of .*, got \[\]"),
+        (EncoderOptions, {"unet_channels": [8, 0]}, r"`unet_channels` must be a list of .*, got \[8, 0\]"),
+        (EncoderOptions, {"patch_size": 7}, "`image_size` must be a multiple of `patch_size`, got 64, 7"),
         (EncoderOptions, {"kl_weight": -1.0}, "`kl_weight` must be a finite number, at least 0, got -1.0"),
-        (TrainOptions, {"max_train_steps": 0}, "`max_train_steps` must be at least 1, got 0"),
+        (TrainOptions, {"max_train_steps": -1}, "`max_train_steps` must be a finite number, at least 0, got -1"),
         (TrainOptions, {"learning_rate": 0.0}, "`learning_rate` must be a finite number above 0, got 0.0"),
         (TrainOptions, {"max_grad_norm": 0.0}, "`max_grad_norm` must be above 0, got 0.0"),
         (TrainOptions, {"ema_decay": 1.0}, r"`ema_decay` must be within \[0, 1\), got 1.0"),
@@ -164,7 +168,7 @@ def test_what_is_saved_is_read_back(tmp_path):
     assert parse(STAGE_1, ["--config", str(path)]) == options
 
 
-@pytest.mark.parametrize("name, kinds", [("paper", STAGE_1), ("tiny", STAGE_1), ("tiny_encoders", ENCODERS)])
+@pytest.mark.parametrize("name, kinds", PRESETS.items())
 def test_every_preset_parses(name, kinds):
     hints = {key: hint for kind in kinds for key, hint in typing.get_type_hints(kind).items()}
     assert read_config(PRESETS_DIR / f"{name}.yaml", hints)
@@ -172,7 +176,7 @@ def test_every_preset_parses(name, kinds):
 
 
 def test_every_preset_is_tested():
-    assert {path.stem for path in PRESETS_DIR.iterdir()} == {"paper", "tiny", "tiny_encoders"}
+    assert {path.stem for path in PRESETS_DIR.iterdir()} == set(PRESETS)
 
 
 def test_the_paper_preset_has_the_paper_s_settings():

@@ -117,8 +117,8 @@ def test_two_processes_train_as_one(base, tmp_path):
     """`accelerate launch` with two real CPU processes: equal to one process with the same global batch."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "training/train.py",
-        *arguments(base, tmp_path / "two", "--train_batch_size", "1"),
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--num_cpu_threads_per_process", "1", "training/train.py", *arguments(base, tmp_path / "two", "--train_batch_size", "1"),
     ]  # fmt: skip
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}

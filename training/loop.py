@@ -88,8 +88,7 @@ def train(
         train_batch_size (`int`): Samples of one micro-batch of one process.
         learning_rate (`float`): Peak of the schedule.
         gradient_accumulation_steps (`int`): Micro-batches of one optimizer step.
-        lr_scheduler (`str`): Name for `diffusers.optimization.get_scheduler`.
-        lr_warmup_steps (`int`): Optimizer steps of warm-up.
+        lr_scheduler, lr_warmup_steps (`str`, `int`): Name for `diffusers.optimization.get_scheduler`; warm-up.
         adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): AdamW.
         max_grad_norm (`float`, *optional*): Clip the norm over all trained parameters; `None` does not clip.
         ema_decay (`float`, *optional*): Average the weights; the average is what is validated and returned.
@@ -221,13 +220,13 @@ class _Run:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if state["world"]["global_batch_size"] != self.global_batch:
             logger.warning(
-                f"The global batch size changes from {state['world']['global_batch_size']} to {self.global_batch}:"
-                f" going on at sample {state['num_samples']}, but not as an undisturbed run would."
+                f"The global batch size changes from {state['world']['global_batch_size']} to {self.global_batch};"
+                f" going on at sample {state['num_samples']}, unlike an undisturbed run."
             )
-        self.global_step, self.num_samples = state["global_step"], state["num_samples"]
-        self.num_skipped_steps = state["num_skipped_steps"]
-        is_own = path.resolve().parent == self.settings.output_dir.resolve()
-        self.saved_step = self.global_step if is_own else None
+        for name in ("global_step", "num_samples", "num_skipped_steps"):
+            setattr(self, name, state[name])
+        if path.resolve().parent == self.settings.output_dir.resolve():
+            self.saved_step = self.global_step
         self.accelerator.print(f"Resumed from {path}, at step {self.global_step}.", file=sys.stderr)
 
     def save(self) -> None:
@@ -239,11 +238,12 @@ class _Run:
         }
         if self.ema is not None:
             tensors["ema"] = dict(zip(self.trained, self.ema.shadow_params))
+        scaler = self.accelerator.scaler
         state = {
             "num_samples": self.num_samples,
             "num_skipped_steps": self.num_skipped_steps,
-            "ema_optimization_step": self.ema.optimization_step if self.ema is not None else None,
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+            "ema_optimization_step": None if self.ema is None else self.ema.optimization_step,
+            "scaler": None if scaler is None else scaler.state_dict(),
             "world": {
                 "num_processes": self.accelerator.num_processes,
                 "train_batch_size": self.settings.train_batch_size,
@@ -269,7 +269,8 @@ class _Run:
             self.accelerator.num_processes,
             self.accelerator.process_index,
         )
-        # Not prepared by accelerate, which would shard it a second time.
+        # Not prepared by accelerate, which would shard it again; with its own generator, or starting it would draw
+        # from the one that the step is seeded with.
         yield from DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -277,6 +278,7 @@ class _Run:
             collate_fn=collate_fn,
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=ignore_stop_signals,
+            generator=torch.Generator(),
         )
 
     def fit(self, loss_fn, batches, validate, stop) -> None:
@@ -284,7 +286,6 @@ class _Run:
         progress = tqdm(
             total=settings.max_train_steps,
             initial=self.global_step,
-            desc="Training",
             unit="step",
             dynamic_ncols=True,
             disable=not self.accelerator.is_main_process,
@@ -303,9 +304,9 @@ class _Run:
                     self.save()
                 if signum:
                     raise self.interruption(signum)
-                if validate is not None and settings.validation_steps is not None:
-                    if settings.is_due(settings.validation_steps, self.global_step):
-                        self.validate(validate)
+                can_validate = validate is not None and settings.validation_steps is not None
+                if can_validate and settings.is_due(settings.validation_steps, self.global_step):
+                    self.validate(validate)
 
     def step(self, loss_fn, batches, stop) -> int:
         """One optimizer step over its micro-batches; returns the signal that some process got, or 0."""
@@ -330,15 +331,13 @@ class _Run:
         self.num_samples += self.global_batch
         self.window.num_samples += self.global_batch
         self.window.seconds += time.perf_counter() - start
-        # What is not finite is left out of the means by the window.
         self.window.add({"loss": loss, "lr": lr, "grad_norm": grad_norm})
         self.count_nonfinite(loss, grad_norm)
         return signum
 
     def update(self, lr: float) -> float:
         """Clip and step the optimizer and the average; returns the norm of the gradients before clipping."""
-        for group in self.raw_optimizer.param_groups:
-            group["lr"] = lr
+        self.raw_optimizer.param_groups[0]["lr"] = lr
         grad_norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.settings.max_grad_norm).item()
         # A scaler must see its overflows to lower its scale; without one, such a step would ruin the weights.
         if self.accelerator.scaler is not None or math.isfinite(grad_norm):

@@ -1,0 +1,34 @@
+"""What ships: half precision, stored defaults, no trace of where it was trained; a sample of the test split."""
+
+import json
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipeline_dreampose import DreamPosePipeline
+from tests.tiny_components import get_dummy_components
+from training.data.procedural_fashion import ProceduralFashionConfig
+from training.export_tiny import main, parse_args
+
+
+def test_export(tmp_path):
+    DreamPosePipeline(**get_dummy_components()).save_pretrained(tmp_path / "run")
+    folders = ["--model_dir", str(tmp_path / "tiny"), "--sample_dir", str(tmp_path / "sample")]
+    flags = ["--pipeline", str(tmp_path / "run"), "--pose_guidance_scale", "1.75", "--subject", "2", "--motion", "5"]
+    main(parse_args([*folders, *flags, "--num_frames", "7"]))
+    for file in (tmp_path / "tiny").rglob("*.safetensors"):
+        assert all(tensor.dtype == torch.float16 for tensor in load_file(file).values()), file
+    for file in (tmp_path / "tiny").rglob("*.json"):
+        assert "_name_or_path" not in json.loads(file.read_text()), file
+    pipeline = DreamPosePipeline.from_pretrained(tmp_path / "tiny")
+    assert pipeline.config.default_pose_guidance_scale == 1.75
+    assert pipeline.config.default_image_guidance_scale == 8.0, "what is not given stays"
+
+    config = ProceduralFashionConfig(name="sample", num_frames=7)
+    files = sorted((tmp_path / "sample" / "poses").iterdir())
+    assert [file.name for file in files] == [f"{index:04d}.png" for index in range(7)]
+    photo, pose = np.asarray(Image.open(tmp_path / "sample" / "photo.png")), np.asarray(Image.open(files[6]))
+    assert np.array_equal(photo, config.clip("test", 2, 2, [0])[0].image)
+    assert np.array_equal(pose, config.clip("test", 2, 5, [6])[0].iuv), "another subject's motion on this body"
