@@ -40,9 +40,9 @@ tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours o
 	$(LAUNCH) training/train_encoders.py --preset tiny_image_encoder --output_dir $(TINY_RUN)/image_encoder
 	$(BIN)/python training/train_encoders.py --component pipeline --vae_dir $(TINY_RUN)/vae \
 		--image_encoder_dir $(TINY_RUN)/image_encoder --height 80 --width 64 --output_dir $(TINY_RUN)/encoders
-	$(LAUNCH) training/train.py --preset tiny --pretrained_model_name_or_path $(TINY_RUN)/encoders --output_dir $(TINY_RUN)/stage1
-	$(BIN)/python -c 'import torch; from pipeline_dreampose import DreamPosePipeline as Pipeline; \
-		Pipeline.from_pretrained("$(TINY_RUN)/stage1", dtype=torch.float16).save_pretrained("model_card/tiny")'
+	$(LAUNCH) training/train.py --preset tiny --pretrained_model_name_or_path $(TINY_RUN)/encoders \
+		--latent_cache_dir $(TINY_RUN)/latents --output_dir $(TINY_RUN)/stage1
+	$(BIN)/python training/export_tiny.py --pipeline $(TINY_RUN)/stage1
 	$(BIN)/python training/evaluation.py --model model_card/tiny --output model_card/tiny/evaluation
 
 tiny-code:  ## rewrite the embedded model's copies of the plug-in

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 
 import animate
 from pipeline_dreampose import DreamPosePipeline
+from tests.launch import launch_two_processes
 from tests.tiny_components import HEIGHT, NUM_FRAMES, WIDTH, get_dummy_image, get_dummy_iuv, get_dummy_pipeline
 
 
@@ -30,9 +30,13 @@ def inputs(tmp_path_factory):
     return {"--model": folder / "model", "--image": folder / "photo.png", "--poses": folder / "poses"}
 
 
+def as_words(arguments):
+    return [str(word) for pair in {**arguments, "--device": "cpu"}.items() for word in pair]
+
+
 def run(inputs, *more, **changes):
-    arguments = {**inputs, **{"--" + name: value for name, value in changes.items()}, "--device": "cpu"}
-    return animate.main(animate.parse_args([str(word) for pair in arguments.items() for word in pair] + list(more)))
+    arguments = {**inputs, **{"--" + name: value for name, value in changes.items()}}
+    return animate.main(animate.parse_args([*as_words(arguments), *more]))
 
 
 def read_video(path):
@@ -165,17 +169,11 @@ def test_bad_options_are_parser_errors(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def launch(command, inputs, output, **environment):
-    words = [str(word) for pair in {**inputs, "--output": output, "--device": "cpu"}.items() for word in pair]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(
-        [*command, str(ROOT / "animate.py"), *words], capture_output=True, text=True, env=environment, timeout=300
-    )
-
-
 @pytest.mark.slow
 def test_from_a_shell_an_error_is_one_line(inputs, tmp_path):
-    result = launch([sys.executable], {**inputs, "--image": tmp_path / "missing.png"}, tmp_path / "video.mp4")
+    words = as_words({**inputs, "--image": tmp_path / "missing.png"})
+    command = [sys.executable, str(ROOT / "animate.py"), *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("animate.py: error: `image` must be a file")
 
@@ -183,9 +181,7 @@ def test_from_a_shell_an_error_is_one_line(inputs, tmp_path):
 @pytest.mark.slow
 def test_two_launched_processes_write_the_video_of_one(inputs, tmp_path):
     frames = run(inputs, output=tmp_path / "one.mp4")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    result = launch(command, inputs, tmp_path / "two.mp4", ACCELERATE_USE_CPU="true")
-    assert result.returncode == 0, result.stderr
+    result = launch_two_processes("animate.py", as_words({**inputs, "--output": tmp_path / "two.mp4"}))
     assert f"{NUM_FRAMES} frames from 2 process(es)" in result.stdout
     one, two = read_video(tmp_path / "one.mp4"), read_video(tmp_path / "two.mp4")
     assert len(one) == len(two) == len(frames)

@@ -361,12 +361,17 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, capsys
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
-def test_a_second_signal_acts_as_usual():
-    with pytest.raises(KeyboardInterrupt):
-        with StopSignals() as stop:
-            signal.raise_signal(signal.SIGINT)
-            assert stop.signum == signal.SIGINT
-            signal.raise_signal(signal.SIGINT)
+def test_further_signals_change_nothing(tmp_path):
+    # A launcher that is stopped with its group passes the signal on to processes that have it already.
+    def loss(module, batch):
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(signum)
+        return loss_fn(module, batch)
+
+    with pytest.raises(TrainingInterrupted) as caught:
+        run(tmp_path, loss=loss, max_train_steps=3)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000001"]
 
 
 def test_a_signal_after_the_last_step_acts_on_leaving():

@@ -1,9 +1,6 @@
 """Stage 1 through its entry point, on a tiny pipeline and drawn clips."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +8,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from pipeline_dreampose import DreamPosePipeline
+from tests.launch import launch_two_processes
 from tests.tiny_components import get_dummy_components, get_unet
 from training.train import main, parse_args
 
@@ -115,15 +113,7 @@ def test_bad_options_end_in_one_clear_error(base, tmp_path, flags, message, monk
 @pytest.mark.slow
 def test_two_processes_train_as_one(base, tmp_path):
     """`accelerate launch` with two real CPU processes: equal to one process with the same global batch."""
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-        "--num_cpu_threads_per_process", "1", "training/train.py", *arguments(base, tmp_path / "two", "--train_batch_size", "1"),
-    ]  # fmt: skip
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
+    launch_two_processes("training/train.py", arguments(base, tmp_path / "two", "--train_batch_size", "1"))
     main(parse_args(arguments(base, tmp_path / "one")))
     state = json.loads((tmp_path / "two" / "checkpoint-000004" / "state.json").read_text())
     assert state["world"]["num_processes"] == 2

@@ -1,11 +1,14 @@
 """The embedded default's encoders: training through the entry point, normalised latents, the assembled pipeline."""
 
+import json
+
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from pipeline_dreampose import DreamPosePipeline
+from tests.launch import launch_two_processes
 from training.small_model import (
     ImageEncoderTrainer,
     build_image_encoder,
@@ -16,9 +19,13 @@ from training.small_model import (
 from training.train_encoders import main, parse_args
 
 
-def run(output_dir, *more):
+def arguments(output_dir, *more):
     flags = ["--train_data", "procedural/smoke", "--height", "80", "--width", "64", "--output_dir", str(output_dir)]
-    main(parse_args([*flags, "--train_batch_size", "2", "--max_train_steps", "3", "--logging_steps", "1", *more]))
+    return [*flags, "--train_batch_size", "2", "--max_train_steps", "3", "--logging_steps", "1", *more]
+
+
+def run(output_dir, *more):
+    main(parse_args(arguments(output_dir, *more)))
 
 
 def test_normalised_latents_and_equal_pictures():
@@ -72,3 +79,13 @@ def test_bad_options(tmp_path):
         run(tmp_path, "--component", "pipeline")
     with pytest.raises(ValueError, match="`image_size` must be a multiple of `patch_size`, got 60, 8"):
         run(tmp_path, "--image_size", "60")
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_image_encoder(tmp_path):
+    """No trained weight is without a gradient, for which DDP would wait."""
+    small = ["--component", "image_encoder", "--hidden_size", "32", "--num_hidden_layers", "1"]
+    launch_two_processes("training/train_encoders.py", arguments(tmp_path, *small))
+    state = json.loads((tmp_path / "checkpoint-000003" / "state.json").read_text())
+    assert state["world"]["num_processes"] == 2 and state["num_samples"] == 3 * 2 * 2
+    assert (tmp_path / "config.json").is_file()

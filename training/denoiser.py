@@ -102,6 +102,13 @@ def load_base_pipeline(model: Any, pose_radius: int, height: int, width: int) ->
     return pipeline
 
 
+def freeze_post_layernorm(image_encoder: CLIPVisionModel) -> None:
+    """The states are the tokens before post-layernorm, which never gets a gradient: DDP would wait for it."""
+    for name, parameter in image_encoder.named_parameters():
+        if "post_layernorm" in name:
+            parameter.requires_grad_(False)
+
+
 class Denoiser(nn.Module):
     """The one module around all that trains: UNet, adapter and, where it is trained too, the image encoder.
 
@@ -118,10 +125,7 @@ class Denoiser(nn.Module):
         self.image_encoder = image_encoder.requires_grad_(train_image_encoder)
         self.unet.requires_grad_(True)
         self.adapter.requires_grad_(True)
-        # The states are the tokens before post-layernorm, which therefore never gets a gradient.
-        for name, parameter in self.image_encoder.named_parameters():
-            if "post_layernorm" in name:
-                parameter.requires_grad_(False)
+        freeze_post_layernorm(self.image_encoder)
 
     def forward(
         self,

@@ -12,9 +12,10 @@ class TrainingInterrupted(SystemExit):
 
 
 class StopSignals:
-    """While it is entered, the first SIGTERM or SIGINT is noted in `signum` (0 before); a second one acts as usual.
+    """While it is entered, the first SIGTERM or SIGINT is noted in `signum` (0 before); further ones change nothing.
 
-    A signal that is still only noted on leaving, because it came after the last step, acts then.
+    Under a launcher each process gets two: one with its group, one from the launcher. SIGKILL still ends it at once. A
+    signal that is only noted on leaving, because it came after the last step, acts then.
     """
 
     def __init__(self):
@@ -22,8 +23,7 @@ class StopSignals:
         self._previous = {}
 
     def _note(self, signum: int, frame) -> None:
-        self.signum = signum
-        self._restore()
+        self.signum = self.signum or signum
 
     def _restore(self) -> None:
         for signum, handler in self._previous.items():

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from pipeline_dreampose import DreamPosePipeline
-from training.denoiser import build_adapter, widen_conv_in
+from training.denoiser import build_adapter, freeze_post_layernorm, widen_conv_in
 from training.metrics import psnr
 
 
@@ -166,6 +166,7 @@ class ImageEncoderTrainer(nn.Module):
     def __init__(self, image_encoder: CLIPVisionModel, grid: int = 4):
         super().__init__()
         self.image_encoder, self.grid = image_encoder, grid
+        freeze_post_layernorm(image_encoder)
         hidden_size = image_encoder.config.hidden_size
         self.color_head = nn.Linear(hidden_size, 3 * grid * grid)
         self.body_head = nn.Linear(hidden_size, NUM_PARTS + 2)
