@@ -1,3 +1,5 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
 """Checkpoints of a training run: named, written whole or not at all, rotated, found again and loaded.
 
 A checkpoint is a folder `checkpoint-000123` of safetensors files and `state.json`; nothing is pickled. `state.json`

@@ -1,3 +1,5 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
 """Stopping a training run by a signal: noted at once, acted upon after the step and its checkpoint."""
 
 import signal

@@ -1,7 +1,8 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
 """The training loop of all trainers, over (module, loss_fn, dataset), on accelerate.
 
-What a step does depends on its number alone (`training.schedule`), and item `n` of the data set is what every random
-draw from position `n` made it. So a resumed run equals an undisturbed one.
+A step depends on its number alone, a sample on its position: a resumed run equals an undisturbed one.
 """
 
 import math
@@ -196,8 +197,8 @@ class _Run:
         if ema_decay is not None:
             self.ema = EMAModel(self.trained.values(), decay=ema_decay, foreach=True)
             self.ema.to(dtype=torch.float32)
-        micro_batch_size = settings.train_batch_size * accelerator.num_processes
-        self.global_batch = micro_batch_size * settings.gradient_accumulation_steps
+        local_batch = settings.train_batch_size * settings.gradient_accumulation_steps
+        self.global_batch = local_batch * accelerator.num_processes
         # What a checkpoint's state.json carries on.
         self.global_step = 0
         self.num_samples = 0

@@ -1,3 +1,5 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
 """Options of the trainers: frozen dataclasses, each entry point composes those that it needs.
 
 Precedence: defaults < `--preset NAME` < `--config FILE` < flags. The two YAML files are turned into arguments in front

@@ -1,3 +1,5 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
 """What a training run reports: means over a window of steps, and one curve in `log.jsonl`."""
 
 import json

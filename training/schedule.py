@@ -1,3 +1,5 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
 """What an optimizer step is by its number alone: its sample positions, its learning rate, its seed.
 
 Nothing here holds state, so a resumed run equals an undisturbed one, and the number of processes changes nothing but
