@@ -5,7 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from training.data.procedural_fashion import SPLITS, ProceduralFashionConfig, load_procedural_fashion, sample_subject
+from training.data.procedural_fashion import (
+    SPLITS,
+    ProceduralFashion,
+    ProceduralFashionConfig,
+    load_procedural_fashion,
+    sample_subject,
+)
 from training.data.procedural_figure import (
     BACKGROUND,
     BODY,
@@ -181,7 +187,18 @@ def test_a_counterpart_has_the_clips_iuv_and_the_other_looks():
     assert np.array_equal(counterpart[0].image[0, 0], np.rint(CONFIG.subject("test", 1).background * 255))
 
 
+def test_a_new_drawing_is_never_read_from_an_old_cache(tmp_path, monkeypatch):
+    folders = [ProceduralFashion(config_name="smoke", cache_dir=str(tmp_path)).cache_dir for _ in range(2)]
+    changed = tmp_path / "procedural_scene.py"
+    changed.write_text("other code")
+    monkeypatch.setattr("training.data.procedural_scene.__file__", str(changed))
+    folders.append(ProceduralFashion(config_name="smoke", cache_dir=str(tmp_path)).cache_dir)
+    assert folders[0] == folders[1] != folders[2]
+
+
 def test_bad_arguments():
+    with pytest.raises(ValueError, match="`split` must be one of .* got 'dev'"):
+        load_procedural_fashion("smoke", "dev")
     with pytest.raises(ValueError, match="`frame_indices` must lie in"):
         render_clip(make_subject(), make_motion(), 80, 64, [9])
     with pytest.raises(ValueError, match="`supersampling` must be odd"):

@@ -9,13 +9,17 @@ IUV covers the body and tight clothing only, as DensePose does. The first frame 
 Rows: `video_id`, `frame_index`, `image`, `iuv` (R = V, G = U, B = I), `layers` (see `procedural_figure`), `split`.
 """
 
+import hashlib
 import io
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import datasets
 import numpy as np
 from PIL import Image
 
+from training.data import procedural_figure, procedural_scene
 from training.data.procedural_scene import Frame, Motion, Subject, render_clip
 
 
@@ -145,6 +149,12 @@ class ProceduralFashion(datasets.GeneratorBasedBuilder):
     ]
     DEFAULT_CONFIG_NAME = "tiny"
 
+    def __init__(self, *args, **kwargs):
+        # `datasets` caches by configuration; the code's digest keeps an old drawing from being taken for a new one.
+        files = (__file__, procedural_figure.__file__, procedural_scene.__file__)
+        digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
+        super().__init__(*args, **{"hash": digest[:16]} | kwargs)
+
     def _info(self):
         return datasets.DatasetInfo(
             description=__doc__,
@@ -166,6 +176,7 @@ class ProceduralFashion(datasets.GeneratorBasedBuilder):
                 name=split, gen_kwargs={"split": split, "indices": list(range(self.config.num_clips(split)))}
             )
             for split in SPLITS
+            if self.config.num_clips(split) > 0
         ]
 
     def _generate_examples(self, split, indices):
@@ -187,17 +198,23 @@ class ProceduralFashion(datasets.GeneratorBasedBuilder):
 def load_procedural_fashion(
     config_name: str = "tiny", split: str = "train", num_proc: int | None = None, **overrides
 ) -> datasets.Dataset:
-    """Draw (once; cached by `datasets`) and load one split.
+    """Draw one split, the first time, and load it from the cache of `datasets`.
 
     Args:
         config_name (`str`, *optional*, defaults to `"tiny"`): `"tiny"` or `"smoke"`.
         split (`str`, *optional*, defaults to `"train"`): `"train"`, `"validation"` or `"test"`.
-        num_proc (`int`, *optional*): Processes that draw.
+        num_proc (`int`, *optional*): Processes that draw; one for each core if there are hundreds of clips.
         overrides: Fields of `ProceduralFashionConfig`.
 
     Returns:
         `datasets.Dataset`: One row a frame.
     """
-    builder = ProceduralFashion(config_name=config_name, **overrides)
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {SPLITS}, got {split!r}.")
+    # Splits are drawn each on its own: whoever measures need not draw what others train on.
+    others = {f"num_{other}": 0 for other in SPLITS if other != split}
+    builder = ProceduralFashion(config_name=config_name, **(overrides | others))
+    if num_proc is None and builder.config.num_clips(split) >= 256:
+        num_proc = os.cpu_count()
     builder.download_and_prepare(num_proc=num_proc)
     return builder.as_dataset(split=split)
