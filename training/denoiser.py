@@ -5,8 +5,6 @@
 Legend: `B` batch, `C` latent channels, `h w` latent cells, `T D` tokens and their width, `S` side of CLIP's square.
 """
 
-from typing import Any
-
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
@@ -61,34 +59,45 @@ def build_adapter(vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: in
     )
 
 
-def load_base_pipeline(model: Any, pose_radius: int, height: int, width: int) -> DreamPosePipeline:
+def load_base_pipeline(
+    name: str,
+    height: int,
+    width: int,
+    pose_radius: int = 2,
+    revision: str | None = None,
+    image_encoder_name_or_path: str | None = None,
+) -> DreamPosePipeline:
     """The pipeline that stage 1 starts from: a DreamPose one as it is, or Stable Diffusion with the encoder it needs.
 
     Args:
-        model (`ModelOptions`): Where the weights come from.
-        pose_radius (`int`): Of the pose window, where the UNet is widened here.
+        name (`str`): Folder or Hub id of the pipeline.
         height, width (`int`): Size of the pictures, which becomes the pipeline's default.
+        pose_radius (`int`, *optional*, defaults to 2): Of the pose window, where the UNet is widened here.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        image_encoder_name_or_path (`str`, *optional*): CLIP vision model to go with Stable Diffusion.
+    Returns:
+        `DreamPosePipeline`: In float32, on the CPU.
     Raises:
         ValueError: If the name leads to no pipeline, or a DreamPose UNet has another window.
     """
-    name, kwargs = model.pretrained_model_name_or_path, {"revision": model.revision}
     try:
-        index = DiffusionPipeline.load_config(name, **kwargs)
+        index = DiffusionPipeline.load_config(name, revision=revision)
     except OSError as error:
         raise ValueError(
             f"`pretrained_model_name_or_path` must be a pipeline's folder or Hub id, got {name!r}: {error}"
         ) from error
     class_name = index["_class_name"]
     if "DreamPosePipeline" in (class_name, class_name[-1]):
-        pipeline = DreamPosePipeline.from_pretrained(name, **kwargs)
+        pipeline = DreamPosePipeline.from_pretrained(name, revision=revision)
         if pipeline.pose_radius != pose_radius:
             raise ValueError(f"`pose_radius` must be the model's own, {pipeline.pose_radius}, got {pose_radius}.")
     else:
         # The text side has no part in DreamPose, so it is not even fetched.
         unused = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
-        base = StableDiffusionPipeline.from_pretrained(name, requires_safety_checker=False, **unused, **kwargs)
+        unused["requires_safety_checker"] = False
+        base = StableDiffusionPipeline.from_pretrained(name, revision=revision, **unused)
         widen_conv_in(base.unet, pose_radius)
-        image_encoder = CLIPVisionModel.from_pretrained(model.image_encoder_name_or_path)
+        image_encoder = CLIPVisionModel.from_pretrained(image_encoder_name_or_path)
         size = {"height": image_encoder.config.image_size, "width": image_encoder.config.image_size}
         pipeline = DreamPosePipeline(
             vae=base.vae,

@@ -185,7 +185,6 @@ class TrainOptions:
     mixed_precision: str | None = _option(None, "`no`, `fp16`, `bf16`, or `none` for what accelerate is set to.")
     gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory, slower.")
     channels_last: bool = _option(False, "Keep convolution weights in channels_last layout; faster on most devices.")
-    report_to: str | None = _option(None, "Tracker besides the log file: `tensorboard`, `wandb`, or `all`.")
 
     def __post_init__(self):
         _check_counts(
@@ -201,7 +200,6 @@ class TrainOptions:
             self, "max_train_steps", "adam_weight_decay", "lr_warmup_steps", "dataloader_num_workers", "seed"
         )
         _check_choice(self, "mixed_precision", ("no", "fp16", "bf16"))
-        _check_choice(self, "report_to", ("tensorboard", "wandb", "all"))
 
     def loop_arguments(self, num_samples: int, num_processes: int = 1) -> dict[str, Any]:
         """The keyword arguments of [`training.loop.train`] that these options stand for.
@@ -210,7 +208,7 @@ class TrainOptions:
             num_samples (`int`): Samples of one epoch, from which `max_train_steps` follows where it is none.
             num_processes (`int`): Processes that share each step.
         """
-        others = ("num_train_epochs", "mixed_precision", "gradient_checkpointing", "channels_last", "report_to")
+        others = ("num_train_epochs", "mixed_precision", "gradient_checkpointing", "channels_last")
         arguments = {name: value for name, value in vars(self).items() if name not in others}
         if self.max_train_steps is None:
             global_batch_size = self.train_batch_size * self.gradient_accumulation_steps * num_processes

@@ -38,39 +38,53 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple:
     return parse(OPTIONS, argv, description=__doc__)
 
 
-def load_pairs(
-    accelerator: Accelerator, pipeline: DreamPosePipeline, data: DataOptions, pairs: PairOptions, seed: int, **kwargs
-) -> FramePairs:
-    """The training samples, from the latent cache if one is asked for; the main process builds it if it is missing."""
-    dataset = load_prepared(data.train_data, "train")
+def load_samples(pipeline: DreamPosePipeline, split: str, data: DataOptions, **kwargs) -> FramePairs:
+    """The samples of one split, read and encoded as they are asked for."""
     shape = LatentShape.of(pipeline.vae, data.height, data.width)
-    kwargs |= {"radius": pairs.pose_radius, "reference_frames": pairs.reference_frames}
-    samples = FramePairs(dataset, shape, seed, **kwargs)
-    if data.latent_cache_dir is None:
-        return samples
+    return FramePairs(load_prepared(data.train_data, split), shape, **kwargs)
+
+
+def cache_latents(
+    accelerator: Accelerator, pipeline: DreamPosePipeline, samples: FramePairs, folder: str, **kwargs
+) -> LatentFramePairs:
+    """The same samples from the latent cache in `folder`; the main process builds it if it is missing."""
     image_size = pipeline.image_encoder.config.image_size
-    path = latent_cache_path(data.latent_cache_dir, samples, pipeline.vae, image_size)
+    path = latent_cache_path(folder, samples, pipeline.vae, image_size)
     with accelerator.main_process_first():
         if not path.exists():
             build_latent_cache(path, samples, pipeline.vae, image_size, pipeline.feature_extractor)
-    return LatentFramePairs(dataset, shape, seed, load_latent_cache(path), **kwargs)
+    return LatentFramePairs(samples.dataset, samples.shape, cache=load_latent_cache(path), **kwargs)
 
 
 def main(options: tuple) -> None:
     """Load, widen, train, and write a pipeline folder to `output_dir`."""
     model, data, pairs, objective, run = options
-    accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=run.report_to, project_dir=run.output_dir)
+    accelerator = Accelerator(mixed_precision=run.mixed_precision)
     set_seed(run.seed)
     if accelerator.is_main_process:
         print(save_options(run.output_dir, *options).read_text())
-    pipeline = load_base_pipeline(model, pairs.pose_radius, data.height, data.width).to(accelerator.device)
+    pipeline = load_base_pipeline(
+        model.pretrained_model_name_or_path,
+        data.height,
+        data.width,
+        pairs.pose_radius,
+        model.revision,
+        model.image_encoder_name_or_path,
+    ).to(accelerator.device)
     module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, model.train_image_encoder)
     pipeline.vae.requires_grad_(False)
     if run.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     if run.channels_last:
         module.to(memory_format=torch.channels_last)
-    samples = load_pairs(accelerator, pipeline, data, pairs, run.seed, noise_offset=objective.noise_offset)
+    kwargs = {"seed": run.seed, "radius": pairs.pose_radius, "reference_frames": pairs.reference_frames}
+    validate = None
+    if run.validation_steps is not None:
+        validate = HeldOutPairs(pipeline, load_samples(pipeline, "validation", data, **kwargs), run.seed)
+    kwargs["noise_offset"] = objective.noise_offset
+    samples = load_samples(pipeline, "train", data, **kwargs)
+    if data.latent_cache_dir is not None:
+        samples = cache_latents(accelerator, pipeline, samples, data.latent_cache_dir, **kwargs)
     loss_fn = StageOneLoss(
         pipeline,
         DDPMScheduler.from_config(pipeline.scheduler.config),
@@ -82,7 +96,6 @@ def main(options: tuple) -> None:
         objective.high_noise_fraction,
         objective.high_noise_start,
     )
-    validate = HeldOutPairs(pipeline, data, pairs, run.seed) if run.validation_steps else None
     if run.max_train_steps != 0:
         arguments = run.loop_arguments(len(samples), accelerator.num_processes)
         train(accelerator, module, loss_fn, samples, validate=validate, **arguments)

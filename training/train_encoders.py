@@ -90,7 +90,7 @@ def main(options: tuple) -> None:
         if folder is None or not (Path(folder) / "config.json").is_file():
             raise ValueError(f"`{name}` must be the folder of a trained model, got {folder!r}.")
     set_seed(run.seed)
-    accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=run.report_to, project_dir=run.output_dir)
+    accelerator = Accelerator(mixed_precision=run.mixed_precision)
     if accelerator.is_main_process:
         print(save_options(run.output_dir, *options).read_text())
     if encoder.component == "pipeline":

@@ -4,8 +4,7 @@
 
 import torch
 
-from training.data.frame_pairs import FramePairs, LatentShape
-from training.data.prepared import load_prepared
+from training.data.frame_pairs import FramePairs
 from training.metrics import l1, psnr, ssim
 
 
@@ -16,18 +15,15 @@ class HeldOutPairs:
 
     Args:
         pipeline (`DreamPosePipeline`): Shares its parts with the module that trains.
-        data, pairs: Option groups of stage 1.
+        samples (`FramePairs`): Of the validation split.
         seed (`int`): Of the choice of pairs and the noise.
         num_pairs (`int`, *optional*, defaults to 16): How many frames, each of another clip as far as there are.
         num_inference_steps (`int`, *optional*, defaults to 10): Denoising steps.
     """
 
-    def __init__(self, pipeline, data, pairs, seed: int, num_pairs: int = 16, num_inference_steps: int = 10):
+    def __init__(self, pipeline, samples: FramePairs, seed: int, num_pairs: int = 16, num_inference_steps: int = 10):
         self.pipeline, self.seed, self.num_inference_steps = pipeline, seed, num_inference_steps
-        dataset = load_prepared(data.train_data, "validation")
-        shape = LatentShape.of(pipeline.vae, data.height, data.width)
-        samples = FramePairs(dataset, shape, seed, pairs.pose_radius, pairs.reference_frames)
-        self.clips = []
+        dataset, self.clips = samples.dataset, []
         for k, rows in zip(range(num_pairs), samples.videos.values()):
             target = (5 * k + 3) % len(rows)
             poses = [dataset[row]["iuv"] for row in rows]
