@@ -7,7 +7,6 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 # Two processes of one thread each are faster on two CPU cores than one of two; the presets' batches are for them.
 LAUNCH = ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes 2
-TINY_RUN ?= runs/tiny
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
@@ -18,7 +17,7 @@ help:  ## list the targets
 
 demo: $(VENV)/.installed  ## animate the sample photo with the embedded model (no GPU, no download of weights)
 	$(BIN)/python animate.py --model model_card/tiny --image model_card/sample/photo.png --poses model_card/sample/poses \
-		--output demo/sample.mp4 --gif --scale 4
+		--output demo/sample.mp4 --gif --scale 4 --fps 12
 
 test: $(VENV)/.installed-test  ## all tests
 	$(BIN)/python -m pytest
@@ -36,13 +35,11 @@ style: $(VENV)/.installed-quality  ## lint and format, repair
 
 # Every step goes on from its newest checkpoint, so an interrupted `make tiny` is simply typed again.
 tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours on a CPU), export and measure it
-	$(LAUNCH) training/train_encoders.py --preset tiny_vae --output_dir $(TINY_RUN)/vae
-	$(LAUNCH) training/train_encoders.py --preset tiny_image_encoder --output_dir $(TINY_RUN)/image_encoder
-	$(BIN)/python training/train_encoders.py --component pipeline --vae_dir $(TINY_RUN)/vae \
-		--image_encoder_dir $(TINY_RUN)/image_encoder --height 80 --width 64 --output_dir $(TINY_RUN)/encoders
-	$(LAUNCH) training/train.py --preset tiny --pretrained_model_name_or_path $(TINY_RUN)/encoders \
-		--latent_cache_dir $(TINY_RUN)/latents --output_dir $(TINY_RUN)/stage1
-	$(BIN)/python training/export_tiny.py --pipeline $(TINY_RUN)/stage1
+	$(LAUNCH) training/train_encoders.py --preset tiny_vae
+	$(LAUNCH) training/train_encoders.py --preset tiny_image_encoder
+	$(BIN)/python training/train_encoders.py --preset tiny_pipeline
+	$(LAUNCH) training/train.py --preset tiny
+	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1
 	$(BIN)/python training/evaluation.py --model model_card/tiny --output model_card/tiny/evaluation
 
 tiny-code:  ## rewrite the embedded model's copies of the plug-in

@@ -35,6 +35,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.configuration_utils import register_to_config
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput, logging, replace_example_docstring
@@ -89,7 +90,7 @@ def _load(image: Image.Image) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Union[Image.Image, np.ndarray, torch.Tensor]) -> Image.Image:
+def to_rgb(image: Union[Image.Image, np.ndarray, torch.Tensor]) -> Image.Image:
     """Any one picture that `VaeImageProcessor` takes -> an 8 bit RGB picture; transparency is laid over white."""
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
@@ -135,7 +136,7 @@ def fit_image(image: Union[Image.Image, np.ndarray, torch.Tensor], height: int, 
     Raises:
         ValueError: If `image` is no picture with three colour channels or cannot be read.
     """
-    image = _to_rgb(image)
+    image = to_rgb(image)
     fitted_height, fitted_width, top, left = _fitted_size(image.height, image.width, height, width)
     if image.size != (fitted_width, fitted_height):
         image = image.resize((fitted_width, fitted_height), Image.Resampling.LANCZOS)
@@ -167,7 +168,7 @@ def iuv_to_pose_map(image: Union[Image.Image, np.ndarray]) -> torch.Tensor:
         raise ValueError(
             f"`image` must hold DensePose part codes 0..{_NUM_PART_CODES - 1} in its blue channel; got "
             f"{parts.max().item()}. A part-colour picture (viridis, parula) has lost U and V for good: extract the "
-            "poses again with `training/extract_poses.py`."
+            "poses again, as IUV."
         )
     return torch.stack([u, v]).float() / 255.0 * (parts > 0)
 
@@ -256,6 +257,22 @@ def clip_pixel_values(
     return ((squares - mean) / std).to(pixel_values.device)
 
 
+def encode_pixels(
+    pixel_values: torch.Tensor, vae: AutoencoderKL, image_range: Tuple[float, float] = (-1.0, 1.0)
+) -> DiagonalGaussianDistribution:
+    """The VAE's posterior of pictures, whatever range it was trained with.
+
+    Args:
+        pixel_values (`torch.Tensor`): Shape `(B, 3, H, W)`, range `[-1, 1]`.
+        vae ([`AutoencoderKL`]): Encodes in its own dtype.
+        image_range (`tuple`, *optional*, defaults to `(-1.0, 1.0)`): What black and white become at the VAE's input.
+    Returns:
+        [`DiagonalGaussianDistribution`]: Over latents of shape `(B, C, h, w)`, unscaled.
+    """
+    low, high = image_range
+    return vae.encode((low + (high - low) * (pixel_values + 1.0) / 2.0).to(vae.dtype)).latent_dist
+
+
 def encode_reference(
     pixel_values: torch.Tensor,
     vae: AutoencoderKL,
@@ -276,16 +293,14 @@ def encode_reference(
     Returns:
         `tuple`: `image_embeds` of shape `(B, T, D)` and `image_latents` of shape `(B, C, h, w)`.
     """
-    low, high = image_range
-    vae_pixels = low + (high - low) * (pixel_values + 1.0) / 2.0
-    image_latents = vae.encode(vae_pixels.to(vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+    image_latents = encode_pixels(pixel_values, vae, image_range).mode() * vae.config.scaling_factor
     clip_pixels = clip_pixel_values(pixel_values, image_encoder.config.image_size, feature_extractor)
     image_embeds = image_encoder(clip_pixels.to(image_encoder.dtype)).last_hidden_state
     return image_embeds, image_latents
 
 
 class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """Mixes CLIP tokens and VAE latents of a photo into the UNet's cross-attention states (DreamPose, section 3.2).
+    """Mixes CLIP tokens and VAE latents of a photo into the UNet's cross-attention states (arXiv:2304.06025).
 
     A new adapter passes the CLIP tokens through exactly: their mixing weights are the identity, those of the VAE
     tokens and the bias are zero.
@@ -552,6 +567,13 @@ class DreamPosePipeline(DiffusionPipeline):
             if ours != theirs[1]:
                 raise ValueError(f"`adapter` must fit {theirs[0]}: {name} must be {theirs[1]}; got {ours}.")
 
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse sizes in pixels that the VAE and the UNet cannot halve as often as they do, by a `ValueError`."""
+        multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        for name, value in (("height", height), ("width", width)):
+            if not isinstance(value, numbers.Integral) or value <= 0 or value % multiple != 0:
+                raise ValueError(f"`{name}` must be a positive multiple of {multiple}; got {value}.")
+
     def check_inputs(
         self,
         height: int,
@@ -568,10 +590,7 @@ class DreamPosePipeline(DiffusionPipeline):
         Raises:
             ValueError: Naming the argument, the rule and the value.
         """
-        multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        for name, value in (("height", height), ("width", width)):
-            if not isinstance(value, numbers.Integral) or value <= 0 or value % multiple != 0:
-                raise ValueError(f"`{name}` must be a positive multiple of {multiple}; got {value}.")
+        self.check_size(height, width)
         for name, value in (("num_inference_steps", num_inference_steps), ("chunk_size", chunk_size)):
             if not isinstance(value, numbers.Integral) or value < 1:
                 raise ValueError(f"`{name}` must be a whole number of at least 1; got {value}.")

@@ -1,6 +1,7 @@
 """The house rules of CONTRIBUTING.md, held by reading the sources; nothing of the project is imported here."""
 
 import ast
+import configparser
 import importlib.util
 import re
 import sys
@@ -20,10 +21,13 @@ PLUG_IN_IMPORTS = {"torch", "numpy", "PIL", "diffusers", "transformers", "peft",
 # From what is imported by all to what is imported by none: a module imports from its own layer and those before it.
 LAYERS = [
     {"pipeline_dreampose"},
-    {"training.data", "training.denoiser", "training.objective", "training.metrics"},
-    {"training.checkpoints", "training.hub"},
+    {"training.data", "training.denoiser", "training.objective", "training.metrics", "training.pictures"},
+    {"training.checkpoints", "training.hub", "training.interruption", "training.run_log", "training.schedule"},
     {"training.loop"},
+    {"training.small_model", "training.validation", "training.clips", "training.baselines", "training.options"},
 ]
+EXTRAS = {"animate": None, "training.evaluation": "evaluation"}  # of an entry point; `training` for all others
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 MODULES_WITHOUT_OTHERS = {"training.metrics", "training.objective"}
 
 
@@ -71,10 +75,11 @@ def by_module(paths):
     return pytest.mark.parametrize("path", paths, ids=module_name)
 
 
-@by_module(PROJECT)
+@by_module([path for path in PROJECT if path.name != "__init__.py"])
 def test_imports_run_one_way(path):
     name = module_name(path)
     own_layer = layer_of(name)
+    assert own_layer is not None or is_entry_point(tree_of(path)), f"{name} has no place in LAYERS"
     for imported in imports_of(tree_of(path)):
         if imported.split(".")[0] not in PROJECT_NAMES:
             continue
@@ -94,6 +99,26 @@ def test_only_tests_import_entry_points_and_only_entry_points_see_options():
         assert not imported & entry_points, f"{module_name(path)} imports {imported & entry_points}"
         if module_name(path) not in entry_points:
             assert "training.options" not in imported, f"{module_name(path)} imports training.options"
+
+
+def test_what_an_entry_point_imports_is_installed_with_its_extra():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    paths = {module_name(path): path for path in PROJECT}
+    for entry_point in [name for name, path in paths.items() if is_entry_point(tree_of(path))]:
+        extra = EXTRAS.get(entry_point, "training")
+        required = settings["options"]["install_requires"]
+        required += settings["options.extras_require"][extra] if extra else ""
+        allowed = set(re.findall(r"^[\w-]+", required, re.MULTILINE))
+        seen, queue = set(), [entry_point]
+        while queue:
+            name = queue.pop()
+            seen.add(name)
+            queue += [found for found in imports_of(tree_of(paths[name])) if found in paths and found not in seen]
+        third_party = {found.split(".")[0] for name in seen for found in imports_of(tree_of(paths[name]))}
+        third_party -= PROJECT_NAMES | set(sys.stdlib_module_names)
+        missing = {DISTRIBUTIONS.get(name, name) for name in third_party} - allowed
+        assert not missing, f"{entry_point} imports {missing}, which its extra {extra!r} does not install"
 
 
 def test_the_plug_in_stands_alone():

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 
 from pipeline_dreampose import DreamPosePipeline, encode_reference
 from tests.tiny_components import HEIGHT, LATENT_CHANNELS, WIDTH, get_dummy_components, get_unet
 from training.data.frame_pairs import LatentShape
-from training.denoiser import Denoiser, StageOneLoss, build_adapter, widen_conv_in
+from training.denoiser import Denoiser, StageOneLoss, build_adapter, load_base_pipeline, widen_conv_in
+from training.small_model import build_image_encoder
 
 
 @pytest.fixture
@@ -105,6 +106,41 @@ def test_gradients_reach_the_adapter_through_the_null_image(pipeline):
     batch = make_batch(shape) | {"dropout_draw": torch.zeros(4)}
     StageOneLoss(pipeline, DDPMScheduler(), shape, 1.0, 0.0, 0.0)(module, batch)[0].backward()
     assert pipeline.adapter.vae_projection.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({}, None),
+        ({"height": 34}, "`height` must be a positive multiple of 4; got 34"),
+        ({"pose_radius": 1}, "`pose_radius` must be the model's own, 2, got 1"),
+        ({"image_range": (0.0, 1.0)}, r"`image_range` of a pipeline to be trained must be \(-1, 1\), got"),
+        ({"pose_range": (-1.0, 1.0)}, r"`pose_range` of a pipeline to be trained must be \(0, 1\), got"),
+    ],
+)
+def test_what_stage_one_starts_from_is_checked(tmp_path, change, message):
+    options = {"height": HEIGHT, "width": WIDTH, "pose_radius": 2}
+    config = {name: value for name, value in change.items() if name not in options}
+    DreamPosePipeline(**get_dummy_components(), **config).to(torch.float16).save_pretrained(tmp_path)
+    options |= {name: value for name, value in change.items() if name in options}
+    if message is not None:
+        with pytest.raises(ValueError, match=message):
+            load_base_pipeline(str(tmp_path), **options)
+        return
+    loaded = load_base_pipeline(str(tmp_path), **options)
+    parts = (loaded.unet, loaded.adapter, loaded.image_encoder, loaded.vae)
+    assert {part.dtype for part in parts} == {torch.float32}, "saved in half, trained in float32"
+
+
+def test_components_must_fit_before_anything_is_trained(tmp_path):
+    parts = get_dummy_components()
+    StableDiffusionPipeline(
+        vae=parts["vae"], text_encoder=None, tokenizer=None, unet=get_unet(LATENT_CHANNELS), safety_checker=None,
+        scheduler=parts["scheduler"], feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(tmp_path / "sd")  # fmt: skip
+    build_image_encoder(16, 8, 32, 1).save_pretrained(tmp_path / "clip")
+    with pytest.raises(ValueError, match="`adapter` must fit `unet`: image_embed_dim must be 16; got 32"):
+        load_base_pipeline(str(tmp_path / "sd"), HEIGHT, WIDTH, image_encoder_name_or_path=str(tmp_path / "clip"))
 
 
 def test_sizes_must_divide(pipeline):

@@ -11,7 +11,8 @@ from PIL import Image
 from tests.tiny_components import NUM_FRAMES, get_dummy_image, get_dummy_iuv, get_dummy_pipeline
 from training import baselines, evaluation
 from training.clips import Clip, load_clips
-from training.data.procedural_fashion import ProceduralFashion
+from training.data.prepared import load_prepared
+from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +56,7 @@ def test_clips_are_a_photo_the_whole_motion_and_its_true_frames(clips):
             np.testing.assert_array_equal(layers, drawn[i].layers)
 
 
-def test_the_counterpart_is_has_the_next_subjects_looks_in_this_motion(clips):
+def test_the_counterpart_has_the_next_subjects_looks_in_this_motion(clips):
     config = ProceduralFashion(config_name="smoke").config
     for index, clip in enumerate(clips):
         np.testing.assert_array_equal(clip.other_reference, config.clip("test", index + 1, index + 1, [0])[0].image)
@@ -87,7 +88,7 @@ def test_moved_marks_turns_and_arms(monkeypatch):
 
 
 def test_a_prepared_folder_has_no_counterpart_in_this_motion(clips, tmp_path):
-    rows = ProceduralFashion(config_name="smoke").as_dataset(split="test").remove_columns("layers")
+    rows = load_procedural_fashion("smoke", "test").remove_columns("layers")
     (tmp_path / "data").mkdir()
     rows.to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
     clip = load_clips(str(tmp_path), "test", num_clips=2, frames_per_clip=2)[0]
@@ -97,8 +98,15 @@ def test_a_prepared_folder_has_no_counterpart_in_this_motion(clips, tmp_path):
     assert clip.layers is clip.other_targets is clip.moved is None
 
 
+def test_the_default_data_set_is_one(monkeypatch):
+    asked = []
+    monkeypatch.setattr("training.data.prepared.load_procedural_fashion", lambda *args: asked.append(args))
+    load_prepared(evaluation.parse_args(["--model", "m"]).dataset, "test")
+    assert asked == [("tiny", "test")]
+
+
 def test_bad_requests_are_refused(tmp_path, clips):
-    with pytest.raises(ValueError, match="must name one of .*smoke.* got 'missing'"):
+    with pytest.raises(ValueError, match="must be one of .*smoke.* got 'missing'"):
         load_clips("procedural/missing", "test", 2, 2)
     with pytest.raises(ValueError, match=r"`num_clips` must lie within \[2, 3\] for this split, got 9"):
         load_clips("procedural/smoke", "test", 9, 2)

@@ -23,6 +23,9 @@ def test_export(tmp_path):
     for file in (tmp_path / "tiny").rglob("*.json"):
         assert "_name_or_path" not in json.loads(file.read_text()), file
     pipeline = DreamPosePipeline.from_pretrained(tmp_path / "tiny")
+    assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.adapter, pipeline.image_encoder)} == {
+        torch.float32
+    }
     assert pipeline.config.default_pose_guidance_scale == 1.75
     assert pipeline.config.default_image_guidance_scale == 8.0, "what is not given stays"
 

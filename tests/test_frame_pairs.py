@@ -90,7 +90,8 @@ def test_items_are_reproducible_and_noise_has_its_offset(dataset, shape):
 def test_the_latent_cache_gives_the_samples_of_the_direct_way(dataset, pipeline, shape, tmp_path, reference_frames):
     direct = FramePairs(dataset, shape, seed=1, reference_frames=reference_frames)
     image_size = pipeline.image_encoder.config.image_size
-    path = latent_cache_path(tmp_path, direct, pipeline.vae, image_size)
+    facts = (tmp_path, direct, pipeline.vae, image_size, pipeline.feature_extractor)
+    path = latent_cache_path(*facts)
     build_latent_cache(path, direct, pipeline.vae, image_size, pipeline.feature_extractor)
     cached = LatentFramePairs(dataset, shape, 1, load_latent_cache(path), reference_frames=reference_frames)
     loss = StageOneLoss(pipeline, None, shape)
@@ -102,7 +103,7 @@ def test_the_latent_cache_gives_the_samples_of_the_direct_way(dataset, pipeline,
     assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
     with torch.no_grad():
         pipeline.vae.quant_conv.bias.add_(1)
-        assert latent_cache_path(tmp_path, direct, pipeline.vae, image_size) != path, "other weights, another cache"
+        assert latent_cache_path(*facts) != path, "other weights, another cache"
         pipeline.vae.quant_conv.bias.sub_(1)
 
 

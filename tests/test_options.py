@@ -23,7 +23,13 @@ from training.options import (
 
 STAGE_1 = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOptions)
 ENCODERS = (EncoderOptions, DataOptions, TrainOptions)
-PRESETS = {"paper": STAGE_1, "tiny": STAGE_1, "tiny_vae": ENCODERS, "tiny_image_encoder": ENCODERS}
+PRESETS = {
+    "paper": STAGE_1,
+    "tiny": STAGE_1,
+    "tiny_vae": ENCODERS,
+    "tiny_image_encoder": ENCODERS,
+    "tiny_pipeline": ENCODERS,
+}
 
 
 def write(tmp_path, text):
@@ -188,6 +194,17 @@ def test_the_paper_preset_has_the_paper_s_settings():
     assert (objective.image_dropout_prob, objective.pose_dropout_prob, objective.joint_dropout_prob) == (0.05,) * 3
     assert (run.num_train_epochs, run.max_train_steps, run.learning_rate) == (5, None, 5e-6)
     assert run.train_batch_size * run.gradient_accumulation_steps == 16
+
+
+def test_the_tiny_presets_lead_from_one_to_the_next():
+    encoders = [parse(ENCODERS, ["--preset", f"tiny_{name}"]) for name in ("vae", "image_encoder", "pipeline")]
+    folders = [run.output_dir for *_, run in encoders]
+    pipeline = encoders[2][0]
+    assert [pipeline.vae_dir, pipeline.image_encoder_dir] == folders[:2]
+    model, data, pairs, _, run = parse(STAGE_1, ["--preset", "tiny"])
+    assert model.pretrained_model_name_or_path == folders[2] and model.train_image_encoder
+    assert len({(group.height, group.width) for _, group, _ in encoders} | {(data.height, data.width)}) == 1
+    assert run.output_dir not in folders and pairs.reference_frames == "first"
 
 
 def test_loop_arguments_are_the_loop_s_keywords():

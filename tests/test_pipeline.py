@@ -411,6 +411,13 @@ def test_half_precision_stays_near():
     assert half.dtype == torch.float32 and (half - frames).abs().mean() < 0.02
 
 
+def test_model_offload_changes_nothing():
+    expected = get_dummy_pipeline()(**get_dummy_inputs()).frames
+    pipe = get_dummy_pipeline()
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(pipe(**get_dummy_inputs()).frames, expected)
+
+
 def test_safety_checker_sees_every_frame():
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig
@@ -544,7 +551,7 @@ def wrong_inputs():
     yield "pose_maps", iuv, "`pose_maps` must be a tensor, an array or a list.*Image"
     yield "pose_maps", [iuv, [iuv]], "`pose_maps` must be a list of IUV images or a list of such lists"
     yield "pose_maps", list(maps), r"`pose_maps\[0\]` must be an RGB picture"
-    yield "pose_maps", [iuv, Image.new("RGB", iuv.size, (68, 1, 84))], r"`pose_maps\[1\]`.*extract_poses.py"
+    yield "pose_maps", [iuv, Image.new("RGB", iuv.size, (68, 1, 84))], r"`pose_maps\[1\]`.*poses again, as IUV"
     yield "pose_maps", [iuv, get_dummy_iuv(height=16)], r"`pose_maps` must all have one size.*\(16, 24\), \(32, 24\)"
     yield "pose_maps", maps.expand(2, -1, -1, -1, -1), "`pose_maps` must be for all videos, or for each of 1; got 2"
     yield "pose_maps", [[iuv], [iuv, iuv]], r"`pose_maps` must hold equally many frames.*\[1, 2\]"

@@ -187,6 +187,14 @@ def test_a_counterpart_has_the_clips_iuv_and_the_other_looks():
     assert np.array_equal(counterpart[0].image[0, 0], np.rint(CONFIG.subject("test", 1).background * 255))
 
 
+def test_several_processes_draw_the_same_rows(tmp_path):
+    one, two = (
+        load_procedural_fashion("smoke", "train", num_proc=n, cache_dir=str(tmp_path / str(n))) for n in (None, 2)
+    )
+    assert one["video_id"] == two["video_id"] and one["frame_index"] == two["frame_index"]
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(one["image"], two["image"]))
+
+
 def test_a_new_drawing_is_never_read_from_an_old_cache(tmp_path, monkeypatch):
     folders = [ProceduralFashion(config_name="smoke", cache_dir=str(tmp_path)).cache_dir for _ in range(2)]
     changed = tmp_path / "procedural_scene.py"

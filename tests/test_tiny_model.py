@@ -51,7 +51,6 @@ frames = pipe(Image.open({str(SAMPLE / "photo.png")!r}), poses, frame_indices=[0
 torch.save(frames, "frames.pt")
 """
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
     command = [sys.executable, "-I", "-c", script]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]

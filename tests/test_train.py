@@ -70,7 +70,7 @@ def test_the_latent_cache_trains_alike(base, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 
 
-def test_zero_steps_widen_stable_diffusion(tmp_path):
+def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
     """At the start the pipeline gives its UNet the image encoder's tokens and the UNet computes what it did."""
     parts = get_dummy_components()
     unet = get_unet(in_channels=4)
@@ -81,6 +81,8 @@ def test_zero_steps_widen_stable_diffusion(tmp_path):
     parts["image_encoder"].save_pretrained(tmp_path / "clip")
     out = tmp_path / "out"
     flags = ["--image_encoder_name_or_path", str(tmp_path / "clip"), "--max_train_steps", "0"]
+    # Widening needs no data.
+    monkeypatch.setattr("training.train.load_prepared", lambda name, split: pytest.fail("the data set is asked for"))
     main(parse_args(arguments(tmp_path / "sd", out, *flags)))
     widened = UNet2DConditionModel.from_pretrained(out, subfolder="unet")
     latents, states, window = torch.randn(1, 4, 16, 12), torch.randn(1, 5, 16), torch.rand(1, 10, 16, 12)
@@ -100,7 +102,7 @@ def test_zero_steps_widen_stable_diffusion(tmp_path):
         ),
         (["--height", "88", "--width", "60"], "`width` must be a positive multiple of 8"),
         (["--pose_radius", "1"], "`pose_radius` must be the model's own, 2, got 1"),
-        (["--train_data", "procedural/huge"], "`train_data` must name one of"),
+        (["--train_data", "procedural/huge"], "The data set must be one of"),
         (["--learning_rate", "0"], "`learning_rate` must be a finite number above 0"),
     ],
 )

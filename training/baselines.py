@@ -49,9 +49,8 @@ def predict_clip(pipe: DreamPosePipeline, clip: Clip, seed: int, **call_options)
         seed (`int`): Of the noise.
         call_options: Passed to the pipeline (steps, guidance scales, chunk size).
     Returns:
-        `dict[str, torch.Tensor]`: By prediction name, shape `[T, 3, H, W]` for the `T` targets, range `[0, 1]`;
-        without the
-            counterpart's where the clip has none.
+        `dict[str, torch.Tensor]`: By prediction name, shape `[T, 3, H, W]` for the `T` targets, range `[0, 1]`; the
+            counterpart's only where the clip has one.
     """
     width, height = clip.targets[0].size
     black = Image.new("RGB", clip.iuv[0].size)

@@ -2,12 +2,12 @@
 # Licensed under the Apache License, Version 2.0
 """Held-out clips as the evaluation takes them: a photo, the poses of a whole clip, and the true frames to be met."""
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from training.data.frame_pairs import group_videos
 from training.data.prepared import PROCEDURAL, load_prepared
 from training.data.procedural_fashion import ProceduralFashion
 
@@ -55,13 +55,11 @@ def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, s
     rows = load_prepared(dataset, split)
     family, _, config_name = dataset.partition("/")
     procedural = family == PROCEDURAL and "layers" in rows.column_names
-    videos = defaultdict(list)
-    for row, (video_id, frame_index) in enumerate(zip(rows["video_id"], rows["frame_index"], strict=True)):
-        videos[video_id].append((frame_index, row))
+    videos = group_videos(rows)
     if not 2 <= num_clips <= len(videos):
         raise ValueError(f"`num_clips` must lie within [2, {len(videos)}] for this split, got {num_clips}.")
     chosen = list(videos.items())[: num_clips + 1]  # one more, so that the last clip's counterpart is no repetition
-    photos = [rows[min(frames)[1]]["image"].convert("RGB") for _, frames in chosen]
+    photos = [rows[frames[0]]["image"].convert("RGB") for _, frames in chosen]
     clips = []
     for index, (video_id, frames) in enumerate(chosen[:num_clips]):
         if not 1 <= frames_per_clip < len(frames):
@@ -73,7 +71,7 @@ def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, s
         late = np.arange(min(len(frames) // 4 + 1, len(frames) - frames_per_clip), len(frames))
         targets = sorted(rng.choice(late, frames_per_clip, replace=False).tolist())
         other = (index + 1) % len(chosen)
-        clip = rows.select([row for _, row in sorted(frames)])
+        clip = rows.select(frames)
         facts = _drawn_facts(config_name or "tiny", split, index, other, targets) if procedural else {}
         clips.append(
             Clip(

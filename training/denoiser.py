@@ -10,7 +10,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline,
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
-from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, clip_pixel_values
+from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, clip_pixel_values, encode_pixels
+from training.data.frame_pairs import LatentShape
 from training.objective import (
     denoising_loss,
     diffusion_target,
@@ -26,7 +27,7 @@ def widen_conv_in(unet: UNet2DConditionModel, pose_radius: int = 2) -> None:
     """Give a Stable Diffusion UNet `2 (2 r + 1)` more input channels for the pose window, in place.
 
     The old weights and the bias are kept and the new weights are 0, so that the widened UNet computes exactly what the
-    old one did (arXiv:2304.06025, section 3.3).
+    old one did (arXiv:2304.06025).
 
     Raises:
         ValueError: If `unet` takes more channels than it gives, so was widened before.
@@ -46,16 +47,22 @@ def widen_conv_in(unet: UNet2DConditionModel, pose_radius: int = 2) -> None:
     unet.register_to_config(in_channels=num_channels)
 
 
+def build_feature_extractor(image_size: int) -> CLIPImageProcessor:
+    """The image encoder's input: the whole picture squeezed into its square, nothing cropped."""
+    size = {"height": image_size, "width": image_size}
+    return CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False)
+
+
 def build_adapter(vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: int, width: int) -> DreamPoseAdapter:
     """An adapter that passes the image encoder's tokens through, for pictures of `height` x `width`."""
     config = image_encoder.config
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    shape = LatentShape.of(vae, height, width)
     return DreamPoseAdapter(
         image_embed_dim=config.hidden_size,
         num_image_tokens=(config.image_size // config.patch_size) ** 2 + 1,
         latent_channels=vae.config.latent_channels,
-        pooled_height=height // factor // 2,
-        pooled_width=width // factor // 2,
+        pooled_height=shape.height // 2,
+        pooled_width=shape.width // 2,
     )
 
 
@@ -78,7 +85,8 @@ def load_base_pipeline(
     Returns:
         `DreamPosePipeline`: In float32, on the CPU.
     Raises:
-        ValueError: If the name leads to no pipeline, or a DreamPose UNet has another window.
+        ValueError: If the name leads to no pipeline, its parts do not fit each other, the size or the pose window, or
+            its value ranges are those of converted weights, which can be sampled but not trained.
     """
     try:
         index = DiffusionPipeline.load_config(name, revision=revision)
@@ -88,7 +96,7 @@ def load_base_pipeline(
         ) from error
     class_name = index["_class_name"]
     if "DreamPosePipeline" in (class_name, class_name[-1]):
-        pipeline = DreamPosePipeline.from_pretrained(name, revision=revision)
+        pipeline = DreamPosePipeline.from_pretrained(name, revision=revision, dtype=torch.float32)
         if pipeline.pose_radius != pose_radius:
             raise ValueError(f"`pose_radius` must be the model's own, {pipeline.pose_radius}, got {pose_radius}.")
     else:
@@ -97,16 +105,21 @@ def load_base_pipeline(
         unused["requires_safety_checker"] = False
         base = StableDiffusionPipeline.from_pretrained(name, revision=revision, **unused)
         widen_conv_in(base.unet, pose_radius)
-        image_encoder = CLIPVisionModel.from_pretrained(image_encoder_name_or_path)
-        size = {"height": image_encoder.config.image_size, "width": image_encoder.config.image_size}
+        image_encoder = CLIPVisionModel.from_pretrained(image_encoder_name_or_path, dtype=torch.float32)
         pipeline = DreamPosePipeline(
             vae=base.vae,
             unet=base.unet,
             image_encoder=image_encoder,
-            feature_extractor=CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False),
+            feature_extractor=build_feature_extractor(image_encoder.config.image_size),
             adapter=build_adapter(base.vae, image_encoder, height, width),
             scheduler=base.scheduler,
         )
+    pipeline.check_components()
+    pipeline.check_size(height, width)
+    ranges = {"image_range": (-1, 1), "pose_range": (0, 1)}
+    for option, value in ranges.items():
+        if tuple(pipeline.config[option]) != value:
+            raise ValueError(f"`{option}` of a pipeline to be trained must be {value}, got {pipeline.config[option]}.")
     pipeline.register_to_config(default_height=height, default_width=width)
     return pipeline
 
@@ -198,14 +211,14 @@ class StageOneLoss:
     @torch.no_grad()
     def encode_references(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Both encoders' inputs to the adapter of fitted photos [B,3,H,W]: `image_latents` and `clip_pixel_values`."""
-        latents = self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist.mode() * self.vae.config.scaling_factor
+        latents = encode_pixels(pixel_values, self.vae).mode() * self.vae.config.scaling_factor
         squares = clip_pixel_values(pixel_values, self.image_size, self.feature_extractor)
         return {"image_latents": latents.float(), "clip_pixel_values": squares}
 
     @torch.no_grad()
     def encode_batch(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A batch of `FramePairs` samples as one of `LatentFramePairs` samples."""
-        posterior = self.vae.encode(batch["target_pixel_values"].to(self.vae.dtype)).latent_dist
+        posterior = encode_pixels(batch["target_pixel_values"], self.vae)
         encoded = {"target_mean": posterior.mean.float(), "target_std": posterior.std.float()}
         return batch | encoded | self.encode_references(batch["reference_pixel_values"])
 

@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure a saved pipeline on held-out clips.")
     parser.add_argument("--model", required=True, help="pipeline folder or Hub id")
     parser.add_argument(
-        "--dataset", default="tiny", help="procedural configuration or prepared folder (default: tiny)"
+        "--dataset", default="procedural", help="`procedural`, a prepared folder or a Hub id (default: procedural)"
     )
     parser.add_argument("--split", default="test")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of evaluation.json, .md and .png")

@@ -40,6 +40,9 @@ def export_pipeline(options: argparse.Namespace) -> None:
     pipeline.save_pretrained(options.model_dir)
     for path in options.model_dir.glob("*/config.json"):
         config = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
+        if "dtype" in config:
+            # transformers would load its part in half precision, diffusers loads all others in float32.
+            config["dtype"] = "float32"
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

@@ -13,7 +13,7 @@ from diffusers.training_utils import compute_snr
 def drop_conditions(
     draw: torch.Tensor, image_prob: float, pose_prob: float, joint_prob: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which samples lose their image, and which their pose (arXiv:2304.06025, section 3.4), from one draw a sample.
+    """Which samples lose their image, and which their pose (arXiv:2304.06025), from one draw a sample.
 
     Args:
         draw (`torch.Tensor`): Uniform in [0, 1), shape `(B,)`.

@@ -67,6 +67,7 @@ class ModelOptions:
     train_image_encoder: bool = _option(
         False, "Train the image encoder too; only for one that has no weights yet. A pretrained CLIP stays frozen."
     )
+    gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory, slower.")
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,6 @@ class DataOptions:
     train_data: str = _option("procedural", "Folder of parquet files, id of a data set on the Hub, or `procedural`.")
     height: int = _option(640, "Height of the pictures in pixels.")
     width: int = _option(512, "Width of the pictures in pixels.")
-    latent_cache_dir: str | None = _option(
-        None, "Folder for encodings that never change while training; made once, then no picture is read or encoded."
-    )
 
     def __post_init__(self):
         _check(self, "a positive multiple of 8", lambda value: value > 0 and value % 8 == 0, "height", "width")
@@ -90,6 +88,9 @@ class PairOptions:
 
     pose_radius: int = _option(2, "Poses on each side of the target's own; 2 makes the method's window of five.")
     reference_frames: Literal["any", "first"] = _option("any", "Which frames of a clip serve as the reference.")
+    latent_cache_dir: str | None = _option(
+        None, "Folder for encodings that never change while training; made once, then no picture is read or encoded."
+    )
 
     def __post_init__(self):
         _check(self, "at least 0", lambda value: value >= 0, "pose_radius")
@@ -183,7 +184,6 @@ class TrainOptions:
     validation_steps: int | None = _option(None, "Validate every so many steps and after the last; `none`: never.")
     max_nonfinite_steps: int = _option(5, "Stop after so many steps in a row without a finite loss.")
     mixed_precision: str | None = _option(None, "`no`, `fp16`, `bf16`, or `none` for what accelerate is set to.")
-    gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory, slower.")
     channels_last: bool = _option(False, "Keep convolution weights in channels_last layout; faster on most devices.")
 
     def __post_init__(self):
@@ -208,7 +208,7 @@ class TrainOptions:
             num_samples (`int`): Samples of one epoch, from which `max_train_steps` follows where it is none.
             num_processes (`int`): Processes that share each step.
         """
-        others = ("num_train_epochs", "mixed_precision", "gradient_checkpointing", "channels_last")
+        others = ("num_train_epochs", "mixed_precision", "channels_last")
         arguments = {name: value for name, value in vars(self).items() if name not in others}
         if self.max_train_steps is None:
             global_batch_size = self.train_batch_size * self.gradient_accumulation_steps * num_processes

@@ -11,14 +11,16 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+from pipeline_dreampose import to_rgb
 
 
 POSE_SUFFIXES = (".png", ".bmp")  # lossless: a JPEG mixes U and V across charts
 
 
 def read_photo(path: str | os.PathLike) -> Image.Image:
-    """Read a picture as RGB, turned as its EXIF data say.
+    """Read a picture as the pipeline would: RGB, turned as its EXIF data say, transparency over white.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -31,7 +33,8 @@ def read_photo(path: str | os.PathLike) -> Image.Image:
         raise ValueError(f"`image` must be a file, got {str(path)!r}, which does not exist.")
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            image.load()
+            return to_rgb(image)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"`image` must be a readable picture, got {str(path)!r}: {error}.") from error
 

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pipeline_dreampose import DreamPosePipeline
-from training.denoiser import build_adapter, freeze_post_layernorm, widen_conv_in
+from training.data.frame_pairs import LatentShape
+from training.denoiser import build_adapter, build_feature_extractor, freeze_post_layernorm, widen_conv_in
 from training.metrics import psnr
 
 
@@ -54,12 +55,6 @@ def build_image_encoder(
     )
 
 
-def build_feature_extractor(image_size: int = 64) -> CLIPImageProcessor:
-    """The image encoder's input: the whole picture squeezed into its square, nothing cropped."""
-    size = {"height": image_size, "width": image_size}
-    return CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False)
-
-
 def build_unet(
     latent_channels: int, cross_attention_dim: int, sample_size: tuple[int, int], block_out_channels: tuple[int, ...]
 ) -> UNet2DConditionModel:
@@ -87,9 +82,9 @@ def build_pipeline(
     It predicts v, which at this size learns far faster than epsilon where the noise is strong; guidance is the same
     for both, since its coefficients sum to 1.
     """
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    sample_size = (height // factor, width // factor)
-    unet = build_unet(vae.config.latent_channels, image_encoder.config.hidden_size, sample_size, unet_channels)
+    shape = LatentShape.of(vae, height, width)
+    sample_size = (shape.height, shape.width)
+    unet = build_unet(shape.channels, image_encoder.config.hidden_size, sample_size, unet_channels)
     widen_conv_in(unet)
     return DreamPosePipeline(
         vae=vae,

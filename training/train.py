@@ -1,15 +1,16 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Stage 1 of DreamPose: UNet and adapter on a fashion data set (arXiv:2304.06025, section 3.4).
+"""Stage 1 of DreamPose: UNet and adapter on a fashion data set (arXiv:2304.06025).
 
 accelerate launch training/train.py --preset paper --train_data FOLDER --output_dir OUTPUT
 """
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from diffusers import DDPMScheduler
 
 from pipeline_dreampose import DreamPosePipeline
@@ -49,17 +50,44 @@ def cache_latents(
 ) -> LatentFramePairs:
     """The same samples from the latent cache in `folder`; the main process builds it if it is missing."""
     image_size = pipeline.image_encoder.config.image_size
-    path = latent_cache_path(folder, samples, pipeline.vae, image_size)
+    path = latent_cache_path(folder, samples, pipeline.vae, image_size, pipeline.feature_extractor)
     with accelerator.main_process_first():
         if not path.exists():
             build_latent_cache(path, samples, pipeline.vae, image_size, pipeline.feature_extractor)
     return LatentFramePairs(samples.dataset, samples.shape, cache=load_latent_cache(path), **kwargs)
 
 
+def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -> None:
+    """Train the pipeline's UNet and adapter in place."""
+    model, data, pairs, objective, run = options
+    module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, model.train_image_encoder)
+    pipeline.vae.requires_grad_(False)
+    if model.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+    if run.channels_last:
+        module.to(memory_format=torch.channels_last)
+    kwargs = {"seed": run.seed, "radius": pairs.pose_radius, "reference_frames": pairs.reference_frames}
+    validate = None
+    if run.validation_steps is not None:
+        validate = HeldOutPairs(pipeline, load_samples(pipeline, "validation", data, **kwargs), run.seed)
+    kwargs["noise_offset"] = objective.noise_offset
+    samples = load_samples(pipeline, "train", data, **kwargs)
+    if pairs.latent_cache_dir is not None:
+        samples = cache_latents(accelerator, pipeline, samples, pairs.latent_cache_dir, **kwargs)
+    loss_options = {name: value for name, value in vars(objective).items() if name != "noise_offset"}
+    noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    loss_fn = StageOneLoss(pipeline, noise_scheduler, samples.shape, **loss_options)
+    arguments = run.loop_arguments(len(samples), accelerator.num_processes)
+    train(accelerator, module, loss_fn, samples, validate=validate, **arguments)
+    module.to(memory_format=torch.contiguous_format)
+
+
 def main(options: tuple) -> None:
     """Load, widen, train, and write a pipeline folder to `output_dir`."""
-    model, data, pairs, objective, run = options
-    accelerator = Accelerator(mixed_precision=run.mixed_precision)
+    model, data, pairs, _, run = options
+    # The other processes wait while one builds the latent cache of a large data set.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    accelerator = Accelerator(mixed_precision=run.mixed_precision, kwargs_handlers=[patience])
     set_seed(run.seed)
     if accelerator.is_main_process:
         print(save_options(run.output_dir, *options).read_text())
@@ -71,39 +99,15 @@ def main(options: tuple) -> None:
         model.revision,
         model.image_encoder_name_or_path,
     ).to(accelerator.device)
-    module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, model.train_image_encoder)
-    pipeline.vae.requires_grad_(False)
-    if run.gradient_checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
-    if run.channels_last:
-        module.to(memory_format=torch.channels_last)
-    kwargs = {"seed": run.seed, "radius": pairs.pose_radius, "reference_frames": pairs.reference_frames}
-    validate = None
-    if run.validation_steps is not None:
-        validate = HeldOutPairs(pipeline, load_samples(pipeline, "validation", data, **kwargs), run.seed)
-    kwargs["noise_offset"] = objective.noise_offset
-    samples = load_samples(pipeline, "train", data, **kwargs)
-    if data.latent_cache_dir is not None:
-        samples = cache_latents(accelerator, pipeline, samples, data.latent_cache_dir, **kwargs)
-    loss_fn = StageOneLoss(
-        pipeline,
-        DDPMScheduler.from_config(pipeline.scheduler.config),
-        samples.shape,
-        objective.image_dropout_prob,
-        objective.pose_dropout_prob,
-        objective.joint_dropout_prob,
-        objective.snr_gamma,
-        objective.high_noise_fraction,
-        objective.high_noise_start,
-    )
     if run.max_train_steps != 0:
-        arguments = run.loop_arguments(len(samples), accelerator.num_processes)
-        train(accelerator, module, loss_fn, samples, validate=validate, **arguments)
+        fit(accelerator, pipeline, options)
     if accelerator.is_main_process:
-        module.to(memory_format=torch.contiguous_format)
         pipeline.save_pretrained(run.output_dir)
         print(f"Wrote the pipeline to {run.output_dir}.")
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except ValueError as error:
+        raise SystemExit(f"train.py: error: {error}") from None

@@ -15,13 +15,14 @@ from diffusers import AutoencoderKL
 from transformers import CLIPVisionModel
 
 from training.data.encoder_frames import ImageEncoderFrames, VAEFrames, read_pictures
+from training.data.frame_pairs import LatentShape
 from training.data.prepared import load_prepared
+from training.denoiser import build_feature_extractor
 from training.loop import train
 from training.options import DataOptions, EncoderOptions, TrainOptions, parse, save_options
 from training.small_model import (
     ImageEncoderTrainer,
     VAETrainer,
-    build_feature_extractor,
     build_image_encoder,
     build_pipeline,
     build_vae,
@@ -43,13 +44,13 @@ def train_vae(accelerator: Accelerator, encoder: EncoderOptions, data: DataOptio
     """Train the VAE and write it, with normalised latents, to `output_dir`."""
     dataset = load_prepared(data.train_data, "train")
     vae = build_vae(encoder.latent_channels, tuple(encoder.vae_channels), data.height)
+    shape = LatentShape.of(vae, data.height, data.width)
     module = VAETrainer(vae, encoder.mse_weight, encoder.l1_weight, encoder.kl_weight)
     if run.channels_last:
         module.to(memory_format=torch.channels_last)
     global_batch = run.train_batch_size * run.gradient_accumulation_steps * accelerator.num_processes
-    factor = 2 ** (len(encoder.vae_channels) - 1)
-    frames = VAEFrames(dataset, encoder.latent_channels, factor, run.seed, encoder.num_crop_steps * global_batch)
-    held_out = read_pictures(load_prepared(data.train_data, "validation"), 64)
+    frames = VAEFrames(dataset, shape, run.seed, encoder.num_crop_steps * global_batch)
+    held_out = read_pictures(load_prepared(data.train_data, "validation"), shape, 64)
 
     def validate(module, global_step):
         return {"psnr": module.measure_psnr(held_out)}
@@ -57,7 +58,7 @@ def train_vae(accelerator: Accelerator, encoder: EncoderOptions, data: DataOptio
     arguments = run.loop_arguments(len(frames), accelerator.num_processes)
     train(accelerator, module, named_loss, frames, validate=validate, **arguments)
     if accelerator.is_main_process:
-        normalize_latents(vae, *measure_latents(vae, read_pictures(dataset, 512).to(vae.device)))
+        normalize_latents(vae, *measure_latents(vae, read_pictures(dataset, shape, 512).to(vae.device)))
         vae.to(memory_format=torch.contiguous_format).save_pretrained(run.output_dir)
 
 
@@ -67,7 +68,8 @@ def train_image_encoder(
     """Pre-train the image encoder and write it to `output_dir`."""
     dataset = load_prepared(data.train_data, "train")
     model = build_image_encoder(encoder.image_size, encoder.patch_size, encoder.hidden_size, encoder.num_hidden_layers)
-    frames = ImageEncoderFrames(dataset, build_feature_extractor(encoder.image_size), run.seed)
+    feature_extractor = build_feature_extractor(encoder.image_size)
+    frames = ImageEncoderFrames(dataset, encoder.image_size, feature_extractor, run.seed)
     arguments = run.loop_arguments(len(frames), accelerator.num_processes)
     train(accelerator, ImageEncoderTrainer(model), named_loss, frames, **arguments)
     if accelerator.is_main_process:
@@ -89,6 +91,8 @@ def main(options: tuple) -> None:
         folder = getattr(encoder, name)
         if folder is None or not (Path(folder) / "config.json").is_file():
             raise ValueError(f"`{name}` must be the folder of a trained model, got {folder!r}.")
+    if encoder.component != "vae" and run.validation_steps is not None:
+        raise ValueError(f"`validation_steps` must be none but for the VAE, got {run.validation_steps}.")
     set_seed(run.seed)
     accelerator = Accelerator(mixed_precision=run.mixed_precision)
     if accelerator.is_main_process:
@@ -101,4 +105,7 @@ def main(options: tuple) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except ValueError as error:
+        raise SystemExit(f"train_encoders.py: error: {error}") from None

@@ -8,18 +8,15 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from training.data.frame_pairs import sample_generator, shuffled_index
+from pipeline_dreampose import clip_pixel_values, fit_image
+from training.data.frame_pairs import LatentShape, sample_generator, shuffled_index
 
 
-def to_pixel_values(image: Image.Image) -> torch.Tensor:
-    """A picture as [3,H,W] in [-1,1]."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def read_pictures(dataset: datasets.Dataset, num_pictures: int) -> torch.Tensor:
-    """At most `num_pictures` pictures, evenly spread over the rows, [N,3,H,W] in [-1,1]."""
+def read_pictures(dataset: datasets.Dataset, shape: LatentShape, num_pictures: int) -> torch.Tensor:
+    """At most `num_pictures` fitted pictures, evenly spread over the rows, [N,3,H,W] in [-1,1]."""
     rows = range(0, len(dataset), max(1, len(dataset) // num_pictures))[:num_pictures]
-    return torch.stack([to_pixel_values(image) for image in dataset.select(rows)["image"]])
+    images = dataset.select(rows)["image"]
+    return torch.stack([fit_image(image, shape.pixel_height, shape.pixel_width) for image in images])
 
 
 class VAEFrames(Dataset):
@@ -28,17 +25,15 @@ class VAEFrames(Dataset):
     Crops let the first steps see several times as many pictures in equal time.
 
     Args:
-        dataset (`datasets.Dataset`): Rows with `image`, all of one size.
-        latent_channels (`int`): Channels of the posterior noise.
-        scale_factor (`int`): Pixels along one side of a latent cell.
+        dataset (`datasets.Dataset`): Rows with `image`.
+        shape (`LatentShape`): Sizes of pictures and latents.
         seed (`int`): Of all draws.
         crop_until (`int`): Global position of the first whole frame.
     """
 
-    def __init__(self, dataset, latent_channels: int, scale_factor: int, seed: int, crop_until: int = 0):
+    def __init__(self, dataset, shape: LatentShape, seed: int, crop_until: int = 0):
         self.dataset = dataset.select_columns(["image"])
-        self.latent_channels, self.scale_factor = latent_channels, scale_factor
-        self.seed, self.crop_until = seed, crop_until
+        self.shape, self.seed, self.crop_until = shape, seed, crop_until
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -46,13 +41,14 @@ class VAEFrames(Dataset):
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         generator = sample_generator(self.seed, position)
         image = self.dataset[shuffled_index(self.seed, position, len(self.dataset))]["image"]
-        pixel_values = to_pixel_values(image)
+        pixel_values = fit_image(image, self.shape.pixel_height, self.shape.pixel_width)
+        cells = (self.shape.height, self.shape.width)
         if position < self.crop_until:
             height, width = (side // 2 for side in pixel_values.shape[1:])
             top, left = (int(torch.randint(side + 1, (), generator=generator)) for side in (height, width))
             pixel_values = pixel_values[:, top : top + height, left : left + width]
-        cells = [side // self.scale_factor for side in pixel_values.shape[1:]]
-        noise = torch.randn(self.latent_channels, *cells, generator=generator)
+            cells = tuple(side // 2 for side in cells)
+        noise = torch.randn(self.shape.channels, *cells, generator=generator)
         return {"pixel_values": pixel_values, "noise": noise}
 
 
@@ -61,30 +57,26 @@ class ImageEncoderFrames(Dataset):
 
     Args:
         dataset (`datasets.Dataset`): Rows with `image` and `iuv`.
-        feature_extractor (`CLIPImageProcessor`): Gives size, mean and standard deviation.
+        image_size (`int`): Side of the square.
+        feature_extractor (`CLIPImageProcessor`): Holds mean and standard deviation.
         seed (`int`): Of the order of the rows.
     """
 
-    def __init__(self, dataset, feature_extractor, seed: int):
+    def __init__(self, dataset, image_size: int, feature_extractor, seed: int):
         self.dataset = dataset.select_columns(["image", "iuv"])
-        self.size = feature_extractor.size["height"]
-        self.mean, self.std = (
-            torch.tensor(values)[:, None, None]
-            for values in (feature_extractor.image_mean, feature_extractor.image_std)
-        )
-        self.seed = seed
+        self.image_size, self.feature_extractor, self.seed = image_size, feature_extractor, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         row = self.dataset[shuffled_index(self.seed, position, len(self.dataset))]
-        square = row["image"].convert("RGB").resize((self.size, self.size), Image.BICUBIC)
-        pixel_values = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+        pixel_values = fit_image(row["image"], *reversed(row["image"].size))
         # Codes are never mixed, so the nearest one is taken.
-        vui = torch.from_numpy(np.array(row["iuv"].resize((self.size, self.size), Image.NEAREST))).permute(2, 0, 1)
+        codes = np.array(row["iuv"].resize((self.image_size, self.image_size), Image.Resampling.NEAREST))
+        v, u, parts = torch.from_numpy(codes).permute(2, 0, 1)
         return {
-            "clip_pixel_values": (pixel_values - self.mean) / self.std,
-            "parts": vui[2],
-            "uv": vui[[1, 0]].float() / 255,
+            "clip_pixel_values": clip_pixel_values(pixel_values[None], self.image_size, self.feature_extractor)[0],
+            "parts": parts,
+            "uv": torch.stack([u, v]).float() / 255,
         }

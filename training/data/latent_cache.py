@@ -16,15 +16,21 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import CLIPImageProcessor
 
-from pipeline_dreampose import clip_pixel_values
+from pipeline_dreampose import clip_pixel_values, encode_pixels
 from training.data.frame_pairs import FramePairs
 
 
-def latent_cache_path(folder: str | os.PathLike, pairs: FramePairs, vae: AutoencoderKL, image_size: int) -> Path:
-    """File of a cache, named by all that it depends on: rows, sizes, the VAE's weights, which rows are references."""
-    digest = hashlib.sha256(
-        repr((pairs.dataset._fingerprint, pairs.shape, image_size, pairs.reference_frames)).encode()
-    )
+def latent_cache_path(
+    folder: str | os.PathLike,
+    pairs: FramePairs,
+    vae: AutoencoderKL,
+    image_size: int,
+    feature_extractor: CLIPImageProcessor,
+) -> Path:
+    """File of a cache, named by all that it depends on: rows, sizes, both encoders' input, the VAE's weights."""
+    facts = (pairs.dataset._fingerprint, pairs.shape, pairs.reference_frames, image_size)
+    facts += (vae.config.scaling_factor, feature_extractor.image_mean, feature_extractor.image_std)
+    digest = hashlib.sha256(repr(facts).encode())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return Path(folder) / f"latents-{digest.hexdigest()[:16]}.safetensors"
@@ -39,7 +45,7 @@ def build_latent_cache(
     feature_extractor: CLIPImageProcessor,
     batch_size: int = 32,
 ) -> None:
-    """Encode every row once and write the cache, whole or not at all.
+    """Encode every row once and write the cache, whole or not at all: interrupted, it starts anew.
 
     Args:
         path (`str` or `os.PathLike`): The file to write.
@@ -57,7 +63,7 @@ def build_latent_cache(
     for start in tqdm(range(0, num_rows, batch_size), desc="Latent cache", unit="batch"):
         rows = range(start, min(start + batch_size, num_rows))
         pixel_values = torch.stack([pairs.read_pixel_values(row) for row in rows])
-        posterior = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist
+        posterior = encode_pixels(pixel_values.to(vae.device), vae)
         columns["mean"].append(posterior.mean.half().cpu())
         columns["std"].append(posterior.std.half().cpu())
         columns["pose_maps"].append(torch.stack([pairs.read_pose_map(row) for row in rows]).mul(255).round().byte())

@@ -29,20 +29,18 @@ def load_prepared(name: str, split: str) -> datasets.Dataset:
     if family == PROCEDURAL and not Path(name).exists():
         known = sorted(ProceduralFashion.builder_configs)
         if config_name and config_name not in known:
-            raise ValueError(f"`train_data` must name one of {known} behind `{PROCEDURAL}/`, got {config_name!r}.")
+            raise ValueError(f"The data set must be one of {known} behind `{PROCEDURAL}/`, got {config_name!r}.")
         return load_procedural_fashion(config_name or "tiny", split)
     try:
-        # A plain folder is read as files; the Hub is asked for anything else.
-        dataset = datasets.load_dataset("parquet" if Path(name).is_dir() else name, split=split, **_folder(name))
+        if Path(name).is_dir():
+            dataset = datasets.load_dataset("parquet", data_dir=name, split=split)
+        else:
+            dataset = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(
-            f"`train_data` must be a folder of parquet files or an id on the Hub, got {name!r}: {error}"
+            f"The data set must be a folder of parquet files or an id on the Hub, got {name!r}: {error}"
         ) from error
     missing = [column for column in COLUMNS if column not in dataset.column_names]
     if missing:
-        raise ValueError(f"`train_data` must have the columns {COLUMNS}, but {name!r} lacks {missing}.")
+        raise ValueError(f"The data set must have the columns {COLUMNS}, but {name!r} lacks {missing}.")
     return dataset
-
-
-def _folder(name: str) -> dict:
-    return {"data_dir": name} if Path(name).is_dir() else {}
