@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 # Two processes of one thread each are faster on two CPU cores than one of two; the presets' batches are for them.
 LAUNCH = ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes 2
+COMMUNITY ?= build/community
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast quality style tiny tiny-code clean
+.PHONY: help demo test test-fast quality style tiny tiny-code community clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -45,6 +46,11 @@ tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours o
 tiny-code:  ## rewrite the embedded model's copies of the plug-in
 	cp pipeline_dreampose.py model_card/tiny/pipeline_dreampose.py
 	cp pipeline_dreampose.py model_card/tiny/adapter/dreampose_adapter.py
+
+community:  ## write the file for diffusers' examples/community, with its row and section of the README there
+	mkdir -p $(COMMUNITY)
+	cp pipeline_dreampose.py $(COMMUNITY)/dreampose.py
+	cp model_card/community.md $(COMMUNITY)/README.md
 
 clean:  ## remove what the other targets made, the environment included
 	rm -rf $(VENV) build demo results .pytest_cache .ruff_cache dreampose_diffusers.egg-info

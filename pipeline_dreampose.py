@@ -492,10 +492,7 @@ class DreamPosePipeline(DiffusionPipeline):
     def save_config(self, save_directory: Union[str, os.PathLike], push_to_hub: bool = False, **kwargs):
         """Write `model_index.json` with copies of this file beside it and beside the adapter's weights.
 
-        Args:
-            save_directory (`str` or `os.PathLike`): Folder to write into.
-            push_to_hub (`bool`, *optional*, defaults to `False`): Whether to upload the folder afterwards.
-            kwargs (`dict`, *optional*): Passed along to [`ConfigMixin.save_config`].
+        Takes the arguments of [`ConfigMixin.save_config`].
         """
         if os.path.isfile(save_directory):
             raise ValueError(f"`save_directory` must be a folder; {save_directory} is a file.")
@@ -508,11 +505,7 @@ class DreamPosePipeline(DiffusionPipeline):
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def to_json_file(self, json_file_path: Union[str, os.PathLike]):
-        """Write the configuration so that diffusers finds both classes in the copies that `save_config` made.
-
-        Args:
-            json_file_path (`str` or `os.PathLike`): The file to write.
-        """
+        """Write the configuration so that diffusers finds both classes in the copies that `save_config` made."""
         config = json.loads(self.to_json_string())
         config.pop("_name_or_path", None)  # where this copy came from helps nobody who loads it elsewhere
         config["_class_name"] = ["pipeline_dreampose", "DreamPosePipeline"]
@@ -523,19 +516,18 @@ class DreamPosePipeline(DiffusionPipeline):
         Path(json_file_path).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
-    def load_config(cls, pretrained_model_name_or_path: Union[str, os.PathLike], **kwargs):
-        """Read `model_index.json` so that this very module provides both classes and no second copy of it runs.
+    def _dict_from_json_file(cls, json_file: Union[str, os.PathLike]) -> Dict[str, Any]:
+        """Name this very class where the folder names a file of its own; `download` reads the index by this alone."""
+        config = super()._dict_from_json_file(json_file)
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][-1]
+        return config
 
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub repository.
-            kwargs (`dict`, *optional*): Passed along to [`ConfigMixin.load_config`].
-        Returns:
-            `dict` or `tuple`: What [`ConfigMixin.load_config`] returns.
-        """
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: Union[str, os.PathLike], **kwargs):
+        """Read `model_index.json`, by [`ConfigMixin.load_config`], so that this very module provides the adapter."""
         loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
-        if isinstance(config.get("_class_name"), (list, tuple)):
-            config["_class_name"] = config["_class_name"][-1]
         if config.get("adapter", [None])[-1] == "DreamPoseAdapter":
             config["adapter"] = [__name__, "DreamPoseAdapter"]
         return loaded
@@ -543,11 +535,7 @@ class DreamPosePipeline(DiffusionPipeline):
     # Checks: everything that can be wrong is found before a model runs
 
     def check_components(self) -> None:
-        """Refuse components that do not fit each other.
-
-        Raises:
-            ValueError: If `scheduler`, `unet` or `adapter` cannot work with the other components.
-        """
+        """Refuse components that do not fit each other, by a `ValueError`."""
         for scheduler_class in type(self.scheduler).__mro__:
             reason = _REFUSED_SCHEDULERS.get(scheduler_class.__name__)
             if reason is not None:
@@ -585,11 +573,7 @@ class DreamPosePipeline(DiffusionPipeline):
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
-        """Refuse numbers and names that no call can work with; see [`DreamPosePipeline.__call__`] for their meaning.
-
-        Raises:
-            ValueError: Naming the argument, the rule and the value.
-        """
+        """Refuse numbers and names that no call can work with, by a `ValueError`; see the call for their meaning."""
         self.check_size(height, width)
         for name, value in (("num_inference_steps", num_inference_steps), ("chunk_size", chunk_size)):
             if not isinstance(value, numbers.Integral) or value < 1:
@@ -615,15 +599,8 @@ class DreamPosePipeline(DiffusionPipeline):
         latents: Optional[torch.Tensor],
         generator: Optional[Union[torch.Generator, List[torch.Generator]]],
     ) -> List[int]:
-        """Check what depends on the number of videos and frames.
+        """Check what depends on the number of videos and of frames; arguments are as given to the call.
 
-        Args:
-            batch_size (`int`): Number of videos, B.
-            num_frames (`int`): Number of poses of each, F.
-            latent_size (`tuple`): Height and width in latent cells.
-            frame_indices (`Sequence`, *optional*): As given to the call.
-            latents (`torch.Tensor`, *optional*): As given to the call.
-            generator (`torch.Generator` or `list`, *optional*): As given to the call.
         Returns:
             `list`: The frames to render.
         Raises:
@@ -657,15 +634,7 @@ class DreamPosePipeline(DiffusionPipeline):
     # Preparation
 
     def prepare_image(self, image: Any, height: int, width: int) -> List[torch.Tensor]:
-        """Fit all photos into canvases.
-
-        Args:
-            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `list`): As given to the call.
-            height (`int`): Height of the canvases in pixels.
-            width (`int`): Width of the canvases in pixels.
-        Returns:
-            `list`: For each video, pixel values of shape `(P, 3, height, width)` in `[-1, 1]`.
-        """
+        """Fit all photos into canvases: for each video, pixel values `(P, 3, height, width)` in `[-1, 1]`."""
         if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
             image = list(image)
         subjects = list(image) if isinstance(image, (list, tuple)) else [image]
@@ -677,11 +646,6 @@ class DreamPosePipeline(DiffusionPipeline):
     def prepare_pose_maps(self, pose_maps: Any, height: int, width: int, batch_size: int) -> torch.Tensor:
         """Fit all pose maps into the canvas and bring them to latent size, one by one where they are pictures.
 
-        Args:
-            pose_maps (`torch.Tensor`, `np.ndarray` or `list`): As given to the call.
-            height (`int`): Height of the canvas in pixels.
-            width (`int`): Width of the canvas in pixels.
-            batch_size (`int`): Number of videos.
         Returns:
             `torch.Tensor`: Shape `(B, F, 2, h, w)`, float32, range `[0, 1]`.
         """
@@ -752,26 +716,11 @@ class DreamPosePipeline(DiffusionPipeline):
         return encoder_hidden_states.to(self.unet.dtype), image_latents
 
     def encode_null_image(self, height: int, width: int, device: torch.device) -> torch.Tensor:
-        """The states that stand for no photo: those of a black picture, as training drops the photo.
-
-        Args:
-            height (`int`): Height of the canvas in pixels.
-            width (`int`): Width of the canvas in pixels.
-            device (`torch.device`): Where the models run.
-        Returns:
-            `torch.Tensor`: Shape `(1, T, D)`.
-        """
+        """The states `(1, T, D)` that stand for no photo: a black picture's, as training drops the photo."""
         return self.encode_image(torch.full((1, 3, height, width), -1.0, device=device))[0]
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device) -> torch.Tensor:
-        """Put the scheduler back to its start.
-
-        Args:
-            num_inference_steps (`int`): Denoising steps.
-            device (`torch.device`): Where the timesteps shall lie.
-        Returns:
-            `torch.Tensor`: The timesteps; some schedulers visit more than `num_inference_steps`.
-        """
+        """Put the scheduler back to its start; some visit more timesteps than `num_inference_steps`."""
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         if hasattr(self.scheduler, "set_begin_index"):  # else it guesses the step from a timestep that may repeat
             self.scheduler.set_begin_index(0)
@@ -804,28 +753,16 @@ class DreamPosePipeline(DiffusionPipeline):
     def prepare_pose_windows(
         self, pose_maps: torch.Tensor, frame_indices: Sequence[int], device: torch.device
     ) -> torch.Tensor:
-        """The pose windows of some frames, in the range that the UNet was trained with.
+        """The pose windows of some frames of a video, in the range that the UNet was trained with.
 
-        Args:
-            pose_maps (`torch.Tensor`): All maps of the video at latent size, shape `(F, 2, h, w)`, range `[0, 1]`.
-            frame_indices (`Sequence`): The centre frames.
-            device (`torch.device`): Where the UNet runs.
-        Returns:
-            `torch.Tensor`: Shape `(len(frame_indices), 2 * (2 * r + 1), h, w)`, range `config.pose_range`.
+        `(F, 2, h, w)` in `[0, 1]` -> `(len(frame_indices), 2 * (2 * r + 1), h, w)` in `config.pose_range`.
         """
         low, high = self.config.pose_range
         windows = torch.stack([pose_window(pose_maps, index, self.pose_radius) for index in frame_indices])
         return (low + (high - low) * windows).to(device)
 
     def prepare_extra_step_kwargs(self, seeds: Sequence[int], device: torch.device) -> Dict[str, Any]:
-        """Generators for schedulers that draw noise, one a frame, so that no frame depends on its neighbours.
-
-        Args:
-            seeds (`Sequence`): One seed for each frame of the chunk.
-            device (`torch.device`): Where the noise is drawn.
-        Returns:
-            `dict`: Keyword arguments of the scheduler's `step`.
-        """
+        """Generators for schedulers that draw noise, one a frame, so that no frame depends on its neighbours."""
         if "generator" not in inspect.signature(self.scheduler.step).parameters:
             return {}
         return {"generator": [torch.Generator(device=device).manual_seed(seed) for seed in seeds]}
@@ -850,26 +787,13 @@ class DreamPosePipeline(DiffusionPipeline):
         return [branch for branch in branches if branch[0] != 0]
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode frames.
-
-        Args:
-            latents (`torch.Tensor`): Scaled latents, shape `(F, C, h, w)`.
-        Returns:
-            `torch.Tensor`: Shape `(F, 3, H, W)`, range `[0, 1]`, float32 on the CPU.
-        """
+        """Decode scaled latents `(F, C, h, w)` into frames `(F, 3, H, W)` in `[0, 1]`, float32 on the CPU."""
         pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
         low, high = self.config.image_range
         return ((pixels.float() - low) / (high - low)).clamp(0, 1).cpu()
 
     def run_safety_checker(self, frames: torch.Tensor, device: torch.device) -> Tuple[torch.Tensor, List[bool]]:
-        """Blacken the frames that the safety checker flags.
-
-        Args:
-            frames (`torch.Tensor`): Shape `(F, 3, H, W)`, range `[0, 1]`.
-            device (`torch.device`): Where the safety checker runs.
-        Returns:
-            `tuple`: The frames, and for each whether it was flagged.
-        """
+        """Blacken those of the frames `(F, 3, H, W)` in `[0, 1]` that the safety checker flags, and say which."""
         image_size = self.safety_checker.config.vision_config.image_size
         clip_input = clip_pixel_values(frames * 2.0 - 1.0, image_size, self.feature_extractor)
         return self.safety_checker(images=frames, clip_input=clip_input.to(device, self.safety_checker.dtype))

@@ -1,0 +1,266 @@
+"""A small Hub on loopback, of the standard library alone: what huggingface_hub asks of it to create, fill and read
+models and data sets. A process reaches it by `environment`, which must be set before huggingface_hub is imported.
+
+    with Hub() as hub:
+        hub.commit("models/someone/model", {"config.json": b"{}"})
+        subprocess.run([...], env=os.environ | hub.environment)
+        hub.files("models/someone/model")["config.json"]
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+TOKEN = "hf_loopback"
+LARGE_FILES = (".safetensors", ".bin", ".parquet", ".png", ".mp4")  # kept by LFS, as the Hub does
+_REPO = r"(?P<repo>[^/]+/[^/]+?)"
+_TYPE = r"(?P<type>models|datasets)"
+
+
+class Hub:
+    """Repositories in memory, named `models/owner/name` or `datasets/owner/name`; `requests`: `(method, path)`s."""
+
+    def __init__(self):
+        self.commits = {}  # repository -> [(commit, {path: bytes})], oldest first
+        self.large_files = {}  # sha256 -> bytes, uploaded and not committed yet
+        self.requests = []
+        self.lock = threading.Lock()
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        self.environment = {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def commit(self, repository, changes):
+        """Add files, or remove those whose content is `None`; returns the commit."""
+        with self.lock:
+            history = self.commits.setdefault(repository, [])
+            files = {**(history[-1][1] if history else {}), **changes}
+            files = {path: content for path, content in files.items() if content is not None}
+            digest = hashlib.sha1(f"{repository} {len(history)}".encode())
+            for path in sorted(files):
+                digest.update(path.encode() + hashlib.sha256(files[path]).digest())
+            history.append((digest.hexdigest(), files))
+        return history[-1][0]
+
+    def resolve(self, repository, revision="main"):
+        """`(commit, files)` of a revision: `main`, or a commit."""
+        for commit, files in reversed(self.commits[repository]):
+            if revision in ("main", commit):
+                return commit, files
+        raise KeyError(revision)
+
+    def files(self, repository):
+        return self.resolve(repository)[1]
+
+    def paths(self, method="GET"):
+        """The paths that were asked for by `method`, without their queries."""
+        return [path for used, path in self.requests if used == method]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    # Answers
+
+    def reply(self, content=b"", status=200, **headers):
+        if not isinstance(content, bytes):
+            content, headers = json.dumps(content).encode(), {"Content-Type": "application/json", **headers}
+        self.send_response(status)
+        for name, value in {"Content-Length": len(content), **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def refuse(self, code, status=404):
+        self.reply({"error": code}, status, X_Error_Code=code, X_Error_Message=code)
+
+    def handle_request(self):
+        parts = urlsplit(self.path)
+        self.query = parse_qs(parts.query)
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            self.body = b"".join(iter(self.read_chunk, b""))
+        path = unquote(parts.path)
+        self.hub.requests.append((self.command, path))
+        for methods, pattern, answer in _ROUTES:
+            match = re.fullmatch(pattern, path)
+            if match and self.command in methods:
+                fields = {name: value for name, value in match.groupdict().items() if value is not None}
+                if "repo" in fields:
+                    kind = fields.pop("type", "models").strip("/")
+                    fields["repository"] = f"{kind}/{fields.pop('repo')}"
+                    if fields["repository"] not in self.hub.commits:
+                        return self.refuse("RepoNotFound")
+                return answer(self, **fields)
+        return self.refuse("EntryNotFound")
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def read_chunk(self):
+        chunk = self.rfile.read(int(self.rfile.readline(), 16))
+        self.rfile.readline()
+        return chunk
+
+    # What is asked
+
+    def whoami(self):
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.refuse("Unauthorized", 401)
+        self.reply({"type": "user", "name": "someone", "orgs": [], "auth": {"type": "access_token"}})
+
+    def create(self):
+        asked = json.loads(self.body)
+        kind, owner = asked.get("type") or "model", asked.get("organization") or "someone"
+        repository = f"{kind}s/{owner}/{asked['name']}"
+        prefix = "" if kind == "model" else f"{kind}s/"
+        answer = {"url": f"{self.hub.endpoint}/{prefix}{owner}/{asked['name']}", "name": f"{owner}/{asked['name']}"}
+        if repository in self.hub.commits:
+            return self.reply({**answer, "error": "You already created this repo"}, 409)
+        self.hub.commit(repository, {".gitattributes": b""})
+        self.reply(answer)
+
+    def validate_yaml(self):
+        self.reply({"errors": [], "warnings": []})
+
+    def preupload(self, repository, revision):
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(LARGE_FILES) else "regular",
+                "shouldIgnore": False,
+            }
+            for file in json.loads(self.body)["files"]
+        ]
+        self.reply({"files": files, "commitOid": self.hub.resolve(repository, revision)[0]})
+
+    def large_file_batch(self, repository):
+        objects = []
+        for asked in json.loads(self.body)["objects"]:
+            upload = {"href": f"{self.hub.endpoint}/loopback-lfs/{asked['oid']}"}
+            verify = {"href": f"{self.hub.endpoint}/loopback-lfs/{asked['oid']}/verify"}
+            objects.append({**asked, "actions": {"upload": upload, "verify": verify}})
+        self.reply({"transfer": "basic", "objects": objects})
+
+    def large_file_put(self, oid):
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            return self.refuse("BadRequest", 400)
+        self.hub.large_files[oid] = self.body
+        self.reply()
+
+    def large_file_verify(self, oid):
+        if len(self.hub.large_files.get(oid, b"")) != json.loads(self.body)["size"]:
+            return self.refuse("BadRequest", 400)
+        self.reply({})
+
+    def add_commit(self, repository, revision):
+        changes = {}
+        for line in self.body.splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                changes[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                changes[value["path"]] = self.hub.large_files[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                changes[value["path"]] = None
+        commit = self.hub.commit(repository, changes)
+        self.reply({"commitUrl": f"{self.hub.endpoint}/{repository}/commit/{commit}", "commitOid": commit})
+
+    def info(self, repository, revision="main"):
+        try:
+            commit, files = self.hub.resolve(repository, revision)
+        except KeyError:
+            return self.refuse("RevisionNotFound")
+        name = repository.split("/", 1)[1]
+        siblings = [{"rfilename": path} for path in sorted(files)]
+        answer = {"_id": commit[:24], "id": name, "modelId": name, "sha": commit, "siblings": siblings}
+        self.reply({**answer, "private": False, "gated": False, "disabled": False, "downloads": 0, "tags": []})
+
+    def tree(self, repository, revision, folder=""):
+        try:
+            files = self.hub.resolve(repository, revision)[1]
+        except KeyError:
+            return self.refuse("RevisionNotFound")
+        folder = folder.strip("/")
+        is_recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
+        entries = {}
+        for path, content in sorted(files.items()):
+            inner = path.removeprefix(f"{folder}/") if folder else path
+            if folder and inner == path:
+                continue
+            steps = inner.split("/")
+            for depth in range(1, len(steps)):
+                directory = "/".join([folder, *steps[:depth]]).strip("/")
+                if is_recursive or depth == 1:
+                    oid = hashlib.sha1(directory.encode()).hexdigest()
+                    entries[directory] = {"type": "directory", "path": directory, "oid": oid, "size": 0}
+            if is_recursive or len(steps) == 1:
+                entries[path] = {"type": "file", "path": path, "size": len(content), "oid": self.blob_id(content)}
+                if path.endswith(LARGE_FILES):
+                    oid = hashlib.sha256(content).hexdigest()
+                    entries[path]["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
+        self.reply(list(entries.values()))
+
+    def file(self, repository, revision, path):
+        try:
+            commit, files = self.hub.resolve(repository, revision)
+        except KeyError:
+            return self.refuse("RevisionNotFound")
+        if path not in files:
+            return self.refuse("EntryNotFound")
+        content, headers = files[path], {"X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
+        headers["ETag"] = f'"{self.blob_id(content)}"'
+        if path.endswith(LARGE_FILES):
+            headers |= {"X_Linked_Etag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Linked_Size": len(content)}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked is None or self.command == "HEAD":
+            return self.reply(content, **headers)
+        first, last = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
+        headers["Content_Range"] = f"bytes {first}-{last}/{len(content)}"
+        self.reply(content[first : last + 1], 206, **headers)
+
+    @staticmethod
+    def blob_id(content):
+        """Git's own name for these bytes."""
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+_ROUTES = [
+    (("GET",), "/api/whoami-v2", _Handler.whoami),
+    (("POST",), "/api/repos/create", _Handler.create),
+    (("POST",), "/api/validate-yaml", _Handler.validate_yaml),
+    (("POST",), f"/api/{_TYPE}/{_REPO}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
+    (("POST",), f"/(?P<type>datasets/)?{_REPO}\\.git/info/lfs/objects/batch", _Handler.large_file_batch),
+    (("PUT",), "/loopback-lfs/(?P<oid>[0-9a-f]+)", _Handler.large_file_put),
+    (("POST",), "/loopback-lfs/(?P<oid>[0-9a-f]+)/verify", _Handler.large_file_verify),
+    (("POST",), f"/api/{_TYPE}/{_REPO}/commit/(?P<revision>[^/]+)", _Handler.add_commit),
+    (("GET",), f"/api/{_TYPE}/{_REPO}/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", _Handler.tree),
+    (("GET",), f"/api/{_TYPE}/{_REPO}(?:/revision/(?P<revision>[^/]+))?", _Handler.info),
+    (("GET", "HEAD"), f"/(?P<type>datasets/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.file),
+]

@@ -1,0 +1,336 @@
+"""Every route by which the pipeline is loaded and saved: which file runs, and the same pixels out of it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from peft import LoraConfig
+from PIL import Image
+
+import pipeline_dreampose
+from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline
+from tests.hub_server import Hub
+from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, get_unet
+
+
+SOURCE = Path(pipeline_dreampose.__file__)
+MIRROR = "datasets/diffusers/community-pipelines-mirror"
+BASE = "models/someone/base"  # a repository with code of its own, put there file by file
+PUSHED = "models/someone/pushed"
+
+# Both run where nothing of the project can be imported, no module is cached and no library but those that diffusers
+# and transformers need is found.
+PREAMBLE = """
+import json
+import sys
+from pathlib import Path
+
+
+class Hidden:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        hidden = ("accelerate", "av", "datasets", "peft", "torchmetrics", "skimage", "tests", "training")
+        if name.split(".")[0] in hidden:
+            return None
+        return self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+
+sys.meta_path = [Hidden(finder) for finder in sys.meta_path]
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import dynamic_modules_utils
+from PIL import Image
+
+# PyPI is asked which versions there are, and HF_ENDPOINT does not lead that question elsewhere
+dynamic_modules_utils.get_diffusers_versions = lambda: [diffusers.__version__]
+torch.set_num_threads({num_threads})
+work = Path({work!r})
+inputs = {{
+    "image": Image.open(work / "photo.png"),
+    "pose_maps": [Image.open(path) for path in sorted(work.glob("iuv_*.png"))],
+    "output_type": "np",
+}}
+facts = {{}}
+trust = {{"trust_remote_code": True}}
+
+
+def run(name, pipe, saves=False):
+    pipe.set_progress_bar_config(disable=True)
+    np.save(work / f"{{name}}.npy", pipe(**inputs, generator=torch.Generator().manual_seed(0)).frames)
+    facts[name] = [type(pipe).__module__, type(pipe.adapter).__module__]
+    if saves:
+        pipe.save_pretrained(work / f"saved_from_{{name}}")
+    return pipe
+
+
+def refusal(name, *args, **kwargs):
+    try:
+        DiffusionPipeline.from_pretrained(*args, **kwargs)
+        facts[name] = "was loaded"
+    except ValueError as error:
+        facts[name] = str(error)
+"""
+
+LOCAL_ROUTES = """
+load = DiffusionPipeline.from_pretrained
+pipe = run("folder", load(work / "saved", **trust), saves=True)
+run("folder_again", load(work / "saved_from_folder", **trust))
+run("own_class", type(pipe).from_pretrained(work / "saved"))
+file = str(work / "elsewhere" / "pipeline_dreampose.py")
+run("file_and_folder", load(work / "saved", custom_pipeline=file, **trust))
+parts = {name: getattr(pipe, name) for name in ("adapter", "unet", "image_encoder", "feature_extractor")}
+parts |= {name: value for name, value in pipe.config.items() if name.startswith("default_")}
+run("file", load(work / "stable_diffusion", custom_pipeline=file, **trust, **parts), saves=True)
+pipe = run("community", load(work / "stable_diffusion", custom_pipeline="dreampose", **parts), saves=True)
+run("community_main", load(work / "stable_diffusion", custom_pipeline="dreampose", custom_revision="main", **parts))
+del parts["unet"]
+refusal("not_widened", work / "stable_diffusion", custom_pipeline="dreampose", **parts)
+assert not any(name.split(".")[0] in ("pipeline_dreampose", "tests", "training") for name in sys.modules)
+pipe.push_to_hub("someone/pushed")
+(work / "local_facts.json").write_text(json.dumps(facts))
+"""
+
+HUB_ROUTES = """
+# A cache for each route, all empty: what one of them fetched would change which file another runs.
+load = DiffusionPipeline.from_pretrained
+cache = iter([{"cache_dir": str(work / f"cache_{number}")} for number in range(9)])
+run("community_hub", load("someone/base", custom_pipeline="dreampose", **trust, **next(cache)))
+pipe = run("hub", load("someone/base", **trust, **next(cache)), saves=True)
+run("pushed", load("someone/pushed", **trust, **next(cache)))
+refusal("community_untrusted", "someone/base", custom_pipeline="dreampose", **next(cache))
+refusal("hub_untrusted", "someone/base", **next(cache))
+assert not any(name.split(".")[0] in ("pipeline_dreampose", "tests", "training") for name in sys.modules)
+sys.path.insert(0, str(work / "elsewhere"))
+from pipeline_dreampose import DreamPosePipeline
+run("import_hub", DreamPosePipeline.from_pretrained("someone/pushed", **next(cache)), saves=True)
+run("import_folder", DreamPosePipeline.from_pretrained(work / "saved"))
+(work / "hub_facts.json").write_text(json.dumps(facts))
+"""
+
+GIT, LOCAL = "diffusers_modules.git.dreampose", "diffusers_modules.local"
+STORED_ADAPTER = f"{LOCAL}.dreampose_adapter"
+# The modules that the classes of the pipeline and of the adapter come from, by route.
+ROUTES = {
+    "folder": (f"{LOCAL}.pipeline_dreampose", STORED_ADAPTER),
+    "folder_again": (f"{LOCAL}.pipeline_dreampose", STORED_ADAPTER),
+    "own_class": (f"{LOCAL}.pipeline_dreampose", f"{LOCAL}.pipeline_dreampose"),
+    "file_and_folder": (f"{LOCAL}.pipeline_dreampose", STORED_ADAPTER),
+    "file": (f"{LOCAL}.pipeline_dreampose", STORED_ADAPTER),
+    "community": (GIT, STORED_ADAPTER),
+    "community_main": (GIT, STORED_ADAPTER),
+    "community_hub": (GIT, STORED_ADAPTER),
+    "hub": (f"{LOCAL}.pipeline_dreampose", STORED_ADAPTER),
+    "pushed": (f"{LOCAL}.pipeline_dreampose", STORED_ADAPTER),
+    "import_hub": ("pipeline_dreampose", "pipeline_dreampose"),
+    "import_folder": ("pipeline_dreampose", "pipeline_dreampose"),
+}
+SAVING_ROUTES = ("folder", "file", "community", "hub", "import_hub")
+
+
+def run_fresh(code, work, hub, name):
+    """Run code in a process of its own with an empty home for whatever the libraries keep."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= hub.environment | {"HF_HOME": str(work / f"home_{name}")}
+    preamble = PREAMBLE.format(work=str(work), num_threads=torch.get_num_threads())
+    command = [sys.executable, "-c", preamble + code]
+    process = subprocess.run(command, cwd=work / "empty", env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-4000:]
+    return json.loads((work / f"{name}_facts.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder of saved pipelines and inputs."""
+    work = tmp_path_factory.mktemp("work")
+    pipe, inputs = get_dummy_pipeline(), get_dummy_inputs()
+    pipe.save_pretrained(work / "saved")
+    np.save(work / "here.npy", pipe(**{**inputs, "output_type": "np"}).frames)
+    inputs["image"].save(work / "photo.png")
+    for i, iuv in enumerate(inputs["pose_maps"]):
+        iuv.save(work / f"iuv_{i}.png")
+    for folder in ("elsewhere", "empty"):
+        (work / folder).mkdir()
+    shutil.copy(SOURCE, work / "elsewhere")
+
+    # Stable Diffusion as anybody has it: no code, no adapter, no image encoder, a UNet that takes latents alone
+    ours = shutil.ignore_patterns("*.py", "adapter", "image_encoder", "feature_extractor", "unet")
+    shutil.copytree(work / "saved", work / "stable_diffusion", ignore=ours)
+    get_unet(in_channels=4).save_pretrained(work / "stable_diffusion" / "unet")
+    index = json.loads((work / "saved" / "model_index.json").read_text())
+    index = {name: value for name, value in index.items() if name in ("vae", "unet", "scheduler")}
+    index["_class_name"] = "StableDiffusionPipeline"
+    (work / "stable_diffusion" / "model_index.json").write_text(json.dumps(index))
+    return work
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with Hub() as hub:
+        source = SOURCE.read_bytes()
+        hub.commit(MIRROR, {f"v{diffusers.__version__}/dreampose.py": source, "main/dreampose.py": source})
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def facts(work, hub):
+    """What both fresh processes say; the second sees nothing of the first but what it pushed."""
+    facts = run_fresh(LOCAL_ROUTES, work, hub, "local")
+    hub.commit(BASE, files_of(work / "saved"))
+    facts |= run_fresh(HUB_ROUTES, work, hub, "hub")
+    return facts
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def without_origins(files):
+    """Files of a pipeline, less the place where diffusers notes that a model was loaded from."""
+    parsed = {path: json.loads(content) for path, content in files.items() if path.endswith(".json")}
+    for path, config in parsed.items():
+        assert "diffusers_modules" not in json.dumps(config), path
+        config.pop("_name_or_path", None)
+    return files | parsed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_fresh_process_runs_the_right_file_and_gives_the_same_pixels(work, facts, route):
+    assert np.array_equal(np.load(work / f"{route}.npy"), np.load(work / "here.npy"))
+    assert tuple(facts[route]) == ROUTES[route]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", SAVING_ROUTES)
+def test_every_route_saves_the_same_folder(work, facts, route):
+    saved = files_of(work / f"saved_from_{route}")
+    assert without_origins(saved) == without_origins(files_of(work / "saved"))
+
+
+@pytest.mark.slow
+def test_the_community_file_comes_from_the_mirror(facts, hub):
+    asked = {path for path in hub.paths("HEAD") if path.startswith(f"/{MIRROR}/")}
+    folders = (f"v{diffusers.__version__}", "main")  # of the installed release, and of `custom_revision="main"`
+    assert asked == {f"/{MIRROR}/resolve/main/{folder}/dreampose.py" for folder in folders}
+
+
+@pytest.mark.slow
+def test_push_to_hub_writes_what_save_pretrained_writes(work, facts, hub):
+    pushed = hub.files(PUSHED)
+    assert "diffusers" in pushed["README.md"].decode()
+    pushed = {path: content for path, content in pushed.items() if path not in ("README.md", ".gitattributes")}
+    assert without_origins(pushed) == without_origins(files_of(work / "saved"))
+
+
+@pytest.mark.slow
+def test_code_asks_for_trust_and_a_plain_unet_is_refused(facts):
+    assert "trust_remote_code=True" in facts["hub_untrusted"]
+    assert "adapter" in facts["community_untrusted"] and "trust_remote_code=True" in facts["community_untrusted"]
+    assert "`unet` must take 4 latent channels" in facts["not_widened"]
+    assert "training/train.py --max_train_steps 0" in facts["not_widened"]
+
+
+def test_the_folder_carries_its_code_and_names_nothing_else(work):
+    index = json.loads((work / "saved" / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline_dreampose", "DreamPosePipeline"]
+    assert index["adapter"] == ["dreampose_adapter", "DreamPoseAdapter"]
+    assert index["feature_extractor"] == ["transformers", "CLIPImageProcessor"]
+    assert "diffusers_modules" not in json.dumps(index) and str(work) not in json.dumps(index)
+    for copy in ("pipeline_dreampose.py", "adapter/dreampose_adapter.py"):
+        assert (work / "saved" / copy).read_bytes() == SOURCE.read_bytes()
+    assert not list((work / "saved").rglob("*.bin"))
+
+
+@pytest.mark.slow
+def test_make_writes_the_file_for_upstream(tmp_path):
+    subprocess.run(["make", "community", f"COMMUNITY={tmp_path}"], cwd=SOURCE.parent, check=True, capture_output=True)
+    assert (tmp_path / "dreampose.py").read_bytes() == SOURCE.read_bytes()
+    row = (tmp_path / "README.md").read_text().splitlines()[0]
+    assert row.count("|") == 6 and "(#dreampose)" in row and "\n## DreamPose\n" in (tmp_path / "README.md").read_text()
+
+
+def test_own_class_asks_no_trust_and_runs_no_second_copy(work):
+    pipe = DreamPosePipeline.from_pretrained(work / "saved")
+    assert type(pipe) is DreamPosePipeline and type(pipe.adapter) is DreamPoseAdapter
+    pipe.set_progress_bar_config(disable=True)
+    inputs = {**get_dummy_inputs(), "image": Image.open(work / "photo.png"), "output_type": "np"}
+    assert np.array_equal(pipe(**inputs).frames, np.load(work / "here.npy"))
+    assert pipe.config.image_range == (-1.0, 1.0) and pipe.config.default_num_inference_steps == 2
+
+
+def test_settings_are_saved(tmp_path):
+    pipe = get_dummy_pipeline(image_range=(0.0, 1.0), pose_range=(-1.0, 1.0), default_pose_guidance_scale=4.5)
+    pipe.save_pretrained(tmp_path)
+    config = DreamPosePipeline.from_pretrained(tmp_path).config
+    assert config.image_range == (0.0, 1.0) and config.pose_range == (-1.0, 1.0)
+    assert config.default_pose_guidance_scale == 4.5
+    changed = DreamPosePipeline.from_pretrained(tmp_path, default_pose_guidance_scale=2.0).config
+    assert changed.default_pose_guidance_scale == 2.0
+
+
+def test_saving_over_a_loaded_folder(tmp_path):
+    get_dummy_pipeline().save_pretrained(tmp_path)
+    before = (tmp_path / "model_index.json").read_text()
+    DreamPosePipeline.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert (tmp_path / "model_index.json").read_text() == before
+    assert (tmp_path / "pipeline_dreampose.py").read_bytes() == SOURCE.read_bytes()
+
+
+def test_variants_and_half_precision(tmp_path):
+    pipe = get_dummy_pipeline().to(torch.float16)
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    loaded = DreamPosePipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float16)
+    assert {c.dtype for c in loaded.components.values() if isinstance(c, torch.nn.Module)} == {torch.float16}
+
+
+def test_sharded_weights(tmp_path):
+    pipe = get_dummy_pipeline()
+    pipe.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list((tmp_path / "unet").glob("*-of-*.safetensors"))) > 1
+    inputs = get_dummy_inputs()
+    before = pipe(**{**inputs, "generator": torch.Generator().manual_seed(0)}).frames
+    loaded = DreamPosePipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(loaded(**{**inputs, "generator": torch.Generator().manual_seed(0)}).frames, before)
+
+
+def test_from_pipe_shares_the_components():
+    pipe = get_dummy_pipeline()
+    other = DreamPosePipeline.from_pipe(pipe)
+    assert other.unet is pipe.unet and other.adapter is pipe.adapter and other.config.default_height == 32
+
+
+def test_a_foreign_folder_needs_trust(work):
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(work / "saved")
+
+
+def test_layers_of_peft_are_not_saved(tmp_path):
+    pipe = get_dummy_pipeline()
+    pipe.adapter.add_adapter(LoraConfig(r=2, target_modules=["vae_projection"]))
+    with pytest.raises(ValueError, match="`save_pretrained` .* PEFT .* `adapter`"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="`save_directory` must be a folder"):
+        get_dummy_pipeline().save_config(tmp_path / "file")
