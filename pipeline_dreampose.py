@@ -35,12 +35,14 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.configuration_utils import register_to_config
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput, logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
@@ -182,14 +184,7 @@ def _check_pose_maps(pose_maps: torch.Tensor) -> None:
 def fit_pose_maps(pose_maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Fit pose maps whole into a canvas, just as [`fit_image`] fits the photo, but with zeros (nobody) around them.
 
-    Args:
-        pose_maps (`torch.Tensor`): Shape `(F, 2, H, W)`, zero outside the body.
-        height (`int`): Height of the canvas in pixels.
-        width (`int`): Width of the canvas in pixels.
-    Returns:
-        `torch.Tensor`: Shape `(F, 2, height, width)`; scaled by nearest neighbour, never across chart borders.
-    Raises:
-        ValueError: If `pose_maps` is not of shape `(F, 2, H, W)`.
+    Shape `(F, 2, H, W)` becomes `(F, 2, height, width)`, by nearest neighbour, never across chart borders.
     """
     _check_pose_maps(pose_maps)
     fitted_height, fitted_width, top, left = _fitted_size(*pose_maps.shape[-2:], height, width)
@@ -198,17 +193,7 @@ def fit_pose_maps(pose_maps: torch.Tensor, height: int, width: int) -> torch.Ten
 
 
 def resize_pose_maps(pose_maps: torch.Tensor, h: int, w: int) -> torch.Tensor:
-    """Resize pose maps by nearest neighbour, as the original release does, so never across chart borders.
-
-    Args:
-        pose_maps (`torch.Tensor`): Shape `(F, 2, H, W)`.
-        h (`int`): New height; in latent cells for the UNet.
-        w (`int`): New width; in latent cells for the UNet.
-    Returns:
-        `torch.Tensor`: Shape `(F, 2, h, w)`.
-    Raises:
-        ValueError: If `pose_maps` is not of shape `(F, 2, H, W)`.
-    """
+    """Resize `(F, 2, H, W)` to `(F, 2, h, w)`, nearest neighbour as in the release: never across chart borders."""
     _check_pose_maps(pose_maps)
     if pose_maps.shape[-2:] == (h, w):
         return pose_maps
@@ -260,14 +245,9 @@ def clip_pixel_values(
 def encode_pixels(
     pixel_values: torch.Tensor, vae: AutoencoderKL, image_range: Tuple[float, float] = (-1.0, 1.0)
 ) -> DiagonalGaussianDistribution:
-    """The VAE's posterior of pictures, whatever range it was trained with.
+    """The VAE's posterior, over unscaled latents `(B, C, h, w)`, of pictures `(B, 3, H, W)` in `[-1, 1]`.
 
-    Args:
-        pixel_values (`torch.Tensor`): Shape `(B, 3, H, W)`, range `[-1, 1]`.
-        vae ([`AutoencoderKL`]): Encodes in its own dtype.
-        image_range (`tuple`, *optional*, defaults to `(-1.0, 1.0)`): What black and white become at the VAE's input.
-    Returns:
-        [`DiagonalGaussianDistribution`]: Over latents of shape `(B, C, h, w)`, unscaled.
+    `image_range` is what black and white become at the VAE's input. The VAE encodes in its own dtype.
     """
     low, high = image_range
     return vae.encode((low + (high - low) * (pixel_values + 1.0) / 2.0).to(vae.dtype)).latent_dist
@@ -329,14 +309,7 @@ class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
         nn.init.zeros_(self.token_mixer.bias)
 
     def forward(self, image_embeds: torch.Tensor, image_latents: torch.Tensor) -> torch.Tensor:
-        """Mix both encodings of a photo.
-
-        Args:
-            image_embeds (`torch.Tensor`): CLIP tokens, shape `(B, T, D)`.
-            image_latents (`torch.Tensor`): Scaled VAE latents, shape `(B, C, h, w)` of any `h` and `w`.
-        Returns:
-            `torch.Tensor`: States for the UNet's cross-attention, shape `(B, T, D)`.
-        """
+        """CLIP tokens `(B, T, D)` and scaled latents `(B, C, h, w)` of any size -> the UNet's states `(B, T, D)`."""
         pooled_size = (self.config.pooled_height, self.config.pooled_width)
         vae_tokens = self.vae_projection(F.adaptive_max_pool2d(image_latents, pooled_size).flatten(2))
         tokens = torch.cat([image_embeds, vae_tokens], dim=1)  # [B, T + C, D]
@@ -360,39 +333,35 @@ class DreamPosePipelineOutput(BaseOutput):
     nsfw_content_detected: Optional[List[List[bool]]] = None
 
 
-class DreamPosePipeline(DiffusionPipeline):
+class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     r"""
     Pipeline for animating a photo of a person by a pose sequence, as proposed in DreamPose (arXiv:2304.06025).
 
     This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods
     implemented for all pipelines (downloading, saving, running on a particular device, etc.).
 
+    A subject is a LoRA of UNet, adapter and VAE in one file: [`DreamPosePipeline.load_lora_weights`] and the methods
+    of [`LoraBaseMixin`] act on all three.
+
     Args:
-        vae ([`AutoencoderKL`]):
-            Encodes the photo and decodes the frames.
+        vae ([`AutoencoderKL`]): Encodes the photo and decodes the frames.
         unet ([`UNet2DConditionModel`]):
             Denoises the latents of each frame. Its input channels are those of the latents and of the pose window:
             `latent_channels + 2 * (2 * r + 1)`, 14 for five poses.
-        image_encoder ([`~transformers.CLIPVisionModel`]):
-            Encodes the photo into tokens.
+        image_encoder ([`~transformers.CLIPVisionModel`]): Encodes the photo into tokens.
         feature_extractor ([`~transformers.CLIPImageProcessor`]):
             Holds the mean and standard deviation of the image encoder's input.
         adapter ([`DreamPoseAdapter`]):
             Mixes the photo's tokens and latents into the states for the UNet's cross-attention.
-        scheduler ([`KarrasDiffusionSchedulers`]):
-            Any of them but `EDMEulerScheduler` and `DPMSolverSDEScheduler`.
+        scheduler ([`KarrasDiffusionSchedulers`]): Any of them but `EDMEulerScheduler` and `DPMSolverSDEScheduler`.
         safety_checker ([`StableDiffusionSafetyChecker`], *optional*):
             Looks at every frame if given; frames that it flags become black.
-        default_height (`int`, *optional*, defaults to 640):
-            Height in pixels when a call names none.
-        default_width (`int`, *optional*, defaults to 512):
-            Width in pixels when a call names none.
-        default_num_inference_steps (`int`, *optional*, defaults to 25):
-            Denoising steps when a call names none.
+        default_height (`int`, *optional*, defaults to 640): Height in pixels when a call names none.
+        default_width (`int`, *optional*, defaults to 512): Width in pixels when a call names none.
+        default_num_inference_steps (`int`, *optional*, defaults to 25): Denoising steps when a call names none.
         default_image_guidance_scale (`float`, *optional*, defaults to 8.0):
             Image guidance scale when a call names none.
-        default_pose_guidance_scale (`float`, *optional*, defaults to 3.0):
-            Pose guidance scale when a call names none.
+        default_pose_guidance_scale (`float`, *optional*, defaults to 3.0): Pose guidance scale when a call names none.
         image_range (`tuple`, *optional*, defaults to `(-1.0, 1.0)`):
             What black and white become at the VAE's input, and what its output is mapped back from.
         pose_range (`tuple`, *optional*, defaults to `(0.0, 1.0)`):
@@ -403,6 +372,7 @@ class DreamPosePipeline(DiffusionPipeline):
     _optional_components = ["safety_checker"]
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "noise_pred"]
+    _lora_loadable_modules = ["unet", "adapter", "vae"]
 
     def __init__(
         self,
@@ -482,7 +452,7 @@ class DreamPosePipeline(DiffusionPipeline):
         Takes the arguments of [`DiffusionPipeline.save_pretrained`].
         """
         for name, component in self.components.items():
-            if getattr(component, "peft_config", None):
+            if isinstance(component, nn.Module) and any(hasattr(layer, "base_layer") for layer in component.modules()):
                 raise ValueError(
                     f"`save_pretrained` cannot save a component with PEFT layers; `{name}` has some. "
                     "Fuse them into its weights if they are to stay, then unload them."
@@ -531,6 +501,143 @@ class DreamPosePipeline(DiffusionPipeline):
         if config.get("adapter", [None])[-1] == "DreamPoseAdapter":
             config["adapter"] = [__name__, "DreamPoseAdapter"]
         return loaded
+
+    # Subjects: a LoRA of UNet, adapter and VAE in one file
+
+    @classmethod
+    def lora_state_dict(
+        cls, pretrained_model_name_or_path_or_dict: Union[str, os.PathLike, Dict[str, torch.Tensor]], **kwargs
+    ):
+        """Read a subject's weights, and with `return_lora_metadata=True` its metadata.
+
+        Args:
+            pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`):
+                A Hub repository or folder with a safetensors file, that file, or the weights themselves.
+            kwargs (`dict`, *optional*):
+                `weight_name`, by default `"pytorch_lora_weights.safetensors"`, and what a download takes: `cache_dir`,
+                `force_download`, `proxies`, `local_files_only`, `token`, `revision`, `subfolder`.
+        """
+        return_lora_metadata = kwargs.pop("return_lora_metadata", False)
+        weight_name = kwargs.pop("weight_name", None) or LORA_WEIGHT_NAME_SAFE
+        if not weight_name.endswith(".safetensors"):
+            raise ValueError(f"`weight_name` must be that of a safetensors file; got {weight_name!r}.")
+        names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        try:
+            state_dict, metadata = _fetch_state_dict(
+                pretrained_model_name_or_path_or_dict,
+                weight_name=weight_name,
+                use_safetensors=True,
+                allow_pickle=False,
+                user_agent={"file_type": "lora", "framework": "pytorch"},
+                **{**dict.fromkeys(names), **kwargs},
+            )
+        except SafetensorError as error:
+            raise ValueError(f"`pretrained_model_name_or_path_or_dict` must be safetensors: {error}.") from error
+        return (state_dict, metadata or {}) if return_lora_metadata else state_dict
+
+    def check_lora(self, state_dict: Dict[str, torch.Tensor]) -> None:
+        """Refuse weights that are not a LoRA of this model's layers, by a `ValueError`."""
+        layers = {}
+        for part in self._lora_loadable_modules:
+            layers.update({f"{part}.{path}": layer for path, layer in getattr(self, part).named_modules()})
+        rule = "`pretrained_model_name_or_path_or_dict` must hold a LoRA of this model's `unet`, `adapter` and `vae`"
+        if not state_dict:
+            raise ValueError(f"{rule}; got no weights.")
+        for key in state_dict:
+            path, _, kind = key.rpartition(".lora_")
+            layer = getattr(layers.get(path), "base_layer", layers.get(path))
+            down, up = (state_dict.get(f"{path}.lora_{side}.weight") for side in "AB")
+            if kind not in ("A.weight", "B.weight") or not hasattr(layer, "weight") or down is None or up is None:
+                raise ValueError(f"{rule}, `lora_A` with `lora_B`; got {key}, which has no layer or no partner.")
+            shape = layer.weight.shape
+            if hasattr(layer, "in_features"):  # quantised weights have shapes of their own
+                shape = (layer.out_features, layer.in_features)
+            if (up.shape[0], *down.shape[1:]) != tuple(shape) or up.shape[1] != down.shape[0]:
+                got = f"{tuple(down.shape)} and {tuple(up.shape)}"
+                raise ValueError(f"{rule}; {path} is of shape {tuple(shape)}, which {got} do not make.")
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: Union[str, os.PathLike, Dict[str, torch.Tensor]],
+        adapter_name: Optional[str] = None,
+        hotswap: bool = False,
+        **kwargs,
+    ) -> None:
+        """Attach a subject and make it the active one; [`LoraBaseMixin.set_adapters`] switches between several.
+
+        Args:
+            pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`):
+                A Hub repository, a folder, a file or weights.
+            adapter_name (`str`, *optional*): A name for the subject, `"default_0"` and so on if not given.
+            hotswap (`bool`, *optional*, defaults to `False`): Replace the attached subject of this name in place.
+            kwargs (`dict`, *optional*): As [`DreamPosePipeline.lora_state_dict`] takes them, and `low_cpu_mem_usage`.
+        Raises:
+            ValueError: If the weights are not for this model, or the name cannot be taken; nothing is changed then.
+        """
+        low_cpu_mem_usage = kwargs.pop("low_cpu_mem_usage", True)
+        kwargs["return_lora_metadata"] = True
+        state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
+        self.check_lora(state_dict)
+        parts = [part for part in self._lora_loadable_modules if any(k.startswith(f"{part}.") for k in state_dict)]
+        attached = self.get_list_adapters()
+        if adapter_name is None:
+            taken = {name for names in attached.values() for name in names}
+            adapter_name = next(name for name in (f"default_{i}" for i in range(len(taken) + 1)) if name not in taken)
+        if len(adapter_name) < 2 or "." in adapter_name or adapter_name in "lora_":  # PEFT finds names within keys
+            raise ValueError(f"`adapter_name` must be two letters or more, without dots; got {adapter_name!r}.")
+        holders = [part for part in self._lora_loadable_modules if adapter_name in attached.get(part, [])]
+        if not hotswap and holders:
+            raise ValueError(f"`adapter_name` must be new unless `hotswap=True`; {adapter_name!r} is attached.")
+        if hotswap and holders != parts:
+            raise ValueError(f"`hotswap` must replace {adapter_name!r} in the same components {holders}; got {parts}.")
+        others = [name for part in parts for name in attached.get(part, []) if name != adapter_name]
+        if hotswap and any(adapter_name in f"{key}.{name}" for key in state_dict for name in others):
+            raise ValueError(f"`hotswap` takes a name that is in no layer's or other subject's; got {adapter_name!r}.")
+        base_model = metadata.get("dreampose.base_model")
+        if base_model and self.name_or_path and base_model != self.name_or_path:
+            logger.warning(f"The LoRA {adapter_name!r} was trained on {base_model}; this is {self.name_or_path}.")
+        for part in parts:
+            getattr(self, part).load_lora_adapter(
+                state_dict,
+                prefix=part,
+                adapter_name=adapter_name,
+                hotswap=hotswap,
+                metadata=metadata if any(key.startswith(f"{part}.") for key in metadata) else None,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                _pipeline=self,
+            )
+        if not hotswap:
+            self.set_adapters(adapter_name)
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: Union[str, os.PathLike],
+        unet_lora_layers: Optional[Dict[str, torch.Tensor]] = None,
+        adapter_lora_layers: Optional[Dict[str, torch.Tensor]] = None,
+        vae_lora_layers: Optional[Dict[str, torch.Tensor]] = None,
+        weight_name: Optional[str] = None,
+        unet_lora_adapter_metadata: Optional[Dict[str, Any]] = None,
+        adapter_lora_adapter_metadata: Optional[Dict[str, Any]] = None,
+        vae_lora_adapter_metadata: Optional[Dict[str, Any]] = None,
+        run_metadata: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        """Write a subject: its layers, their `LoraConfig`s as dicts, and facts of the run, `base_model` among them."""
+        layers = {"unet": unet_lora_layers, "adapter": adapter_lora_layers, "vae": vae_lora_layers}
+        layers = {part: weights for part, weights in layers.items() if weights}
+        if not layers:
+            raise ValueError("`unet_lora_layers`, `adapter_lora_layers` or `vae_lora_layers` must be given; got none.")
+        metadata = {"unet": unet_lora_adapter_metadata, "adapter": adapter_lora_adapter_metadata}
+        metadata |= {"vae": vae_lora_adapter_metadata, "dreampose": run_metadata}
+        cls._save_lora_weights(save_directory, layers, metadata, weight_name=weight_name)
+
+    def fuse_lora(self, components: Optional[List[str]] = None, **kwargs) -> None:
+        """[`LoraBaseMixin.fuse_lora`], into UNet, adapter and VAE if no `components` are named."""
+        super().fuse_lora(components or self._lora_loadable_modules, **kwargs)
+
+    def unfuse_lora(self, components: Optional[List[str]] = None, **kwargs) -> None:
+        """[`LoraBaseMixin.unfuse_lora`], from UNet, adapter and VAE if no `components` are named."""
+        super().unfuse_lora(components or self._lora_loadable_modules, **kwargs)
 
     # Checks: everything that can be wrong is found before a model runs
 
@@ -644,11 +751,7 @@ class DreamPosePipeline(DiffusionPipeline):
         return [torch.stack([fit_image(photo, height, width) for photo in photos]) for photos in subjects]
 
     def prepare_pose_maps(self, pose_maps: Any, height: int, width: int, batch_size: int) -> torch.Tensor:
-        """Fit all pose maps into the canvas and bring them to latent size, one by one where they are pictures.
-
-        Returns:
-            `torch.Tensor`: Shape `(B, F, 2, h, w)`, float32, range `[0, 1]`.
-        """
+        """Fit all pose maps and bring them to latent size, one by one: `(B, F, 2, h, w)`, float32, `[0, 1]`."""
         is_tensor = isinstance(pose_maps, (np.ndarray, torch.Tensor))
         if is_tensor:
             videos = list(self._check_pose_tensor(torch.as_tensor(pose_maps)))
@@ -701,13 +804,7 @@ class DreamPosePipeline(DiffusionPipeline):
         return pose_maps if pose_maps.ndim == 5 else pose_maps[None]
 
     def encode_image(self, pixel_values: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Encode photos into the UNet's states and into latents.
-
-        Args:
-            pixel_values (`torch.Tensor`): Fitted canvases, shape `(P, 3, H, W)`, range `[-1, 1]`.
-        Returns:
-            `tuple`: `encoder_hidden_states` of shape `(P, T, D)` and `image_latents` of shape `(P, C, h, w)`.
-        """
+        """Fitted canvases `(P, 3, H, W)` in `[-1, 1]` -> the UNet's states `(P, T, D)` and latents `(P, C, h, w)`."""
         image_embeds, image_latents = encode_reference(
             pixel_values, self.vae, self.image_encoder, self.feature_extractor, self.config.image_range
         )
@@ -736,13 +833,8 @@ class DreamPosePipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """The start of one video: the photo's latents noised to the first timestep by a draw that all frames share.
 
-        Args:
-            image_latents (`torch.Tensor`): Latents of the first photo, shape `(1, C, h, w)`.
-            timesteps (`torch.Tensor`): The scheduler's timesteps.
-            generator (`torch.Generator`, *optional*): Draws the noise.
-            latents (`torch.Tensor`, *optional*): Unit noise that replaces this start, shape `(1 or F, C, h, w)`.
-        Returns:
-            `torch.Tensor`: Shape `(1 or F, C, h, w)`, float32, at the scheduler's first noise level.
+        `latents` replaces it by its own unit noise, at the scheduler's first noise level; `image_latents` are those of
+        the first photo, `(1, C, h, w)`. Returns float32 of shape `(1 or F, C, h, w)`.
         """
         device = image_latents.device
         if latents is not None:
@@ -773,9 +865,6 @@ class DreamPosePipeline(DiffusionPipeline):
 
         `eps(0, 0) + s_I (eps(c_I, 0) - eps(0, 0)) + s_p (eps(c_I, c_p) - eps(c_I, 0))`
 
-        Args:
-            image_guidance_scale (`float`): `s_I`.
-            pose_guidance_scale (`float`): `s_p`.
         Returns:
             `list`: `(weight, sees the photo, sees the pose)` of each prediction whose weight is not exactly 0.
         """
@@ -809,15 +898,8 @@ class DreamPosePipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """One guided prediction (of noise or velocity, as the scheduler is set) for a chunk of frames.
 
-        Args:
-            latents (`torch.Tensor`): Shape `(F, C, h, w)`.
-            t (`torch.Tensor`): The timestep.
-            windows (`torch.Tensor`): Pose windows in the UNet's range, shape `(F, 2 * (2 * r + 1), h, w)`.
-            states (`torch.Tensor`): The photo's states, shape `(1, T, D)`.
-            null_states (`torch.Tensor`, *optional*): The null image's states, shape `(1, T, D)`.
-            branches (`list`): Of [`DreamPosePipeline.guidance_branches`]; the batch is in their order.
-        Returns:
-            `torch.Tensor`: Shape `(F, C, h, w)`, float32.
+        `latents` and the result have shape `(F, C, h, w)`, `windows` `(F, 2 * (2 * r + 1), h, w)`, the states
+        `(1, T, D)`; the batch is in the order of `branches`, of [`DreamPosePipeline.guidance_branches`].
         """
         model_input = self.scheduler.scale_model_input(latents, t).repeat(len(branches), 1, 1, 1)
         null_windows = torch.zeros_like(windows)
@@ -865,12 +947,9 @@ class DreamPosePipeline(DiffusionPipeline):
             pose_maps (`torch.Tensor`, `np.ndarray` or `list`):
                 The poses: `(F, 2, H, W)` in `[0, 1]`, U and V of DensePose, or a list of `F` IUV pictures (R = V,
                 G = U, B = I), for all videos; or `(B, F, 2, H, W)`, or `B` such lists. Fitted whole like the photo.
-            height (`int`, *optional*, defaults to `config.default_height`):
-                Height of the frames in pixels.
-            width (`int`, *optional*, defaults to `config.default_width`):
-                Width of the frames in pixels.
-            num_inference_steps (`int`, *optional*, defaults to `config.default_num_inference_steps`):
-                Denoising steps.
+            height (`int`, *optional*, defaults to `config.default_height`): Height of the frames in pixels.
+            width (`int`, *optional*, defaults to `config.default_width`): Width of the frames in pixels.
+            num_inference_steps (`int`, *optional*, defaults to `config.default_num_inference_steps`): Denoising steps.
             image_guidance_scale (`float`, *optional*, defaults to `config.default_image_guidance_scale`):
                 `s_I` of the paper, how strongly the photo is followed; any finite number of at least 0. 1 does not
                 guide, and equal scales do not guide by the photo alone; both save a third of the work.
@@ -886,8 +965,7 @@ class DreamPosePipeline(DiffusionPipeline):
                 `(F, C, h, w)` or `(B, F, C, h, w)`; multiplied by the scheduler's `init_noise_sigma`.
             chunk_size (`int`, *optional*, defaults to 8):
                 Most frames that are denoised at once; a matter of memory and speed, never of the result.
-            output_type (`str`, *optional*, defaults to `"pil"`):
-                `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return a [`DreamPosePipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
