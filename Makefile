@@ -11,7 +11,7 @@ COMMUNITY ?= build/community
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast quality style tiny tiny-code community clean
+.PHONY: help demo test test-fast quality style tiny tiny-code community benchmark clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -46,6 +46,9 @@ tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours o
 tiny-code:  ## rewrite the embedded model's copies of the plug-in
 	cp pipeline_dreampose.py model_card/tiny/pipeline_dreampose.py
 	cp pipeline_dreampose.py model_card/tiny/adapter/dreampose_adapter.py
+
+benchmark: $(VENV)/.installed  ## what a frame costs against the release's procedure (half size; hours on a CPU)
+	$(BIN)/python -m benchmarks.sampling --size half
 
 community:  ## write the file for diffusers' examples/community, with its row and section of the README there
 	mkdir -p $(COMMUNITY)

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parent.parent
 PLUG_IN = ROOT / "pipeline_dreampose.py"
 TINY = ROOT / "model_card" / "tiny"
 TRAINING = sorted((ROOT / "training").rglob("*.py"))
-PROJECT = [PLUG_IN, ROOT / "animate.py", *TRAINING]
-PROJECT_NAMES = {"pipeline_dreampose", "animate", "training", "tests"}
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+PROJECT = [PLUG_IN, ROOT / "animate.py", *TRAINING, *BENCHMARKS]
+PROJECT_NAMES = {"pipeline_dreampose", "animate", "benchmarks", "training", "tests"}
 PLUG_IN_IMPORTS = {"torch", "numpy", "PIL", "diffusers", "transformers", "peft", "safetensors", "huggingface_hub"}
 
 # From what is imported by all to what is imported by none: a module imports from its own layer and those before it.
@@ -25,8 +26,10 @@ LAYERS = [
     {"training.checkpoints", "training.hub", "training.interruption", "training.run_log", "training.schedule"},
     {"training.loop"},
     {"training.small_model", "training.validation", "training.clips", "training.baselines", "training.options"},
+    {"benchmarks.sampling_procedures"},
 ]
-EXTRAS = {"animate": None, "training.evaluation": "evaluation"}  # of an entry point; `training` for all others
+# Of an entry point; `training` for all others.
+EXTRAS = {"animate": None, "benchmarks.sampling": None, "training.evaluation": "evaluation"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 MODULES_WITHOUT_OTHERS = {"training.metrics", "training.objective"}
 
