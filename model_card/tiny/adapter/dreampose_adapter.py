@@ -1,0 +1,1098 @@
+# Copyright 2026 The DreamPose for diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""DreamPose (arXiv:2304.06025) as a one-file diffusers pipeline: one photo and a pose sequence in, a video out.
+
+Axes in comments and docstrings: `B` videos, `P` photos of one subject, `F` frames, `T` image tokens, `D` their width,
+`C` latent channels, `H W` pixels, `h w` latent cells, `r` frames of the pose window on each side of its centre.
+"""
+
+import inspect
+import json
+import math
+import numbers
+import operator
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, ConfigMixin, DiffusionPipeline, ModelMixin, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.configuration_utils import register_to_config
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import BaseOutput, logging, replace_example_docstring
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from torch import nn
+from transformers import CLIPImageProcessor, CLIPVisionModel
+
+
+logger = logging.get_logger(__name__)  # pylint: disable=invalid-name
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> from pathlib import Path
+
+        >>> import torch
+        >>> from diffusers import DiffusionPipeline
+        >>> from diffusers.utils import export_to_gif, load_image
+
+        >>> pipe = DiffusionPipeline.from_pretrained("path/to/dreampose", trust_remote_code=True)
+        >>> photo = load_image("photo.png")
+        >>> poses = [load_image(str(path)) for path in sorted(Path("poses").glob("*.png"))]  # DensePose IUV pictures
+
+        >>> video = pipe(photo, poses, generator=torch.Generator().manual_seed(0)).frames[0]
+        >>> export_to_gif(video, "video.gif")
+        ```
+"""
+
+_NUM_PART_CODES = 25  # DensePose: 0 is the background, 1..24 are the parts of the body
+_REFUSED_SCHEDULERS = {
+    "EDMEulerScheduler": "its preconditioned noise levels are no timesteps that a Stable Diffusion UNet understands",
+    "DPMSolverSDEScheduler": "its Brownian noise is tied to the whole batch, so a frame would depend on `chunk_size`",
+}
+
+
+def _fitted_size(source_height: int, source_width: int, height: int, width: int) -> Tuple[int, int, int, int]:
+    """Height, width, top and left of a source that is fitted whole and centred into `height` x `width`."""
+    scale = min(height / source_height, width / source_width)
+    fitted_height = min(height, max(1, round(source_height * scale)))
+    fitted_width = min(width, max(1, round(source_width * scale)))
+    return fitted_height, fitted_width, (height - fitted_height) // 2, (width - fitted_width) // 2
+
+
+def _load(image: Image.Image) -> Image.Image:
+    """Read the pixels now, so that a broken file is named before anything else happens."""
+    try:
+        image.load()
+    except (OSError, SyntaxError) as error:  # Pillow calls some broken PNG files a syntax error
+        name = getattr(image, "filename", "") or "a stream"
+        raise ValueError(f"`image` must be readable; {name} is not: {error}.") from error
+    return image
+
+
+def to_rgb(image: Union[Image.Image, np.ndarray, torch.Tensor]) -> Image.Image:
+    """Any one picture that `VaeImageProcessor` takes -> an 8 bit RGB picture; transparency is laid over white."""
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+        image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[-1] != 3:
+            raise ValueError(
+                "`image` must have three colour channels: `(H, W, 3)` as an array, `(3, H, W)` as a tensor; "
+                f"got {image.shape} (channels last)."
+            )
+        if image.dtype != np.uint8:
+            if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+                raise ValueError(
+                    "`image` must be 8 bit, or hold finite values in [0, 1]; "
+                    f"got {image.dtype} between {image.min()} and {image.max()}."
+                )
+            image = (image * 255).round().astype(np.uint8)
+        return Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"`image` must be a PIL image, an array or a tensor; got {type(image)}.")
+    _load(image)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bit, which `convert` would clip instead of scale
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def fit_image(image: Union[Image.Image, np.ndarray, torch.Tensor], height: int, width: int) -> torch.Tensor:
+    """Fit one photo whole into a canvas, centred, its borders continued outwards; never stretched, never cut.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One picture: PIL in any mode (EXIF rotation applied,
+            transparency laid over white), an array `(H, W, 3)` or a tensor `(3, H, W)`, 8 bit or in `[0, 1]` (then
+            rounded to 8 bit).
+        height (`int`): Height of the canvas in pixels.
+        width (`int`): Width of the canvas in pixels.
+    Returns:
+        `torch.Tensor`: Pixel values, shape `(3, height, width)`, float32, range `[-1, 1]`, levels of 8 bit.
+    Raises:
+        ValueError: If `image` is no picture with three colour channels or cannot be read.
+    """
+    image = to_rgb(image)
+    fitted_height, fitted_width, top, left = _fitted_size(image.height, image.width, height, width)
+    if image.size != (fitted_width, fitted_height):
+        image = image.resize((fitted_width, fitted_height), Image.Resampling.LANCZOS)
+    bottom, right = height - fitted_height - top, width - fitted_width - left
+    canvas = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge")
+    return torch.from_numpy(canvas).permute(2, 0, 1).float() / 127.5 - 1.0
+
+
+def iuv_to_pose_map(image: Union[Image.Image, np.ndarray]) -> torch.Tensor:
+    """Turn one DensePose IUV picture into a pose map: U and V in `[0, 1]`, zero outside the body.
+
+    Args:
+        image (`PIL.Image.Image` or `np.ndarray`): RGB picture, or 8 bit array `(H, W, 3)`, with R = V, G = U and
+            B = I, the part code 0..24.
+    Returns:
+        `torch.Tensor`: Shape `(2, H, W)`, float32, range `[0, 1]`; channel 0 is U, channel 1 is V.
+    Raises:
+        ValueError: If `image` is no 8 bit RGB picture, or its blue channel holds values that are no part codes.
+    """
+    if isinstance(image, Image.Image):
+        if image.mode != "RGB":
+            raise ValueError(f"`image` must be an RGB IUV picture (R = V, G = U, B = I); got mode {image.mode!r}.")
+        image = np.asarray(_load(image))
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
+        raise ValueError(f"`image` must be an RGB picture or an 8 bit array `(H, W, 3)` of I, U and V; got {got}.")
+    v, u, parts = (torch.from_numpy(image[..., channel].copy()) for channel in range(3))
+    if parts.max() >= _NUM_PART_CODES:
+        raise ValueError(
+            f"`image` must hold DensePose part codes 0..{_NUM_PART_CODES - 1} in its blue channel; got "
+            f"{parts.max().item()}. A part-colour picture (viridis, parula) has lost U and V for good: extract the "
+            "poses again, as IUV."
+        )
+    return torch.stack([u, v]).float() / 255.0 * (parts > 0)
+
+
+def _check_pose_maps(pose_maps: torch.Tensor) -> None:
+    if not isinstance(pose_maps, torch.Tensor) or pose_maps.ndim != 4 or pose_maps.shape[1] != 2:
+        got = tuple(pose_maps.shape) if isinstance(pose_maps, torch.Tensor) else type(pose_maps)
+        raise ValueError(f"`pose_maps` must be a tensor of shape `(F, 2, H, W)`; got {got}.")
+
+
+def fit_pose_maps(pose_maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Fit pose maps whole into a canvas, just as [`fit_image`] fits the photo, but with zeros (nobody) around them.
+
+    Shape `(F, 2, H, W)` becomes `(F, 2, height, width)`, by nearest neighbour, never across chart borders.
+    """
+    _check_pose_maps(pose_maps)
+    fitted_height, fitted_width, top, left = _fitted_size(*pose_maps.shape[-2:], height, width)
+    pose_maps = resize_pose_maps(pose_maps, fitted_height, fitted_width)
+    return F.pad(pose_maps, (left, width - fitted_width - left, top, height - fitted_height - top))
+
+
+def resize_pose_maps(pose_maps: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """Resize `(F, 2, H, W)` to `(F, 2, h, w)`, nearest neighbour as in the release: never across chart borders."""
+    _check_pose_maps(pose_maps)
+    if pose_maps.shape[-2:] == (h, w):
+        return pose_maps
+    return F.interpolate(pose_maps, size=(h, w), mode="nearest")
+
+
+def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.Tensor:
+    """Stack the pose maps around one frame along channels (DreamPose, arXiv:2304.06025).
+
+    Args:
+        pose_maps (`torch.Tensor`): Shape `(F, 2, h, w)`, range `[0, 1]`, zero outside the body.
+        index (`int`): Centre frame, `0 <= index < F`.
+        radius (`int`, *optional*, defaults to 2): Frames on each side; past the ends the border frame repeats.
+    Returns:
+        `torch.Tensor`: Shape `(2 * (2 * radius + 1), h, w)`, earliest frame first, U before V.
+    Raises:
+        ValueError: If `pose_maps` is not of shape `(F, 2, h, w)`, or `index` or `radius` is out of range.
+    """
+    _check_pose_maps(pose_maps)
+    num_frames = pose_maps.shape[0]
+    if not 0 <= index < num_frames:
+        raise ValueError(f"`index` must be at least 0 and less than the {num_frames} frames; got {index}.")
+    if radius < 0:
+        raise ValueError(f"`radius` must be at least 0; got {radius}.")
+    neighbours = [min(max(i, 0), num_frames - 1) for i in range(index - radius, index + radius + 1)]
+    return pose_maps[neighbours].flatten(0, 1)
+
+
+def clip_pixel_values(
+    pixel_values: torch.Tensor, image_size: int, feature_extractor: CLIPImageProcessor
+) -> torch.Tensor:
+    """Turn fitted canvases into CLIP's input: squeezed whole into its square, nothing cropped away.
+
+    Args:
+        pixel_values (`torch.Tensor`): Shape `(B, 3, H, W)`, range `[-1, 1]`; rounded to 8 bit, so no gradients pass.
+        image_size (`int`): Side of the square that the image encoder expects.
+        feature_extractor ([`~transformers.CLIPImageProcessor`]): Its `image_mean` and `image_std` are used.
+    Returns:
+        `torch.Tensor`: Shape `(B, 3, image_size, image_size)`, float32, normalised, on the device of `pixel_values`.
+    """
+    canvases = ((pixel_values.detach().float() + 1.0) * 127.5).round().clamp(0, 255)
+    canvases = canvases.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    squares = [Image.fromarray(c).resize((image_size, image_size), Image.Resampling.BICUBIC) for c in canvases]
+    squares = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (feature_extractor.image_mean, feature_extractor.image_std))
+    return ((squares - mean) / std).to(pixel_values.device)
+
+
+def encode_pixels(
+    pixel_values: torch.Tensor, vae: AutoencoderKL, image_range: Tuple[float, float] = (-1.0, 1.0)
+) -> DiagonalGaussianDistribution:
+    """The VAE's posterior, over unscaled latents `(B, C, h, w)`, of pictures `(B, 3, H, W)` in `[-1, 1]`.
+
+    `image_range` is what black and white become at the VAE's input. The VAE encodes in its own dtype.
+    """
+    low, high = image_range
+    return vae.encode((low + (high - low) * (pixel_values + 1.0) / 2.0).to(vae.dtype)).latent_dist
+
+
+def encode_reference(
+    pixel_values: torch.Tensor,
+    vae: AutoencoderKL,
+    image_encoder: CLIPVisionModel,
+    feature_extractor: CLIPImageProcessor,
+    image_range: Tuple[float, float] = (-1.0, 1.0),
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Encode photos for the adapter and the start of sampling; the one encoding of training and sampling alike.
+
+    Gradients reach the weights of `vae` and `image_encoder` where they are enabled.
+
+    Args:
+        pixel_values (`torch.Tensor`): Fitted canvases ([`fit_image`]), shape `(B, 3, H, W)`, range `[-1, 1]`.
+        vae ([`AutoencoderKL`]): Its posterior mean is taken, times `vae.config.scaling_factor`.
+        image_encoder ([`~transformers.CLIPVisionModel`]): Its `last_hidden_state` is taken, without post-layernorm.
+        feature_extractor ([`~transformers.CLIPImageProcessor`]): Holds CLIP's mean and standard deviation.
+        image_range (`tuple`, *optional*, defaults to `(-1.0, 1.0)`): What black and white become at the VAE's input.
+    Returns:
+        `tuple`: `image_embeds` of shape `(B, T, D)` and `image_latents` of shape `(B, C, h, w)`.
+    """
+    image_latents = encode_pixels(pixel_values, vae, image_range).mode() * vae.config.scaling_factor
+    clip_pixels = clip_pixel_values(pixel_values, image_encoder.config.image_size, feature_extractor)
+    image_embeds = image_encoder(clip_pixels.to(image_encoder.dtype)).last_hidden_state
+    return image_embeds, image_latents
+
+
+class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Mixes CLIP tokens and VAE latents of a photo into the UNet's cross-attention states (arXiv:2304.06025).
+
+    A new adapter passes the CLIP tokens through exactly: their mixing weights are the identity, those of the VAE
+    tokens and the bias are zero.
+
+    Args:
+        image_embed_dim (`int`, *optional*, defaults to 768): Width of the CLIP tokens and of the states.
+        num_image_tokens (`int`, *optional*, defaults to 50): Number of CLIP tokens, and of the states.
+        latent_channels (`int`, *optional*, defaults to 4): Channels of the VAE latents; each becomes one token.
+        pooled_height (`int`, *optional*, defaults to 40): Height that latents of any size are max-pooled to.
+        pooled_width (`int`, *optional*, defaults to 32): Width that latents of any size are max-pooled to.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_embed_dim: int = 768,
+        num_image_tokens: int = 50,
+        latent_channels: int = 4,
+        pooled_height: int = 40,
+        pooled_width: int = 32,
+    ):
+        super().__init__()
+        self.vae_projection = nn.Linear(pooled_height * pooled_width, image_embed_dim)
+        self.token_mixer = nn.Linear(num_image_tokens + latent_channels, num_image_tokens)
+        nn.init.eye_(self.token_mixer.weight)  # [identity | 0]
+        nn.init.zeros_(self.token_mixer.bias)
+
+    def forward(self, image_embeds: torch.Tensor, image_latents: torch.Tensor) -> torch.Tensor:
+        """CLIP tokens `(B, T, D)` and scaled latents `(B, C, h, w)` of any size -> the UNet's states `(B, T, D)`."""
+        pooled_size = (self.config.pooled_height, self.config.pooled_width)
+        vae_tokens = self.vae_projection(F.adaptive_max_pool2d(image_latents, pooled_size).flatten(2))
+        tokens = torch.cat([image_embeds, vae_tokens], dim=1)  # [B, T + C, D]
+        return self.token_mixer(tokens.transpose(1, 2)).transpose(1, 2)
+
+
+@dataclass
+class DreamPosePipelineOutput(BaseOutput):
+    """
+    Output class of the DreamPose pipeline.
+
+    Args:
+        frames (`list`, `np.ndarray` or `torch.Tensor`):
+            The videos: a list of `B` lists of PIL images, an array `(B, F, H, W, 3)` in `[0, 1]`, a tensor
+            `(B, F, 3, H, W)` in `[0, 1]`, or scaled latents `(B, F, C, h, w)`; float32 on the CPU.
+        nsfw_content_detected (`list`, *optional*):
+            `B` lists of `F` booleans, or `None` where no safety checker looked at the frames.
+    """
+
+    frames: Union[List[List[Image.Image]], np.ndarray, torch.Tensor]
+    nsfw_content_detected: Optional[List[List[bool]]] = None
+
+
+class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
+    r"""
+    Pipeline for animating a photo of a person by a pose sequence, as proposed in DreamPose (arXiv:2304.06025).
+
+    This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods
+    implemented for all pipelines (downloading, saving, running on a particular device, etc.).
+
+    A subject is a LoRA of UNet, adapter and VAE in one file: [`DreamPosePipeline.load_lora_weights`] and the methods
+    of [`LoraBaseMixin`] act on all three.
+
+    Args:
+        vae ([`AutoencoderKL`]): Encodes the photo and decodes the frames.
+        unet ([`UNet2DConditionModel`]):
+            Denoises the latents of each frame. Its input channels are those of the latents and of the pose window:
+            `latent_channels + 2 * (2 * r + 1)`, 14 for five poses.
+        image_encoder ([`~transformers.CLIPVisionModel`]): Encodes the photo into tokens.
+        feature_extractor ([`~transformers.CLIPImageProcessor`]):
+            Holds the mean and standard deviation of the image encoder's input.
+        adapter ([`DreamPoseAdapter`]):
+            Mixes the photo's tokens and latents into the states for the UNet's cross-attention.
+        scheduler ([`KarrasDiffusionSchedulers`]): Any of them but `EDMEulerScheduler` and `DPMSolverSDEScheduler`.
+        safety_checker ([`StableDiffusionSafetyChecker`], *optional*):
+            Looks at every frame if given; frames that it flags become black.
+        default_height (`int`, *optional*, defaults to 640): Height in pixels when a call names none.
+        default_width (`int`, *optional*, defaults to 512): Width in pixels when a call names none.
+        default_num_inference_steps (`int`, *optional*, defaults to 25): Denoising steps when a call names none.
+        default_image_guidance_scale (`float`, *optional*, defaults to 8.0):
+            Image guidance scale when a call names none.
+        default_pose_guidance_scale (`float`, *optional*, defaults to 3.0): Pose guidance scale when a call names none.
+        image_range (`tuple`, *optional*, defaults to `(-1.0, 1.0)`):
+            What black and white become at the VAE's input, and what its output is mapped back from.
+        pose_range (`tuple`, *optional*, defaults to `(0.0, 1.0)`):
+            What 0 and 1 of the pose maps become at the UNet's input; the null pose is 0 there in any case.
+    """
+
+    model_cpu_offload_seq = "image_encoder->adapter->unet->vae"
+    _optional_components = ["safety_checker"]
+    _exclude_from_cpu_offload = ["safety_checker"]
+    _callback_tensor_inputs = ["latents", "noise_pred"]
+    _lora_loadable_modules = ["unet", "adapter", "vae"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        image_encoder: CLIPVisionModel,
+        feature_extractor: CLIPImageProcessor,
+        adapter: Union[DreamPoseAdapter, ModelMixin],
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: Optional[StableDiffusionSafetyChecker] = None,
+        default_height: int = 640,
+        default_width: int = 512,
+        default_num_inference_steps: int = 25,
+        default_image_guidance_scale: float = 8.0,
+        default_pose_guidance_scale: float = 3.0,
+        image_range: Union[Tuple[float, float], List[float]] = (-1.0, 1.0),
+        pose_range: Union[Tuple[float, float], List[float]] = (0.0, 1.0),
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            unet=unet,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+            adapter=adapter,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+        )
+        self.register_to_config(
+            default_height=default_height,
+            default_width=default_width,
+            default_num_inference_steps=default_num_inference_steps,
+            default_image_guidance_scale=default_image_guidance_scale,
+            default_pose_guidance_scale=default_pose_guidance_scale,
+            image_range=tuple(image_range),
+            pose_range=tuple(pose_range),
+        )
+        self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 8
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        if self.vae is not None and self.unet is not None:
+            _ = self.pose_radius  # refuses a UNet that was not widened, before anything else is done with it
+
+    @property
+    def pose_radius(self) -> int:
+        """Frames of the pose window on each side of its centre, as the UNet's input channels tell."""
+        in_channels, latent_channels = self.unet.config.in_channels, self.vae.config.latent_channels
+        pose_channels = in_channels - latent_channels
+        if pose_channels < 2 or pose_channels % 4 != 2:
+            raise ValueError(
+                f"`unet` must take {latent_channels} latent channels and 2 * (2 * r + 1) pose channels, e.g. "
+                f"{latent_channels + 10} for five poses; got in_channels={in_channels}. "
+                "`training/train.py --max_train_steps 0` widens the UNet of Stable Diffusion."
+            )
+        return (pose_channels - 2) // 4
+
+    @property
+    def image_guidance_scale(self):
+        return self._image_guidance_scale
+
+    @property
+    def pose_guidance_scale(self):
+        return self._pose_guidance_scale
+
+    @property
+    def num_timesteps(self):
+        return self._num_timesteps
+
+    @property
+    def interrupt(self):
+        return self._interrupt
+
+    # Saving and loading
+
+    def save_pretrained(self, save_directory: Union[str, os.PathLike], *args, **kwargs):
+        """Write a self-contained folder: the weights, `model_index.json` and the code that loads them anywhere.
+
+        Takes the arguments of [`DiffusionPipeline.save_pretrained`].
+        """
+        for name, component in self.components.items():
+            if isinstance(component, nn.Module) and any(hasattr(layer, "base_layer") for layer in component.modules()):
+                raise ValueError(
+                    f"`save_pretrained` cannot save a component with PEFT layers; `{name}` has some. "
+                    "Fuse them into its weights if they are to stay, then unload them."
+                )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_config(self, save_directory: Union[str, os.PathLike], push_to_hub: bool = False, **kwargs):
+        """Write `model_index.json` with copies of this file beside it and beside the adapter's weights.
+
+        Takes the arguments of [`ConfigMixin.save_config`].
+        """
+        if os.path.isfile(save_directory):
+            raise ValueError(f"`save_directory` must be a folder; {save_directory} is a file.")
+        source = Path(__file__).read_bytes()
+        # The copy beside the adapter has another stem: diffusers keeps one module for each stem.
+        for copy in ("pipeline_dreampose.py", "adapter/dreampose_adapter.py"):
+            target = Path(save_directory, copy)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source)
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def to_json_file(self, json_file_path: Union[str, os.PathLike]):
+        """Write the configuration so that diffusers finds both classes in the copies that `save_config` made."""
+        config = json.loads(self.to_json_string())
+        config.pop("_name_or_path", None)  # where this copy came from helps nobody who loads it elsewhere
+        config["_class_name"] = ["pipeline_dreampose", "DreamPosePipeline"]
+        config["adapter"] = ["dreampose_adapter", "DreamPoseAdapter"]
+        library, class_name = config["feature_extractor"]
+        # transformers 5 without torchvision names its own backend here, which other installations lack
+        config["feature_extractor"] = [library, class_name and class_name.removesuffix("Pil").removesuffix("Fast")]
+        Path(json_file_path).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Union[str, os.PathLike]) -> Dict[str, Any]:
+        """Name this very class where the folder names a file of its own; `download` reads the index by this alone."""
+        config = super()._dict_from_json_file(json_file)
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][-1]
+        return config
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: Union[str, os.PathLike], **kwargs):
+        """Read `model_index.json`, by [`ConfigMixin.load_config`], so that this very module provides the adapter."""
+        loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if config.get("adapter", [None])[-1] == "DreamPoseAdapter":
+            config["adapter"] = [__name__, "DreamPoseAdapter"]
+        return loaded
+
+    # Subjects: a LoRA of UNet, adapter and VAE in one file
+
+    @classmethod
+    def lora_state_dict(
+        cls, pretrained_model_name_or_path_or_dict: Union[str, os.PathLike, Dict[str, torch.Tensor]], **kwargs
+    ):
+        """Read a subject's weights, and with `return_lora_metadata=True` its metadata.
+
+        Args:
+            pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`):
+                A Hub repository or folder with a safetensors file, that file, or the weights themselves.
+            kwargs (`dict`, *optional*):
+                `weight_name`, by default `"pytorch_lora_weights.safetensors"`, and what a download takes: `cache_dir`,
+                `force_download`, `proxies`, `local_files_only`, `token`, `revision`, `subfolder`.
+        """
+        return_lora_metadata = kwargs.pop("return_lora_metadata", False)
+        weight_name = kwargs.pop("weight_name", None) or LORA_WEIGHT_NAME_SAFE
+        if not weight_name.endswith(".safetensors"):
+            raise ValueError(f"`weight_name` must be that of a safetensors file; got {weight_name!r}.")
+        names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        try:
+            state_dict, metadata = _fetch_state_dict(
+                pretrained_model_name_or_path_or_dict,
+                weight_name=weight_name,
+                use_safetensors=True,
+                allow_pickle=False,
+                user_agent={"file_type": "lora", "framework": "pytorch"},
+                **{**dict.fromkeys(names), **kwargs},
+            )
+        except SafetensorError as error:
+            raise ValueError(f"`pretrained_model_name_or_path_or_dict` must be safetensors: {error}.") from error
+        return (state_dict, metadata or {}) if return_lora_metadata else state_dict
+
+    def check_lora(self, state_dict: Dict[str, torch.Tensor]) -> None:
+        """Refuse weights that are not a LoRA of this model's layers, by a `ValueError`."""
+        layers = {}
+        for part in self._lora_loadable_modules:
+            layers.update({f"{part}.{path}": layer for path, layer in getattr(self, part).named_modules()})
+        rule = "`pretrained_model_name_or_path_or_dict` must hold a LoRA of this model's `unet`, `adapter` and `vae`"
+        if not state_dict:
+            raise ValueError(f"{rule}; got no weights.")
+        for key in state_dict:
+            path, _, kind = key.rpartition(".lora_")
+            layer = getattr(layers.get(path), "base_layer", layers.get(path))
+            down, up = (state_dict.get(f"{path}.lora_{side}.weight") for side in "AB")
+            if kind not in ("A.weight", "B.weight") or not hasattr(layer, "weight") or down is None or up is None:
+                raise ValueError(f"{rule}, `lora_A` with `lora_B`; got {key}, which has no layer or no partner.")
+            shape = layer.weight.shape
+            if hasattr(layer, "in_features"):  # quantised weights have shapes of their own
+                shape = (layer.out_features, layer.in_features)
+            if (up.shape[0], *down.shape[1:]) != tuple(shape) or up.shape[1] != down.shape[0]:
+                got = f"{tuple(down.shape)} and {tuple(up.shape)}"
+                raise ValueError(f"{rule}; {path} is of shape {tuple(shape)}, which {got} do not make.")
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: Union[str, os.PathLike, Dict[str, torch.Tensor]],
+        adapter_name: Optional[str] = None,
+        hotswap: bool = False,
+        **kwargs,
+    ) -> None:
+        """Attach a subject and make it the active one; [`LoraBaseMixin.set_adapters`] switches between several.
+
+        Args:
+            pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`):
+                A Hub repository, a folder, a file or weights.
+            adapter_name (`str`, *optional*): A name for the subject, `"default_0"` and so on if not given.
+            hotswap (`bool`, *optional*, defaults to `False`): Replace the attached subject of this name in place.
+            kwargs (`dict`, *optional*): As [`DreamPosePipeline.lora_state_dict`] takes them, and `low_cpu_mem_usage`.
+        Raises:
+            ValueError: If the weights are not for this model, or the name cannot be taken; nothing is changed then.
+        """
+        low_cpu_mem_usage = kwargs.pop("low_cpu_mem_usage", True)
+        kwargs["return_lora_metadata"] = True
+        state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
+        self.check_lora(state_dict)
+        parts = [part for part in self._lora_loadable_modules if any(k.startswith(f"{part}.") for k in state_dict)]
+        attached = self.get_list_adapters()
+        if adapter_name is None:
+            taken = {name for names in attached.values() for name in names}
+            adapter_name = next(name for name in (f"default_{i}" for i in range(len(taken) + 1)) if name not in taken)
+        if len(adapter_name) < 2 or "." in adapter_name or adapter_name in "lora_":  # PEFT finds names within keys
+            raise ValueError(f"`adapter_name` must be two letters or more, without dots; got {adapter_name!r}.")
+        holders = [part for part in self._lora_loadable_modules if adapter_name in attached.get(part, [])]
+        if not hotswap and holders:
+            raise ValueError(f"`adapter_name` must be new unless `hotswap=True`; {adapter_name!r} is attached.")
+        if hotswap and holders != parts:
+            raise ValueError(f"`hotswap` must replace {adapter_name!r} in the same components {holders}; got {parts}.")
+        others = [name for part in parts for name in attached.get(part, []) if name != adapter_name]
+        if hotswap and any(adapter_name in f"{key}.{name}" for key in state_dict for name in others):
+            raise ValueError(f"`hotswap` takes a name that is in no layer's or other subject's; got {adapter_name!r}.")
+        base_model = metadata.get("dreampose.base_model")
+        if base_model and self.name_or_path and base_model != self.name_or_path:
+            logger.warning(f"The LoRA {adapter_name!r} was trained on {base_model}; this is {self.name_or_path}.")
+        for part in parts:
+            getattr(self, part).load_lora_adapter(
+                state_dict,
+                prefix=part,
+                adapter_name=adapter_name,
+                hotswap=hotswap,
+                metadata=metadata if any(key.startswith(f"{part}.") for key in metadata) else None,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                _pipeline=self,
+            )
+        if not hotswap:
+            self.set_adapters(adapter_name)
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: Union[str, os.PathLike],
+        unet_lora_layers: Optional[Dict[str, torch.Tensor]] = None,
+        adapter_lora_layers: Optional[Dict[str, torch.Tensor]] = None,
+        vae_lora_layers: Optional[Dict[str, torch.Tensor]] = None,
+        weight_name: Optional[str] = None,
+        unet_lora_adapter_metadata: Optional[Dict[str, Any]] = None,
+        adapter_lora_adapter_metadata: Optional[Dict[str, Any]] = None,
+        vae_lora_adapter_metadata: Optional[Dict[str, Any]] = None,
+        run_metadata: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        """Write a subject: its layers, their `LoraConfig`s as dicts, and facts of the run, `base_model` among them."""
+        layers = {"unet": unet_lora_layers, "adapter": adapter_lora_layers, "vae": vae_lora_layers}
+        layers = {part: weights for part, weights in layers.items() if weights}
+        if not layers:
+            raise ValueError("`unet_lora_layers`, `adapter_lora_layers` or `vae_lora_layers` must be given; got none.")
+        metadata = {"unet": unet_lora_adapter_metadata, "adapter": adapter_lora_adapter_metadata}
+        metadata |= {"vae": vae_lora_adapter_metadata, "dreampose": run_metadata}
+        cls._save_lora_weights(save_directory, layers, metadata, weight_name=weight_name)
+
+    def fuse_lora(self, components: Optional[List[str]] = None, **kwargs) -> None:
+        """[`LoraBaseMixin.fuse_lora`], into UNet, adapter and VAE if no `components` are named."""
+        super().fuse_lora(components or self._lora_loadable_modules, **kwargs)
+
+    def unfuse_lora(self, components: Optional[List[str]] = None, **kwargs) -> None:
+        """[`LoraBaseMixin.unfuse_lora`], from UNet, adapter and VAE if no `components` are named."""
+        super().unfuse_lora(components or self._lora_loadable_modules, **kwargs)
+
+    # Checks: everything that can be wrong is found before a model runs
+
+    def check_components(self) -> None:
+        """Refuse components that do not fit each other, by a `ValueError`."""
+        for scheduler_class in type(self.scheduler).__mro__:
+            reason = _REFUSED_SCHEDULERS.get(scheduler_class.__name__)
+            if reason is not None:
+                raise ValueError(f"`scheduler` must not be a {scheduler_class.__name__}: {reason}.")
+        if not all(hasattr(self.scheduler, name) for name in ("add_noise", "scale_model_input", "init_noise_sigma")):
+            names = ", ".join(s.name for s in KarrasDiffusionSchedulers if s.name not in _REFUSED_SCHEDULERS)
+            raise ValueError(f"`scheduler` must be one of {names}; got {type(self.scheduler).__name__}.")
+        _ = self.pose_radius
+        adapter, vision = self.adapter.config, self.image_encoder.config
+        num_image_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        for name, ours, theirs in (
+            ("image_embed_dim", adapter.image_embed_dim, ("`unet`", self.unet.config.cross_attention_dim)),
+            ("image_embed_dim", adapter.image_embed_dim, ("`image_encoder`", vision.hidden_size)),
+            ("num_image_tokens", adapter.num_image_tokens, ("`image_encoder`", num_image_tokens)),
+            ("latent_channels", adapter.latent_channels, ("`vae`", self.vae.config.latent_channels)),
+        ):
+            if ours != theirs[1]:
+                raise ValueError(f"`adapter` must fit {theirs[0]}: {name} must be {theirs[1]}; got {ours}.")
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse sizes in pixels that the VAE and the UNet cannot halve as often as they do, by a `ValueError`."""
+        multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        for name, value in (("height", height), ("width", width)):
+            if not isinstance(value, numbers.Integral) or value <= 0 or value % multiple != 0:
+                raise ValueError(f"`{name}` must be a positive multiple of {multiple}; got {value}.")
+
+    def check_inputs(
+        self,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        image_guidance_scale: float,
+        pose_guidance_scale: float,
+        chunk_size: int,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        """Refuse numbers and names that no call can work with, by a `ValueError`; see the call for their meaning."""
+        self.check_size(height, width)
+        for name, value in (("num_inference_steps", num_inference_steps), ("chunk_size", chunk_size)):
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"`{name}` must be a whole number of at least 1; got {value}.")
+        scales = (("image_guidance_scale", image_guidance_scale), ("pose_guidance_scale", pose_guidance_scale))
+        for name, value in scales:
+            if not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0:
+                raise ValueError(f"`{name}` must be a finite number of at least 0; got {value}.")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent'; got {output_type!r}.")
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}; got {unknown}."
+            )
+
+    def check_video_inputs(
+        self,
+        batch_size: int,
+        num_frames: int,
+        latent_size: Tuple[int, int],
+        frame_indices: Optional[Sequence[int]],
+        latents: Optional[torch.Tensor],
+        generator: Optional[Union[torch.Generator, List[torch.Generator]]],
+    ) -> List[int]:
+        """Check what depends on the number of videos and of frames; arguments are as given to the call.
+
+        Returns:
+            `list`: The frames to render.
+        Raises:
+            ValueError: Naming the argument, the rule and the value.
+        """
+        try:
+            indices = [operator.index(i) for i in (range(num_frames) if frame_indices is None else frame_indices)]
+        except TypeError:
+            indices = []
+        if not indices or len(set(indices)) != len(indices) or min(indices) < 0 or max(indices) >= num_frames:
+            raise ValueError(
+                f"`frame_indices` must be one or more different whole numbers of range({num_frames}); "
+                f"got {frame_indices}."
+            )
+        if latents is not None:
+            cell_shape = (self.vae.config.latent_channels, *latent_size)
+            shapes = [(1, *cell_shape), (num_frames, *cell_shape), (batch_size, num_frames, *cell_shape)]
+            if not isinstance(latents, torch.Tensor) or tuple(latents.shape) not in shapes:
+                got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents)
+                raise ValueError(f"`latents` must have one of the shapes {shapes}; got {got}.")
+            if not torch.isfinite(latents).all():
+                raise ValueError("`latents` must be finite; got infinity or NaN.")
+        generators = generator if isinstance(generator, list) else [generator]
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"`generator` must be one, or a list of {batch_size}, one a video; got {len(generator)}.")
+        for one in generators:
+            if not isinstance(one, torch.Generator) and not (one is None and generator is None):
+                raise ValueError(f"`generator` must be a torch.Generator or a list of them; got {type(one)}.")
+        return indices
+
+    # Preparation
+
+    def prepare_image(self, image: Any, height: int, width: int) -> List[torch.Tensor]:
+        """Fit all photos into canvases: for each video, pixel values `(P, 3, height, width)` in `[-1, 1]`."""
+        if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
+            image = list(image)
+        subjects = list(image) if isinstance(image, (list, tuple)) else [image]
+        subjects = [list(photos) if isinstance(photos, (list, tuple)) else [photos] for photos in subjects]
+        if not subjects or not all(subjects):
+            raise ValueError(f"`image` must hold at least one photo of each subject; got {image}.")
+        return [torch.stack([fit_image(photo, height, width) for photo in photos]) for photos in subjects]
+
+    def prepare_pose_maps(self, pose_maps: Any, height: int, width: int, batch_size: int) -> torch.Tensor:
+        """Fit all pose maps and bring them to latent size, one by one: `(B, F, 2, h, w)`, float32, `[0, 1]`."""
+        is_tensor = isinstance(pose_maps, (np.ndarray, torch.Tensor))
+        if is_tensor:
+            videos = list(self._check_pose_tensor(torch.as_tensor(pose_maps)))
+        elif isinstance(pose_maps, (list, tuple)) and len(pose_maps) > 0:
+            is_nested = [isinstance(frames, (list, tuple)) for frames in pose_maps]
+            if any(is_nested) and not all(is_nested):
+                raise ValueError("`pose_maps` must be a list of IUV images or a list of such lists; got a mixture.")
+            videos = list(pose_maps) if all(is_nested) else [pose_maps]
+            if len({len(frames) for frames in videos}) > 1 or len(videos[0]) == 0:
+                lengths = [len(frames) for frames in videos]
+                raise ValueError(f"`pose_maps` must hold equally many frames, at least 1, a video; got {lengths}.")
+        else:
+            raise ValueError(f"`pose_maps` must be a tensor, an array or a list of IUV images; got {type(pose_maps)}.")
+        if len(videos) not in (1, batch_size):
+            raise ValueError(f"`pose_maps` must be for all videos, or for each of {batch_size}; got {len(videos)}.")
+
+        latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
+        prepared, sizes = [], set()
+        for frames in videos:
+            maps = []
+            for index, frame in enumerate(frames):
+                pose_map = frame.float() if is_tensor else self._pose_map_of_frame(frame, index)
+                sizes.add(tuple(pose_map.shape[-2:]))
+                maps.append(resize_pose_maps(fit_pose_maps(pose_map[None], height, width), *latent_size))
+            prepared.append(torch.cat(maps))
+        if len(sizes) > 1:
+            raise ValueError(f"`pose_maps` must all have one size; got (H, W) of {sorted(sizes)}.")
+        return torch.stack(prepared).cpu().expand(batch_size, -1, -1, -1, -1)
+
+    @staticmethod
+    def _pose_map_of_frame(frame: Any, index: int) -> torch.Tensor:
+        try:
+            return iuv_to_pose_map(frame)
+        except ValueError as error:
+            raise ValueError(str(error).replace("`image`", f"`pose_maps[{index}]`", 1)) from error
+
+    @staticmethod
+    def _check_pose_tensor(pose_maps: torch.Tensor) -> torch.Tensor:
+        """[F, 2, H, W] or [B, F, 2, H, W] -> [B, F, 2, H, W] with finite values in [0, 1]."""
+        if pose_maps.ndim not in (4, 5) or pose_maps.shape[-3] != 2 or 0 in pose_maps.shape:
+            raise ValueError(
+                "`pose_maps` must have shape (F, 2, H, W) or (B, F, 2, H, W), no axis empty; "
+                f"got {tuple(pose_maps.shape)}."
+            )
+        if not pose_maps.is_floating_point():
+            raise ValueError(f"`pose_maps` must be floating point in [0, 1]; got {pose_maps.dtype}.")
+        low, high = pose_maps.min().item(), pose_maps.max().item()  # NaN if there is one
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"`pose_maps` must lie in [0, 1] and be finite; got values between {low} and {high}.")
+        return pose_maps if pose_maps.ndim == 5 else pose_maps[None]
+
+    def encode_image(self, pixel_values: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Fitted canvases `(P, 3, H, W)` in `[-1, 1]` -> the UNet's states `(P, T, D)` and latents `(P, C, h, w)`."""
+        image_embeds, image_latents = encode_reference(
+            pixel_values, self.vae, self.image_encoder, self.feature_extractor, self.config.image_range
+        )
+        dtype = self.adapter.dtype
+        encoder_hidden_states = self.adapter(image_embeds.to(dtype), image_latents.to(dtype))
+        return encoder_hidden_states.to(self.unet.dtype), image_latents
+
+    def encode_null_image(self, height: int, width: int, device: torch.device) -> torch.Tensor:
+        """The states `(1, T, D)` that stand for no photo: a black picture's, as training drops the photo."""
+        return self.encode_image(torch.full((1, 3, height, width), -1.0, device=device))[0]
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device) -> torch.Tensor:
+        """Put the scheduler back to its start; some visit more timesteps than `num_inference_steps`."""
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        if hasattr(self.scheduler, "set_begin_index"):  # else it guesses the step from a timestep that may repeat
+            self.scheduler.set_begin_index(0)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        return self.scheduler.timesteps
+
+    def prepare_latents(
+        self,
+        image_latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        generator: Optional[torch.Generator] = None,
+        latents: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """The start of one video: the photo's latents noised to the first timestep by a draw that all frames share.
+
+        `latents` replaces it by its own unit noise, at the scheduler's first noise level; `image_latents` are those of
+        the first photo, `(1, C, h, w)`. Returns float32 of shape `(1 or F, C, h, w)`.
+        """
+        device = image_latents.device
+        if latents is not None:
+            return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+        noise = randn_tensor(image_latents.shape, generator=generator, device=device, dtype=torch.float32)
+        return self.scheduler.add_noise(image_latents.float(), noise, timesteps[:1])
+
+    def prepare_pose_windows(
+        self, pose_maps: torch.Tensor, frame_indices: Sequence[int], device: torch.device
+    ) -> torch.Tensor:
+        """The pose windows of some frames of a video, in the range that the UNet was trained with.
+
+        `(F, 2, h, w)` in `[0, 1]` -> `(len(frame_indices), 2 * (2 * r + 1), h, w)` in `config.pose_range`.
+        """
+        low, high = self.config.pose_range
+        windows = torch.stack([pose_window(pose_maps, index, self.pose_radius) for index in frame_indices])
+        return (low + (high - low) * windows).to(device)
+
+    def prepare_extra_step_kwargs(self, seeds: Sequence[int], device: torch.device) -> Dict[str, Any]:
+        """Generators for schedulers that draw noise, one a frame, so that no frame depends on its neighbours."""
+        if "generator" not in inspect.signature(self.scheduler.step).parameters:
+            return {}
+        return {"generator": [torch.Generator(device=device).manual_seed(seed) for seed in seeds]}
+
+    @staticmethod
+    def guidance_branches(image_guidance_scale: float, pose_guidance_scale: float) -> List[Tuple[float, bool, bool]]:
+        """The guidance formula as a weighted sum of predictions; the weights add up to 1.
+
+        `eps(0, 0) + s_I (eps(c_I, 0) - eps(0, 0)) + s_p (eps(c_I, c_p) - eps(c_I, 0))`
+
+        Returns:
+            `list`: `(weight, sees the photo, sees the pose)` of each prediction whose weight is not exactly 0.
+        """
+        branches = [
+            (1.0 - image_guidance_scale, False, False),
+            (image_guidance_scale - pose_guidance_scale, True, False),
+            (pose_guidance_scale, True, True),
+        ]
+        return [branch for branch in branches if branch[0] != 0]
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode scaled latents `(F, C, h, w)` into frames `(F, 3, H, W)` in `[0, 1]`, float32 on the CPU."""
+        pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
+        low, high = self.config.image_range
+        return ((pixels.float() - low) / (high - low)).clamp(0, 1).cpu()
+
+    def run_safety_checker(self, frames: torch.Tensor, device: torch.device) -> Tuple[torch.Tensor, List[bool]]:
+        """Blacken those of the frames `(F, 3, H, W)` in `[0, 1]` that the safety checker flags, and say which."""
+        image_size = self.safety_checker.config.vision_config.image_size
+        clip_input = clip_pixel_values(frames * 2.0 - 1.0, image_size, self.feature_extractor)
+        return self.safety_checker(images=frames, clip_input=clip_input.to(device, self.safety_checker.dtype))
+
+    def predict_noise(
+        self,
+        latents: torch.Tensor,
+        t: torch.Tensor,
+        windows: torch.Tensor,
+        states: torch.Tensor,
+        null_states: Optional[torch.Tensor],
+        branches: List[Tuple[float, bool, bool]],
+    ) -> torch.Tensor:
+        """One guided prediction (of noise or velocity, as the scheduler is set) for a chunk of frames.
+
+        `latents` and the result have shape `(F, C, h, w)`, `windows` `(F, 2 * (2 * r + 1), h, w)`, the states
+        `(1, T, D)`; the batch is in the order of `branches`, of [`DreamPosePipeline.guidance_branches`].
+        """
+        model_input = self.scheduler.scale_model_input(latents, t).repeat(len(branches), 1, 1, 1)
+        null_windows = torch.zeros_like(windows)
+        poses = torch.cat([windows if sees_pose else null_windows for _, _, sees_pose in branches])
+        branch_states = torch.cat([states if sees_photo else null_states for _, sees_photo, _ in branches])
+        predictions = self.unet(
+            torch.cat([model_input, poses], dim=1).to(self.unet.dtype),
+            t,
+            encoder_hidden_states=branch_states.repeat_interleave(len(latents), dim=0),
+            return_dict=False,
+        )[0]
+        predictions = predictions.float().chunk(len(branches))
+        return sum(weight * prediction for (weight, _, _), prediction in zip(branches, predictions))
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        image: Union[Image.Image, np.ndarray, torch.Tensor, List],
+        pose_maps: Union[torch.Tensor, np.ndarray, List[Image.Image], List[List[Image.Image]]],
+        height: Optional[int] = None,
+        width: Optional[int] = None,
+        num_inference_steps: Optional[int] = None,
+        image_guidance_scale: Optional[float] = None,
+        pose_guidance_scale: Optional[float] = None,
+        frame_indices: Optional[Sequence[int]] = None,
+        generator: Optional[Union[torch.Generator, List[torch.Generator]]] = None,
+        latents: Optional[torch.Tensor] = None,
+        chunk_size: int = 8,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Optional[
+            Union[Callable[["DiffusionPipeline", int, Any, Dict], Dict], PipelineCallback, MultiPipelineCallbacks]
+        ] = None,
+        callback_on_step_end_tensor_inputs: List[str] = ["latents"],
+    ) -> Union[DreamPosePipelineOutput, Tuple]:
+        r"""
+        The call function to the pipeline for generation.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `list`):
+                The photo. A batch or a list of `B` gives `B` videos; a list of lists holds several photos of each
+                subject, of which one is drawn for every step, and the first gives the start. Arrays and tensors are
+                8 bit or in `[0, 1]`. A photo of another aspect is fitted whole, its borders continued.
+            pose_maps (`torch.Tensor`, `np.ndarray` or `list`):
+                The poses: `(F, 2, H, W)` in `[0, 1]`, U and V of DensePose, or a list of `F` IUV pictures (R = V,
+                G = U, B = I), for all videos; or `(B, F, 2, H, W)`, or `B` such lists. Fitted whole like the photo.
+            height (`int`, *optional*, defaults to `config.default_height`): Height of the frames in pixels.
+            width (`int`, *optional*, defaults to `config.default_width`): Width of the frames in pixels.
+            num_inference_steps (`int`, *optional*, defaults to `config.default_num_inference_steps`): Denoising steps.
+            image_guidance_scale (`float`, *optional*, defaults to `config.default_image_guidance_scale`):
+                `s_I` of the paper, how strongly the photo is followed; any finite number of at least 0. 1 does not
+                guide, and equal scales do not guide by the photo alone; both save a third of the work.
+            pose_guidance_scale (`float`, *optional*, defaults to `config.default_pose_guidance_scale`):
+                `s_p` of the paper, how strongly the poses are followed; any finite number of at least 0. 0 ignores
+                the poses.
+            frame_indices (`Sequence[int]`, *optional*):
+                The frames to render, in this order, all if not given. They come out as they would in the whole video.
+            generator (`torch.Generator` or `list`, *optional*):
+                Makes the result deterministic; a list holds one for each video.
+            latents (`torch.Tensor`, *optional*):
+                Unit noise to start from instead of the noised photo, shape `(1, C, h, w)` for all frames,
+                `(F, C, h, w)` or `(B, F, C, h, w)`; multiplied by the scheduler's `init_noise_sigma`.
+            chunk_size (`int`, *optional*, defaults to 8):
+                Most frames that are denoised at once; a matter of memory and speed, never of the result.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`DreamPosePipelineOutput`] instead of a tuple.
+            callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
+                Called after each step of each chunk with `(pipeline, step, timestep, callback_kwargs)`; `step` starts
+                again with every chunk. Returns a dict, whose `latents` replace those of the chunk.
+            callback_on_step_end_tensor_inputs (`list`, *optional*, defaults to `["latents"]`):
+                Names of the tensors in `callback_kwargs`, each of shape `(frames of the chunk, C, h, w)`.
+
+        Examples:
+
+        Returns:
+            [`DreamPosePipelineOutput`] or `tuple`:
+                The frames, and whether the safety checker flagged them (`None` without one).
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+
+        # 0. What the call leaves open is in the config
+        height = self.config.default_height if height is None else height
+        width = self.config.default_width if width is None else width
+        if num_inference_steps is None:
+            num_inference_steps = self.config.default_num_inference_steps
+        if image_guidance_scale is None:
+            image_guidance_scale = self.config.default_image_guidance_scale
+        if pose_guidance_scale is None:
+            pose_guidance_scale = self.config.default_pose_guidance_scale
+
+        # 1. Check and prepare all inputs before any model runs
+        self.check_components()
+        self.check_inputs(
+            height,
+            width,
+            num_inference_steps,
+            image_guidance_scale,
+            pose_guidance_scale,
+            chunk_size,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        photos = self.prepare_image(image, height, width)  # B of [P, 3, H, W]
+        batch_size = len(photos)
+        pose_maps = self.prepare_pose_maps(pose_maps, height, width, batch_size)  # [B, F, 2, h, w]
+        num_frames, latent_size = pose_maps.shape[1], tuple(pose_maps.shape[-2:])
+        frame_indices = self.check_video_inputs(batch_size, num_frames, latent_size, frame_indices, latents, generator)
+        self._image_guidance_scale, self._pose_guidance_scale = image_guidance_scale, pose_guidance_scale
+        self._interrupt = False
+        device = self._execution_device
+
+        # 2. Timesteps; chunks of equal size, the last filled up with its last frame
+        num_timesteps = len(self.set_timesteps(num_inference_steps, device))
+        num_chunks = math.ceil(len(frame_indices) / chunk_size)
+        size = math.ceil(len(frame_indices) / num_chunks)
+
+        # 3. The branches of guidance, in batch order, and the null image if one of them wants it
+        branches = self.guidance_branches(image_guidance_scale, pose_guidance_scale)
+        sees_photo_always = all(sees_photo for _, sees_photo, _ in branches)
+        null_states = None if sees_photo_always else self.encode_null_image(height, width, device)
+
+        frames = [[] for _ in range(batch_size)] if output_type == "pil" else None
+        checks_safety = self.safety_checker is not None and output_type != "latent"
+        nsfw_content_detected = [[] for _ in range(batch_size)] if checks_safety else None
+        with self.progress_bar(total=batch_size * num_chunks * num_timesteps) as progress_bar:
+            for b in range(batch_size):
+                # 4. Encode the photos, once a video
+                states, image_latents = self.encode_image(photos[b].to(device))
+
+                # 5. Draw all that is random, once a video: the shared noise, a seed a frame, a photo a timestep
+                video_generator = generator[b] if isinstance(generator, list) else generator
+                draw_device = torch.device("cpu") if video_generator is None else video_generator.device
+                timesteps = self.set_timesteps(num_inference_steps, device)
+                own_latents = latents[b] if latents is not None and latents.ndim == 5 else latents
+                start = self.prepare_latents(image_latents[:1], timesteps, video_generator, own_latents)
+                start = start.expand(num_frames, -1, -1, -1)
+                draw = {"generator": video_generator, "device": draw_device}
+                seeds = torch.randint(2**63 - 1, (num_frames,), **draw).tolist()
+                photo_indices = torch.randint(len(states), (num_timesteps,), **draw).tolist()
+
+                for first in range(0, len(frame_indices), size):
+                    # 6. The chunk's start, pose windows and generators
+                    chunk = frame_indices[first : first + size]
+                    num_real, num_padded = len(chunk), size - len(chunk)
+                    chunk = chunk + chunk[-1:] * num_padded
+                    timesteps = self.set_timesteps(num_inference_steps, device)
+                    chunk_latents = start[chunk]
+                    windows = self.prepare_pose_windows(pose_maps[b], chunk, device)
+                    step_kwargs = self.prepare_extra_step_kwargs([seeds[index] for index in chunk], draw_device)
+
+                    # 7. Denoise
+                    for i, t in enumerate(timesteps):
+                        if self.interrupt:
+                            continue
+                        photo = photo_indices[i]
+                        noise_pred = self.predict_noise(
+                            chunk_latents, t, windows, states[photo : photo + 1], null_states, branches
+                        )
+                        chunk_latents = self.scheduler.step(
+                            noise_pred, t, chunk_latents, **step_kwargs, return_dict=False
+                        )[0]
+                        if callback_on_step_end is not None:
+                            tensors = {"latents": chunk_latents, "noise_pred": noise_pred}
+                            callback_kwargs = {}
+                            for name in callback_on_step_end_tensor_inputs:
+                                callback_kwargs[name] = tensors[name][:num_real]
+                            callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
+                            returned = callback_outputs.pop("latents", chunk_latents[:num_real])
+                            padding = returned[-1:].expand(num_padded, -1, -1, -1)
+                            chunk_latents = torch.cat([returned, padding]).to(device, torch.float32)
+                        progress_bar.update()
+
+                    # 8. Decode; the finished chunk leaves the device
+                    finished = chunk_latents[:num_real]
+                    finished = finished.cpu() if output_type == "latent" else self.decode_latents(finished)
+                    if nsfw_content_detected is not None:
+                        finished, flags = self.run_safety_checker(finished, device)
+                        nsfw_content_detected[b].extend(flags)
+                    if output_type == "pil":
+                        frames[b].extend(self.image_processor.postprocess(finished, "pil", [False] * num_real))
+                        continue
+                    if output_type == "np":
+                        finished = finished.permute(0, 2, 3, 1)  # [F, 3, H, W] -> [F, H, W, 3]
+                    if frames is None:
+                        frames = torch.empty(batch_size, len(frame_indices), *finished.shape[1:])
+                    frames[b, first : first + num_real] = finished
+
+        # 9. Hand over
+        frames = frames.numpy() if output_type == "np" else frames
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (frames, nsfw_content_detected)
+        return DreamPosePipelineOutput(frames=frames, nsfw_content_detected=nsfw_content_detected)
