@@ -35,3 +35,11 @@ def test_export(tmp_path):
     photo, pose = np.asarray(Image.open(tmp_path / "sample" / "photo.png")), np.asarray(Image.open(files[6]))
     assert np.array_equal(photo, config.clip("test", 2, 2, [0])[0].image)
     assert np.array_equal(pose, config.clip("test", 2, 5, [6])[0].iuv), "another subject's motion on this body"
+
+
+def test_the_default_sample_turns_round_in_something_loose():
+    options = parse_args([])
+    config = ProceduralFashionConfig(name="sample", num_frames=options.num_frames)
+    motion = config.motion("test", options.motion)
+    assert np.ptp(motion.yaw) > np.pi and options.subject != options.motion
+    assert config.subject("test", options.subject).bottom in ("skirt", "dress")

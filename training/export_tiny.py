@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image_guidance_scale", type=float, help="stored default (default: as it is)")
     parser.add_argument("--pose_guidance_scale", type=float, help="stored default (default: as it is)")
     parser.add_argument("--sample_dir", type=Path, default=Path("model_card/sample"))
-    parser.add_argument("--subject", type=int, default=5, help="number of the sample's subject in the test split")
+    parser.add_argument("--subject", type=int, default=21, help="number of the sample's subject in the test split")
     parser.add_argument("--motion", type=int, default=57, help="number of the sample's motion in the test split")
     parser.add_argument("--num_frames", type=int, default=32, help="frames of the sample's motion")
     return parser.parse_args(argv)
