@@ -28,10 +28,11 @@ def test_held_out_clips_reach_their_psnr():
         predictions = predict_clip(pipe, clip, seed, chunk_size=4)
         values.append({n: measure(predictions[n], clip.targets, clip.layers)["psnr"] for n in predictions})
     mean = {name: sum(value[name] for value in values) / len(values) for name in values[0]}
-    # What was measured when the model was made, less half a decibel for other machines' arithmetic.
-    assert mean["own"] > 20.0, mean
-    assert mean["own"] > mean["copy"] + 6 and mean["own"] > mean["pose_dropped"] + 6, mean
-    assert mean["vae_round_trip"] > 29, mean
+    # Measured with the model that ships: own 22.97, copy 15.51, pose dropped 14.99, VAE round trip 32.02 dB; each
+    # bound leaves half a decibel for other machines' arithmetic.
+    assert mean["own"] > 22.4, mean
+    assert mean["own"] > mean["copy"] + 6.9 and mean["own"] > mean["pose_dropped"] + 7.4, mean
+    assert mean["vae_round_trip"] > 31.5, mean
 
 
 @pytest.mark.slow
