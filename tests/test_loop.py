@@ -469,7 +469,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
 
     data = Samples()
     one = run(tmp_path / "one", data=data, max_train_steps=4, gradient_accumulation_steps=2)
-    both = [torch.load(tmp_path / f"weights-{rank}.pt") for rank in range(2)]
+    both = [torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in range(2)]
     assert torch.equal(both[0], both[1])
     torch.testing.assert_close(both[0], weights(one), atol=1e-6, rtol=0)
     shares = [json.loads((tmp_path / f"positions-{rank}.json").read_text()) for rank in range(2)]
