@@ -40,7 +40,8 @@ tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours o
 	$(LAUNCH) training/train_encoders.py --preset tiny_image_encoder
 	$(BIN)/python training/train_encoders.py --preset tiny_pipeline
 	$(LAUNCH) training/train.py --preset tiny
-	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1
+	$(LAUNCH) training/train.py --preset tiny_continued
+	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1_continued
 	$(BIN)/python training/evaluation.py --model model_card/tiny --output model_card/tiny/evaluation
 
 tiny-code:  ## rewrite the embedded model's copies of the plug-in

@@ -66,11 +66,19 @@ def test_the_counterpart_has_the_next_subjects_looks_in_this_motion(clips):
         assert clip.other_targets[0].tobytes() != clip.targets[0].tobytes()
 
 
-def test_the_choice_of_targets_follows_the_seed(clips):
-    again = load_clips("procedural/smoke", "test", num_clips=2, frames_per_clip=2)
-    others = [load_clips("procedural/smoke", "test", 2, 2, seed=seed) for seed in range(1, 5)]
-    assert [clip.frame_indices for clip in again] == [clip.frame_indices for clip in clips]
-    assert any(clip.frame_indices != same.frame_indices for other in others for clip, same in zip(other, clips))
+def test_the_choice_of_targets_follows_the_seed():
+    first, again, *others = (load_clips("procedural/smoke", "test", 2, 1, seed=seed) for seed in (0, 0, 1, 2, 3, 4))
+    assert [clip.frame_indices for clip in again] == [clip.frame_indices for clip in first]
+    assert any(clip.frame_indices != same.frame_indices for other in others for clip, same in zip(other, first))
+
+
+@pytest.mark.parametrize(
+    ("frames_per_clip", "allowed"), [(1, {2, 3}), (2, {2, 3}), (3, {1, 2, 3}), (4, {1, 2, 3, 4}), (5, {1, 2, 3, 4, 5})]
+)
+def test_targets_have_whole_windows_where_the_clip_is_long_enough(frames_per_clip, allowed):
+    clips = [c for seed in range(4) for c in load_clips("procedural/smoke", "test", 2, frames_per_clip, seed)]
+    assert all(len(set(clip.frame_indices)) == frames_per_clip for clip in clips)
+    assert {index for clip in clips for index in clip.frame_indices} == allowed
 
 
 def test_moved_marks_turns_and_arms(monkeypatch):

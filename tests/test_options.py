@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import typing
+from pathlib import Path
 
 import pytest
 import yaml
@@ -26,6 +27,7 @@ ENCODERS = (EncoderOptions, DataOptions, TrainOptions)
 PRESETS = {
     "paper": STAGE_1,
     "tiny": STAGE_1,
+    "tiny_continued": STAGE_1,
     "tiny_vae": ENCODERS,
     "tiny_image_encoder": ENCODERS,
     "tiny_pipeline": ENCODERS,
@@ -201,10 +203,14 @@ def test_the_tiny_presets_lead_from_one_to_the_next():
     folders = [run.output_dir for *_, run in encoders]
     pipeline = encoders[2][0]
     assert [pipeline.vae_dir, pipeline.image_encoder_dir] == folders[:2]
-    model, data, pairs, _, run = parse(STAGE_1, ["--preset", "tiny"])
+    model, data, pairs, objective, run = parse(STAGE_1, ["--preset", "tiny"])
     assert model.pretrained_model_name_or_path == folders[2] and model.train_image_encoder
     assert len({(group.height, group.width) for _, group, _ in encoders} | {(data.height, data.width)}) == 1
     assert run.output_dir not in folders and pairs.reference_frames == "first"
+    continued = parse(STAGE_1, ["--preset", "tiny_continued"])
+    assert continued[0].pretrained_model_name_or_path == run.output_dir != continued[-1].output_dir
+    assert continued[1:4] == (data, pairs, objective) and continued[0].train_image_encoder
+    assert continued[-1].output_dir in (Path(__file__).parent.parent / "Makefile").read_text()
 
 
 def test_loop_arguments_are_the_loop_s_keywords():

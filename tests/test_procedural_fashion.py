@@ -149,6 +149,13 @@ def test_cloth_hangs_still_without_motion_and_lags_behind_a_push():
     assert np.abs(pushed["hem"][-5:]).max() < 1e-3, "and it comes to rest"
 
 
+def test_every_motion_sets_the_cloth_swinging():
+    config = ProceduralFashion(config_name="tiny").config
+    for index in range(40):
+        motion = config.motion("validation", index)
+        assert 0.03 < np.ptp(simulate_loose(motion)["hem"][motion.pre_roll :]) <= 0.2, index
+
+
 def test_nearer_tubes_hide_farther_ones():
     canvas = Canvas(20, 20, np.ones(3))
     near, far = (

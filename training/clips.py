@@ -13,6 +13,7 @@ from training.data.procedural_fashion import ProceduralFashion
 
 
 QUARTER_TURN = np.pi / 2
+WINDOW_RADIUS = 2  # frames on each side of DreamPose's five
 CLEAR_ARM_MOVEMENT = np.pi / 5  # an arm this far from where it hangs in the photo
 
 
@@ -41,6 +42,9 @@ class Clip:
 def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, seed: int = 0) -> list[Clip]:
     """Load the first clips of a split with target frames drawn by `seed`; the photo is a clip's first frame.
 
+    Targets lie in the last three quarters of a clip and, as far as it has enough frames, two before its end, so that
+    the poses around them are five different ones.
+
     Args:
         dataset (`str`): A prepared data set: a folder, a Hub id, `"procedural"` or `"procedural/CONFIG"`.
         split (`str`): Its split.
@@ -67,9 +71,11 @@ def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, s
                 f"`frames_per_clip` must lie within [1, {len(frames) - 1}] for {video_id}, got {frames_per_clip}."
             )
         rng = np.random.default_rng([seed, index])
-        # The photo is the first frame: what comes soon after it is hardly another pose.
-        late = np.arange(min(len(frames) // 4 + 1, len(frames) - frames_per_clip), len(frames))
-        targets = sorted(rng.choice(late, frames_per_clip, replace=False).tolist())
+        # A window that runs over the clip's end holds the last pose several times, no motion; and the photo is the
+        # first frame: what comes soon after it is hardly another pose.
+        stop = max(len(frames) - WINDOW_RADIUS, frames_per_clip + 1)
+        start = min(len(frames) // 4 + 1, stop - frames_per_clip)
+        targets = sorted(rng.choice(np.arange(start, stop), frames_per_clip, replace=False).tolist())
         other = (index + 1) % len(chosen)
         clip = rows.select(frames)
         facts = _drawn_facts(config_name or "tiny", split, index, other, targets) if procedural else {}
