@@ -7,104 +7,102 @@ accelerate launch --multi_gpu --num_processes 4 animate.py ...    # the frames a
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
-import numpy as np
-import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
-from PIL import Image, ImageOps
+from PIL import Image
 
-from pipeline_dreampose import DreamPosePipeline
+from training.animation import digest, draw_strip, open_frames, read_frames, render_frames, render_grid
+from training.data.densepose import read_poses
 from training.hub import load_pipeline
-from training.pictures import enlarge, picture_grid, poses_as_pictures, read_photo, read_poses, write_gif, write_video
+from training.pictures import enlarge, poses_as_pictures, read_photo, write_frames
+
+
+CALL_OPTIONS = ("height", "width", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")
+
+
+def scales(text: str) -> list[float]:
+    """Numbers with commas between them."""
+    return [float(word) for word in text.split(",")]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A photo and a DensePose sequence in, a video out.")
-    parser.add_argument("--model", required=True, help="pipeline folder or Hub id")
-    parser.add_argument("--image", required=True, type=Path, help="photo of the person, facing the camera")
-    parser.add_argument(
-        "--poses", required=True, type=Path, help="folder of IUV pictures (R = V, G = U, B = I) or .npy"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("animation.mp4"), help="the .mp4; the strip lies beside it"
-    )
-    parser.add_argument(
-        "--num_inference_steps", type=int, help="default: the model's own, as for the scales and sizes"
-    )
-    parser.add_argument("--image_guidance_scale", type=float, help="how strongly the photo's appearance is held")
-    parser.add_argument("--pose_guidance_scale", type=float, help="how strongly the pose is held")
-    parser.add_argument("--height", type=int, help="of the frames, in pixels")
-    parser.add_argument("--width", type=int, help="of the frames, in pixels")
-    parser.add_argument("--fps", type=float, default=30, help="frames a second (default: 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise that all frames share (default: 0)")
-    parser.add_argument(
-        "--chunk_size", type=int, default=8, help="frames denoised at a time; does not alter the video"
-    )
-    parser.add_argument("--device", help="cpu, cuda, mps, ... (default: the best there is)")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: float16 on CUDA")
-    parser.add_argument("--scale", type=int, default=1, help="enlarge what is written by a whole factor (default: 1)")
-    parser.add_argument("--strip_frames", type=int, default=8, help="frames shown in the PNG strip (default: 8)")
-    parser.add_argument("--gif", action="store_true", help="write a GIF as well")
+    add = parser.add_argument
+    add("--model", required=True, help="pipeline folder or Hub id")
+    add("--lora", help="a subject trained on that model: file, folder or Hub id")
+    add("--image", required=True, type=Path, help="photo of the person, facing the camera")
+    poses = "folder of IUV pictures (R = V, G = U, B = I) or of the release's *_densepose.npy, lossless video, or .npy"
+    add("--poses", required=True, type=Path, help=poses)
+    add("--output", type=Path, help=".mp4, .gif or a folder of PNGs; a strip lies beside it (default: animation.mp4)")
+    add("--resume", action="store_true", help="go on with the frames of a run that was stopped")
+    add("--num_inference_steps", type=int, help="default: the model's own, as for the scales and sizes")
+    add("--image_guidance_scale", type=float, help="how strongly the photo's appearance is held")
+    add("--pose_guidance_scale", type=float, help="how strongly the pose is held")
+    add("--height", type=int, help="of the frames, in pixels")
+    add("--width", type=int, help="of the frames, in pixels")
+    add("--fps", type=float, default=30, help="frames a second (default: 30)")
+    add("--seed", type=int, default=0, help="of the noise that all frames share (default: 0)")
+    add("--chunk_size", type=int, default=8, help="frames denoised at a time; does not alter the video")
+    add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], help="default: float16 on CUDA")
+    add("--scale", type=int, default=1, help="enlarge what is written by a whole factor (default: 1)")
+    add("--strip_frames", type=int, default=8, help="frames shown in the PNG strip (default: 8)")
+    add("--gif", action="store_true", help="write a GIF as well")
+    grid = "instead of a video, the middle frame with all pairs of these scales, as in 1,2,5 1,3 (default: grid.png)"
+    add("--grid", nargs=2, type=scales, metavar=("IMAGE_SCALES", "POSE_SCALES"), help=grid)
     options = parser.parse_args(argv)
-    if options.output.suffix != ".mp4":
-        parser.error(f"`--output` must end in .mp4, got {str(options.output)!r}.")
+    options.output = options.output or Path("grid.png" if options.grid else "animation.mp4")
+    suffixes = [".png"] if options.grid else [".mp4", ".gif", ""]
+    if options.output.suffix not in suffixes:
+        named = " or ".join(suffixes[:2]) + ("" if options.grid else ", or be a folder without a dot")
+        parser.error(f"`--output` must end in {named}, got {str(options.output)!r}.")
     for name in ("fps", "scale", "strip_frames", "chunk_size"):
         if not getattr(options, name) > 0:
             parser.error(f"`--{name}` must be positive, got {getattr(options, name)}.")
     return options
 
 
-def render(
-    pipe: DreamPosePipeline,
-    image: Image.Image,
-    poses: list[Image.Image] | torch.Tensor,
-    options: argparse.Namespace,
-) -> list[Image.Image]:
-    """Render all frames, each process its share: a frame depends on its window, the noise and the seed alone."""
-    state = PartialState()
-    frame_indices = np.array_split(np.arange(len(poses)), state.num_processes)[state.process_index].tolist()
-    frames = []
-    if frame_indices:
-        frames = pipe(
-            image,
-            poses,
-            height=options.height,
-            width=options.width,
-            num_inference_steps=options.num_inference_steps,
-            image_guidance_scale=options.image_guidance_scale,
-            pose_guidance_scale=options.pose_guidance_scale,
-            frame_indices=frame_indices,
-            generator=torch.Generator().manual_seed(options.seed),
-            chunk_size=options.chunk_size,
-        ).frames[0]
-    return gather_object(frames)
-
-
-def draw_strip(image: Image.Image, poses: list[Image.Image], frames: list[Image.Image], num: int) -> Image.Image:
-    """The photo on the left, evenly chosen frames beside it: poses above, predictions below."""
-    size = frames[0].size
-    chosen = np.linspace(0, len(frames) - 1, min(num, len(frames))).round().astype(int)
-    pose_row = [ImageOps.pad(poses[i], size, Image.Resampling.NEAREST) for i in chosen]
-    photo = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color="white")
-    return picture_grid([[None, *pose_row], [photo, *(frames[i] for i in chosen)]])
+def write_outputs(
+    options: argparse.Namespace, image: Image.Image, poses: list[Image.Image], frames: list[Image.Image]
+) -> list[Path]:
+    """Video (or GIF, or folder) and strip; their paths."""
+    shown = [enlarge(frame, options.scale) for frame in frames]
+    written = [options.output]
+    if options.gif and options.output.suffix != ".gif":
+        written.append(options.output.with_suffix(".gif"))
+    for path in written:
+        write_frames(shown, path, options.fps)
+    strip = options.output.with_suffix(".png")
+    draw_strip(image, poses, shown, options.strip_frames).save(strip)
+    return [*written, strip]
 
 
 def main(options: argparse.Namespace) -> list[Image.Image]:
     image, poses = read_photo(options.image), read_poses(options.poses)
     state = PartialState(cpu=options.device == "cpu")
-    pipe = load_pipeline(options.model, options.device or state.device, options.dtype)
-    pipe.set_progress_bar_config(disable=not state.is_main_process)
-    frames = render(pipe, image, poses, options)
+    call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
+    settings = {name: getattr(options, name) for name in ("model", "lora", "seed", "dtype")} | call_options
+    settings |= {"image": digest([image]), "poses": digest(poses)}
+    pipe = load_pipeline(options.model, options.device or state.device, options.dtype, options.lora)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    call_options["seed"] = options.seed
+    if options.grid:
+        if state.is_main_process:
+            render_grid(pipe, image, poses, *options.grid, scale=options.scale, **call_options).save(options.output)
+            print(f"{options.output}: frame {len(poses) // 2}, image scales downwards, pose scales to the right")
+        return []
+    folder = options.output.with_name(f".{options.output.name}.frames")
+    with state.main_process_first():
+        if state.is_main_process:
+            open_frames(folder, settings, options.resume)
+    render_frames(pipe, image, poses, folder, chunk_size=options.chunk_size, **call_options)
+    frames = read_frames(folder, len(poses))
+    state.wait_for_everyone()  # before the folder goes
     if state.is_main_process:
-        shown = [enlarge(frame, options.scale) for frame in frames]
-        video, strip, gif = (options.output.with_suffix(suffix) for suffix in (".mp4", ".png", ".gif"))
-        write_video(shown, video, options.fps)
-        draw_strip(image, poses_as_pictures(poses), shown, options.strip_frames).save(strip)
-        if options.gif:
-            write_gif(shown, gif, options.fps)
-        written = [video, strip, gif] if options.gif else [video, strip]
+        written = write_outputs(options, image, poses_as_pictures(poses), frames)
+        shutil.rmtree(folder)
         print(f"{len(frames)} frames from {state.num_processes} process(es):", *written, sep="\n  ")
     return frames
 

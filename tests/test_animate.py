@@ -12,7 +12,15 @@ from PIL import Image
 import animate
 from pipeline_dreampose import DreamPosePipeline
 from tests.launch import launch_two_processes
-from tests.tiny_components import HEIGHT, NUM_FRAMES, WIDTH, get_dummy_image, get_dummy_iuv, get_dummy_pipeline
+from tests.tiny_components import (
+    HEIGHT,
+    NUM_FRAMES,
+    WIDTH,
+    get_dummy_image,
+    get_dummy_iuv,
+    get_dummy_pipeline,
+    save_subject,
+)
 
 
 ROOT = Path(__file__).parent.parent
@@ -100,22 +108,107 @@ def test_a_stack_gives_the_video_of_the_folder(inputs, tmp_path):
     assert [f.tobytes() for f in from_stack] == [f.tobytes() for f in from_folder]
 
 
-def test_the_shares_of_two_processes_make_the_whole_video(inputs, tmp_path, monkeypatch):
-    whole = run(inputs, output=tmp_path / "video.mp4")
-    shares = []
-    for index in range(2):
-        state = type("State", (), {"num_processes": 2, "process_index": index})
-        monkeypatch.setattr(animate, "PartialState", lambda state=state: state)
-        pipe = DreamPosePipeline.from_pretrained(inputs["--model"])
-        options = animate.parse_args(["--model", "-", "--image", "-", "--poses", "-"])
-        shares.append(animate.render(pipe, get_dummy_image(), [get_dummy_iuv(i) for i in range(NUM_FRAMES)], options))
-    assert [len(share) for share in shares] == [3, 2]
-    difference = np.stack(shares[0] + shares[1]).astype(int) - np.stack(whole).astype(int)
-    assert np.abs(difference).max() <= 1
+def test_a_subject_s_lora_is_that_of_the_pipeline(inputs, tmp_path):
+    plain = run(inputs, output=tmp_path / "plain.mp4")
+    save_subject(tmp_path / "anna", 1)
+    frames = run(inputs, output=tmp_path / "anna.mp4", lora=tmp_path / "anna")
+    pipe = DreamPosePipeline.from_pretrained(inputs["--model"])
+    pipe.load_lora_weights(tmp_path / "anna")
+    poses = [get_dummy_iuv(i) for i in range(NUM_FRAMES)]
+    expected = np.stack(pipe(get_dummy_image(), poses, generator=torch.Generator().manual_seed(0)).frames[0])
+    assert np.abs(np.stack(frames).astype(int) - expected).max() <= 1  # fused weights round otherwise
+    assert np.abs(np.stack(plain).astype(int) - expected).max() > 10
+    with pytest.raises(ValueError, match="`lora` must be a subject's file, folder or Hub id, got .*missing"):
+        run(inputs, output=tmp_path / "none.mp4", lora=tmp_path / "missing")
+
+
+def test_every_kind_of_output_shows_the_frames(inputs, tmp_path):
+    frames = run(inputs, output=tmp_path / "video.gif")
+    with Image.open(tmp_path / "video.gif") as gif:
+        assert gif.n_frames == NUM_FRAMES
+    run(inputs, output=tmp_path / "frames")
+    files = sorted((tmp_path / "frames").iterdir())
+    assert [np.asarray(Image.open(file)).tobytes() for file in files] == [frame.tobytes() for frame in frames]
+    # Nothing but what was asked for and the strips is left behind.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "frames.png", "video.gif", "video.png"]
+
+
+def test_the_grid_holds_every_pair_of_scales(inputs, tmp_path, capsys):
+    run(inputs, "--grid", "0,2", "1,3,5", output=tmp_path / "grid.png", num_inference_steps=3)
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    pipe = DreamPosePipeline.from_pretrained(inputs["--model"])
+    for r, image_scale in enumerate((0, 2)):
+        for c, pose_scale in enumerate((1, 3, 5)):
+            options = {"image_guidance_scale": image_scale, "pose_guidance_scale": pose_scale}
+            frame = pipe(
+                get_dummy_image(), [get_dummy_iuv(i) for i in range(NUM_FRAMES)], num_inference_steps=3,
+                frame_indices=[NUM_FRAMES // 2], generator=torch.Generator().manual_seed(0), **options,
+            ).frames[0][0]  # fmt: skip
+            bottom, right = grid.shape[0] - (1 - r) * (HEIGHT + 4), grid.shape[1] - (2 - c) * (WIDTH + 4)
+            np.testing.assert_array_equal(grid[bottom - HEIGHT : bottom, right - WIDTH : right], np.asarray(frame))
+    assert "grid.png" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def kill_after(monkeypatch):
+    """Let so many calls of the pipeline through and count their frames; the next one fails as a kill would."""
+    call = DreamPosePipeline.__call__
+
+    def prepare(num_calls):
+        rendered = []
+
+        def limited(self, *args, **kwargs):
+            if len(rendered) == num_calls:
+                raise Killed
+            rendered.append(kwargs["frame_indices"])
+            return call(self, *args, **kwargs)
+
+        monkeypatch.setattr(DreamPosePipeline, "__call__", limited)
+        return rendered
+
+    return prepare
+
+
+def test_a_killed_run_goes_on_with_the_frames_that_are_missing(inputs, tmp_path, kill_after):
+    options = {"chunk_size": 2, "output": tmp_path / "video.mp4"}
+    whole = run(inputs, **options | {"output": tmp_path / "whole.mp4"})
+    kill_after(2)
+    with pytest.raises(Killed):
+        run(inputs, **options)
+    assert not options["output"].exists()
+    (tmp_path / ".video.mp4.frames" / ".00004.png.partial").write_bytes(b"a frame half written")
+    rendered = kill_after(9)
+    frames = run(inputs, "--resume", **options)
+    assert rendered == [[4]]
+    assert [frame.tobytes() for frame in frames] == [frame.tobytes() for frame in whole]
+    assert not (tmp_path / ".video.mp4.frames").exists()
+
+
+def test_only_a_run_of_the_same_settings_goes_on(inputs, tmp_path, kill_after):
+    options = {"chunk_size": 2, "output": tmp_path / "video.mp4"}
+    kill_after(1)
+    with pytest.raises(Killed):
+        run(inputs, **options)
+    kept = sorted((tmp_path / ".video.mp4.frames").iterdir())
+    kill_after(9)
+    with pytest.raises(ValueError, match=r"`resume` must go on .* got seed 0, now 7\."):
+        run(inputs, "--resume", seed=7, **options)
+    get_dummy_image(5).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match="`resume` must go on .* got image '"):
+        run({**inputs, "--image": tmp_path / "photo.png"}, "--resume", **options)
+    assert sorted((tmp_path / ".video.mp4.frames").iterdir()) == kept, "a refusal loses nothing"
+    rendered = kill_after(9)
+    run(inputs, seed=7, **options)
+    assert sum(rendered, []) == list(range(NUM_FRAMES)), "without --resume all is rendered anew"
 
 
 def test_bad_input_is_refused_before_a_model_is_loaded(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(animate, "load_pipeline", lambda *args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(animate, "load_pipeline", lambda *args, **kwargs: pytest.fail("a model was loaded"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
     for changes, match in (
@@ -157,7 +250,12 @@ def test_sizes_that_do_not_divide_are_refused(inputs):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--output", "video.avi"], "`--output` must end in .mp4, got 'video.avi'"),
+        (
+            ["--output", "video.avi"],
+            "`--output` must end in .mp4 or .gif, or be a folder without a dot, got 'video.avi'",
+        ),
+        (["--grid", "1", "1", "--output", "a.mp4"], "`--output` must end in .png, got 'a.mp4'"),
+        (["--grid", "1,x", "1"], "argument --grid: invalid scales value: '1,x'"),
         (["--fps", "0"], "`--fps` must be positive, got 0"),
         (["--scale", "-1"], "`--scale` must be positive, got -1"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
@@ -181,7 +279,8 @@ def test_from_a_shell_an_error_is_one_line(inputs, tmp_path):
 @pytest.mark.slow
 def test_two_launched_processes_write_the_video_of_one(inputs, tmp_path):
     frames = run(inputs, output=tmp_path / "one.mp4")
-    result = launch_two_processes("animate.py", as_words({**inputs, "--output": tmp_path / "two.mp4"}))
+    words = as_words({**inputs, "--output": tmp_path / "two.mp4", "--chunk_size": 2})
+    result = launch_two_processes("animate.py", words)
     assert f"{NUM_FRAMES} frames from 2 process(es)" in result.stdout
     one, two = read_video(tmp_path / "one.mp4"), read_video(tmp_path / "two.mp4")
     assert len(one) == len(two) == len(frames)

@@ -8,36 +8,22 @@ import diffusers
 import huggingface_hub
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline_dreampose import DreamPosePipeline
 from tests.hub_server import Hub
-from tests.tiny_components import get_dummy_components, get_dummy_inputs, get_dummy_pipeline
+from tests.tiny_components import (
+    ALPHA,
+    RANK,
+    TARGETS,
+    get_dummy_inputs,
+    get_dummy_pipeline,
+    save_subject,
+)
 
 
 FILE = "pytorch_lora_weights.safetensors"
-RANK, ALPHA = 2, 6
-TARGETS = {
-    "unet": ["to_q", "to_out.0", "conv_in"],
-    "adapter": ["vae_projection", "token_mixer"],
-    "vae": r"decoder\..*(conv1|conv_out)",
-}
-
-
-def save_subject(folder, seed, parts=tuple(TARGETS), rank=RANK, **run_metadata):
-    """The file that a training would write, its weights drawn at random and large enough to be seen."""
-    components, layers = get_dummy_components(), {}
-    torch.manual_seed(seed)
-    for part in parts:
-        config = LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=TARGETS[part], init_lora_weights=False)
-        components[part].add_adapter(config)
-        weights = get_peft_model_state_dict(components[part])
-        layers[f"{part}_lora_layers"] = {key: 0.3 * torch.randn_like(weight) for key, weight in weights.items()}
-        layers[f"{part}_lora_adapter_metadata"] = config.to_dict()
-    DreamPosePipeline.save_lora_weights(folder, **layers, run_metadata=run_metadata)
-    return folder
 
 
 @pytest.fixture(scope="module")

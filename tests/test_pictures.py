@@ -32,68 +32,10 @@ def test_unreadable_photos_are_refused(tmp_path):
         pictures.read_photo(tmp_path / "cut.png")
 
 
-def test_pose_frames_come_in_the_order_of_their_numbers(tmp_path):
-    for number in (10, 2, 1):
-        picture((number, 0, 0)).save(tmp_path / f"frame_{number}.png")
-    (tmp_path / "notes.txt").write_text("not a frame")
-    frames = pictures.read_poses(tmp_path)
-    assert [frame.getpixel((0, 0))[0] for frame in frames] == [1, 2, 10]
-
-
-def test_a_stack_of_pictures_equals_the_folder(tmp_path):
-    stack = np.random.default_rng(0).integers(0, 25, (3, 6, 4, 3), dtype=np.uint8)
-    np.save(tmp_path / "iuv.npy", stack)
-    for i, frame in enumerate(stack):
-        Image.fromarray(frame).save(tmp_path / f"{i}.png")
-    from_stack, from_folder = pictures.read_poses(tmp_path / "iuv.npy"), pictures.read_poses(tmp_path)
-    assert [f.tobytes() for f in from_stack] == [f.tobytes() for f in from_folder]
-
-
-def test_a_stack_of_maps_keeps_its_values_and_shows_u_as_green_and_v_as_red(tmp_path):
-    maps = np.zeros((2, 2, 5, 4))
+def test_maps_are_shown_with_u_as_green_and_v_as_red():
+    maps = torch.zeros(2, 2, 5, 4)
     maps[0, 0], maps[1, 1] = 1.0, 0.5
-    np.save(tmp_path / "maps.npy", maps)
-    poses = pictures.read_poses(tmp_path / "maps.npy")
-    assert poses.dtype == torch.float32 and poses.shape == (2, 2, 5, 4)
-    np.testing.assert_array_equal(poses.numpy(), maps)
-    shown = pictures.poses_as_pictures(poses)
-    assert [p.getpixel((0, 0)) for p in shown] == [(0, 255, 0), (128, 0, 0)]
-
-
-def test_bad_poses_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="`poses` must be a folder of IUV pictures or a .npy file"):
-        pictures.read_poses(tmp_path / "missing")
-    with pytest.raises(ValueError, match="`poses` must hold IUV pictures"):
-        pictures.read_poses(tmp_path)
-    picture().save(tmp_path / "0.png")
-    picture(size=(8, 12)).save(tmp_path / "1.png")
-    with pytest.raises(
-        ValueError, match=r"`poses` must have one size, got \(8, 10\) in '0.png' and \(8, 12\) in '1.png'"
-    ):
-        pictures.read_poses(tmp_path)
-    Image.new("L", (8, 10)).save(tmp_path / "1.png")
-    with pytest.raises(ValueError, match="`poses` must be RGB pictures .* got mode L"):
-        pictures.read_poses(tmp_path)
-    (tmp_path / "1.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="`poses` must be readable pictures"):
-        pictures.read_poses(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "stack",
-    [np.zeros((2, 3, 5, 4)), np.full((2, 2, 5, 4), 1.5), np.zeros((0, 2, 5, 4)), np.zeros((5, 4, 3), np.uint8)],
-    ids=["channels", "range", "empty", "one frame"],
-)
-def test_bad_stacks_are_refused(tmp_path, stack):
-    np.save(tmp_path / "poses.npy", stack)
-    with pytest.raises(ValueError, match=r"`poses` must be uint8 \[F, H, W, 3\] or floats \[F, 2, H, W\]"):
-        pictures.read_poses(tmp_path / "poses.npy")
-
-
-def test_pickled_stacks_are_refused(tmp_path):
-    np.save(tmp_path / "poses.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="`poses` must be a plain numpy array"):
-        pictures.read_poses(tmp_path / "poses.npy")
+    assert [p.getpixel((0, 0)) for p in pictures.poses_as_pictures(maps)] == [(0, 255, 0), (128, 0, 0)]
 
 
 @pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
@@ -128,6 +70,16 @@ def test_a_gif_holds_its_frames(tmp_path):
         assert gif.n_frames == 2 and gif.size == (8, 10) and gif.info["duration"] == 100 and gif.info["loop"] == 0
 
 
+def test_the_suffix_says_what_frames_become(tmp_path):
+    for name in ("a.mp4", "a.gif", "a"):
+        pictures.write_frames([picture("red"), picture("blue")], tmp_path / name)
+    (tmp_path / "a" / "notes.txt").write_text("kept")
+    pictures.write_frames([picture("green")], tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gif", "a.mp4"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["00000.png", "notes.txt"]
+    assert Image.open(tmp_path / "a" / "00000.png").getpixel((0, 0)) == (0, 128, 0)
+
+
 def test_a_grid_places_its_pictures_and_leaves_empty_cells_white():
     grid = pictures.picture_grid([[None, picture("red")], [picture("green"), picture("blue")]], gap=2)
     assert grid.size == (2 * 8 + 2, 2 * 10 + 2)
@@ -137,6 +89,13 @@ def test_a_grid_places_its_pictures_and_leaves_empty_cells_white():
         (0, 128, 0),
         (0, 0, 255),
     ]
+    rows = [[picture("red")], [picture("blue")]]
+    labelled = pictures.picture_grid(rows, gap=2, row_titles=["image 1", "image 2"])
+    assert labelled.height == 22 and [labelled.getpixel((labelled.width - 1, y)) for y in (0, 21)] == [
+        (255, 0, 0),
+        (0, 0, 255),
+    ]
+    assert np.asarray(labelled.crop((0, 0, labelled.width - 8, 22))).min() < 100, "no label is written"
     titled = pictures.picture_grid([[picture()]], ["title"], gap=2)
     assert titled.width == 8 and titled.height > 10
     with pytest.raises(ValueError, match="`rows` must hold pictures of one size"):

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
@@ -14,6 +15,12 @@ LATENT_CHANNELS, LATENT_HEIGHT, LATENT_WIDTH = 4, 16, 12
 IMAGE_SIZE, PATCH_SIZE, IMAGE_EMBED_DIM = 16, 8, 16
 NUM_IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2 + 1
 NUM_FRAMES = 5
+RANK, ALPHA = 2, 6  # of `save_subject`
+TARGETS = {
+    "unet": ["to_q", "to_out.0", "conv_in"],
+    "adapter": ["vae_projection", "token_mixer"],
+    "vae": r"decoder\..*(conv1|conv_out)",
+}
 
 
 def get_unet(in_channels: int = LATENT_CHANNELS + 10, latent_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
@@ -129,3 +136,17 @@ def get_dummy_inputs(seed: int = 0) -> dict:
         "generator": torch.Generator().manual_seed(seed),
         "output_type": "pt",
     }
+
+
+def save_subject(folder, seed, parts=tuple(TARGETS), rank=RANK, **run_metadata):
+    """The file that a training would write, its weights drawn at random and large enough to be seen."""
+    components, layers = get_dummy_components(), {}
+    torch.manual_seed(seed)
+    for part in parts:
+        config = LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=TARGETS[part], init_lora_weights=False)
+        components[part].add_adapter(config)
+        weights = get_peft_model_state_dict(components[part])
+        layers[f"{part}_lora_layers"] = {key: 0.3 * torch.randn_like(weight) for key, weight in weights.items()}
+        layers[f"{part}_lora_adapter_metadata"] = config.to_dict()
+    DreamPosePipeline.save_lora_weights(folder, **layers, run_metadata=run_metadata)
+    return folder

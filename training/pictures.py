@@ -1,9 +1,8 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Pictures in and out of the scripts: read a photo and IUV frames, write a video, a GIF and a grid of pictures."""
+"""Pictures in and out of the scripts: read a photo, show poses, write a video, a GIF and a grid of pictures."""
 
 import os
-import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -14,9 +13,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from pipeline_dreampose import to_rgb
-
-
-POSE_SUFFIXES = (".png", ".bmp")  # lossless: a JPEG mixes U and V across charts
 
 
 def read_photo(path: str | os.PathLike) -> Image.Image:
@@ -39,76 +35,11 @@ def read_photo(path: str | os.PathLike) -> Image.Image:
         raise ValueError(f"`image` must be a readable picture, got {str(path)!r}: {error}.") from error
 
 
-def read_poses(path: str | os.PathLike) -> list[Image.Image] | torch.Tensor:
-    """Read DensePose IUV frames: a folder of pictures (R = V, G = U, B = I) in the order of the numbers in their
-    names, or a `.npy` stack.
-
-    Args:
-        path (`str` or `os.PathLike`): The folder, or a `.npy` file of uint8 `[F, H, W, 3]` (IUV pictures as above) or
-            floats `[F, 2, H, W]` (U, V in `[0, 1]`).
-    Returns:
-        `list[PIL.Image.Image]` or `torch.Tensor`: `F` pictures of one size, or for floats `[F, 2, H, W]`, float32:
-            what the pipeline takes as `pose_maps`.
-    Raises:
-        ValueError: If there is nothing at `path`, a frame cannot be read or is not RGB, sizes differ, or the stack has
-            another shape or range.
-    """
-    path = Path(path)
-    if path.is_file() and path.suffix == ".npy":
-        return _read_pose_stack(path)
-    if not path.is_dir():
-        raise ValueError(f"`poses` must be a folder of IUV pictures or a .npy file, got {str(path)!r}.")
-    files = sorted((f for f in path.iterdir() if f.suffix.lower() in POSE_SUFFIXES), key=_natural_order)
-    if not files:
-        raise ValueError(
-            f"`poses` must hold IUV pictures ({', '.join(POSE_SUFFIXES)}), got {str(path)!r}, without any."
-        )
-    frames = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                image.load()
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f"`poses` must be readable pictures, got {str(file)!r}: {error}.") from error
-        if image.mode != "RGB":
-            raise ValueError(
-                f"`poses` must be RGB pictures (R = V, G = U, B = I), got mode {image.mode} in {str(file)!r}."
-            )
-        if frames and image.size != frames[0].size:
-            raise ValueError(
-                f"`poses` must have one size, got {frames[0].size} in {files[0].name!r} "
-                f"and {image.size} in {file.name!r}."
-            )
-        frames.append(image)
-    return frames
-
-
-def _natural_order(file: Path) -> tuple[list, str]:
-    """`frame_2` before `frame_10`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", file.stem)], file.name
-
-
-def _read_pose_stack(path: Path) -> list[Image.Image] | torch.Tensor:
-    try:
-        stack = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"`poses` must be a plain numpy array, got {str(path)!r}: {error}.") from error
-    if stack.ndim == 4 and stack.size:
-        if stack.dtype == np.uint8 and stack.shape[3] == 3:
-            return [Image.fromarray(frame) for frame in stack]
-        if stack.dtype.kind == "f" and stack.shape[1] == 2 and 0 <= stack.min() <= stack.max() <= 1:
-            return torch.from_numpy(stack.astype(np.float32))
-    raise ValueError(
-        "`poses` must be uint8 [F, H, W, 3] or floats [F, 2, H, W] within [0, 1], got "
-        f"{stack.dtype} {list(stack.shape)} in {str(path)!r}."
-    )
-
-
 def poses_as_pictures(poses: list[Image.Image] | torch.Tensor) -> list[Image.Image]:
     """Show poses as pictures: IUV pictures as they are, U and V maps as green and red.
 
     Args:
-        poses (`list[PIL.Image.Image]` or `torch.Tensor`): What `read_poses` gives.
+        poses (`list[PIL.Image.Image]` or `torch.Tensor`): What `densepose.read_poses` gives.
     Returns:
         `list[PIL.Image.Image]`: `F` pictures, mode RGB.
     """
@@ -132,7 +63,10 @@ def enlarge(image: Image.Image, scale: int) -> Image.Image:
 
 
 def picture_grid(
-    rows: Sequence[Sequence[Image.Image | None]], titles: Sequence[str] | None = None, gap: int = 4
+    rows: Sequence[Sequence[Image.Image | None]],
+    titles: Sequence[str] | None = None,
+    gap: int = 4,
+    row_titles: Sequence[str] | None = None,
 ) -> Image.Image:
     """Lay pictures of one size out as a grid on white.
 
@@ -140,6 +74,7 @@ def picture_grid(
         rows (`Sequence[Sequence[PIL.Image.Image or None]]`): The pictures, `None` for an empty cell.
         titles (`Sequence[str]`, *optional*): Written above the columns.
         gap (`int`, *optional*, defaults to 4): Pixels between the pictures.
+        row_titles (`Sequence[str]`, *optional*): Written to the left of the rows.
     Returns:
         `PIL.Image.Image`: Mode RGB.
     Raises:
@@ -149,16 +84,21 @@ def picture_grid(
     if len(sizes) != 1:
         raise ValueError(f"`rows` must hold pictures of one size, got {sorted(sizes)}.")
     width, height = sizes.pop()
+    font = ImageFont.load_default(max(12, width // 10))
     top = 0 if titles is None else max(12, width // 10) + 2 * gap
+    left = 0 if row_titles is None else int(max(map(font.getlength, row_titles))) + 2 * gap
     columns = max(map(len, rows))
-    grid = Image.new("RGB", (columns * (width + gap) - gap, top + len(rows) * (height + gap) - gap), "white")
+    size = left + columns * (width + gap) - gap, top + len(rows) * (height + gap) - gap
+    grid = Image.new("RGB", size, "white")
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
             if picture is not None:
-                grid.paste(picture, (c * (width + gap), top + r * (height + gap)))
-    font = ImageFont.load_default(top - 2 * gap) if titles else None
+                grid.paste(picture, (left + c * (width + gap), top + r * (height + gap)))
+    draw = ImageDraw.Draw(grid)
     for c, title in enumerate(titles or ()):
-        ImageDraw.Draw(grid).text((c * (width + gap) + width / 2, top / 2), title, "black", font, anchor="mm")
+        draw.text((left + c * (width + gap) + width / 2, top / 2), title, "black", font, anchor="mm")
+    for r, title in enumerate(row_titles or ()):
+        draw.text((left - gap, top + r * (height + gap) + height / 2), title, "black", font, anchor="rm")
     return grid
 
 
@@ -205,3 +145,24 @@ def write_gif(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=1000 / fps, loop=0)
+
+
+def write_frames(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:
+    """Write a video, a GIF, or PNGs into a folder, as the suffix of `path` says: `.mp4`, `.gif` or none.
+
+    Args:
+        frames (`Sequence[PIL.Image.Image]`): At least one picture, all of one size.
+        path (`str` or `os.PathLike`): The file, or the folder, whose older frames are replaced.
+        fps (`float`, *optional*, defaults to 30): Frames a second of a video or GIF.
+    """
+    path = Path(path)
+    if path.suffix == ".mp4":
+        write_video(frames, path, fps)
+    elif path.suffix == ".gif":
+        write_gif(frames, path, fps)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        for old in path.glob("[0-9][0-9][0-9][0-9][0-9].png"):
+            old.unlink()
+        for index, frame in enumerate(frames):
+            frame.save(path / f"{index:05d}.png")

@@ -1,0 +1,132 @@
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny_components import get_dummy_iuv
+from training.data.densepose import read_poses
+
+
+def picture(color="red", size=(8, 10)):
+    return Image.new("RGB", size, color)
+
+
+def write_video(path, codec, pixel_format, frames):
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = *frames[0].size, pixel_format
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+
+
+def test_pose_frames_come_in_the_order_of_their_numbers(tmp_path):
+    for number in (10, 2, 1):
+        picture((number, 0, 0)).save(tmp_path / f"frame_{number}.png")
+    (tmp_path / "notes.txt").write_text("not a frame")
+    frames = read_poses(tmp_path)
+    assert [frame.getpixel((0, 0))[0] for frame in frames] == [1, 2, 10]
+
+
+def test_a_stack_of_pictures_equals_the_folder(tmp_path):
+    stack = np.random.default_rng(0).integers(0, 25, (3, 6, 4, 3), dtype=np.uint8)
+    np.save(tmp_path / "iuv.npy", stack)
+    for i, frame in enumerate(stack):
+        Image.fromarray(frame).save(tmp_path / f"{i}.png")
+    from_stack, from_folder = read_poses(tmp_path / "iuv.npy"), read_poses(tmp_path)
+    assert [f.tobytes() for f in from_stack] == [f.tobytes() for f in from_folder]
+
+
+def test_a_stack_of_maps_keeps_its_values(tmp_path):
+    maps = np.zeros((2, 2, 5, 4))
+    maps[0, 0], maps[1, 1] = 1.0, 0.5
+    np.save(tmp_path / "maps.npy", maps)
+    poses = read_poses(tmp_path / "maps.npy")
+    assert poses.dtype == torch.float32 and poses.shape == (2, 2, 5, 4)
+    np.testing.assert_array_equal(poses.numpy(), maps)
+
+
+def test_bad_poses_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`poses` must be a folder of IUV pictures, .* which does not exist"):
+        read_poses(tmp_path / "missing")
+    with pytest.raises(ValueError, match="`poses` must hold IUV pictures"):
+        read_poses(tmp_path)
+    picture().save(tmp_path / "0.png")
+    picture(size=(8, 12)).save(tmp_path / "1.png")
+    with pytest.raises(
+        ValueError, match=r"`poses` must have one size, got \(8, 10\) in '0.png' and \(8, 12\) in '1.png'"
+    ):
+        read_poses(tmp_path)
+    Image.new("L", (8, 10)).save(tmp_path / "1.png")
+    with pytest.raises(ValueError, match="`poses` must be RGB pictures .* got mode L"):
+        read_poses(tmp_path)
+    (tmp_path / "1.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="`poses` must be readable pictures"):
+        read_poses(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [np.zeros((2, 3, 5, 4)), np.full((2, 2, 5, 4), 1.5), np.zeros((0, 2, 5, 4)), np.zeros((5, 4, 3), np.uint8)],
+    ids=["channels", "range", "empty", "one frame"],
+)
+def test_bad_stacks_are_refused(tmp_path, stack):
+    np.save(tmp_path / "poses.npy", stack)
+    with pytest.raises(ValueError, match=r"`poses` must be uint8 \[F, H, W, 3\] or floats \[F, 2, H, W\]"):
+        read_poses(tmp_path / "poses.npy")
+
+
+def test_pickled_stacks_are_refused(tmp_path):
+    np.save(tmp_path / "poses.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="`poses` must be a plain numpy array"):
+        read_poses(tmp_path / "poses.npy")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format"),
+    [("poses.mkv", "ffv1", "bgr0"), ("poses.mov", "png", "rgb24"), ("poses.avi", "huffyuv", "rgb24")],
+)
+def test_a_lossless_video_equals_the_folder(tmp_path, name, codec, pixel_format):
+    frames = [get_dummy_iuv(i) for i in range(4)]
+    write_video(tmp_path / name, codec, pixel_format, frames)
+    assert [f.tobytes() for f in read_poses(tmp_path / name)] == [f.tobytes() for f in frames]
+
+
+def test_a_video_that_lost_codes_is_refused(tmp_path):
+    for codec, pixel_format in (("mpeg4", "yuv420p"), ("ffv1", "yuv420p")):
+        write_video(tmp_path / "poses.mkv", codec, pixel_format, [picture(size=(32, 32))] * 2)
+        with pytest.raises(ValueError, match=f"lossless RGB codec .* got {codec}, {pixel_format}"):
+            read_poses(tmp_path / "poses.mkv")
+    (tmp_path / "poses.mkv").write_text("no video")
+    with pytest.raises(ValueError, match="`poses` must be a readable video"):
+        read_poses(tmp_path / "poses.mkv")
+    (tmp_path / "poses.txt").write_text("no poses")
+    with pytest.raises(ValueError, match="`poses` must be a folder .* got .*poses.txt'\\.$"):
+        read_poses(tmp_path / "poses.txt")
+
+
+def test_the_release_s_maps_are_read_from_among_its_frames(tmp_path):
+    maps = np.random.default_rng(0).random((12, 2, 5, 4))
+    for number, array in enumerate(maps):
+        np.save(tmp_path / f"frame_{number}_densepose.npy", array)
+        picture().save(tmp_path / f"frame_{number}.png")
+    poses = read_poses(tmp_path)
+    assert poses.dtype == torch.float32
+    np.testing.assert_array_equal(poses.numpy(), maps.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((2, 5, 4), np.nan), r"`poses` must be floats \[2, H, W\] within \[0, 1\]"),
+        (np.full((2, 5, 4), 255.0), r"`poses` must be floats \[2, H, W\] within \[0, 1\]"),
+        (np.zeros((3, 5, 4)), r"got float64 \[3, 5, 4\]"),
+        (np.zeros((2, 5, 6)), r"one size, got \(2, 5, 4\) in 'frame_0_densepose.npy' and \(2, 5, 6\)"),
+    ],
+)
+def test_bad_maps_of_the_release_are_refused(tmp_path, array, message):
+    np.save(tmp_path / "frame_0_densepose.npy", np.zeros((2, 5, 4)))
+    np.save(tmp_path / "frame_1_densepose.npy", array)
+    with pytest.raises(ValueError, match=message):
+        read_poses(tmp_path)
