@@ -1,10 +1,20 @@
 """Whatever diffusers offers to save memory or time changes where and how the models run, never the video."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import cpu_offload
+from diffusers import PipelineQuantizationConfig, TorchAoConfig
+from torchao.quantization import Int8WeightOnlyConfig
 
+from pipeline_dreampose import DreamPosePipeline
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline
+
+
+ROOT = Path(__file__).parent.parent
 
 
 def render(pipe, **kwargs):
@@ -76,3 +86,40 @@ def test_a_compiled_unet_is_compiled_once_for_all_chunks(expected):
     inputs = {**get_dummy_inputs(), "pose_maps": get_dummy_inputs()["pose_maps"] * 2}
     pipe(**inputs, chunk_size=5)  # two chunks
     assert len(graphs) == num_graphs
+
+
+def test_an_int8_unet_stays_near(expected, tmp_path):
+    get_dummy_pipeline().save_pretrained(tmp_path)
+    quantization_config = PipelineQuantizationConfig(quant_mapping={"unet": TorchAoConfig(Int8WeightOnlyConfig())})
+    pipe = DreamPosePipeline.from_pretrained(tmp_path, quantization_config=quantization_config)
+    assert {type(layer.weight).__name__ for layer in pipe.unet.modules() if isinstance(layer, torch.nn.Linear)} == {
+        "Int8Tensor"
+    }
+    difference = (render(pipe, chunk_size=2) - expected).abs()
+    assert 0 < difference.mean() < 0.01 and difference.max() < 0.05
+
+
+@pytest.mark.slow
+def test_peak_memory_grows_by_the_finished_frames_alone():
+    """In a process of its own, whose peak is that of the pipeline."""
+    script = """
+import resource
+import torch
+from tests.tiny_components import get_dummy_image, get_dummy_pipeline
+pipe = get_dummy_pipeline()
+pipe.set_progress_bar_config(disable=True)
+def peak_mb(num_frames):
+    poses = torch.rand(num_frames, 2, 64, 48)
+    frames = pipe(get_dummy_image(0, 64, 48), poses, height=64, width=48, num_inference_steps=1, chunk_size=8,
+                  output_type="pt").frames
+    assert frames.shape[1] == num_frames
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+peak_mb(8)
+print(peak_mb(16), peak_mb(272))
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    few, many = map(float, result.stdout.split())
+    # 256 more frames of 3 channels, their maps of 2 as given and as fitted, 4 bytes each; and the frames stacked once.
+    per_frame = 64 * 48 * 4 * (2 * 3 + 2 * 2) / 2**20
+    assert many - few < 256 * per_frame + 16, (few, many)
