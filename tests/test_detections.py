@@ -1,0 +1,190 @@
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.data.detections import (
+    Detection,
+    box_iou,
+    detections_from_charts,
+    detections_from_torchscript,
+    follow_person,
+    paste,
+    read_dump,
+)
+from training.data.procedural_fashion import ProceduralFashionConfig
+
+
+@pytest.fixture(scope="module")
+def drawn_iuv():
+    """The IUV of a drawn figure, [80, 64, 3] as V, U, I."""
+    return ProceduralFashionConfig(name="figure").clip("test", 0, 0, [0])[0].iuv
+
+
+def charts_of(iuv):
+    """What a chart head would say of one box, sure of itself, at the box's size: coarse, fine, U and V."""
+    v, u, parts = torch.from_numpy(iuv).permute(2, 0, 1)
+    fine = torch.nn.functional.one_hot(parts.long(), 25).permute(2, 0, 1)[None].float()
+    coarse = torch.stack([parts == 0, parts > 0])[None].float()
+    # Only the channel of a pixel's part holds its value; all others would be wrong.
+    u, v = (torch.where(fine > 0, value.float() / 255, 0.5) for value in (u, v))
+    return coarse, fine, u, v
+
+
+def test_charts_become_the_figure_that_they_were_drawn_from(drawn_iuv):
+    height, width = drawn_iuv.shape[:2]
+    boxes = torch.tensor([[10.0, 20.0, 10.0 + width, 20.0 + height]])
+    (detection,) = detections_from_charts(boxes, torch.tensor([0.9]), *charts_of(drawn_iuv))
+    assert detection.box == (10, 20, 10 + width, 20 + height) and detection.score == pytest.approx(0.9)
+    np.testing.assert_array_equal(detection.iuv[..., 2], drawn_iuv[..., 2])
+    assert np.abs(detection.iuv.astype(int) - drawn_iuv).max() <= 1
+
+
+def test_a_coarse_background_wins_over_every_part(drawn_iuv):
+    coarse, fine, u, v = charts_of(drawn_iuv)
+    coarse[..., :40, :] = torch.tensor([1.0, 0.0])[None, :, None, None]
+    (detection,) = detections_from_charts(torch.tensor([[0.0, 0.0, 64.0, 80.0]]), None, coarse, fine, u, v)
+    assert not detection.iuv[:40].any()
+    np.testing.assert_array_equal(detection.iuv[40:, :, 2], drawn_iuv[40:, :, 2])
+
+
+def test_both_exports_give_the_same_detections(drawn_iuv):
+    boxes, scores = torch.tensor([[3.0, 4.0, 67.0, 84.0]]), torch.tensor([1.0])
+    charts = charts_of(drawn_iuv)
+    names = ("coarse_segm", "fine_segm", "u", "v")
+    as_dict = {"pred_boxes": boxes, "scores": scores}
+    as_dict |= {f"pred_densepose_{name}": chart for name, chart in zip(names, charts, strict=True)}
+    (one,) = detections_from_torchscript(as_dict)
+    (two,) = detections_from_torchscript((boxes, *charts))
+    assert one.box == two.box and one.score == two.score
+    np.testing.assert_array_equal(one.iuv, two.iuv)
+    nobody = (torch.zeros(0, 4), torch.zeros(0, 2, 7, 7), *[torch.zeros(0, 25, 7, 7)] * 3)
+    assert detections_from_torchscript(nobody) == []
+    with pytest.raises(ValueError, match=r"must have .* but lacks \['scores'\]"):
+        detections_from_torchscript({name: value for name, value in as_dict.items() if name != "scores"})
+    with pytest.raises(ValueError, match="a dict or a tuple of boxes.* got tuple of 2"):
+        detections_from_torchscript((boxes, scores))
+
+
+@pytest.fixture
+def save_dump(monkeypatch, tmp_path):
+    """Write a dump as detectron2 would, whose classes are then gone again."""
+
+    def save(entries_of):
+        module = types.ModuleType("densepose.structures.chart_result")
+
+        @dataclass
+        class DensePoseChartResult:
+            labels: torch.Tensor
+            uv: torch.Tensor
+
+        DensePoseChartResult.__module__ = module.__name__
+        DensePoseChartResult.__qualname__ = "DensePoseChartResult"
+        module.DensePoseChartResult = DensePoseChartResult
+        with monkeypatch.context() as patch:
+            for name in ("densepose", "densepose.structures"):
+                patch.setitem(sys.modules, name, types.ModuleType(name))
+            patch.setitem(sys.modules, module.__name__, module)
+            torch.save(entries_of(DensePoseChartResult), tmp_path / "dump.pkl")
+        return tmp_path / "dump.pkl"
+
+    return save
+
+
+def test_a_dump_is_read_without_detectron2(save_dump, drawn_iuv):
+    v, u, parts = torch.from_numpy(drawn_iuv).permute(2, 0, 1)
+
+    def entries(result):
+        person = result(labels=parts, uv=torch.stack([u, v]).float() / 255)
+        found = {"scores": torch.tensor([0.75]), "pred_boxes_XYXY": torch.tensor([[5.6, 7.2, 69.7, 87.1]])}
+        nobody = {"scores": torch.zeros(0), "pred_boxes_XYXY": torch.zeros(0, 4), "pred_densepose": []}
+        return [{"file_name": "0.png", "pred_densepose": [person], **found}, {"file_name": "1.png", **nobody}]
+
+    (name, (detection,)), empty = read_dump(save_dump(entries))
+    assert name == "0.png" and empty == ("1.png", [])
+    assert detection.box == (5, 7, 5 + 64, 7 + 80) and detection.score == 0.75
+    np.testing.assert_array_equal(detection.iuv, drawn_iuv)
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_hostile_dump_is_refused_and_nothing_of_it_runs(save_dump, tmp_path):
+    trace = tmp_path / "trace"
+    for hostile in (Hostile(trace), {"file_name": "0.png", "scores": Hostile(trace)}):
+        path = save_dump(lambda result: [hostile])
+        with pytest.raises(ValueError, match="must be a dump of detectron2's .* 'dump.pkl' is none, or holds more"):
+            read_dump(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists(), "the file was harmless, so the test showed nothing"
+
+
+def test_what_is_no_dump_is_refused(save_dump, tmp_path):
+    (tmp_path / "text.pkl").write_text("no dump")
+    for path in (tmp_path / "text.pkl", save_dump(lambda result: {"a": torch.zeros(1)})):
+        with pytest.raises(ValueError, match="`path` must be a dump of detectron2's"):
+            read_dump(path)
+    with pytest.raises(ValueError, match="`path` must be a file, got .*missing.pkl"):
+        read_dump(tmp_path / "missing.pkl")
+
+
+def test_a_box_beyond_the_picture_is_clipped():
+    iuv = np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3)
+    canvas = paste(Detection((-1, 3, 2, 7), iuv, 1.0), 5, 6)
+    expected = np.zeros((5, 6, 3), np.uint8)
+    expected[3:5, 0:2] = iuv[0:2, 1:3]
+    np.testing.assert_array_equal(canvas, expected)
+    assert not paste(Detection((9, 9, 12, 13), iuv, 1.0), 5, 6).any()
+
+
+def test_box_iou_by_hand():
+    assert box_iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert box_iou((0, 0, 2, 2), (2, 0, 4, 2)) == 0 and box_iou((0, 0, 2, 2), (0, 0, 2, 2)) == 1
+
+
+def person(left, code, width=20, height=60, score=0.9):
+    iuv = np.full((height, width, 3), code, np.uint8)
+    return Detection((left, 20, left + width, 20 + height), iuv, score)
+
+
+def codes(chosen):
+    return [None if detection is None else int(detection.iuv[0, 0, 2]) for detection in chosen]
+
+
+@pytest.mark.parametrize(("rule", "code"), [("largest", 1), ("score", 2), ("centre", 3)])
+def test_the_rule_chooses_the_person(rule, code):
+    people = [person(0, 1, height=70), person(90, 2, score=0.95), person(45, 3, score=0.5)]
+    assert codes(follow_person([people[::-1]], 100, 110, rule)) == [code]
+    with pytest.raises(ValueError, match="`rule` must be one of .* got 'first'"):
+        follow_person([people], 100, 110, "first")
+
+
+def test_people_who_cross_are_not_exchanged():
+    clip = []
+    for i in range(11):
+        people = [person(8 * i, 1, height=62), person(80 - 8 * i, 2)]
+        clip.append(people if i % 2 else people[::-1])
+    assert codes(follow_person(clip, 100, 110)) == [1] * 11
+    clip[4], clip[5] = [person(48, 2)], []
+    assert codes(follow_person(clip[:4] + clip[5:], 100, 110))[:6] == [1, 1, 1, 1, None, 1]
+
+
+def test_frames_before_the_first_person_and_without_any_are_gaps():
+    assert codes(follow_person([[], [person(10, 4)], [], [person(12, 4)], [person(90, 5)]], 100, 110)) == [
+        None,
+        4,
+        None,
+        4,
+        None,
+    ]
+    assert follow_person([[], []], 100, 110) == [None, None]

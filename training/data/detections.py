@@ -1,0 +1,222 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""What DensePose detectors put out -> IUV pictures of one person: detectron2's dumps and both TorchScript exports.
+
+A detection is one person's I, U and V at the size of its box; a clip is a list of frames, each a list of detections.
+Legend: `N` detections, `P` 25 part channels, `H W` pixels, boxes (left, top, right, bottom) in pixels.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.serialization import safe_globals
+
+
+PERSON_RULES = ("largest", "score", "centre")
+_DUMP_CLASSES = ("DensePoseChartResult", "DensePoseChartResultWithConfidences")
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One person: `box` (left, top, right, bottom), whole pixels, right and bottom beyond the last one; `iuv` of the
+    box's size, uint8 `[H, W, 3]` as V, U, I; `score` in [0, 1]."""
+
+    box: tuple[int, int, int, int]
+    iuv: np.ndarray
+    score: float
+
+    @property
+    def area(self) -> int:
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top)
+
+
+def _whole_box(box: Sequence[float]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = (int(round(float(value))) for value in box)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def _to_iuv(parts: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> np.ndarray:
+    """Parts, U and V `[H, W]` -> uint8 `[H, W, 3]` as V, U, I; a body's U and V start at 1, since 0 means nobody."""
+    body = parts > 0
+    levels = [(value.clamp(0, 1) * 255).round().clamp(min=1) * body for value in (v, u)]
+    return torch.stack([*levels, parts], dim=-1).byte().cpu().numpy()
+
+
+def detections_from_charts(
+    boxes: torch.Tensor,
+    scores: torch.Tensor | None,
+    coarse: torch.Tensor,
+    fine: torch.Tensor,
+    u: torch.Tensor,
+    v: torch.Tensor,
+) -> list[Detection]:
+    """Turn a chart head's output into detections: resize to the box, `I = argmax(fine) * (argmax(coarse) > 0)`, and of
+    U and V the channel of each pixel's part.
+
+    Args:
+        boxes (`torch.Tensor`): Shape `(N, 4)`, pixels.
+        scores (`torch.Tensor`, *optional*): Shape `(N,)`; 1 for all without them.
+        coarse (`torch.Tensor`): Shape `(N, 2, h, w)`, body against background.
+        fine (`torch.Tensor`): Shape `(N, P, h, w)`, scores of the parts, 0 the background.
+        u (`torch.Tensor`): Shape `(N, P, h, w)`.
+        v (`torch.Tensor`): Shape `(N, P, h, w)`.
+    Returns:
+        `list[Detection]`: `N` of them.
+    """
+    detections = []
+    for index in range(len(boxes)):
+        left, top, right, bottom = box = _whole_box(boxes[index])
+        charts = (chart[index : index + 1].float() for chart in (coarse, fine, u, v))
+        size = (bottom - top, right - left)
+        charts = [F.interpolate(chart, size, mode="bilinear", align_corners=False)[0] for chart in charts]
+        parts = charts[1].argmax(0) * (charts[0].argmax(0) > 0)
+        u_of_part, v_of_part = (chart.gather(0, parts[None])[0] for chart in charts[2:])
+        score = 1.0 if scores is None else float(scores[index])
+        detections.append(Detection(box, _to_iuv(parts, u_of_part, v_of_part), score))
+    return detections
+
+
+def detections_from_torchscript(output: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]) -> list[Detection]:
+    """Detections in one picture from either export's output.
+
+    Args:
+        output (`Mapping` or `Sequence`): A dict with `pred_boxes`, `scores` and `pred_densepose_*`, or a tuple of
+            boxes, coarse, fine, U and V.
+    Returns:
+        `list[Detection]`: One a person, perhaps none.
+    Raises:
+        ValueError: If `output` is neither.
+    """
+    if isinstance(output, Mapping):
+        names = (
+            "pred_boxes",
+            "scores",
+            *(f"pred_densepose_{name}" for name in ("coarse_segm", "fine_segm", "u", "v")),
+        )
+        missing = [name for name in names if name not in output]
+        if missing:
+            raise ValueError(f"`output` of a DensePose export must have {names}, but lacks {missing}.")
+        return detections_from_charts(*(output[name] for name in names))
+    if not isinstance(output, Sequence) or len(output) != 5:
+        raise ValueError(
+            "`output` of a DensePose export must be a dict or a tuple of boxes, coarse, fine, U and V, got "
+            f"{type(output).__name__}{f' of {len(output)}' if isinstance(output, Sequence) else ''}."
+        )
+    boxes, *charts = output
+    return detections_from_charts(boxes, None, *charts)
+
+
+class _ChartResult:
+    """Stands in for detectron2's classes, which are plain holders of `labels` [H,W] and `uv` [2,H,W]."""
+
+
+def read_dump(path: str | os.PathLike) -> list[tuple[str, list[Detection]]]:
+    """Read what detectron2's `apply_net.py dump` wrote; nothing but tensors and its result classes is unpickled.
+
+    Args:
+        path (`str` or `os.PathLike`): The `.pkl` file.
+    Returns:
+        `list`: For each picture its file name and detections, in the file's order.
+    Raises:
+        ValueError: If the file is no such dump, or holds anything else; nothing of it is run.
+    """
+    allowed = [(_ChartResult, f"densepose.structures.chart_result.{name}") for name in _DUMP_CLASSES]
+    allowed += [(_ChartResult, f"densepose.structures.{name}") for name in _DUMP_CLASSES]
+    try:
+        with safe_globals(allowed):
+            entries = torch.load(path, map_location="cpu", weights_only=True)
+        return [(str(entry["file_name"]), _read_dump_entry(entry)) for entry in entries]
+    except FileNotFoundError as error:
+        raise ValueError(f"`path` must be a file, got {str(path)!r}, which does not exist.") from error
+    except Exception as error:  # whatever torch's unpickler meets in a file of unknown origin
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"`path` must be a dump of detectron2's `apply_net.py`, tensors and chart results alone; "
+            f"{Path(path).name!r} is none, or holds more: {reason}"
+        ) from error
+
+
+def _read_dump_entry(entry: Mapping[str, Any]) -> list[Detection]:
+    detections = []
+    for box, score, result in zip(entry["pred_boxes_XYXY"], entry["scores"], entry["pred_densepose"], strict=True):
+        left, top = (int(float(value)) for value in box[:2])
+        height, width = result.labels.shape
+        iuv = _to_iuv(result.labels, *result.uv.float())
+        detections.append(Detection((left, top, left + width, top + height), iuv, float(score)))
+    return detections
+
+
+def paste(detection: Detection, height: int, width: int) -> np.ndarray:
+    """Put a detection into a picture of nobody, clipped to it: uint8 `[height, width, 3]` as V, U, I."""
+    left, top, right, bottom = detection.box
+    canvas = np.zeros((height, width, 3), np.uint8)
+    rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
+    if rows.start < rows.stop and columns.start < columns.stop:
+        canvas[rows, columns] = detection.iuv[
+            rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+        ]
+    return canvas
+
+
+def box_iou(first: Sequence[float], second: Sequence[float]) -> float:
+    """Intersection over union of two boxes, in [0, 1]."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    intersection = max(width, 0) * max(height, 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return intersection / (sum(areas) - intersection)
+
+
+def follow_person(
+    clip: Sequence[Sequence[Detection]], height: int, width: int, rule: str = "largest"
+) -> list[Detection | None]:
+    """Choose one person in the first frame that has any and keep to it.
+
+    In each frame the detection is taken whose box overlaps most with where the person's is expected: the last box
+    moved on by its last movement, so that people who cross are not exchanged.
+
+    Args:
+        clip (`Sequence[Sequence[Detection]]`): The detections of each frame.
+        height (`int`): Of the frames, in pixels.
+        width (`int`): Of the frames, in pixels.
+        rule (`str`, *optional*, defaults to `"largest"`): `"largest"` box, best `"score"`, nearest to the `"centre"`.
+    Returns:
+        `list[Detection | None]`: One a frame, `None` where the person is not found.
+    Raises:
+        ValueError: If `rule` is unknown.
+    """
+    if rule not in PERSON_RULES:
+        raise ValueError(f"`rule` must be one of {PERSON_RULES}, got {rule!r}.")
+    ranks = {
+        "largest": lambda d: d.area,
+        "score": lambda d: d.score,
+        "centre": lambda d: -np.hypot(d.box[0] + d.box[2] - width, d.box[1] + d.box[3] - height),
+    }
+    chosen, last, velocity, gap = [], None, np.zeros(4), 1
+    for detections in clip:
+        found = None
+        if last is None:
+            found = max(detections, key=ranks[rule], default=None)
+        else:
+            expected = last + gap * velocity
+            overlaps = [box_iou(detection.box, expected) for detection in detections]
+            if overlaps and max(overlaps) > 0:
+                found = detections[int(np.argmax(overlaps))]
+        chosen.append(found)
+        if found is None:
+            gap += last is not None
+            continue
+        box = np.array(found.box, float)
+        if last is not None:
+            # The centre's movement alone: arms that open widen a box, and that is no movement.
+            movement = ((box - last)[:2] + (box - last)[2:]) / 2 / gap
+            velocity = np.tile(movement, 2)
+        last, gap = box, 1
+    return chosen
