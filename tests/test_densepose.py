@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -5,7 +7,7 @@ import torch
 from PIL import Image
 
 from tests.tiny_components import get_dummy_iuv
-from training.data.densepose import read_poses
+from training.data.densepose import CHANNEL_ORDERS, fill_gaps, find_channel_order, read_poses, temporal_median
 
 
 def picture(color="red", size=(8, 10)):
@@ -130,3 +132,70 @@ def test_bad_maps_of_the_release_are_refused(tmp_path, array, message):
     np.save(tmp_path / "frame_1_densepose.npy", array)
     with pytest.raises(ValueError, match=message):
         read_poses(tmp_path)
+
+
+VIRIDIS, PARULA = (68, 1, 84), (53, 42, 135)
+
+
+def test_the_part_codes_tell_the_channel_order():
+    frames = [np.asarray(get_dummy_iuv(i)) for i in range(3)]
+    assert find_channel_order(frames) == ("vui", None)
+    swapped = [frame[..., ::-1] for frame in frames]
+    assert find_channel_order(swapped) == ("iuv", None)
+    np.testing.assert_array_equal(swapped[0][..., CHANNEL_ORDERS["iuv"]], frames[0])
+
+
+def test_an_undecidable_order_is_the_default_with_a_notice():
+    empty = [np.zeros((4, 4, 3), np.uint8)]
+    for default in ("vui", "iuv"):
+        order, notice = find_channel_order(empty, default)
+        assert order == default and default in notice
+    # One frame alone may fit both orders; the clip decides.
+    frame = np.full((4, 4, 3), (200, 9, 3), np.uint8)
+    assert find_channel_order([*empty, frame]) == ("vui", None)
+
+
+@pytest.mark.parametrize(("name", "color"), [("viridis", VIRIDIS), ("parula", PARULA)])
+def test_part_colours_are_refused_with_the_reason(tmp_path, name, color):
+    frame = picture(color, (64, 64))
+    frame.paste((240, 200, 60), (20, 20, 40, 60))
+    match = f"got part colours .{name}.*U and V are lost for good.*training/extract_poses.py"
+    with pytest.raises(ValueError, match=match):
+        find_channel_order([np.asarray(frame)])
+    write_video(tmp_path / "parts.mp4", "mpeg4", "yuv420p", [frame] * 2)
+    with pytest.raises(ValueError, match=match):
+        read_poses(tmp_path / "parts.mp4")
+    with pytest.raises(ValueError, match=r"part codes 0..24 in the red or the blue channel, got up to 90 and 80"):
+        find_channel_order([np.full((4, 4, 3), (90, 9, 80), np.uint8)])
+
+
+def test_gaps_are_filled_from_the_nearest_frame_up_to_a_limit():
+    a, b = (np.full((2, 2, 3), value, np.uint8) for value in (1, 2))
+    frames, filled = fill_gaps([None, a, None, None, None, b], max_gap=3)
+    assert [int(frame[0, 0, 0]) for frame in frames] == [1, 1, 1, 1, 2, 2] and filled == [0, 2, 3, 4]
+    assert fill_gaps([a, b], max_gap=0) == ([a, b], [])
+    with pytest.raises(ValueError, match="`max_gap` must be at least 3 for the gap at frame 2, got 2"):
+        fill_gaps([None, a, None, None, None, b], max_gap=2)
+    with pytest.raises(ValueError, match="`frames` must show a person, got none in any of 2"):
+        fill_gaps([None, None], max_gap=9)
+
+
+def test_the_median_calms_where_the_part_stays_and_nowhere_else():
+    frames = [np.full((1, 2, 3), (v, 50, 3), np.uint8) for v in (10, 90, 14, 13)]
+    frames[1][0, 1, 2] = 4
+    calmed = temporal_median(frames)
+    assert [frame[0, 0].tolist() for frame in calmed] == [[10, 50, 3], [14, 50, 3], [14, 50, 3], [13, 50, 3]]
+    assert [frame[0, 1].tolist() for frame in calmed] == [[10, 50, 3], [90, 50, 4], [14, 50, 3], [13, 50, 3]]
+
+
+REAL = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="real DensePose outputs lie beside some checkouts only")
+def test_real_outputs_are_told_apart():
+    clip = [np.asarray(frame) for frame in read_poses(REAL / "ubc_excerpt" / "iuv")]
+    assert len(clip) == 120 and find_channel_order(clip) == ("vui", None)
+    several = np.asarray(Image.open(REAL / "densepose" / "several_people_IUV.png").convert("RGB"))
+    assert find_channel_order([several]) == ("vui", None)
+    with pytest.raises(ValueError, match="got part colours .viridis."):
+        read_poses(REAL / "densepose" / "part_colours_only.mp4")

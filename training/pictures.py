@@ -3,7 +3,8 @@
 """Pictures in and out of the scripts: read a photo, show poses, write a video, a GIF and a grid of pictures."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from pipeline_dreampose import to_rgb
+
+
+PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
 def read_photo(path: str | os.PathLike) -> Image.Image:
@@ -33,6 +37,36 @@ def read_photo(path: str | os.PathLike) -> Image.Image:
             return to_rgb(image)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"`image` must be a readable picture, got {str(path)!r}: {error}.") from error
+
+
+def natural_order(file: Path) -> tuple[list, str]:
+    """Sort key of files by the numbers in their names: `frame_2` before `frame_10`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", file.stem)], file.name
+
+
+def iterate_pictures(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """The frames of a video, or the pictures of a folder in the order of their numbers, one after another.
+
+    Args:
+        path (`str` or `os.PathLike`): A video that FFmpeg reads, or a folder.
+    Returns:
+        `Iterator[PIL.Image.Image]`: Mode RGB.
+    Raises:
+        ValueError: If there are no pictures at `path` or one cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted((f for f in path.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES), key=natural_order)
+        if not files:
+            raise ValueError(f"`input` must hold pictures ({', '.join(PICTURE_SUFFIXES)}), got {str(path)!r}.")
+        yield from map(read_photo, files)
+        return
+    try:
+        with av.open(path) as container:
+            for frame in container.decode(video=0):
+                yield frame.to_image()
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"`input` must be a folder or a readable video, got {str(path)!r}: {error}.") from error
 
 
 def poses_as_pictures(poses: list[Image.Image] | torch.Tensor) -> list[Image.Image]:

@@ -1,15 +1,22 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""DensePose sequences from files: IUV pictures, a lossless IUV video, a `.npy` stack, the release's `.npy` folder."""
+"""DensePose sequences from files: IUV pictures, a lossless IUV video, a `.npy` stack, the release's `.npy` folder; and
+what a clip of IUV pictures may need: its channels put in order, gaps filled, flicker calmed.
 
+The one internal form is IUV, uint8 `[H, W, 3]` as V, U, I (R, G, B of a picture).
+"""
+
+import itertools
 import os
-import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+
+from training.pictures import natural_order
 
 
 PICTURE_SUFFIXES = (".png", ".bmp")  # lossless: a JPEG mixes U and V across charts
@@ -45,17 +52,12 @@ def read_poses(path: str | os.PathLike) -> list[Image.Image] | torch.Tensor:
             f"got {str(path)!r}{'' if path.exists() else ', which does not exist'}."
         )
     # The release keeps its maps among the frames of the clip that they were taken from, so the maps come first.
-    maps = sorted(path.glob(RELEASE_PATTERN), key=_natural_order)
+    maps = sorted(path.glob(RELEASE_PATTERN), key=natural_order)
     return _read_release_maps(maps) if maps else _read_pictures(path)
 
 
-def _natural_order(file: Path) -> tuple[list, str]:
-    """`frame_2` before `frame_10`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", file.stem)], file.name
-
-
 def _read_pictures(folder: Path) -> list[Image.Image]:
-    files = sorted((f for f in folder.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES), key=_natural_order)
+    files = sorted((f for f in folder.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES), key=natural_order)
     if not files:
         raise ValueError(
             f"`poses` must hold IUV pictures ({', '.join(PICTURE_SUFFIXES)}) or {RELEASE_PATTERN}, "
@@ -91,12 +93,14 @@ def _read_video(path: Path) -> list[Image.Image]:
                 raise ValueError(f"`poses` must be a video with pictures, got {str(path)!r}, which has none.")
             stream = container.streams.video[0]
             codec, pixel_format = stream.codec_context.codec, stream.codec_context.format
+            frames = (frame.to_image() for frame in container.decode(stream))
             if not codec.lossless or codec.lossy or not pixel_format.is_rgb:
+                _refuse_part_colours([np.asarray(frame) for frame in itertools.islice(frames, 1)])
                 raise ValueError(
                     "`poses` must be a video in a lossless RGB codec (`ffmpeg ... -c:v ffv1 -pix_fmt bgr0`), since "
                     f"others mix U and V across parts; got {codec.name}, {pixel_format.name} in {str(path)!r}."
                 )
-            frames = [frame.to_image() for frame in container.decode(stream)]
+            frames = list(frames)
     except av.error.FFmpegError as error:
         raise ValueError(f"`poses` must be a readable video, got {str(path)!r}: {error}.") from error
     if not frames:
@@ -141,3 +145,84 @@ def _read_release_maps(files: list[Path]) -> torch.Tensor:
         _check_size(file.name, array.shape, files[0].name, maps[0].shape if maps else array.shape)
         maps.append(torch.from_numpy(array.astype(np.float32)))
     return torch.stack(maps)
+
+
+CHANNEL_ORDERS = {"vui": (0, 1, 2), "iuv": (2, 1, 0)}
+"""Where V, U and I lie in R, G, B: as DensePose writes IUV pictures, and as TikTok's data set does."""
+
+_NUM_CODES = 25
+_PART_COLOURS = {"viridis": (68, 1, 84), "parula": (53, 42, 135)}  # what they paint the background
+
+
+def find_channel_order(frames: Sequence[np.ndarray], default: str = "vui") -> tuple[str, str | None]:
+    """Find which channel holds the part codes, over a whole clip.
+
+    Args:
+        frames (`Sequence[np.ndarray]`): IUV pictures, uint8 `[H, W, 3]`.
+        default (`str`, *optional*, defaults to `"vui"`): Taken where the pictures fit both orders.
+    Returns:
+        `tuple[str, str | None]`: A key of `CHANNEL_ORDERS`, and a notice if it was not decided by the pictures.
+    Raises:
+        ValueError: If no channel can hold part codes, as in pictures of part colours, which have lost U and V.
+    """
+    highest = np.max([frame.max(axis=(0, 1)) for frame in frames], axis=0)
+    fitting = [name for name, (_, _, parts) in CHANNEL_ORDERS.items() if highest[parts] < _NUM_CODES]
+    if len(fitting) == 1:
+        return fitting[0], None
+    if fitting:
+        return default, f"both channel orders fit the pictures; {default} is taken"
+    _refuse_part_colours(frames)
+    raise ValueError(
+        f"`poses` must hold part codes 0..{_NUM_CODES - 1} in the red or the blue channel, got up to "
+        f"{highest[0]} and {highest[2]}."
+    )
+
+
+def _refuse_part_colours(frames: Sequence[np.ndarray]) -> None:
+    background = np.median([np.median(frame[:2].reshape(-1, 3), axis=0) for frame in frames], axis=0)
+    for name, color in _PART_COLOURS.items():
+        if np.abs(background - color).max() <= 12:  # what a lossy codec leaves of it
+            raise ValueError(
+                f"`poses` must be IUV pictures, got part colours ({name}): they tell the parts, but their U and V are "
+                "lost for good. Run DensePose on the clip again: training/extract_poses.py --densepose."
+            )
+
+
+def fill_gaps(frames: Sequence[np.ndarray | None], max_gap: int) -> tuple[list[np.ndarray], list[int]]:
+    """Fill frames without a person by the nearest frame that has one, the earlier of two.
+
+    Args:
+        frames (`Sequence[np.ndarray | None]`): The clip.
+        max_gap (`int`): The longest run of missing frames that is filled.
+    Returns:
+        `tuple[list[np.ndarray], list[int]]`: All frames, and which of them were filled.
+    Raises:
+        ValueError: If a gap is longer, or there is no person at all.
+    """
+    found = np.array([i for i, frame in enumerate(frames) if frame is not None])
+    if not len(found):
+        raise ValueError(f"`frames` must show a person, got none in any of {len(frames)}.")
+    edges = [-1, *found, len(frames)]
+    first, longest = max(((a + 1, b - a - 1) for a, b in zip(edges, edges[1:])), key=lambda gap: gap[1])
+    if longest > max_gap:
+        raise ValueError(f"`max_gap` must be at least {longest} for the gap at frame {first}, got {max_gap}.")
+    nearest = [int(found[np.abs(found - i).argmin()]) for i in range(len(frames))]
+    return [frames[i] for i in nearest], [i for i, source in enumerate(nearest) if i != source]
+
+
+def temporal_median(frames: Sequence[np.ndarray], radius: int = 1) -> list[np.ndarray]:
+    """Calm flicker: the median of U and V over `2 radius + 1` frames, only where the part is the same in all of them.
+
+    Args:
+        frames (`Sequence[np.ndarray]`): IUV, uint8 `[H, W, 3]` as V, U, I.
+        radius (`int`, *optional*, defaults to 1): Frames on each side; beyond the ends the border frame repeats.
+    Returns:
+        `list[np.ndarray]`: As many frames.
+    """
+    calmed = []
+    for index, frame in enumerate(frames):
+        window = [frames[min(max(i, 0), len(frames) - 1)] for i in range(index - radius, index + radius + 1)]
+        stack = np.stack(window)
+        steady = (stack[..., 2] == frame[..., 2]).all(axis=0)
+        calmed.append(np.where(steady[..., None], np.median(stack, axis=0).astype(np.uint8), frame))
+    return calmed

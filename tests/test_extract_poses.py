@@ -1,0 +1,151 @@
+"""From a clip to the poses that `animate.py` takes, with a DensePose that the test itself scripts."""
+
+from typing import Dict, Tuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from training import extract_poses
+from training.data.densepose import read_poses
+from training.data.estimator import DensePoseEstimator
+from training.data.procedural_fashion import ProceduralFashionConfig
+from training.pictures import write_video
+
+
+HEIGHT, WIDTH = 80, 64
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Frames of a drawn clip: pictures and their IUV."""
+    return ProceduralFashionConfig(name="figure", num_frames=6).clip("test", 0, 0, [0, 2, 4])
+
+
+def charts(iuv: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a head that is sure of itself says of an IUV picture [H,W,3], as V, U, I in 0..255."""
+    v, u, parts = iuv[:, :, 0] / 255, iuv[:, :, 1] / 255, iuv[:, :, 2].long()
+    fine = nn.functional.one_hot(parts, 25).permute(2, 0, 1)[None].float()
+    coarse = torch.stack([parts == 0, parts > 0])[None].float()
+    return coarse, fine, u * fine, v * fine
+
+
+class DictExport(nn.Module):
+    """One BGR picture in 0..255, HWC: it "finds" the IUV that is painted into it, in a box inside the picture."""
+
+    def forward(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
+        if image.shape[2] != 3:
+            raise RuntimeError("three channels last")
+        box = torch.tensor([[4.0, 2.0, 60.0, 78.0]])
+        coarse, fine, u, v = charts(image.flip(2)[2:78, 4:60])
+        return {
+            "pred_boxes": box, "scores": torch.ones(1), "pred_densepose_coarse_segm": coarse,
+            "pred_densepose_fine_segm": fine, "pred_densepose_u": u, "pred_densepose_v": v,
+        }  # fmt: skip
+
+
+class TupleExport(nn.Module):
+    """One RGB picture, uint8, CHW. It misses the person where the picture is black."""
+
+    def forward(
+        self, image: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        assert image.dtype == torch.uint8 and image.shape[0] == 3
+        coarse, fine, u, v = charts(image.permute(1, 2, 0).float()[2:78, 4:60])
+        num = 1 if bool(image.any()) else 0
+        return torch.tensor([[4.0, 2.0, 60.0, 78.0]])[:num], coarse[:num], fine[:num], u[:num], v[:num]
+
+
+@pytest.fixture(scope="module", params=[DictExport, TupleExport])
+def densepose(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("densepose") / "model.pt"
+    torch.jit.script(request.param()).save(path)
+    return path
+
+
+def inside(iuv):
+    """An IUV picture, empty outside the box that the exports look at."""
+    result = np.zeros_like(iuv)
+    result[2:78, 4:60] = iuv[2:78, 4:60]
+    return result
+
+
+def run(*words):
+    extract_poses.main(extract_poses.parse_args([str(word) for word in words]))
+
+
+def test_from_pixels_to_iuv(densepose, drawn, tmp_path):
+    (tmp_path / "frames").mkdir()
+    for index, frame in enumerate(drawn):
+        Image.fromarray(frame.iuv).save(tmp_path / "frames" / f"{index}.png")
+    run("--input", tmp_path / "frames", "--densepose", densepose, "--output_dir", tmp_path / "poses")
+    poses = read_poses(tmp_path / "poses")
+    assert len(poses) == len(drawn)
+    for pose, frame in zip(poses, drawn, strict=True):
+        assert np.abs(np.asarray(pose).astype(int) - inside(frame.iuv)).max() <= 1
+        np.testing.assert_array_equal(np.asarray(pose)[..., 2], inside(frame.iuv)[..., 2])
+
+
+def test_a_video_is_read_and_gaps_are_filled(tmp_path, drawn, capsys):
+    torch.jit.script(TupleExport()).save(tmp_path / "model.pt")
+    black = Image.new("RGB", (WIDTH, HEIGHT))
+    # A video's codec changes codes, so the picture that stands for a person is one plain part.
+    body = Image.new("RGB", (WIDTH, HEIGHT), (120, 120, 10))
+    write_video([black, body, body, black, body], tmp_path / "dance.mp4")
+    words = ["--input", tmp_path / "dance.mp4", "--densepose", tmp_path / "model.pt", "--output_dir", tmp_path / "out"]
+    run(*words)
+    assert "filled from their neighbours: [0, 3]" in capsys.readouterr().out
+    assert len(read_poses(tmp_path / "out")) == 5
+    with pytest.raises(ValueError, match="`max_gap` must be at least 1 for the gap at frame 0, got 0"):
+        run(*words, "--max_gap", 0)
+
+
+def test_iuv_pictures_of_another_order_are_put_right(tmp_path, drawn, capsys):
+    (tmp_path / "tiktok").mkdir()
+    for index, frame in enumerate(drawn):
+        Image.fromarray(np.ascontiguousarray(frame.iuv[..., ::-1])).save(tmp_path / "tiktok" / f"{index}.png")
+    run("--input", tmp_path / "tiktok", "--output_dir", tmp_path / "poses")
+    for pose, frame in zip(read_poses(tmp_path / "poses"), drawn, strict=True):
+        np.testing.assert_array_equal(pose, frame.iuv)
+    run("--input", tmp_path / "tiktok", "--output_dir", tmp_path / "stated", "--channel_order", "vui")
+    np.testing.assert_array_equal(read_poses(tmp_path / "stated")[0], drawn[0].iuv[..., ::-1])
+    assert "3 IUV frames" in capsys.readouterr().out
+
+
+def test_maps_without_parts_stay_maps(tmp_path):
+    (tmp_path / "release").mkdir()
+    maps = np.random.default_rng(0).random((2, 2, 5, 4))
+    for number, array in enumerate(maps):
+        np.save(tmp_path / "release" / f"frame_{number}_densepose.npy", array)
+    run("--input", tmp_path / "release", "--output_dir", tmp_path / "poses")
+    np.testing.assert_array_equal(read_poses(tmp_path / "poses" / "poses.npy").numpy(), maps.astype(np.float32))
+
+
+class NumberExport(nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image
+
+
+def test_bad_input_is_one_clear_error(tmp_path, capsys):
+    with pytest.raises(ValueError, match="`path` must be a TorchScript file, got .*missing.pt"):
+        DensePoseEstimator(tmp_path / "missing.pt")
+    (tmp_path / "text.pt").write_text("no model")
+    with pytest.raises(ValueError, match="`path` must be a TorchScript DensePose; .*text.pt' is not"):
+        DensePoseEstimator(tmp_path / "text.pt")
+    torch.jit.script(NumberExport()).save(tmp_path / "number.pt")
+    with pytest.raises(ValueError, match="`path` must return a dict or a tuple .* but returns Tensor"):
+        DensePoseEstimator(tmp_path / "number.pt")
+    torch.jit.script(DictExport()).save(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="`input` must be a folder or a readable video, got .*text.pt"):
+        words = ["--input", tmp_path / "text.pt", "--densepose", tmp_path / "model.pt", "--output_dir", tmp_path / "o"]
+        run(*words)
+    for words, message in (
+        (["--input", "a.pkl"], "`--size` must be given for a dump, in pixels, got None"),
+        (["--input", "a", "--max_gap", "-1"], "`--max_gap` must be at least 0, got -1"),
+        (["--input", "a", "--person", "first"], "invalid choice: 'first'"),
+    ):
+        with pytest.raises(SystemExit):
+            extract_poses.parse_args([*words, "--output_dir", "o"])
+        assert message in capsys.readouterr().err

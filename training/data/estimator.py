@@ -1,0 +1,71 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""A TorchScript DensePose on pictures: no detectron2, both of the exports that are found in the wild.
+
+Whoever loads a TorchScript file runs its code: take one from a source that you trust.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+
+from training.data.detections import Detection, detections_from_torchscript
+
+
+class DensePoseEstimator:
+    """DensePose from a TorchScript file.
+
+    Two interfaces are recognised by the type that `forward` returns: a dict for an export that takes one BGR picture,
+    0..255, as HWC or CHW (found out on the first picture), and a tuple for one that takes CHW RGB uint8.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where it runs.
+    Raises:
+        ValueError: If there is no such file, it is no TorchScript module, or it returns neither a dict nor a tuple.
+    """
+
+    def __init__(self, path: str | os.PathLike, device: str | torch.device = "cpu"):
+        if not os.path.isfile(path):
+            raise ValueError(f"`path` must be a TorchScript file, got {str(path)!r}, which does not exist.")
+        self.device = torch.device(device)
+        try:
+            self.model = torch.jit.load(str(path), map_location=self.device).eval()
+        except RuntimeError as error:
+            hint = " Install torchvision, whose operators it uses." if "torchvision" in str(error) else ""
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"`path` must be a TorchScript DensePose; {str(path)!r} is not: {reason}{hint}"
+            ) from error
+        returned = str(self.model.forward.schema.returns[0].type)
+        self.takes_bgr = returned.startswith("Dict")
+        if not self.takes_bgr and not returned.startswith(("Tuple", "(")):
+            raise ValueError(f"`path` must return a dict or a tuple as DensePose exports do, but returns {returned}.")
+        self.layouts = ["chw", "hwc"] if self.takes_bgr else ["chw"]
+
+    def __call__(self, images: Iterable[Image.Image]) -> Iterator[list[Detection]]:
+        """The detections of one RGB picture after another; the exports take one at a time."""
+        for image in images:
+            yield detections_from_torchscript(self._run(np.asarray(image.convert("RGB"))))
+
+    @torch.no_grad()
+    def _run(self, pixels: np.ndarray) -> dict | tuple:
+        if self.takes_bgr:
+            pixels = pixels[..., ::-1]
+        tensor = torch.from_numpy(pixels.copy()).to(self.device)
+        tensor = tensor.float() if self.takes_bgr else tensor
+        errors = []
+        for layout in self.layouts:
+            try:
+                output = self.model(tensor.permute(2, 0, 1).contiguous() if layout == "chw" else tensor)
+            except (RuntimeError, torch.jit.Error) as error:
+                errors.append(f"{layout}: {str(error).strip().splitlines()[-1]}")
+                continue
+            self.layouts = [layout]
+            return output
+        raise ValueError(
+            f"`images` must be what the model takes, but it failed on {pixels.shape} ({'; '.join(errors)})."
+        )
