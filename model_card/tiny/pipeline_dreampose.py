@@ -170,7 +170,7 @@ def iuv_to_pose_map(image: Union[Image.Image, np.ndarray]) -> torch.Tensor:
         raise ValueError(
             f"`image` must hold DensePose part codes 0..{_NUM_PART_CODES - 1} in its blue channel; got "
             f"{parts.max().item()}. A part-colour picture (viridis, parula) has lost U and V for good: extract the "
-            "poses again, as IUV."
+            "poses again, as IUV (training/extract_poses.py)."
         )
     return torch.stack([u, v]).float() / 255.0 * (parts > 0)
 
