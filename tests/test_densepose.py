@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import av
@@ -188,14 +189,14 @@ def test_the_median_calms_where_the_part_stays_and_nowhere_else():
     assert [frame[0, 1].tolist() for frame in calmed] == [[10, 50, 3], [90, 50, 4], [14, 50, 3], [13, 50, 3]]
 
 
-REAL = Path(__file__).parent.parent.parent / "shared" / "data"
+REAL = os.environ.get("DREAMPOSE_REAL_DATA")
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="real DensePose outputs lie beside some checkouts only")
+@pytest.mark.skipif(not REAL, reason="DREAMPOSE_REAL_DATA names no folder of real DensePose outputs")
 def test_real_outputs_are_told_apart():
-    clip = [np.asarray(frame) for frame in read_poses(REAL / "ubc_excerpt" / "iuv")]
+    clip = [np.asarray(frame) for frame in read_poses(Path(REAL) / "ubc_excerpt" / "iuv")]
     assert len(clip) == 120 and find_channel_order(clip) == ("vui", None)
-    several = np.asarray(Image.open(REAL / "densepose" / "several_people_IUV.png").convert("RGB"))
+    several = np.asarray(Image.open(Path(REAL) / "densepose" / "several_people_IUV.png").convert("RGB"))
     assert find_channel_order([several]) == ("vui", None)
     with pytest.raises(ValueError, match="got part colours .viridis."):
-        read_poses(REAL / "densepose" / "part_colours_only.mp4")
+        read_poses(Path(REAL) / "densepose" / "part_colours_only.mp4")

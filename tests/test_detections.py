@@ -179,6 +179,11 @@ def test_people_who_cross_are_not_exchanged():
     assert codes(follow_person(clip[:4] + clip[5:], 100, 110))[:6] == [1, 1, 1, 1, None, 1]
 
 
+def test_somebody_who_stops_in_a_gap_is_found_again():
+    clip = [[person(0, 1)], [person(12, 1)], *[[]] * 6, [person(14, 1), person(40, 2)]]
+    assert codes(follow_person(clip, 100, 110))[-1] == 1
+
+
 def test_frames_before_the_first_person_and_without_any_are_gaps():
     assert codes(follow_person([[], [person(10, 4)], [], [person(12, 4)], [person(90, 5)]], 100, 110)) == [
         None,

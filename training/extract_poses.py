@@ -7,7 +7,6 @@ python training/extract_poses.py --input densepose.pkl --size 640 512 --output_d
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 from training.data.densepose import CHANNEL_ORDERS, fill_gaps, find_channel_order, read_poses, temporal_median
 from training.data.detections import PERSON_RULES, follow_person, paste, read_dump
 from training.data.estimator import DensePoseEstimator
-from training.pictures import iterate_pictures
+from training.pictures import iterate_pictures, write_picture_folder
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -80,18 +79,15 @@ def convert(options: argparse.Namespace) -> list[np.ndarray] | torch.Tensor:
 
 def main(options: argparse.Namespace) -> None:
     frames = estimate(options) if options.densepose else convert(options)
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     if isinstance(frames, torch.Tensor):
+        options.output_dir.mkdir(parents=True, exist_ok=True)
         path = options.output_dir / "poses.npy"
         np.save(path, frames.numpy())
         print(f"{len(frames)} pose maps (U and V, there was no I): {path}")
         return
     if options.median:
         frames = temporal_median(frames, options.median)
-    for index, frame in enumerate(frames):
-        partial = options.output_dir / ".partial.png"
-        Image.fromarray(frame).save(partial)
-        os.replace(partial, options.output_dir / f"{index:05d}.png")
+    write_picture_folder([Image.fromarray(frame) for frame in frames], options.output_dir)
     print(f"{len(frames)} IUV frames: {options.output_dir}")
 
 

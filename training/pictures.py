@@ -195,8 +195,19 @@ def write_frames(frames: Sequence[Image.Image], path: str | os.PathLike, fps: fl
     elif path.suffix == ".gif":
         write_gif(frames, path, fps)
     else:
-        path.mkdir(parents=True, exist_ok=True)
-        for old in path.glob("[0-9][0-9][0-9][0-9][0-9].png"):
-            old.unlink()
-        for index, frame in enumerate(frames):
-            frame.save(path / f"{index:05d}.png")
+        write_picture_folder(frames, path)
+
+
+def write_picture_folder(frames: Sequence[Image.Image], path: str | os.PathLike) -> None:
+    """Write PNGs named by their numbers.
+
+    Args:
+        frames (`Sequence[PIL.Image.Image]`): The pictures.
+        path (`str` or `os.PathLike`): The folder; frames of an earlier, longer video do not stay in it.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    for old in path.glob("[0-9][0-9][0-9][0-9][0-9].png"):
+        old.unlink()
+    for index, frame in enumerate(frames):
+        frame.save(path / f"{index:05d}.png")

@@ -180,7 +180,7 @@ def follow_person(
     """Choose one person in the first frame that has any and keep to it.
 
     In each frame the detection is taken whose box overlaps most with where the person's is expected: the last box
-    moved on by its last movement, so that people who cross are not exchanged.
+    moved on by its last movement, so that people who cross are not exchanged; else with the last box.
 
     Args:
         clip (`Sequence[Sequence[Detection]]`): The detections of each frame.
@@ -205,10 +205,10 @@ def follow_person(
         if last is None:
             found = max(detections, key=ranks[rule], default=None)
         else:
-            expected = last + gap * velocity
-            overlaps = [box_iou(detection.box, expected) for detection in detections]
-            if overlaps and max(overlaps) > 0:
-                found = detections[int(np.argmax(overlaps))]
+            for expected in (last + gap * velocity, last):  # or where it was: somebody may stop in a gap
+                overlaps = [box_iou(detection.box, expected) for detection in detections]
+                if found is None and max(overlaps, default=0) > 0:
+                    found = detections[int(np.argmax(overlaps))]
         chosen.append(found)
         if found is None:
             gap += last is not None
