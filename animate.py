@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate import PartialState
 from PIL import Image
 
-from training.animation import digest, draw_strip, open_frames, read_frames, render_frames, render_grid
+from training.animation import digest, draw_strip, open_frames, read_frames, render_frames, render_grid, spare_inputs
 from training.data.densepose import read_poses
 from training.hub import load_pipeline
 from training.pictures import enlarge, poses_as_pictures, read_photo, write_frames
@@ -64,22 +64,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def beside(options: argparse.Namespace) -> list[Path]:
+    """What is written beside the output: the GIF, if it is wanted, and the strip."""
+    return [options.output.with_suffix(suffix) for suffix in ([".gif"] if options.gif else []) + [".png"]]
+
+
 def write_outputs(
     options: argparse.Namespace, image: Image.Image, poses: list[Image.Image], frames: list[Image.Image]
 ) -> list[Path]:
     """Video (or GIF, or folder) and strip; their paths."""
     shown = [enlarge(frame, options.scale) for frame in frames]
-    written = [options.output]
-    if options.gif and options.output.suffix != ".gif":
-        written.append(options.output.with_suffix(".gif"))
-    for path in written:
+    written = list(dict.fromkeys([options.output, *beside(options)]))
+    for path in written[:-1]:
         write_frames(shown, path, options.fps)
-    strip = options.output.with_suffix(".png")
-    draw_strip(image, poses, shown, options.strip_frames).save(strip)
-    return [*written, strip]
+    draw_strip(image, poses, shown, options.strip_frames).save(written[-1])
+    return written
 
 
 def main(options: argparse.Namespace) -> list[Image.Image]:
+    spare_inputs([options.output, *beside(options)], [options.image, options.poses])
     image, poses = read_photo(options.image), read_poses(options.poses)
     state = PartialState(cpu=options.device == "cpu")
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}

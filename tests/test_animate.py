@@ -150,6 +150,22 @@ def test_the_grid_holds_every_pair_of_scales(inputs, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
+@pytest.mark.parametrize(
+    ("output", "more", "lost"),
+    [
+        ("photo.mp4", [], "photo.png"),  # its strip
+        ("photo", [], "photo.png"),
+        ("photo.png", ["--grid", "1", "1"], "photo.png"),
+        ("poses", [], "poses"),
+        (".", [], "photo.png"),
+    ],
+)
+def test_what_is_read_is_never_written_over(inputs, output, more, lost, monkeypatch):
+    monkeypatch.setattr(animate, "load_pipeline", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match=f"`output` must spare what is read, .* writes over .*{lost}"):
+        run(inputs, *more, output=inputs["--image"].parent / output)
+
+
 class Killed(Exception):
     pass
 
@@ -242,9 +258,9 @@ def test_folders_that_are_no_pipeline_are_refused(inputs, tmp_path):
         run(inputs, model=tmp_path / "vae")
 
 
-def test_sizes_that_do_not_divide_are_refused(inputs):
+def test_sizes_that_do_not_divide_are_refused(inputs, tmp_path):
     with pytest.raises(ValueError, match="`height` must be a positive multiple of 4; got 30"):
-        run(inputs, height=30)
+        run(inputs, height=30, output=tmp_path / "video.mp4")
 
 
 @pytest.mark.parametrize(

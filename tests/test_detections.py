@@ -101,11 +101,11 @@ def test_a_dump_is_read_without_detectron2(save_dump, drawn_iuv):
     def entries(result):
         person = result(labels=parts, uv=torch.stack([u, v]).float() / 255)
         found = {"scores": torch.tensor([0.75]), "pred_boxes_XYXY": torch.tensor([[5.6, 7.2, 69.7, 87.1]])}
-        nobody = {"scores": torch.zeros(0), "pred_boxes_XYXY": torch.zeros(0, 4), "pred_densepose": []}
-        return [{"file_name": "0.png", "pred_densepose": [person], **found}, {"file_name": "1.png", **nobody}]
+        nobody = {"scores": torch.zeros(0), "pred_boxes_XYXY": torch.zeros(0, 4)}
+        return [{"file_name": "10.png", **nobody}, {"file_name": "2.png", "pred_densepose": [person], **found}]
 
     (name, (detection,)), empty = read_dump(save_dump(entries))
-    assert name == "0.png" and empty == ("1.png", [])
+    assert name == "2.png" and empty == ("10.png", []), "in the order of their numbers"
     assert detection.box == (5, 7, 5 + 64, 7 + 80) and detection.score == 0.75
     np.testing.assert_array_equal(detection.iuv, drawn_iuv)
 

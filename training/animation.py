@@ -20,7 +20,7 @@ from accelerate import PartialState
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from pipeline_dreampose import DreamPosePipeline
+from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map
 from training.pictures import enlarge, picture_grid
 
 
@@ -35,6 +35,23 @@ def digest(pictures: Sequence[Image.Image] | torch.Tensor) -> str:
     for picture in map(np.asarray, pictures):
         hashed.update(f"{picture.dtype} {picture.shape}".encode() + picture.tobytes())
     return hashed.hexdigest()[:16]
+
+
+def spare_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuse to write over what is read.
+
+    Args:
+        outputs (`Sequence[Path]`): Files or folders that will be written, the one asked for first.
+        inputs (`Sequence[Path]`): The photo and the poses.
+    Raises:
+        ValueError: If one of `outputs` is one of `inputs`, or the folder of one.
+    """
+    for output in (path.resolve() for path in outputs):
+        for path in (path.resolve() for path in inputs):
+            if output == path or output in path.parents:
+                raise ValueError(
+                    f"`output` must spare what is read, but {str(outputs[0])!r} writes over {str(path)!r}."
+                )
 
 
 def open_frames(folder: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -58,9 +75,14 @@ def open_frames(folder: Path, settings: dict[str, Any], resume: bool) -> None:
         if changed:
             raise ValueError(f"`resume` must go on with the settings of {str(folder)!r}, got {'; '.join(changed)}.")
         return
+    num_frames = len(list(folder.glob("*.png")))
+    if num_frames:
+        print(f"{num_frames} frames of a run that was stopped are thrown away, since `resume` was not asked for.")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    path.write_text(json.dumps(settings, indent=2))
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(settings, indent=2))
+    os.replace(partial, path)
 
 
 def frame_path(folder: Path, index: int) -> Path:
@@ -99,6 +121,8 @@ def render_frames(
     state.wait_for_everyone()  # until all have looked: the shares are those of one list
     share = np.array_split(np.array(missing, dtype=int), state.num_processes)[state.process_index].tolist()
     pipe.set_progress_bar_config(disable=True)
+    if not isinstance(poses, torch.Tensor):  # once, not for every chunk
+        poses = torch.stack([iuv_to_pose_map(pose) for pose in poses])
     with tqdm(total=len(share), desc="frames", unit="frame", disable=not state.is_main_process) as progress_bar:
         # A call a chunk encodes the photo anew for each, one pass of an encoder beside hundreds of the UNet.
         for start in range(0, len(share), chunk_size):

@@ -59,13 +59,22 @@ def estimate(options: argparse.Namespace) -> list[np.ndarray]:
         if picture.size != size:
             raise ValueError(f"`input` must have pictures of one size, got {size} and {picture.size}.")
         clip += estimator([picture])
+    if size is None:
+        raise ValueError(f"`input` must have at least one frame, got {str(options.input)!r}, which has none.")
     return follow(clip, size[1], size[0], options)
 
 
 def convert(options: argparse.Namespace) -> list[np.ndarray] | torch.Tensor:
     """IUV (or maps, where there is no I) from files that DensePose wrote."""
     if options.input.suffix == ".pkl":
-        return follow([detections for _, detections in read_dump(options.input)], *options.size, options)
+        clip, (height, width) = [detections for _, detections in read_dump(options.input)], options.size
+        ends = np.array([detection.box[2:] for detections in clip for detection in detections]).reshape(-1, 2)
+        if len(ends) and (ends.max(axis=0) > (width + 2, height + 2)).any():
+            right, bottom = ends.max(axis=0)
+            raise ValueError(
+                f"`size` must hold people down to {bottom} and to {right} at the right, got {options.size}."
+            )
+        return follow(clip, height, width, options)
     poses = read_poses(options.input)
     if isinstance(poses, torch.Tensor):
         return poses

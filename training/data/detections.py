@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch.serialization import safe_globals
 
+from training.pictures import natural_order
+
 
 PERSON_RULES = ("largest", "score", "centre")
 _DUMP_CLASSES = ("DensePoseChartResult", "DensePoseChartResultWithConfidences")
@@ -123,7 +125,7 @@ def read_dump(path: str | os.PathLike) -> list[tuple[str, list[Detection]]]:
     Args:
         path (`str` or `os.PathLike`): The `.pkl` file.
     Returns:
-        `list`: For each picture its file name and detections, in the file's order.
+        `list`: For each picture its file name and detections, in the order of the numbers in the names.
     Raises:
         ValueError: If the file is no such dump, or holds anything else; nothing of it is run.
     """
@@ -132,7 +134,8 @@ def read_dump(path: str | os.PathLike) -> list[tuple[str, list[Detection]]]:
     try:
         with safe_globals(allowed):
             entries = torch.load(path, map_location="cpu", weights_only=True)
-        return [(str(entry["file_name"]), _read_dump_entry(entry)) for entry in entries]
+        frames = [(str(entry["file_name"]), _read_dump_entry(entry)) for entry in entries]
+        return sorted(frames, key=lambda frame: natural_order(Path(frame[0])))
     except FileNotFoundError as error:
         raise ValueError(f"`path` must be a file, got {str(path)!r}, which does not exist.") from error
     except Exception as error:  # whatever torch's unpickler meets in a file of unknown origin
@@ -144,6 +147,8 @@ def read_dump(path: str | os.PathLike) -> list[tuple[str, list[Detection]]]:
 
 
 def _read_dump_entry(entry: Mapping[str, Any]) -> list[Detection]:
+    if len(entry["scores"]) == 0:
+        return []  # detectron2 writes no `pred_densepose` where it found nobody
     detections = []
     for box, score, result in zip(entry["pred_boxes_XYXY"], entry["scores"], entry["pred_densepose"], strict=True):
         left, top = (int(float(value)) for value in box[:2])
