@@ -10,6 +10,7 @@ from torch import nn
 
 from training import extract_poses
 from training.data.densepose import read_poses
+from training.data.detections import Detection
 from training.data.estimator import DensePoseEstimator
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.pictures import write_video
@@ -46,6 +47,19 @@ class DictExport(nn.Module):
         }  # fmt: skip
 
 
+class ChannelsFirstExport(nn.Module):
+    """The same, CHW."""
+
+    def forward(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
+        assert image.shape[0] == 3
+        box = torch.tensor([[4.0, 2.0, 60.0, 78.0]])
+        coarse, fine, u, v = charts(image.permute(1, 2, 0).flip(2)[2:78, 4:60])
+        return {
+            "pred_boxes": box, "scores": torch.ones(1), "pred_densepose_coarse_segm": coarse,
+            "pred_densepose_fine_segm": fine, "pred_densepose_u": u, "pred_densepose_v": v,
+        }  # fmt: skip
+
+
 class TupleExport(nn.Module):
     """One RGB picture, uint8, CHW. It misses the person where the picture is black."""
 
@@ -58,7 +72,7 @@ class TupleExport(nn.Module):
         return torch.tensor([[4.0, 2.0, 60.0, 78.0]])[:num], coarse[:num], fine[:num], u[:num], v[:num]
 
 
-@pytest.fixture(scope="module", params=[DictExport, TupleExport])
+@pytest.fixture(scope="module", params=[DictExport, ChannelsFirstExport, TupleExport])
 def densepose(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("densepose") / "model.pt"
     torch.jit.script(request.param()).save(path)
@@ -121,6 +135,17 @@ def test_maps_without_parts_stay_maps(tmp_path):
         np.save(tmp_path / "release" / f"frame_{number}_densepose.npy", array)
     run("--input", tmp_path / "release", "--output_dir", tmp_path / "poses")
     np.testing.assert_array_equal(read_poses(tmp_path / "poses" / "poses.npy").numpy(), maps.astype(np.float32))
+
+
+def test_a_size_that_does_not_hold_the_people_is_refused(tmp_path, monkeypatch):
+    person = Detection((10, 5, 50, 75), np.full((70, 40, 3), 9, np.uint8), 1.0)
+    monkeypatch.setattr(extract_poses, "read_dump", lambda path: [("0.png", [person]), ("1.png", [])])
+    words = ["--input", "dump.pkl", "--output_dir", tmp_path / "poses"]
+    with pytest.raises(ValueError, match=r"`size` must hold people down to 75 and to 50 .*, got \[64, 80\]"):
+        run(*words, "--size", 64, 80)
+    run(*words, "--size", 80, 64)
+    for pose in read_poses(tmp_path / "poses"):  # the second was filled
+        np.testing.assert_array_equal(np.asarray(pose)[5:75, 10:50], person.iuv)
 
 
 class NumberExport(nn.Module):
