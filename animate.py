@@ -13,10 +13,10 @@ from pathlib import Path
 from accelerate import PartialState
 from PIL import Image
 
-from training.animation import digest, draw_strip, open_frames, read_frames, render_frames, render_grid, spare_inputs
+from training.animation import digest, draw_strip, open_frames, read_frames, render_frames, render_grid
 from training.data.densepose import read_poses
 from training.hub import load_pipeline
-from training.pictures import enlarge, poses_as_pictures, read_photo, write_frames
+from training.pictures import enlarge, poses_as_pictures, read_photo, spare_inputs, write_frames
 
 
 CALL_OPTIONS = ("height", "width", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")
@@ -82,7 +82,7 @@ def write_outputs(
 
 
 def main(options: argparse.Namespace) -> list[Image.Image]:
-    spare_inputs([options.output, *beside(options)], [options.image, options.poses])
+    spare_inputs("output", [options.output, *beside(options)], [options.image, options.poses])
     image, poses = read_photo(options.image), read_poses(options.poses)
     state = PartialState(cpu=options.device == "cpu")
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}

@@ -128,6 +128,14 @@ def test_iuv_pictures_of_another_order_are_put_right(tmp_path, drawn, capsys):
     assert "3 IUV frames" in capsys.readouterr().out
 
 
+def test_the_input_is_never_written_over(tmp_path, drawn):
+    Image.fromarray(drawn[0].iuv).save(tmp_path / "00000.png")
+    for source in (tmp_path, tmp_path / "dance.mp4"):
+        with pytest.raises(ValueError, match="`output_dir` must spare what is read, but .* writes over"):
+            run("--input", source, "--output_dir", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.png"]
+
+
 def test_maps_without_parts_stay_maps(tmp_path):
     (tmp_path / "release").mkdir()
     maps = np.random.default_rng(0).random((2, 2, 5, 4))

@@ -37,23 +37,6 @@ def digest(pictures: Sequence[Image.Image] | torch.Tensor) -> str:
     return hashed.hexdigest()[:16]
 
 
-def spare_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Refuse to write over what is read.
-
-    Args:
-        outputs (`Sequence[Path]`): Files or folders that will be written, the one asked for first.
-        inputs (`Sequence[Path]`): The photo and the poses.
-    Raises:
-        ValueError: If one of `outputs` is one of `inputs`, or the folder of one.
-    """
-    for output in (path.resolve() for path in outputs):
-        for path in (path.resolve() for path in inputs):
-            if output == path or output in path.parents:
-                raise ValueError(
-                    f"`output` must spare what is read, but {str(outputs[0])!r} writes over {str(path)!r}."
-                )
-
-
 def open_frames(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Begin a folder of frames, or go on with the one that is there.
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from training.data.densepose import CHANNEL_ORDERS, fill_gaps, find_channel_order, read_poses, temporal_median
 from training.data.detections import PERSON_RULES, follow_person, paste, read_dump
 from training.data.estimator import DensePoseEstimator
-from training.pictures import iterate_pictures, write_picture_folder
+from training.pictures import iterate_pictures, spare_inputs, write_picture_folder
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -87,6 +87,7 @@ def convert(options: argparse.Namespace) -> list[np.ndarray] | torch.Tensor:
 
 
 def main(options: argparse.Namespace) -> None:
+    spare_inputs("output_dir", [options.output_dir], [options.input])
     frames = estimate(options) if options.densepose else convert(options)
     if isinstance(frames, torch.Tensor):
         options.output_dir.mkdir(parents=True, exist_ok=True)

@@ -118,8 +118,9 @@ def picture_grid(
     if len(sizes) != 1:
         raise ValueError(f"`rows` must hold pictures of one size, got {sorted(sizes)}.")
     width, height = sizes.pop()
-    font = ImageFont.load_default(max(12, width // 10))
-    top = 0 if titles is None else max(12, width // 10) + 2 * gap
+    text_height = max(12, width // 10)
+    font = ImageFont.load_default(text_height)
+    top = 0 if titles is None else text_height + 2 * gap
     left = 0 if row_titles is None else int(max(map(font.getlength, row_titles))) + 2 * gap
     columns = max(map(len, rows))
     size = left + columns * (width + gap) - gap, top + len(rows) * (height + gap) - gap
@@ -134,6 +135,23 @@ def picture_grid(
     for r, title in enumerate(row_titles or ()):
         draw.text((left - gap, top + r * (height + gap) + height / 2), title, "black", font, anchor="rm")
     return grid
+
+
+def spare_inputs(name: str, outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuse to write over what is read.
+
+    Args:
+        name (`str`): The argument that says where to write.
+        outputs (`Sequence[Path]`): Files or folders that will be written.
+        inputs (`Sequence[Path]`): Files or folders that are read.
+    Raises:
+        ValueError: If one of `outputs` is one of `inputs`, or the folder that holds such a file.
+    """
+    for output in outputs:
+        for path in inputs:
+            taken = [path.resolve(), *([] if path.is_dir() else [path.resolve().parent])]
+            if output.resolve() in taken:
+                raise ValueError(f"`{name}` must spare what is read, but {str(output)!r} writes over {str(path)!r}.")
 
 
 def write_video(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:

@@ -151,7 +151,7 @@ CHANNEL_ORDERS = {"vui": (0, 1, 2), "iuv": (2, 1, 0)}
 """Where V, U and I lie in R, G, B: as DensePose writes IUV pictures, and as TikTok's data set does."""
 
 _NUM_CODES = 25
-_PART_COLOURS = {"viridis": (68, 1, 84), "parula": (53, 42, 135)}  # what they paint the background
+_PART_COLORS = {"viridis": (68, 1, 84), "parula": (53, 42, 135)}  # what they paint the background
 
 
 def find_channel_order(frames: Sequence[np.ndarray], default: str = "vui") -> tuple[str, str | None]:
@@ -180,7 +180,7 @@ def find_channel_order(frames: Sequence[np.ndarray], default: str = "vui") -> tu
 
 def _refuse_part_colours(frames: Sequence[np.ndarray]) -> None:
     background = np.median([np.median(frame[:2].reshape(-1, 3), axis=0) for frame in frames], axis=0)
-    for name, color in _PART_COLOURS.items():
+    for name, color in _PART_COLORS.items():
         if np.abs(background - color).max() <= 12:  # what a lossy codec leaves of it
             raise ValueError(
                 f"`poses` must be IUV pictures, got part colours ({name}): they tell the parts, but their U and V are "
