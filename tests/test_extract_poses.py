@@ -162,13 +162,13 @@ class NumberExport(nn.Module):
 
 
 def test_bad_input_is_one_clear_error(tmp_path, capsys):
-    with pytest.raises(ValueError, match="`path` must be a TorchScript file, got .*missing.pt"):
+    with pytest.raises(ValueError, match="`densepose` must be a TorchScript file, .* got .*missing.pt'"):
         DensePoseEstimator(tmp_path / "missing.pt")
     (tmp_path / "text.pt").write_text("no model")
-    with pytest.raises(ValueError, match="`path` must be a TorchScript DensePose; .*text.pt' is not"):
+    with pytest.raises(ValueError, match="`densepose` must be a TorchScript DensePose; .*text.pt' is not"):
         DensePoseEstimator(tmp_path / "text.pt")
     torch.jit.script(NumberExport()).save(tmp_path / "number.pt")
-    with pytest.raises(ValueError, match="`path` must return a dict or a tuple .* but returns Tensor"):
+    with pytest.raises(ValueError, match="`densepose` must return a dict or a tuple .* but returns Tensor"):
         DensePoseEstimator(tmp_path / "number.pt")
     torch.jit.script(DictExport()).save(tmp_path / "model.pt")
     with pytest.raises(ValueError, match="`input` must be a folder or a readable video, got .*text.pt"):
@@ -176,7 +176,7 @@ def test_bad_input_is_one_clear_error(tmp_path, capsys):
         run(*words)
     for words, message in (
         (["--input", "a.pkl"], "`--size` must be given for a dump, in pixels, got None"),
-        (["--input", "a", "--max_gap", "-1"], "`--max_gap` must be at least 0, got -1"),
+        (["--input", "a", "--max_gap", "-1"], "`max_gap` must be at least 0, got -1"),
         (["--input", "a", "--person", "first"], "invalid choice: 'first'"),
     ):
         with pytest.raises(SystemExit):

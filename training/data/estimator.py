@@ -6,31 +6,56 @@ Whoever loads a TorchScript file runs its code: take one from a source that you 
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
 
 from training.data.detections import Detection, detections_from_torchscript
+
+
+def find_densepose(path: str | os.PathLike) -> Path:
+    """A TorchScript file, fetched first if it lies on the Hub.
+
+    Args:
+        path (`str` or `os.PathLike`): The file, or `OWNER/REPOSITORY/FILE` on the Hub.
+    Returns:
+        `Path`: The file, in the Hub's cache if it came from there.
+    Raises:
+        ValueError: If it is neither here nor there.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    rule = "`densepose` must be a TorchScript file, here or as OWNER/REPOSITORY/FILE on the Hub"
+    owner, _, rest = str(path).partition("/")
+    repository, _, name = rest.partition("/")
+    if not name or Path(owner or "/").exists():
+        raise ValueError(f"{rule}, got {str(path)!r}, which does not exist.")
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", name))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{rule}, got {str(path)!r}: {str(error).strip().splitlines()[0]}") from error
 
 
 class DensePoseEstimator:
     """DensePose from a TorchScript file.
 
     Two interfaces are recognised by the type that `forward` returns: a dict for an export that takes one BGR picture,
-    0..255, as HWC or CHW (found out on the first picture), and a tuple for one that takes CHW RGB uint8.
+    0..255, as HWC or CHW (found out on the first picture), and a tuple for one that takes CHW RGB uint8. Neither takes
+    a batch: the outputs would not tell whose picture a person is in.
 
     Args:
-        path (`str` or `os.PathLike`): The file.
+        path (`str` or `os.PathLike`): The file, or `OWNER/REPOSITORY/FILE` on the Hub.
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where it runs.
     Raises:
         ValueError: If there is no such file, it is no TorchScript module, or it returns neither a dict nor a tuple.
     """
 
     def __init__(self, path: str | os.PathLike, device: str | torch.device = "cpu"):
-        if not os.path.isfile(path):
-            raise ValueError(f"`path` must be a TorchScript file, got {str(path)!r}, which does not exist.")
+        path = find_densepose(path)
         self.device = torch.device(device)
         try:
             self.model = torch.jit.load(str(path), map_location=self.device).eval()
@@ -38,18 +63,17 @@ class DensePoseEstimator:
             hint = " Install torchvision, whose operators it uses." if "torchvision" in str(error) else ""
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"`path` must be a TorchScript DensePose; {str(path)!r} is not: {reason}{hint}"
+                f"`densepose` must be a TorchScript DensePose; {str(path)!r} is not: {reason}{hint}"
             ) from error
         returned = str(self.model.forward.schema.returns[0].type)
         self.takes_bgr = returned.startswith("Dict")
         if not self.takes_bgr and not returned.startswith(("Tuple", "(")):
-            raise ValueError(f"`path` must return a dict or a tuple as DensePose exports do, but returns {returned}.")
+            raise ValueError(f"`densepose` must return a dict or a tuple as exports do, but returns {returned}.")
         self.layouts = ["chw", "hwc"] if self.takes_bgr else ["chw"]
 
-    def __call__(self, images: Iterable[Image.Image]) -> Iterator[list[Detection]]:
-        """The detections of one RGB picture after another; the exports take one at a time."""
-        for image in images:
-            yield detections_from_torchscript(self._run(np.asarray(image.convert("RGB"))))
+    def __call__(self, image: Image.Image) -> list[Detection]:
+        """The people in one picture, perhaps none."""
+        return detections_from_torchscript(self._run(np.asarray(image.convert("RGB"))))
 
     @torch.no_grad()
     def _run(self, pixels: np.ndarray) -> dict | tuple:
@@ -67,5 +91,5 @@ class DensePoseEstimator:
             self.layouts = [layout]
             return output
         raise ValueError(
-            f"`images` must be what the model takes, but it failed on {pixels.shape} ({'; '.join(errors)})."
+            f"`image` must be what the model takes, but it failed on {pixels.shape} ({'; '.join(errors)})."
         )
