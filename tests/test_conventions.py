@@ -22,7 +22,14 @@ PLUG_IN_IMPORTS = {"torch", "numpy", "PIL", "diffusers", "transformers", "peft",
 # From what is imported by all to what is imported by none: a module imports from its own layer and those before it.
 LAYERS = [
     {"pipeline_dreampose"},
-    {"training.data", "training.denoiser", "training.objective", "training.metrics", "training.pictures"},
+    {
+        "training.data",
+        "training.denoiser",
+        "training.objective",
+        "training.metrics",
+        "training.pictures",
+        "training.settings_file",
+    },
     {
         "training.animation",
         "training.checkpoints",

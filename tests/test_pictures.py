@@ -1,3 +1,5 @@
+import struct
+
 import av
 import numpy as np
 import pytest
@@ -30,6 +32,23 @@ def test_unreadable_photos_are_refused(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     with pytest.raises(ValueError, match="`image` must be a readable picture"):
         pictures.read_photo(tmp_path / "cut.png")
+
+
+def test_a_video_that_a_player_turns_is_turned(tmp_path):
+    lying = Image.new("RGB", (64, 48))
+    lying.paste("white", (0, 0, 32, 24))  # its left upper quarter
+    pictures.write_video([lying] * 2, tmp_path / "lying.mp4")
+    data = bytearray((tmp_path / "lying.mp4").read_bytes())
+    matrix = struct.pack(
+        ">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30
+    )  # (a b u, c d v, x y w) in the track header
+    start = data.index(matrix, data.index(b"tkhd"))
+    # x' = -y + 48, y' = x: a quarter turn clockwise, as a phone that is held upright writes it.
+    data[start : start + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    (tmp_path / "upright.mp4").write_bytes(data)
+    upright = np.asarray(next(pictures.iterate_pictures(tmp_path / "upright.mp4"))).mean(axis=2)
+    assert upright.shape == (64, 48)
+    assert upright[:28, 28:].min() > 200 and upright[:28, :20].max() < 50 and upright[36:].max() < 50
 
 
 def test_maps_are_shown_with_u_as_green_and_v_as_red():

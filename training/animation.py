@@ -7,7 +7,6 @@ A frame depends on its window, the shared noise and the seed alone, so it does n
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map
 from training.pictures import enlarge, picture_grid
+from training.settings_file import has_settings, write_json
 
 
 SETTINGS_NAME = "settings.json"
@@ -47,25 +47,13 @@ def open_frames(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     Raises:
         ValueError: If the frames that are there were made with other settings; they are left as they are.
     """
-    path = folder / SETTINGS_NAME
-    if resume and path.is_file():
-        before = json.loads(path.read_text())
-        changed = [
-            f"{name} {before.get(name)!r}, now {settings.get(name)!r}"
-            for name in sorted(before | settings)
-            if before.get(name) != settings.get(name)
-        ]
-        if changed:
-            raise ValueError(f"`resume` must go on with the settings of {str(folder)!r}, got {'; '.join(changed)}.")
+    if resume and has_settings(folder / SETTINGS_NAME, settings, "resume"):
         return
     num_frames = len(list(folder.glob("*.png")))
     if num_frames:
         print(f"{num_frames} frames of a run that was stopped are thrown away, since `resume` was not asked for.")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(settings, indent=2))
-    os.replace(partial, path)
+    write_json(folder / SETTINGS_NAME, settings)
 
 
 def frame_path(folder: Path, index: int) -> Path:

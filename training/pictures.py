@@ -16,6 +16,10 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from pipeline_dreampose import to_rgb
 
 
+class UnreadablePictures(ValueError):
+    """A picture or video that cannot be read."""
+
+
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -27,16 +31,16 @@ def read_photo(path: str | os.PathLike) -> Image.Image:
     Returns:
         `PIL.Image.Image`: Mode RGB.
     Raises:
-        ValueError: If there is no such file or it is no picture.
+        UnreadablePictures: If there is no such file or it is no picture.
     """
     if not Path(path).is_file():
-        raise ValueError(f"`image` must be a file, got {str(path)!r}, which does not exist.")
+        raise UnreadablePictures(f"`image` must be a file, got {str(path)!r}, which does not exist.")
     try:
         with Image.open(path) as image:
             image.load()
             return to_rgb(image)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"`image` must be a readable picture, got {str(path)!r}: {error}.") from error
+        raise UnreadablePictures(f"`image` must be a readable picture, got {str(path)!r}: {error}.") from error
 
 
 def natural_order(file: Path) -> tuple[list, str]:
@@ -45,28 +49,32 @@ def natural_order(file: Path) -> tuple[list, str]:
 
 
 def iterate_pictures(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """The frames of a video, or the pictures of a folder in the order of their numbers, one after another.
+    """The frames of a video as a player shows them, or the pictures of a folder in the order of their numbers.
 
     Args:
         path (`str` or `os.PathLike`): A video that FFmpeg reads, or a folder.
     Returns:
         `Iterator[PIL.Image.Image]`: Mode RGB.
     Raises:
-        ValueError: If there are no pictures at `path` or one cannot be read.
+        UnreadablePictures: If there are no pictures at `path` or one cannot be read.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted((f for f in path.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES), key=natural_order)
         if not files:
-            raise ValueError(f"`input` must hold pictures ({', '.join(PICTURE_SUFFIXES)}), got {str(path)!r}.")
+            raise UnreadablePictures(f"`input` must hold pictures ({', '.join(PICTURE_SUFFIXES)}), got {str(path)!r}.")
         yield from map(read_photo, files)
         return
     try:
         with av.open(path) as container:
             for frame in container.decode(video=0):
-                yield frame.to_image()
+                picture = frame.to_image()
+                # Phones store a portrait lying on its side, with the turn that a player owes it.
+                yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
     except (av.error.FFmpegError, IndexError) as error:
-        raise ValueError(f"`input` must be a folder or a readable video, got {str(path)!r}: {error}.") from error
+        raise UnreadablePictures(
+            f"`input` must be a folder or a readable video, got {str(path)!r}: {error}."
+        ) from error
 
 
 def poses_as_pictures(poses: list[Image.Image] | torch.Tensor) -> list[Image.Image]:
