@@ -1,13 +1,12 @@
 """From a clip to the poses that `animate.py` takes, with a DensePose that the test itself scripts."""
 
-from typing import Dict, Tuple
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from tests.densepose_exports import ChannelsFirstExport, DictExport, TupleExport
 from training import extract_poses
 from training.data.densepose import read_poses
 from training.data.detections import Detection
@@ -23,53 +22,6 @@ HEIGHT, WIDTH = 80, 64
 def drawn():
     """Frames of a drawn clip: pictures and their IUV."""
     return ProceduralFashionConfig(name="figure", num_frames=6).clip("test", 0, 0, [0, 2, 4])
-
-
-def charts(iuv: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a head that is sure of itself says of an IUV picture [H,W,3], as V, U, I in 0..255."""
-    v, u, parts = iuv[:, :, 0] / 255, iuv[:, :, 1] / 255, iuv[:, :, 2].long()
-    fine = nn.functional.one_hot(parts, 25).permute(2, 0, 1)[None].float()
-    coarse = torch.stack([parts == 0, parts > 0])[None].float()
-    return coarse, fine, u * fine, v * fine
-
-
-class DictExport(nn.Module):
-    """One BGR picture in 0..255, HWC: it "finds" the IUV that is painted into it, in a box inside the picture."""
-
-    def forward(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
-        if image.shape[2] != 3:
-            raise RuntimeError("three channels last")
-        box = torch.tensor([[4.0, 2.0, 60.0, 78.0]])
-        coarse, fine, u, v = charts(image.flip(2)[2:78, 4:60])
-        return {
-            "pred_boxes": box, "scores": torch.ones(1), "pred_densepose_coarse_segm": coarse,
-            "pred_densepose_fine_segm": fine, "pred_densepose_u": u, "pred_densepose_v": v,
-        }  # fmt: skip
-
-
-class ChannelsFirstExport(nn.Module):
-    """The same, CHW."""
-
-    def forward(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
-        assert image.shape[0] == 3
-        box = torch.tensor([[4.0, 2.0, 60.0, 78.0]])
-        coarse, fine, u, v = charts(image.permute(1, 2, 0).flip(2)[2:78, 4:60])
-        return {
-            "pred_boxes": box, "scores": torch.ones(1), "pred_densepose_coarse_segm": coarse,
-            "pred_densepose_fine_segm": fine, "pred_densepose_u": u, "pred_densepose_v": v,
-        }  # fmt: skip
-
-
-class TupleExport(nn.Module):
-    """One RGB picture, uint8, CHW. It misses the person where the picture is black."""
-
-    def forward(
-        self, image: torch.Tensor
-    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        assert image.dtype == torch.uint8 and image.shape[0] == 3
-        coarse, fine, u, v = charts(image.permute(1, 2, 0).float()[2:78, 4:60])
-        num = 1 if bool(image.any()) else 0
-        return torch.tensor([[4.0, 2.0, 60.0, 78.0]])[:num], coarse[:num], fine[:num], u[:num], v[:num]
 
 
 @pytest.fixture(scope="module", params=[DictExport, ChannelsFirstExport, TupleExport])

@@ -1,0 +1,167 @@
+"""A data set from clips: rows, gaps, dropped clips, going on; with a DensePose that the test itself scripts."""
+
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.densepose_exports import TupleExport
+from training.data import preparation
+from training.data.clip_rows import ClipDropped, PoseSettings, clip_rows
+from training.data.estimator import DensePoseEstimator
+from training.data.prepared import load_prepared
+from training.pictures import iterate_pictures, write_video
+
+
+NOBODY = Image.new("RGB", (64, 80))
+PERSON = Image.new("RGB", (64, 80), (120, 90, 10))  # one plain part, since a video's codec changes codes
+SETTINGS = PoseSettings(max_gap=1)
+
+
+@pytest.fixture(scope="module")
+def densepose(tmp_path_factory):
+    path = tmp_path_factory.mktemp("densepose") / "model.pt"
+    torch.jit.script(TupleExport()).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def estimator(densepose):
+    return DensePoseEstimator(densepose)
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """Three clips in two splits: one whole, one with a gap of one frame, one with nobody."""
+    tasks = []
+    for name, split, frames in (
+        ("-walk+turn01", "train", [PERSON] * 4),
+        ("gap", "train", [PERSON, NOBODY, PERSON]),
+        ("nobody", "test", [NOBODY] * 2),
+        ("broken", "test", None),
+    ):
+        tasks.append(preparation.ClipTask(tmp_path / "videos" / f"{name}.mp4", name, split))
+        if frames is None:
+            tasks[-1].video.write_text("no video")
+        else:
+            write_video(frames, tasks[-1].video)
+    return tasks
+
+
+def prepare(tasks, output_dir, densepose, **kwargs):
+    output_dir.mkdir(exist_ok=True)
+    records = preparation.prepare_clips(tasks, output_dir, densepose, SETTINGS, **kwargs)
+    return {task.video_id: record for task, record in records}
+
+
+def rows_of(output_dir, split="train"):
+    rows = datasets.load_dataset("parquet", data_dir=str(output_dir / "frames"), split=split)
+    return [row | {"image": np.asarray(row["image"]), "iuv": np.asarray(row["iuv"])} for row in rows]
+
+
+def test_rows_hold_what_the_video_shows_and_what_densepose_says_of_it(tasks, estimator):
+    rows = clip_rows(tasks[0].video, "id", "train", estimator)
+    assert [(row["video_id"], row["frame_index"], row["split"]) for row in rows] == [
+        ("id", k, "train") for k in range(4)
+    ]
+    for row, frame in zip(rows, iterate_pictures(tasks[0].video), strict=True):
+        image, iuv = (Image.open(io.BytesIO(row[name]["bytes"])) for name in ("image", "iuv"))
+        assert (image.format, iuv.format, image.size, iuv.size) == ("JPEG", "PNG", (64, 80), (64, 80))
+        assert np.abs(np.asarray(image, int) - np.asarray(frame, int)).max() <= 3
+        expected = np.zeros((80, 64, 3), int)
+        expected[2:78, 4:60] = np.asarray(frame)[2:78, 4:60]  # the export's box
+        assert np.abs(np.asarray(iuv, int) - expected).max() <= 1
+
+
+def test_gaps_are_told_and_long_ones_drop_the_clip(tasks, estimator):
+    filled = []
+    rows = clip_rows(tasks[1].video, "gap", "train", estimator, SETTINGS, filled)
+    assert filled == [1] and rows[1]["iuv"] == rows[0]["iuv"] and rows[1]["image"] != rows[0]["image"]
+    with pytest.raises(ClipDropped, match="`max_gap` must be at least 1 for the gap at frame 1, got 0"):
+        clip_rows(tasks[1].video, "gap", "train", estimator, PoseSettings(max_gap=0))
+    with pytest.raises(ClipDropped, match="must show a person, got none in any of 2"):
+        clip_rows(tasks[2].video, "nobody", "test", estimator)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"person": "first"}, "`person` must be one of .*, got 'first'"),
+        ({"max_gap": -1}, "`max_gap` must be at least 0, got -1"),
+        ({"median": -2}, "`median` must be at least 0, got -2"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PoseSettings(**settings)
+
+
+def test_a_data_set_is_what_trainers_read_and_tells_what_became_of_each_clip(tasks, densepose, tmp_path):
+    output_dir = tmp_path / "data"
+    preparation.open_data_set(output_dir, vars(SETTINGS))
+    records = prepare(tasks, output_dir, densepose)
+    assert records["gap"] == {"num_frames": 3, "filled": [1], "sha256": preparation.file_digest(tasks[1].video)}
+    assert "got none in any of 2" in records["nobody"]["dropped"] and "readable video" in records["broken"]["dropped"]
+    rows = load_prepared(str(output_dir / "frames"), "train")
+    expected = [(task.video_id, k) for task, num in zip(tasks, (4, 3)) for k in range(num)]
+    assert list(zip(rows["video_id"], rows["frame_index"])) == expected
+    assert rows.features["image"] == rows.features["iuv"] == datasets.Image()
+    summary = preparation.summarize(tasks, output_dir)
+    assert summary["settings"] == vars(SETTINGS) and summary["clips"]["train"] == {
+        name: records[name] for name in ("-walk+turn01", "gap")
+    }
+    lines = preparation.describe(summary)
+    assert (
+        "train: 2 clips, 7 frames, 1 of them filled" in lines and "test: 0 clips, 0 frames, 0 of them filled" in lines
+    )
+    assert any(line.startswith("  dropped nobody: ") for line in lines)
+
+
+def test_what_is_done_is_not_done_again(tasks, densepose, tmp_path):
+    output_dir = tmp_path / "data"
+    assert preparation.unfinished(tasks, output_dir) == tasks
+    prepare(tasks[1:], output_dir, densepose)
+    assert preparation.unfinished(tasks, output_dir) == tasks[:1]
+    # Killed between shard and record: the clip is made again, and is the same.
+    before = rows_of(output_dir)
+    tasks[1].record(output_dir).unlink()
+    (output_dir / ".gap.1.partial").write_text("half")
+    preparation.open_data_set(output_dir, {})
+    assert preparation.unfinished(tasks, output_dir) == tasks[:2] and not list(output_dir.glob(".*.partial"))
+    prepare(tasks[1:2], output_dir, densepose)
+    np.testing.assert_equal(rows_of(output_dir), before)
+
+
+def test_other_settings_are_refused(tmp_path):
+    preparation.open_data_set(tmp_path, {"densepose": "a", "max_gap": 5})
+    preparation.open_data_set(tmp_path, {"densepose": "a", "max_gap": 5})
+    with pytest.raises(ValueError, match="`output_dir` must go on with the settings of .*max_gap 5, now 3"):
+        preparation.open_data_set(tmp_path, {"densepose": "a", "max_gap": 3})
+
+
+@pytest.mark.slow
+def test_processes_change_nothing(tasks, densepose, tmp_path):
+    records = [prepare(tasks, tmp_path / name, densepose, num_proc=n) for name, n in (("one", 1), ("two", 2))]
+    assert records[0] == records[1]
+    np.testing.assert_equal(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"))
+
+
+def test_annotations_are_the_rows_without_pictures(tasks, densepose, tmp_path):
+    output_dir = tmp_path / "data"
+    prepare(tasks, output_dir, densepose)
+    folder = preparation.write_annotations(tasks, output_dir)
+    rows = datasets.load_dataset("parquet", data_dir=str(folder / "frames"), split="train")
+    assert rows.column_names == ["video_id", "frame_index", "iuv", "split"]
+    whole = rows_of(output_dir)
+    assert len(rows) == len(whole)
+    for row, expected in zip(rows, whole, strict=True):
+        np.testing.assert_array_equal(row["iuv"], expected["iuv"])
+        assert row["frame_index"] == expected["frame_index"]
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    preparation.write_annotations(tasks, output_dir)
+    assert written == {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    assert json.loads(tasks[0].record(output_dir).read_text())["num_frames"] == 4
