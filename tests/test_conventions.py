@@ -39,7 +39,14 @@ LAYERS = [
         "training.schedule",
     },
     {"training.loop"},
-    {"training.small_model", "training.validation", "training.clips", "training.baselines", "training.options"},
+    {
+        "training.baselines",
+        "training.clips",
+        "training.options",
+        "training.pose_options",
+        "training.small_model",
+        "training.validation",
+    },
     {"benchmarks.sampling_procedures"},
 ]
 # Of an entry point; `training` for all others.

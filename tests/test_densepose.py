@@ -200,3 +200,19 @@ def test_real_outputs_are_told_apart():
     assert find_channel_order([several]) == ("vui", None)
     with pytest.raises(ValueError, match="got part colours .viridis."):
         read_poses(Path(REAL) / "densepose" / "part_colours_only.mp4")
+
+
+def flicker(frames):
+    """Mean deviation of U and V from the mean of the frames before and after, where all three show the same part."""
+    deviations = []
+    for before, frame, after in zip(frames, frames[1:], frames[2:]):
+        steady = (frame[..., 2] > 0) & (before[..., 2] == frame[..., 2]) & (after[..., 2] == frame[..., 2])
+        before, frame, after = (iuv[..., :2][steady].astype(float) for iuv in (before, frame, after))
+        deviations.append(np.abs(frame - (before + after) / 2).mean())
+    return np.mean(deviations)
+
+
+@pytest.mark.skipif(not REAL, reason="DREAMPOSE_REAL_DATA names no folder of real DensePose outputs")
+def test_the_median_halves_a_real_detectors_flicker():
+    clip = [np.asarray(frame) for frame in read_poses(Path(REAL) / "ubc_excerpt" / "iuv")]
+    assert flicker(temporal_median(clip, 1)) < flicker(clip) / 2

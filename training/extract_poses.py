@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from PIL import Image
 
-from training.data.clip_rows import PoseSettings, detections_to_iuv, estimate_iuv
+from training.data.clip_rows import detections_to_iuv, estimate_iuv
 from training.data.densepose import CHANNEL_ORDERS, find_channel_order, read_poses, temporal_median
-from training.data.detections import PERSON_RULES, read_dump
+from training.data.detections import read_dump
 from training.data.estimator import DensePoseEstimator
 from training.pictures import spare_inputs, write_picture_folder
+from training.pose_options import add_pose_options, pose_settings
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -25,22 +27,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     source = "with --densepose a video or a folder of pictures; else a detectron2 dump (.pkl) or any IUV that exists"
     add("--input", required=True, type=Path, help=source)
-    model = "TorchScript DensePose, a file or OWNER/REPOSITORY/FILE on the Hub; it is code, so trust its source"
-    add("--densepose", help=model)
+    add_pose_options(parser, needs_densepose=False)
     add("--output_dir", required=True, type=Path, help="folder of the IUV frames")
     add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="of the frames, which a dump does not tell")
     add("--channel_order", choices=["auto", *CHANNEL_ORDERS], default="auto", help="of IUV pictures (default: auto)")
-    add("--person", choices=PERSON_RULES, default="largest", help="whom of several to follow (default: largest)")
-    add("--max_gap", type=int, default=5, help="frames in a row without that person that are filled (default: 5)")
-    add("--median", type=int, default=0, metavar="RADIUS", help="calm flicker of U and V (default: 0, off)")
-    add("--device", default="cpu", help="of DensePose (default: cpu)")
     options = parser.parse_args(argv)
     if options.input.suffix == ".pkl" and (options.size is None or min(options.size) < 1):
         parser.error(f"`--size` must be given for a dump, in pixels, got {options.size}.")
-    try:
-        options.settings = PoseSettings(options.person, options.max_gap, options.median)
-    except ValueError as error:
-        parser.error(str(error))
+    options.settings = pose_settings(parser, options)
     return options
 
 
@@ -76,7 +70,8 @@ def convert(options: argparse.Namespace) -> list[np.ndarray] | torch.Tensor:
 def main(options: argparse.Namespace) -> None:
     spare_inputs("output_dir", [options.output_dir], [options.input])
     if options.densepose:
-        estimator = DensePoseEstimator(options.densepose, options.device)
+        device = options.device or PartialState().device
+        estimator = DensePoseEstimator(options.densepose, device)
         frames = report_filled(*estimate_iuv(options.input, estimator, options.settings))
     else:
         frames = convert(options)
