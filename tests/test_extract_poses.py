@@ -1,13 +1,20 @@
 """From a clip to the poses that `animate.py` takes, with a DensePose that the test itself scripts."""
 
+import functools
+import sys
+from typing import Tuple
+
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import hf_hub_download
 from PIL import Image
 from torch import nn
 
-from tests.densepose_exports import ChannelsFirstExport, DictExport, TupleExport
+from tests.densepose_exports import ChannelsFirstExport, DictExport, TupleExport, charts
+from tests.hub_server import Hub
 from training import extract_poses
+from training.data import estimator
 from training.data.densepose import read_poses
 from training.data.detections import Detection
 from training.data.estimator import DensePoseEstimator
@@ -111,6 +118,47 @@ def test_a_size_that_does_not_hold_the_people_is_refused(tmp_path, monkeypatch):
 class NumberExport(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image
+
+
+class HalfExport(TupleExport):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(1, dtype=torch.float16))
+
+    def forward(
+        self, image: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        coarse, fine, u, v = charts(image.permute(1, 2, 0).float()[2:78, 4:60])
+        # Fails where the weights are in half precision and the picture is not.
+        kernel = self.one[None, :, None, None].expand(u.shape[1], 1, 1, 1)
+        u = nn.functional.conv2d(u, kernel, groups=u.shape[1])
+        return torch.tensor([[4.0, 2.0, 60.0, 78.0]]), coarse, fine, u, v
+
+
+def test_a_model_in_half_precision_runs_on_a_cpu(drawn, tmp_path):
+    torch.jit.script(HalfExport()).save(tmp_path / "half.pt")
+    (person,) = DensePoseEstimator(tmp_path / "half.pt")(Image.fromarray(drawn[0].iuv))
+    np.testing.assert_array_equal(person.iuv[..., 2], drawn[0].iuv[2:78, 4:60, 2])
+
+
+def test_a_model_may_lie_on_the_hub(densepose, drawn, tmp_path, monkeypatch):
+    with Hub() as hub:
+        hub.commit("models/someone/densepose", {"exports/model.pt": densepose.read_bytes()})
+        download = functools.partial(hf_hub_download, endpoint=hub.endpoint, cache_dir=tmp_path)
+        monkeypatch.setattr(estimator, "hf_hub_download", download)
+        people = DensePoseEstimator("someone/densepose/exports/model.pt")(Image.fromarray(drawn[0].iuv))
+        with pytest.raises(ValueError, match="`densepose` must be .* got 'someone/densepose/none.pt': .*404"):
+            DensePoseEstimator("someone/densepose/none.pt")
+    assert [person.box for person in people] == [(4, 2, 60, 78)]
+
+
+def test_torchvision_is_imported_where_it_is_installed(densepose, tmp_path, monkeypatch):
+    """Exports use its operators, and only importing it makes them known; it is no requirement of this project."""
+    (tmp_path / "torchvision.py").write_text("")
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    DensePoseEstimator(densepose)
+    assert "torchvision" in sys.modules
 
 
 def test_bad_input_is_one_clear_error(tmp_path, capsys):

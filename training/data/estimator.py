@@ -5,6 +5,8 @@
 Whoever loads a TorchScript file runs its code: take one from a source that you trust.
 """
 
+import importlib
+import importlib.util
 import os
 from pathlib import Path
 
@@ -57,8 +59,11 @@ class DensePoseEstimator:
     def __init__(self, path: str | os.PathLike, device: str | torch.device = "cpu"):
         path = find_densepose(path)
         self.device = torch.device(device)
+        if importlib.util.find_spec("torchvision"):
+            importlib.import_module("torchvision")  # exports use its operators, which importing it registers
         try:
-            self.model = torch.jit.load(str(path), map_location=self.device).eval()
+            # Some exports are stored in half precision, in which a CPU cannot run them.
+            self.model = torch.jit.load(str(path), map_location=self.device).eval().float()
         except RuntimeError as error:
             hint = " Install torchvision, whose operators it uses." if "torchvision" in str(error) else ""
             reason = " ".join(str(error).split())[:300]
