@@ -50,7 +50,12 @@ LAYERS = [
     {"benchmarks.sampling_procedures"},
 ]
 # Of an entry point; `training` for all others.
-EXTRAS = {"animate": None, "benchmarks.sampling": None, "training.evaluation": "evaluation"}
+EXTRAS = {
+    "animate": None,
+    "benchmarks.sampling": None,
+    "benchmarks.schedulers": "evaluation",
+    "training.evaluation": "evaluation",
+}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 MODULES_WITHOUT_OTHERS = {"training.metrics", "training.objective"}
 
