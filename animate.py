@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate import PartialState
 from PIL import Image
 
-from training.animation import digest, draw_strip, open_frames, read_frames, render_frames, render_grid
+from training.animation import digest, draw_strip, open_frames, read_frames, render_frames, render_grid, weights_digest
 from training.data.densepose import read_poses
 from training.hub import load_pipeline
 from training.pictures import enlarge, poses_as_pictures, read_photo, spare_inputs, write_frames
@@ -86,8 +86,7 @@ def main(options: argparse.Namespace) -> list[Image.Image]:
     image, poses = read_photo(options.image), read_poses(options.poses)
     state = PartialState(cpu=options.device == "cpu")
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
-    settings = {name: getattr(options, name) for name in ("model", "lora", "seed", "dtype")} | call_options
-    settings |= {"image": digest([image]), "poses": digest(poses)}
+    settings = {"seed": options.seed, "image": digest([image]), "poses": digest(poses)} | call_options
     pipe = load_pipeline(options.model, options.device or state.device, options.dtype, options.lora)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     call_options["seed"] = options.seed
@@ -99,7 +98,7 @@ def main(options: argparse.Namespace) -> list[Image.Image]:
     folder = options.output.with_name(f".{options.output.name}.frames")
     with state.main_process_first():
         if state.is_main_process:
-            open_frames(folder, settings, options.resume)
+            open_frames(folder, settings | {"weights": weights_digest(pipe)}, options.resume)
     render_frames(pipe, image, poses, folder, chunk_size=options.chunk_size, **call_options)
     frames = read_frames(folder, len(poses))
     state.wait_for_everyone()  # before the folder goes

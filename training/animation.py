@@ -37,6 +37,17 @@ def digest(pictures: Sequence[Image.Image] | torch.Tensor) -> str:
     return hashed.hexdigest()[:16]
 
 
+def weights_digest(pipe: DreamPosePipeline) -> str:
+    """Tell a pipeline's weights from others, of whatever model, subject and precision: a short hash of all tensors."""
+    hashed = hashlib.sha256()
+    for name, component in sorted(pipe.components.items()):
+        if isinstance(component, torch.nn.Module):
+            for key, tensor in component.state_dict().items():
+                values = tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy()
+                hashed.update(f"{name}.{key} {tensor.dtype}".encode() + values.tobytes())
+    return hashed.hexdigest()[:16]
+
+
 def open_frames(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Begin a folder of frames, or go on with the one that is there.
 
