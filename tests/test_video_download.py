@@ -1,0 +1,299 @@
+"""The downloader of videos against a server on loopback that fails in every way: nothing broken is kept, all that is
+good arrives."""
+
+import hashlib
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.video_server import VideoServer, video_bytes
+from training.data.video_download import VideoFacts, download_videos, find_videos, probe_video
+from training.pictures import UnreadablePictures
+
+
+ROOT = Path(__file__).parent.parent
+GOOD = ("91D23ZVV6NS", "A1P+0ZhMAiS", "91-2Ab+dE-S")
+VIDEOS = {video_id: video_bytes(seed) for seed, video_id in enumerate(GOOD)}
+FIRST = GOOD[0]
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with VideoServer(VIDEOS) as server:
+        yield server
+
+
+def download(server, folder, video_ids=GOOD, **settings):
+    return download_videos(video_ids, folder, base_url=server.base_url, **{"backoff": 0.01, "retries": 2} | settings)
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_all_good(folder, video_ids=GOOD, videos=VIDEOS):
+    """The folder holds these videos as they are, both lists, and nothing else."""
+    assert files_of(folder) == sorted(["manifest.json", "missing.json", *(f"{name}.mp4" for name in video_ids)])
+    for video_id in video_ids:
+        assert (folder / f"{video_id}.mp4").read_bytes() == videos[video_id]
+
+
+def test_facts_of_a_video(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(video_bytes(num_frames=5, size=(32, 48), fps=12.5))
+    assert probe_video(tmp_path / "a.mp4") == VideoFacts(fps=12.5, width=32, height=48, num_frames=5)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<html></html>",
+        b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n",
+        VIDEOS[FIRST][:-200],
+        VIDEOS[FIRST][:3000] + bytes(3000) + VIDEOS[FIRST][6000:],
+    ],
+    ids=["empty", "html", "playlist", "cut", "damaged"],
+)
+def test_what_is_no_whole_video_is_refused(tmp_path, content):
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(UnreadablePictures, match="A video must be a readable mp4, got 'a.mp4'"):
+        probe_video(tmp_path / "a.mp4")
+
+
+def test_all_arrive_and_are_pinned(server, tmp_path):
+    report = download(server, tmp_path / "new" / "videos")
+    folder = tmp_path / "new" / "videos"
+    assert report.videos == {video_id: folder / f"{video_id}.mp4" for video_id in GOOD} and report.missing == {}
+    assert_all_good(folder)
+    assert read(folder, "missing.json") == {}
+    assert read(folder, "manifest.json") == {
+        video_id: {
+            "url": f"{server.base_url}/{video_id}.mp4",
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        for video_id, content in VIDEOS.items()
+    }
+    # `+` and `-` reach the server as they are.
+    assert sorted(path for path, _ in server.requests) == sorted(f"/I/{video_id}.mp4" for video_id in GOOD)
+
+
+def test_a_second_run_asks_for_nothing_and_writes_nothing(server, tmp_path):
+    first = download(server, tmp_path)
+    server.requests.clear()
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert download(server, tmp_path) == first and server.requests == []
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_dead_links_are_listed_and_leave_the_list_when_they_arrive(server, tmp_path):
+    dead = {"AAAAAAAAAAA": 404, "BBBBBBBBBBB": 403, GOOD[1]: 500}
+    server.faults = {video_id: itertools.repeat(status) for video_id, status in dead.items()}
+    report = download(server, tmp_path, [*dead, *GOOD])
+    assert list(report.videos) == [GOOD[0], GOOD[2]] and list(report.missing) == list(dead)
+    assert read(tmp_path, "missing.json") == report.missing
+    assert report.missing["AAAAAAAAAAA"] == "HTTP 404 Not Found"
+    assert report.missing[GOOD[1]] == "HTTP 500 Internal Server Error, after 3 attempt(s)"
+    assert [len(server.ranges(video_id)) for video_id in dead] == [1, 1, 3], "404 and 403 are final, 500 is not"
+    assert_all_good(tmp_path, [GOOD[0], GOOD[2]])
+
+    server.faults.clear()
+    server.requests.clear()
+    assert list(download(server, tmp_path, [GOOD[1]]).videos) == [GOOD[1]]
+    assert sorted(read(tmp_path, "missing.json")) == ["AAAAAAAAAAA", "BBBBBBBBBBB"], "of others nothing was learnt"
+    assert sorted(read(tmp_path, "manifest.json")) == sorted(GOOD)
+    assert [path for path, _ in server.requests] == [f"/I/{GOOD[1]}.mp4"]
+
+
+@pytest.mark.parametrize("fault", [500, 503, 429, "refuse"])
+def test_a_passing_failure_is_tried_again(server, tmp_path, fault):
+    server.faults[FIRST] = [fault, fault]
+    assert download(server, tmp_path).missing == {}
+    assert len(server.ranges(FIRST)) == 3
+    assert_all_good(tmp_path)
+
+
+def test_attempts_are_further_and_further_apart(server, tmp_path):
+    server.faults[FIRST] = [500] * 3
+    start = time.monotonic()
+    download(server, tmp_path, [FIRST], retries=3, backoff=0.05)
+    assert time.monotonic() - start >= 0.05 + 0.1 + 0.2
+
+
+def test_a_silent_server_is_left(server, tmp_path):
+    server.faults[FIRST] = itertools.repeat("stall")
+    report = download(server, tmp_path, timeout=0.1, retries=1)
+    assert "timed out" in report.missing[FIRST] and len(report.videos) == 2
+    assert not (tmp_path / f"{FIRST}.mp4").exists()
+
+
+def test_html_instead_of_a_video_is_final(server, tmp_path):
+    server.faults[FIRST] = itertools.repeat("html")
+    report = download(server, tmp_path)
+    assert "must be a readable mp4" in report.missing[FIRST] and len(server.ranges(FIRST)) == 1
+    assert_all_good(tmp_path, GOOD[1:])
+
+
+def test_a_body_cut_short_goes_on_where_it_stopped(server, tmp_path):
+    server.faults[FIRST] = ["cut", "cut"]
+    assert download(server, tmp_path).missing == {}
+    size = len(VIDEOS[FIRST])
+    half = size // 2
+    assert server.ranges(FIRST) == [None, f"bytes={half}-", f"bytes={half + (size - half) // 2}-"]
+    assert_all_good(tmp_path)
+
+
+def test_what_came_of_a_body_that_is_always_cut_waits_for_the_next_run(server, tmp_path):
+    server.faults[FIRST] = ["cut"]
+    report = download(server, tmp_path, retries=0)
+    half = len(VIDEOS[FIRST]) // 2
+    assert report.missing[FIRST] == f"{half} of {len(VIDEOS[FIRST])} bytes came, after 1 attempt(s)"
+    assert (tmp_path / f"{FIRST}.part").read_bytes() == VIDEOS[FIRST][:half]
+    assert FIRST not in read(tmp_path, "manifest.json") and not (tmp_path / f"{FIRST}.mp4").exists()
+    download(server, tmp_path)
+    assert server.ranges(FIRST) == [None, f"bytes={half}-"]
+    assert_all_good(tmp_path)
+
+
+@pytest.mark.parametrize("faults", [["cut", "whole"], ["cut", "shifted"], ["anonymous cut"]])
+def test_where_going_on_is_impossible_all_comes_again(server, tmp_path, faults):
+    server.faults[FIRST] = faults
+    assert download(server, tmp_path).missing == {}
+    asked = server.ranges(FIRST)
+    assert asked[-1] is None or faults[-1] == "whole"
+    assert len(asked) == (3 if "shifted" in faults else 2)
+    assert_all_good(tmp_path)
+
+
+def test_halves_of_two_versions_are_never_joined(server, tmp_path):
+    server.faults[FIRST] = ["cut"]
+    download(server, tmp_path, retries=0)
+    assert (tmp_path / f"{FIRST}.part").exists()
+    server.videos[FIRST] = changed = VIDEOS[GOOD[1]][:-8] + b"\0\0\0\x08free"
+    assert download(server, tmp_path).missing == {}
+    assert_all_good(tmp_path, videos=VIDEOS | {FIRST: changed})
+
+
+def test_a_remote_file_that_shrank_below_the_part_starts_again(server, tmp_path):
+    server.faults[FIRST] = ["cut", 416]
+    assert download(server, tmp_path).missing == {}
+    assert server.ranges(FIRST)[2] is None
+    assert_all_good(tmp_path)
+
+
+def test_a_broken_file_is_replaced_and_a_whole_one_is_pinned_without_a_request(server, tmp_path):
+    (tmp_path / f"{FIRST}.mp4").write_bytes(VIDEOS[FIRST][:1000])
+    (tmp_path / f"{GOOD[1]}.mp4").write_bytes(VIDEOS[GOOD[1]])
+    assert download(server, tmp_path).missing == {}
+    assert (len(server.ranges(FIRST)), len(server.ranges(GOOD[1]))) == (1, 0)
+    assert sorted(read(tmp_path, "manifest.json")) == sorted(GOOD)
+    assert_all_good(tmp_path)
+
+
+def test_damage_on_disk_is_found_and_mended(server, tmp_path):
+    download(server, tmp_path)
+    content = bytearray(VIDEOS[FIRST])
+    content[-1] ^= 1  # one bit, which no decoder minds
+    (tmp_path / f"{FIRST}.mp4").write_bytes(content)
+    assert download(server, tmp_path).missing == {}
+    assert_all_good(tmp_path)
+
+
+def test_another_video_than_the_pinned_one_is_refused(server, tmp_path):
+    download(server, tmp_path)
+    manifest = read(tmp_path, "manifest.json")
+    (tmp_path / f"{FIRST}.mp4").unlink()
+    server.videos[FIRST] = video_bytes(99)
+    report = download(server, tmp_path)
+    assert report.missing[FIRST].startswith("its sha256 is ")
+    assert read(tmp_path, "manifest.json") == manifest
+    assert_all_good(tmp_path, GOOD[1:])
+
+
+def test_no_more_than_allowed_are_under_way_at_once(server, tmp_path):
+    video_ids = [f"{number:011d}" for number in range(12)]
+    server.videos = dict.fromkeys(video_ids, VIDEOS[FIRST])
+    download(server, tmp_path, video_ids, num_workers=3)
+    assert 1 <= server.most_at_once <= 3
+    assert_all_good(tmp_path, video_ids, server.videos)
+
+
+def test_bad_arguments_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`video_ids` must hold letters, digits, .*, got '../secret'"):
+        download_videos(["../secret"], tmp_path / "videos")
+    with pytest.raises(ValueError, match="`num_workers` must be at least 1, got 0"):
+        download_videos([FIRST], tmp_path / "videos", num_workers=0)
+    with pytest.raises(ValueError, match="`retries` must be at least 0, got -1"):
+        download_videos([FIRST], tmp_path / "videos", retries=-1)
+    with pytest.raises(ValueError, match="`video_dir` must be a folder, got .*videos"):
+        find_videos([FIRST], tmp_path / "videos")
+    assert not (tmp_path / "videos").exists()
+
+
+def test_videos_on_disk_are_found(tmp_path):
+    (tmp_path / f"{FIRST}.mp4").write_bytes(VIDEOS[FIRST])
+    (tmp_path / f"{GOOD[1]}.part").write_bytes(VIDEOS[GOOD[1]])
+    report = find_videos(GOOD[:2], tmp_path)
+    assert report.videos == {FIRST: tmp_path / f"{FIRST}.mp4"} and list(report.missing) == [GOOD[1]]
+
+
+def wait_for_two_videos_and_a_half(server, folder):
+    """Until the server has stalled in the first video, half of which is there, and the others are."""
+    assert server.stalled.wait(60)
+    part, half, deadline = folder / f"{FIRST}.part", len(VIDEOS[FIRST]) // 2, time.monotonic() + 30
+    while len(list(folder.glob("*.mp4"))) < 2 or not part.exists() or part.stat().st_size < half:
+        assert time.monotonic() < deadline, files_of(folder)
+        time.sleep(0.02)
+
+
+def assert_the_next_run_completes(server, folder):
+    half = len(VIDEOS[FIRST]) // 2
+    assert not (folder / f"{FIRST}.mp4").exists() and (folder / f"{FIRST}.part").stat().st_size == half
+    assert FIRST not in read(folder, "manifest.json")
+    server.requests.clear()
+    assert download(server, folder).missing == {}
+    assert server.requests == [(f"/I/{FIRST}.mp4", f"bytes={half}-")]
+    assert_all_good(folder)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_half_way_is_completed_by_the_next(server, tmp_path):
+    server.faults[FIRST] = ["stall"]
+    code = "import sys; from training.data.video_download import download_videos\n"
+    code += "download_videos(sys.argv[3:], sys.argv[1], base_url=sys.argv[2], num_workers=2)"
+    command = [sys.executable, "-c", code, str(tmp_path), server.base_url, *GOOD]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_two_videos_and_a_half(server, tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+    assert_the_next_run_completes(server, tmp_path)
+
+
+def test_an_interruption_does_not_wait_for_a_silent_server(server, tmp_path):
+    server.faults[FIRST] = ["stall"]
+    interrupted_at = []
+
+    def interrupt():
+        wait_for_two_videos_and_a_half(server, tmp_path)
+        interrupted_at.append(time.monotonic())
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        download(server, tmp_path)
+    assert time.monotonic() - interrupted_at[0] < 5
+    assert_the_next_run_completes(server, tmp_path)
