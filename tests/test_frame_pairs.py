@@ -1,22 +1,25 @@
-"""Samples: real windows, one generator a position, the latent cache equal to the direct way."""
+"""Samples: real windows, one generator a position, references at their distance, bad rows."""
 
+from collections import Counter
+
+import datasets
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from pipeline_dreampose import DreamPosePipeline, fit_image, iuv_to_pose_map, pose_window, resize_pose_maps
 from tests.tiny_components import get_dummy_components
 from training.data.frame_pairs import (
+    BadRow,
     FramePairs,
-    LatentFramePairs,
     LatentShape,
     group_videos,
     sample_generator,
     shuffled_index,
 )
-from training.data.latent_cache import build_latent_cache, latent_cache_path, load_latent_cache
+from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import load_procedural_fashion
-from training.denoiser import StageOneLoss
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def test_a_sample_is_the_target_with_the_real_poses_around_it(dataset, shape):
 def test_reference_and_target_come_from_one_video(dataset, shape):
     rows = {fit_image(dataset[k]["image"], 80, 64).numpy().tobytes(): dataset[k] for k in range(len(dataset))}
     for reference_frames in ("any", "first"):
-        samples = FramePairs(dataset, shape, seed=0, reference_frames=reference_frames)
+        samples = FramePairs(dataset, shape, 0, PairSettings(reference_frames=reference_frames))
         references = []
         for position in range(20):
             sample = samples[position]
@@ -81,34 +84,141 @@ def test_reference_and_target_come_from_one_video(dataset, shape):
 def test_items_are_reproducible_and_noise_has_its_offset(dataset, shape):
     samples = FramePairs(dataset, shape, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(samples[5].values(), samples[5].values()))
-    offset = FramePairs(dataset, shape, seed=3, noise_offset=2.0)[5]["noise"] - samples[5]["noise"]
+    offset = FramePairs(dataset, shape, 3, PairSettings(noise_offset=2.0))[5]["noise"] - samples[5]["noise"]
     np.testing.assert_allclose(offset.std((1, 2)), 0, atol=1e-5)
     assert offset.abs().max() > 0.01
 
 
-@pytest.mark.parametrize("reference_frames", ["any", "first"])
-def test_the_latent_cache_gives_the_samples_of_the_direct_way(dataset, pipeline, shape, tmp_path, reference_frames):
-    direct = FramePairs(dataset, shape, seed=1, reference_frames=reference_frames)
-    image_size = pipeline.image_encoder.config.image_size
-    facts = (tmp_path, direct, pipeline.vae, image_size, pipeline.feature_extractor)
-    path = latent_cache_path(*facts)
-    build_latent_cache(path, direct, pipeline.vae, image_size, pipeline.feature_extractor)
-    cached = LatentFramePairs(dataset, shape, 1, load_latent_cache(path), reference_frames=reference_frames)
-    loss = StageOneLoss(pipeline, None, shape)
-    for position in (0, 17, 40):
-        batch = loss.encode_batch({name: value[None] for name, value in direct[position].items()})
-        for name, value in cached[position].items():
-            # Latents are kept in fp16, whose step at 1 is 2^-10.
-            torch.testing.assert_close(value, batch[name][0], rtol=2e-3, atol=2e-3, msg=name)
-    assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
-    with torch.no_grad():
-        pipeline.vae.quant_conv.bias.add_(1)
-        assert latent_cache_path(*facts) != path, "other weights, another cache"
-        pipeline.vae.quant_conv.bias.sub_(1)
+def test_the_order_of_the_draws(dataset, shape):
+    """What is drawn later changes nothing that is drawn before: the recipe of a trained model stays what it was."""
+    generator = sample_generator(3, 5)
+    target, size = shuffled_index(3, 5, len(dataset)), (shape.channels, shape.height, shape.width)
+    rows = next(rows for rows in group_videos(dataset).values() if target in rows)
+    reference = rows[int(torch.randint(len(rows), (), generator=generator))]
+    noise, posterior_noise = torch.randn(size, generator=generator), torch.randn(size, generator=generator)
+    noise = noise + 0.5 * torch.randn(shape.channels, 1, 1, generator=generator)
+    timestep, dropout = (torch.rand((), generator=generator) for _ in range(2))
+    for settings in ({}, {"min_crop_scale": 0.5}, {"max_reference_distance": 5}, {"bad_rows": "skip"}):
+        sample = FramePairs(dataset, shape, 3, PairSettings(noise_offset=0.5, **settings))[5]
+        assert torch.equal(sample["reference_pixel_values"], fit_image(dataset[reference]["image"], 80, 64))
+        assert torch.equal(sample["noise"], noise) and torch.equal(sample["posterior_noise"], posterior_noise)
+        assert (sample["timestep_draw"], sample["dropout_draw"]) == (timestep, dropout)
+
+
+def test_the_distance_of_the_reference(dataset, shape):
+    """All frames within the distance are drawn alike, none beyond it."""
+    samples = FramePairs(dataset, shape, 0, PairSettings(max_reference_distance=2))
+    drawn = []
+    samples.read_reference = lambda row: drawn.append(row) or {}
+    samples.read_target = lambda row, crop: {}
+    for row, near in ((6 + 3, {7, 8, 9, 10, 11}), (6, {6, 7, 8})):
+        drawn.clear()
+        for position in range(600):
+            samples.read_sample(row, sample_generator(1, position))
+        counts = Counter(drawn)
+        assert set(counts) == near
+        # A share of 1/5 or 1/3 of 600 has a standard deviation of at most 12.
+        assert max(abs(count - 600 / len(near)) for count in counts.values()) < 48
+
+
+def test_frames_of_the_cutter_fill_the_canvas(dataset, shape):
+    wide = LatentShape(shape.channels, 20, 32, 40, 64)
+    pictures = [dataset[row]["image"] for row in range(2)]
+    samples = FramePairs(dataset.select(range(2)), wide, 0, PairSettings(fit="crop"))
+    for row, picture in enumerate(pictures):  # 64x80: the middle 64x40 of it, pixel by pixel
+        assert torch.equal(samples.read_pixel_values(row), fit_image(picture.crop((0, 20, 64, 60)), 40, 64))
+        cut = iuv_to_pose_map(dataset[row]["iuv"].crop((0, 20, 64, 60)))[None]
+        assert torch.equal(samples.read_frame(row)[1], resize_pose_maps(cut, 20, 32)[0])
+
+
+def undecoded(dataset):
+    return dataset.cast_column("image", datasets.Image(decode=False)).cast_column("iuv", datasets.Image(decode=False))
+
+
+def spoil(dataset, changes):
+    """The rows with some columns of some of them replaced, or without those rows."""
+    rows = [
+        row | changes.get(number, {})
+        for number, row in enumerate(undecoded(dataset))
+        if changes.get(number, 0) is not None
+    ]
+    return datasets.Dataset.from_list(rows, features=dataset.features)
+
+
+@pytest.fixture(scope="module")
+def faults(dataset):
+    """Rows of a first video of six frames, each with a fault of its own kind, and what is said of it."""
+    rows = undecoded(dataset.select(range(6)))
+    picture = rows[2]["image"]["bytes"]
+    small = dataset[2]["image"].resize((32, 40))
+    return {
+        "truncated": ({"image": {"bytes": picture[: len(picture) // 2], "path": None}}, "its `image` cannot be read"),
+        "no picture": ({"iuv": {"bytes": b"<html>", "path": None}}, "its `iuv` cannot be read"),
+        "missing": ({"image": None}, "it has no `image`"),
+        "no IUV": ({"iuv": {"bytes": picture, "path": None}}, "its `iuv` is no IUV picture"),
+        "sizes": ({"image": small}, r"its picture has \(32, 40\) pixels and its pose map \(64, 80\)"),
+        "gap": (None, r"the frames around it are \[0, 1, 3, 4\], which do not follow one another"),
+        "twice": ({"frame_index": 1}, r"the frames around it are \[0, 1, 1, 3\], which do not follow"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["truncated", "no picture", "missing", "no IUV", "sizes", "gap", "twice"])
+def test_a_bad_row_is_named_or_skipped(dataset, shape, faults, kind):
+    change, message = faults[kind]
+    spoilt = spoil(dataset.select(range(12)), {2: change})
+    frame, row = {"gap": (1, 1), "twice": (1, 1)}.get(kind, (2, 2))
+    with pytest.raises(
+        BadRow, match=f"`dataset` must hold whole rows, got frame {frame} of video '.*-000000': {message}"
+    ):
+        FramePairs(spoilt, shape, 0).read_target(row)
+    raising = FramePairs(spoilt, shape, 0)
+    with pytest.raises(BadRow, match=message[:12]):
+        [raising[position] for position in range(len(spoilt))]
+    skipping = FramePairs(spoilt, shape, 0, PairSettings(bad_rows="skip", reference_frames="first"))
+    samples, again = ([skipping[position] for position in range(len(spoilt))] for _ in range(2))
+    assert [sample["num_bad_rows"] for sample in samples] == [sample["num_bad_rows"] for sample in again]
+    assert sum(sample["num_bad_rows"] for sample in samples) >= 1
+    for position, sample in enumerate(samples):
+        if sample["num_bad_rows"]:  # the next row of the epoch's order in its place, with the position's own draws
+            row = shuffled_index(0, position + int(sample.pop("num_bad_rows")), len(spoilt))
+            expected = skipping.read_sample(row, sample_generator(0, position))
+            assert all(torch.equal(sample[name], value) for name, value in expected.items())
+
+
+def test_skipping_is_the_same_in_worker_processes(dataset, shape, faults):
+    spoilt = spoil(dataset.select(range(12)), {2: faults["truncated"][0]})
+    skipping = FramePairs(spoilt, shape, 0, PairSettings(bad_rows="skip"))
+    alone = [skipping[position] for position in range(12)]
+    for batch, sample in zip(DataLoader(skipping, batch_size=None, num_workers=2), alone):
+        assert all(torch.equal(batch[name], value) for name, value in sample.items())
+
+
+def test_only_bad_rows_end_in_an_error(dataset, shape, faults):
+    spoilt = spoil(dataset.select(range(2)), dict.fromkeys(range(2), faults["truncated"][0]))
+    with pytest.raises(ValueError, match="`dataset` must have a row that a sample can be made of, got 2 bad ones"):
+        FramePairs(spoilt, shape, 0, PairSettings(bad_rows="skip"))[0]
 
 
 def test_bad_arguments(dataset, shape):
-    with pytest.raises(ValueError, match="`reference_frames` must be one of .*got 'last'"):
-        FramePairs(dataset, shape, 0, reference_frames="last")
     with pytest.raises(ValueError, match="`dataset` must have at least one row, got 0"):
         FramePairs(dataset.select([]), shape, 0)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"reference_frames": "last"}, "`reference_frames` must be one of any, first, got 'last'"),
+        ({"fit": "stretch"}, "`fit` must be one of whole, crop, got 'stretch'"),
+        ({"bad_rows": "keep"}, "`bad_rows` must be one of raise, skip, got 'keep'"),
+        ({"pose_radius": -1}, "`pose_radius` must be at least 0, got -1"),
+        ({"min_crop_scale": 0.0}, r"`min_crop_scale` must be within \(0, 1\], got 0.0"),
+        ({"max_reference_distance": -1}, "`max_reference_distance` must be at least 0, .* got -1 with any"),
+        (
+            {"max_reference_distance": 3, "reference_frames": "first"},
+            "`max_reference_distance` must be .* none unless `reference_frames` is any, got 3 with first",
+        ),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PairSettings(**settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from training.data.pair_settings import PairSettings
 from training.loop import train
 from training.options import (
     PRESETS_DIR,
@@ -126,6 +127,12 @@ def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(tmp_path, capsys
         (DataOptions, {"width": 100}, "`width` must be a positive multiple of 8, got 100"),
         (PairOptions, {"pose_radius": -1}, "`pose_radius` must be at least 0, got -1"),
         (PairOptions, {"reference_frames": "last"}, "`reference_frames` must be one of any, first, got 'last'"),
+        (PairOptions, {"min_crop_scale": 1.5}, r"`min_crop_scale` must be within \(0, 1\], got 1.5"),
+        (
+            PairOptions,
+            {"min_crop_scale": 0.5, "latent_cache_dir": "cache"},
+            "`min_crop_scale` must be 1 with `latent_cache_dir`, since a crop has latents of its own, got 0.5",
+        ),
         (ObjectiveOptions, {"image_dropout_prob": 1.5}, r"`image_dropout_prob` must be within \[0, 1\], got 1.5"),
         (ObjectiveOptions, {"high_noise_fraction": -0.1}, r"`high_noise_fraction` must be within \[0, 1\], got -0.1"),
         (ObjectiveOptions, {"pose_dropout_prob": 0.95}, "`joint_dropout_prob` must sum to at most 1, got 1.05"),
@@ -218,6 +225,15 @@ def test_loop_arguments_are_the_loop_s_keywords():
     arguments = TrainOptions().loop_arguments(100)
     taken = {name for name, parameter in keywords.items() if parameter.kind is parameter.KEYWORD_ONLY}
     assert set(arguments) == taken - {"collate_fn", "validate"}
+
+
+def test_every_option_of_a_pair_reaches_the_samples():
+    values = {"pose_radius": 1, "reference_frames": "any", "max_reference_distance": 7, "fit": "crop"}
+    values |= {"min_crop_scale": 0.5, "bad_rows": "skip"}
+    names = {item.name for item in dataclasses.fields(PairOptions)}
+    assert set(values) == names - {"latent_cache_dir"}
+    assert PairOptions(**values).settings(noise_offset=0.1) == PairSettings(noise_offset=0.1, **values)
+    assert PairOptions().settings() == PairSettings(), "the same defaults"
 
 
 def test_steps_follow_from_epochs_unless_given():

@@ -70,6 +70,13 @@ def test_the_latent_cache_trains_alike(base, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 
 
+def test_crops_and_skipped_rows_train(base, tmp_path):
+    more = ["--fit", "crop", "--min_crop_scale", "0.6", "--bad_rows", "skip", "--max_reference_distance", "2"]
+    main(parse_args(arguments(base, tmp_path, "--width", "80", *more)))
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(records) == 4 and all(0 < record["loss"] < 10 and record["bad_rows"] == 0 for record in records)
+
+
 def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
     """At the start the pipeline gives its UNet the image encoder's tokens and the UNet computes what it did."""
     parts = get_dummy_components()
@@ -103,6 +110,7 @@ def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
         (["--height", "88", "--width", "60"], "`width` must be a positive multiple of 8"),
         (["--pose_radius", "1"], "`pose_radius` must be the model's own, 2, got 1"),
         (["--train_data", "procedural/huge"], "The data set must be one of"),
+        (["--min_crop_scale", "0.5", "--latent_cache_dir", "x"], "`min_crop_scale` must be 1 with `latent_cache_dir`"),
         (["--learning_rate", "0"], "`learning_rate` must be a finite number above 0"),
     ],
 )

@@ -154,8 +154,9 @@ class Denoiser(nn.Module):
         noisy_latents: torch.Tensor,
         timesteps: torch.Tensor,
         pose_window: torch.Tensor,
-        clip_pixel_values: torch.Tensor,
         image_latents: torch.Tensor,
+        clip_pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict the diffusion target.
 
@@ -163,12 +164,15 @@ class Denoiser(nn.Module):
             noisy_latents (`torch.Tensor`): Shape `(B, C, h, w)`.
             timesteps (`torch.Tensor`): Shape `(B,)`.
             pose_window (`torch.Tensor`): Shape `(B, 2 (2 r + 1), h, w)`, range `[0, 1]`.
-            clip_pixel_values (`torch.Tensor`): The references as the image encoder takes them, `(B, 3, S, S)`.
             image_latents (`torch.Tensor`): The references' scaled latents, `(B, C, h, w)`.
+            clip_pixel_values (`torch.Tensor`, *optional*): The references as the image encoder takes them,
+                `(B, 3, S, S)`.
+            image_embeds (`torch.Tensor`, *optional*): What it makes of them, `(B, T, D)`, where it is frozen.
         Returns:
             `torch.Tensor`: Shape `(B, C, h, w)`.
         """
-        image_embeds = self.image_encoder(clip_pixel_values.to(self.image_encoder.dtype)).last_hidden_state
+        if image_embeds is None:
+            image_embeds = self.image_encoder(clip_pixel_values.to(self.image_encoder.dtype)).last_hidden_state
         states = self.adapter(image_embeds, image_latents)
         return self.unet(torch.cat([noisy_latents, pose_window], dim=1), timesteps, states).sample
 
@@ -200,7 +204,8 @@ class StageOneLoss:
         high_noise_start: int = 0,
     ):
         self.vae, self.feature_extractor = pipeline.vae, pipeline.feature_extractor
-        self.image_size = pipeline.image_encoder.config.image_size
+        self.image_encoder = pipeline.image_encoder
+        self.encoder_is_frozen = not any(value.requires_grad for value in self.image_encoder.parameters())
         self.noise_scheduler = noise_scheduler
         self.dropout_probs = (image_dropout_prob, pose_dropout_prob, joint_dropout_prob)
         self.snr_gamma = snr_gamma
@@ -210,10 +215,15 @@ class StageOneLoss:
 
     @torch.no_grad()
     def encode_references(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Both encoders' inputs to the adapter of fitted photos [B,3,H,W]: `image_latents` and `clip_pixel_values`."""
+        """What the adapter sees of fitted photos [B,3,H,W], as far as it is frozen: `image_latents`, and
+        `image_embeds` or, where the image encoder trains, `clip_pixel_values`."""
         latents = encode_pixels(pixel_values, self.vae).mode() * self.vae.config.scaling_factor
-        squares = clip_pixel_values(pixel_values, self.image_size, self.feature_extractor)
-        return {"image_latents": latents.float(), "clip_pixel_values": squares}
+        encoder = self.image_encoder
+        squares = clip_pixel_values(pixel_values, encoder.config.image_size, self.feature_extractor)
+        if not self.encoder_is_frozen:
+            return {"image_latents": latents.float(), "clip_pixel_values": squares}
+        embeds = encoder(squares.to(encoder.dtype)).last_hidden_state
+        return {"image_latents": latents.float(), "image_embeds": embeds.float()}
 
     @torch.no_grad()
     def encode_batch(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -227,7 +237,8 @@ class StageOneLoss:
         if "target_pixel_values" in batch:
             batch = self.encode_batch(batch)
         drop_image, drop_pose = drop_conditions(batch["dropout_draw"], *self.dropout_probs)
-        # The encoders' inputs are replaced, not their outputs, so that gradients flow through the null image too.
+        # What the trained parts take is replaced, not what they make of it, so that gradients flow through the null
+        # image too.
         reference = {name: replace_rows(batch[name], drop_image, null) for name, null in self.null_reference.items()}
         scheduler = self.noise_scheduler
         latents = batch["target_mean"] + batch["target_std"] * batch["posterior_noise"]
@@ -237,4 +248,5 @@ class StageOneLoss:
         pose_window = replace_rows(batch["pose_window"], drop_pose, 0.0)
         model_pred = module(noisy_latents, timesteps, pose_window, **reference)
         target = diffusion_target(scheduler, latents, batch["noise"], timesteps)
-        return denoising_loss(model_pred, target, min_snr_weights(scheduler, timesteps, self.snr_gamma)), {}
+        logs = {"bad_rows": batch["num_bad_rows"].mean()} if "num_bad_rows" in batch else {}
+        return denoising_loss(model_pred, target, min_snr_weights(scheduler, timesteps, self.snr_gamma)), logs

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
+from training.data.pair_settings import PairSettings
+
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 OPTIONS_NAME = "options.yaml"
@@ -87,14 +89,34 @@ class PairOptions:
     """How frames of a clip become a sample: a reference, a target, the poses around the target."""
 
     pose_radius: int = _option(2, "Poses on each side of the target's own; 2 makes the method's window of five.")
-    reference_frames: Literal["any", "first"] = _option("any", "Which frames of a clip serve as the reference.")
+    reference_frames: Literal["any", "first"] = _option(
+        "any", "Which frames of a clip serve as the reference: any of them, all alike, or its first."
+    )
+    max_reference_distance: int | None = _option(
+        None, "With `any`: draw the reference from the frames at most so many from the target, all alike."
+    )
+    fit: Literal["whole", "crop"] = _option(
+        "whole", "Show a picture of another aspect whole, its borders continued, or cut its middle out."
+    )
+    min_crop_scale: float = _option(
+        1.0, "Below 1: target and poses show one random part with at least so much of the sides."
+    )
+    bad_rows: Literal["raise", "skip"] = _option(
+        "raise", "Stop at a row that cannot be read or has no neighbours, or take the next one and log the share."
+    )
     latent_cache_dir: str | None = _option(
         None, "Folder for encodings that never change while training; made once, then no picture is read or encoded."
     )
 
     def __post_init__(self):
-        _check(self, "at least 0", lambda value: value >= 0, "pose_radius")
-        _check_choice(self, "reference_frames", ("any", "first"))
+        settings = self.settings()
+        if self.latent_cache_dir is not None:
+            settings.check_cacheable()
+
+    def settings(self, noise_offset: float = 0.0) -> PairSettings:
+        """What `training.data.frame_pairs` takes of these options."""
+        values = {name: value for name, value in vars(self).items() if name != "latent_cache_dir"}
+        return PairSettings(noise_offset=noise_offset, **values)
 
 
 @dataclass(frozen=True)

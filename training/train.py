@@ -14,8 +14,9 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from diffusers import DDPMScheduler
 
 from pipeline_dreampose import DreamPosePipeline
-from training.data.frame_pairs import FramePairs, LatentFramePairs, LatentShape
-from training.data.latent_cache import build_latent_cache, latent_cache_path, load_latent_cache
+from training.data.frame_pairs import FramePairs, LatentShape
+from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
+from training.data.pair_settings import PairSettings
 from training.data.prepared import load_prepared
 from training.denoiser import Denoiser, StageOneLoss, load_base_pipeline
 from training.loop import train
@@ -39,22 +40,23 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple:
     return parse(OPTIONS, argv, description=__doc__)
 
 
-def load_samples(pipeline: DreamPosePipeline, split: str, data: DataOptions, **kwargs) -> FramePairs:
+def load_samples(
+    pipeline: DreamPosePipeline, split: str, data: DataOptions, seed: int, settings: PairSettings
+) -> FramePairs:
     """The samples of one split, read and encoded as they are asked for."""
     shape = LatentShape.of(pipeline.vae, data.height, data.width)
-    return FramePairs(load_prepared(data.train_data, split), shape, **kwargs)
+    return FramePairs(load_prepared(data.train_data, split), shape, seed, settings)
 
 
 def cache_latents(
-    accelerator: Accelerator, pipeline: DreamPosePipeline, samples: FramePairs, folder: str, **kwargs
+    accelerator: Accelerator, pipeline: DreamPosePipeline, samples: FramePairs, folder: str, train_image_encoder: bool
 ) -> LatentFramePairs:
-    """The same samples from the latent cache in `folder`; the main process builds it if it is missing."""
-    image_size = pipeline.image_encoder.config.image_size
-    path = latent_cache_path(folder, samples, pipeline.vae, image_size, pipeline.feature_extractor)
-    with accelerator.main_process_first():
-        if not path.exists():
-            build_latent_cache(path, samples, pipeline.vae, image_size, pipeline.feature_extractor)
-    return LatentFramePairs(samples.dataset, samples.shape, cache=load_latent_cache(path), **kwargs)
+    """The same samples from a latent cache, of which the processes make what is missing."""
+    encoders = FrameEncoders(pipeline.vae, pipeline.image_encoder, pipeline.feature_extractor, train_image_encoder)
+    place = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    cache = precompute_latents(folder, samples, encoders, **place)
+    accelerator.wait_for_everyone()
+    return LatentFramePairs(samples.dataset, samples.shape, samples.seed, samples.settings, LatentCache(cache))
 
 
 def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -> None:
@@ -66,14 +68,15 @@ def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -
         pipeline.unet.enable_gradient_checkpointing()
     if run.channels_last:
         module.to(memory_format=torch.channels_last)
-    kwargs = {"seed": run.seed, "radius": pairs.pose_radius, "reference_frames": pairs.reference_frames}
     validate = None
     if run.validation_steps is not None:
-        validate = HeldOutPairs(pipeline, load_samples(pipeline, "validation", data, **kwargs), run.seed)
-    kwargs["noise_offset"] = objective.noise_offset
-    samples = load_samples(pipeline, "train", data, **kwargs)
+        # Whole pictures, as the pipeline takes them, whatever training shows.
+        validate = HeldOutPairs(
+            pipeline, load_samples(pipeline, "validation", data, run.seed, PairSettings()), run.seed
+        )
+    samples = load_samples(pipeline, "train", data, run.seed, pairs.settings(objective.noise_offset))
     if pairs.latent_cache_dir is not None:
-        samples = cache_latents(accelerator, pipeline, samples, pairs.latent_cache_dir, **kwargs)
+        samples = cache_latents(accelerator, pipeline, samples, pairs.latent_cache_dir, model.train_image_encoder)
     loss_options = {name: value for name, value in vars(objective).items() if name != "noise_offset"}
     noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     loss_fn = StageOneLoss(pipeline, noise_scheduler, samples.shape, **loss_options)
@@ -85,7 +88,7 @@ def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -
 def main(options: tuple) -> None:
     """Load, widen, train, and write a pipeline folder to `output_dir`."""
     model, data, pairs, _, run = options
-    # The other processes wait while one builds the latent cache of a large data set.
+    # Who has made a share of a large latent cache waits for the others.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     accelerator = Accelerator(mixed_precision=run.mixed_precision, kwargs_handlers=[patience])
     set_seed(run.seed)

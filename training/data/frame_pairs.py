@@ -5,10 +5,9 @@
 Item `n` of a training set here is the sample at global position `n` of a run: all its random draws come from one
 generator seeded by (seed, n), so that workers, processes and resumption change nothing.
 
-Legend: `C` latent channels, `H W` pixels, `h w` latent cells, `S` side of the image encoder's square.
+Legend: `C` latent channels, `H W` pixels, `h w` latent cells.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,12 +15,16 @@ import datasets
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from torch.utils.data import Dataset
 
-from pipeline_dreampose import fit_image, fit_pose_maps, iuv_to_pose_map, pose_window, resize_pose_maps
+from pipeline_dreampose import fit_image, pose_window
+from training.data.augmentation import read_cells, shown_box
+from training.data.pair_settings import PairSettings
 
 
-REFERENCE_FRAMES = ("any", "first")
+class BadRow(ValueError):
+    """A frame that no sample can be made of."""
 
 
 def sample_generator(seed: int, position: int) -> torch.Generator:
@@ -73,120 +76,148 @@ class LatentShape:
             raise ValueError(f"`height` and `width` must be multiples of {factor}, got {height} x {width}.")
         return cls(vae.config.latent_channels, height // factor, width // factor, height, width)
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Width and height in pixels, as Pillow has them."""
+        return self.pixel_width, self.pixel_height
+
 
 class FramePairs(Dataset):
     """Training samples: a reference and a target frame of one video, the target's real pose window, and all draws.
 
     Items hold `reference_pixel_values` and `target_pixel_values` [3,H,W] in [-1,1], `pose_window` [2(2r+1),h,w] in
-    [0,1], `posterior_noise` and `noise` [C,h,w], and `timestep_draw` and `dropout_draw`, uniform in [0,1).
+    [0,1], `posterior_noise` and `noise` [C,h,w], and `timestep_draw` and `dropout_draw`, uniform in [0,1). Where bad
+    rows are skipped, `num_bad_rows` counts those that an item was asked of before.
 
     Args:
         dataset (`datasets.Dataset`): Rows with `video_id`, `frame_index`, `image` and `iuv`.
         shape (`LatentShape`): Sizes of pictures and latents.
         seed (`int`): Of all draws.
-        radius (`int`, *optional*, defaults to 2): Poses on each side of the target's in its window.
-        reference_frames (`str`, *optional*, defaults to `"any"`):
-            Which frame of a video may be the reference: `"any"`, or its `"first"`.
-        noise_offset (`float`, *optional*, defaults to 0): Scale of noise that is constant over a channel.
+        settings (`PairSettings`, *optional*): How frames become a sample.
     Raises:
-        ValueError: If `reference_frames` is unknown or `dataset` has no rows.
+        ValueError: If `dataset` has no rows.
     """
 
-    def __init__(
-        self,
-        dataset,
-        shape: LatentShape,
-        seed: int,
-        radius: int = 2,
-        reference_frames: str = "any",
-        noise_offset: float = 0.0,
-    ):
-        if reference_frames not in REFERENCE_FRAMES:
-            raise ValueError(f"`reference_frames` must be one of {REFERENCE_FRAMES}, got {reference_frames!r}.")
+    def __init__(self, dataset, shape: LatentShape, seed: int, settings: PairSettings = PairSettings()):
         if len(dataset) == 0:
             raise ValueError("`dataset` must have at least one row, got 0.")
-        self.dataset, self.shape, self.seed, self.radius = dataset, shape, seed, radius
-        self.reference_frames, self.noise_offset = reference_frames, noise_offset
+        self.dataset, self.shape, self.seed, self.settings = dataset, shape, seed, settings
         self.videos = group_videos(dataset)
         self.video_of_row = {row: rows for rows in self.videos.values() for row in rows}
+        # Reading a row decodes all of its pictures, so each column is read by itself.
+        self.columns = {name: dataset.select_columns([name]) for name in ("image", "iuv")}
+        self.names = dataset.select_columns(["video_id", "frame_index"])
+        self.frame_indices = np.array(self.names["frame_index"][:])
 
     def __len__(self) -> int:
         """Samples of one epoch; positions go on beyond it."""
         return len(self.dataset)
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        generator = sample_generator(self.seed, position)
-        target = shuffled_index(self.seed, position, len(self.dataset))
-        rows = self.video_of_row[target]
-        choice = int(torch.randint(len(rows), (), generator=generator))
-        reference = rows[0] if self.reference_frames == "first" else rows[choice]
-        return self.read_reference(reference) | self.read_target(target) | self._draws(generator)
+        for num_bad_rows in range(len(self)):
+            row = shuffled_index(self.seed, position + num_bad_rows, len(self))
+            try:
+                sample = self.read_sample(row, sample_generator(self.seed, position))
+            except BadRow:
+                if self.settings.bad_rows == "raise":
+                    raise
+                continue
+            counted = {"num_bad_rows": torch.tensor(float(num_bad_rows))}
+            return sample if self.settings.bad_rows == "raise" else sample | counted
+        raise ValueError(f"`dataset` must have a row that a sample can be made of, got {len(self)} bad ones.")
+
+    def read_sample(self, row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """The sample with a row's frame as its target.
+
+        Args:
+            row (`int`): Of the data set.
+            generator (`torch.Generator`): Of all its draws.
+        Returns:
+            `dict[str, torch.Tensor]`: As in the class's docstring.
+        Raises:
+            BadRow: If one of its frames is bad, whatever `bad_rows` says.
+        """
+        near = self.video_of_row[row]
+        if self.settings.max_reference_distance is not None:
+            distances = np.abs(self.frame_indices[near] - self.frame_indices[row])
+            near = np.array(near)[distances <= self.settings.max_reference_distance]
+        choice = int(torch.randint(len(near), (), generator=generator))
+        reference = near[0] if self.settings.reference_frames == "first" else near[choice]
+        draws = self._draws(generator)
+        # Drawn last: a crop changes no other draw.
+        crop = torch.rand(3, generator=generator).tolist() if self.settings.min_crop_scale < 1 else None
+        return self.read_reference(int(reference)) | self.read_target(row, crop) | draws
 
     def read_reference(self, row: int) -> dict[str, torch.Tensor]:
         """What a sample holds of its reference."""
         return {"reference_pixel_values": self.read_pixel_values(row)}
 
-    def read_target(self, row: int) -> dict[str, torch.Tensor]:
-        """What a sample holds of its target: the picture and the real poses around it."""
-        return {"target_pixel_values": self.read_pixel_values(row), "pose_window": self.read_pose_window(row)}
+    def read_target(self, row: int, crop: list[float] | None = None) -> dict[str, torch.Tensor]:
+        """What a sample holds of its target: the picture and the real poses around it, all by one crop's draws."""
+        pixel_values, pose_map = self.read_frame(row, crop)
+        rows, centre = self.window_rows(row)
+        pose_maps = [pose_map if r == row else self._pose_map(r, self._read(r, "iuv"), crop) for r in rows]
+        window = pose_window(torch.stack(pose_maps), centre, self.settings.pose_radius)
+        return {"target_pixel_values": pixel_values, "pose_window": window}
 
-    def read_pose_window(self, row: int) -> torch.Tensor:
-        """The poses around a row's frame, [2(2r+1),h,w] in [0,1]."""
-        rows = self.video_of_row[row]
-        centre = rows.index(row)
-        span = rows[max(0, centre - self.radius) : centre + self.radius + 1]
-        # The span is shorter at a video's ends only, which is where a window repeats its border.
-        return pose_window(torch.stack([self.read_pose_map(r) for r in span]), span.index(row), self.radius)
-
-    def read_pose_map(self, row: int) -> torch.Tensor:
-        """The fitted pose map of a row at latent size, [2,h,w] in [0,1]."""
-        pose_map = iuv_to_pose_map(self.dataset[row]["iuv"])[None]
-        pose_map = fit_pose_maps(pose_map, self.shape.pixel_height, self.shape.pixel_width)
-        return resize_pose_maps(pose_map, self.shape.height, self.shape.width)[0]
+    def read_frame(self, row: int, crop: list[float] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The picture of a row, [3,H,W] in [-1,1], and its pose map at latent size, [2,h,w] in [0,1]."""
+        image, iuv = (self._read(row, name) for name in ("image", "iuv"))
+        if image.size != iuv.size:
+            raise self.bad_row(row, f"its picture has {image.size} pixels and its pose map {iuv.size}")
+        return self._pixel_values(image, self._box(image, crop)), self._pose_map(row, iuv, crop)
 
     def read_pixel_values(self, row: int) -> torch.Tensor:
-        """The fitted picture of a row, [3,H,W] in [-1,1]."""
-        return fit_image(self.dataset[row]["image"], self.shape.pixel_height, self.shape.pixel_width)
+        """The picture of a row, [3,H,W] in [-1,1]."""
+        image = self._read(row, "image")
+        return self._pixel_values(image, self._box(image))
+
+    def window_rows(self, row: int) -> tuple[list[int], int]:
+        """The rows of a pose window, fewer at a video's ends, where it repeats its border, and the place of `row`."""
+        rows, radius = self.video_of_row[row], self.settings.pose_radius
+        centre = rows.index(row)
+        rows = rows[max(0, centre - radius) : centre + radius + 1]
+        if (np.diff(self.frame_indices[rows]) != 1).any():
+            frames = self.frame_indices[rows].tolist()
+            raise self.bad_row(row, f"the frames around it are {frames}, which do not follow one another")
+        return rows, rows.index(row)
+
+    def bad_row(self, row: int, reason: str) -> BadRow:
+        """The error for a row, which names its video and frame."""
+        name = self.names[row]
+        return BadRow(
+            f"`dataset` must hold whole rows, got frame {name['frame_index']} of video {name['video_id']!r}: {reason}."
+        )
+
+    def _read(self, row: int, column: str) -> Image.Image:
+        try:
+            picture = self.columns[column][row][column]
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise self.bad_row(row, f"its `{column}` cannot be read ({error})") from error
+        if picture is None:
+            raise self.bad_row(row, f"it has no `{column}`")
+        return picture
+
+    def _box(self, picture: Image.Image, crop: list[float] | None = None) -> tuple[int, int, int, int]:
+        if crop is None:
+            return shown_box(picture.size, self.shape.canvas, self.settings.fit)
+        return shown_box(picture.size, self.shape.canvas, self.settings.fit, self.settings.min_crop_scale, crop)
+
+    def _pixel_values(self, image: Image.Image, box: tuple[int, int, int, int]) -> torch.Tensor:
+        return fit_image(image.crop(box), self.shape.pixel_height, self.shape.pixel_width)
+
+    def _pose_map(self, row: int, iuv: Image.Image, crop: list[float] | None = None) -> torch.Tensor:
+        try:
+            return read_cells(iuv, self._box(iuv, crop), self.shape.canvas, (self.shape.width, self.shape.height))
+        except ValueError as error:
+            raise self.bad_row(row, f"its `iuv` is no IUV picture ({error})") from error
 
     def _draws(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
         size = (self.shape.channels, self.shape.height, self.shape.width)
         noise = torch.randn(size, generator=generator)
         return {
             "posterior_noise": torch.randn(size, generator=generator),
-            "noise": noise + self.noise_offset * torch.randn(size[0], 1, 1, generator=generator),
+            "noise": noise + self.settings.noise_offset * torch.randn(size[0], 1, 1, generator=generator),
             "timestep_draw": torch.rand((), generator=generator),
             "dropout_draw": torch.rand((), generator=generator),
         }
-
-
-class LatentFramePairs(FramePairs):
-    """The same samples from a latent cache: no picture is decoded or encoded while training.
-
-    Items hold, instead of pictures, `target_mean` and `target_std` [C,h,w] (the posterior's, unscaled), and of the
-    reference `image_latents` [C,h,w] (its scaled mean) and `clip_pixel_values` [3,S,S].
-
-    Args:
-        cache (`Mapping`): From `training.data.latent_cache.load_latent_cache`.
-    Other arguments are those of `FramePairs`.
-    """
-
-    def __init__(self, dataset, shape: LatentShape, seed: int, cache: Mapping[str, torch.Tensor], **kwargs):
-        super().__init__(dataset, shape, seed, **kwargs)
-        self.cache = cache
-
-    def read_reference(self, row: int) -> dict[str, torch.Tensor]:
-        """The reference's scaled latents and the image encoder's input."""
-        square = self.cache["clip_squares"][self.cache["square_of_row"][row]]
-        return {
-            "image_latents": self.cache["mean"][row].float() * self.cache["scaling_factor"],
-            "clip_pixel_values": (square.float() / 255 - self.cache["clip_mean"]) / self.cache["clip_std"],
-        }
-
-    def read_target(self, row: int) -> dict[str, torch.Tensor]:
-        """The target's posterior and the real poses around it."""
-        mean, std = (self.cache[name][row].float() for name in ("mean", "std"))
-        return {"target_mean": mean, "target_std": std, "pose_window": self.read_pose_window(row)}
-
-    def read_pose_map(self, row: int) -> torch.Tensor:
-        """The fitted pose map of a row at latent size, [2,h,w] in [0,1]; 8 bit, as IUV is."""
-        return self.cache["pose_maps"][row].float() / 255

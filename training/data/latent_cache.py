@@ -1,94 +1,309 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""A latent cache: what never changes while stage 1 trains, computed once and kept in one safetensors file.
+"""A latent cache: what never changes while stage 1 trains, computed once and kept in shards beside each other.
 
 VAE encodings are half the cost of a training step at full size (two of 1.41 TFLOP beside a UNet pass of 1.04), and
-frozen. Legend as in `frame_pairs`; `N` rows, `M` rows that may be a reference.
+frozen. Neither making a cache nor training with it holds more than one shard in memory.
+
+FOLDER/facts.json                          all that the encodings depend on
+FOLDER/shard-00000-of-00012.safetensors    those of 1024 rows, whole or not there
+
+Legend as in `frame_pairs`; `n` rows of a shard, `m` of them that may be a reference, `T D` tokens and their width,
+`S` side of the image encoder's square.
 """
 
 import hashlib
+import json
 import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from torch import nn
 from tqdm.auto import tqdm
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, CLIPVisionModel
 
-from pipeline_dreampose import clip_pixel_values, encode_pixels
-from training.data.frame_pairs import FramePairs
+from pipeline_dreampose import clip_pixel_values, encode_pixels, pose_window
+from training.data.frame_pairs import BadRow, FramePairs, LatentShape
+from training.data.pair_settings import PairSettings
+from training.settings_file import has_settings, write_json
 
 
-def latent_cache_path(
-    folder: str | os.PathLike,
-    pairs: FramePairs,
-    vae: AutoencoderKL,
-    image_size: int,
-    feature_extractor: CLIPImageProcessor,
-) -> Path:
-    """File of a cache, named by all that it depends on: rows, sizes, both encoders' input, the VAE's weights."""
-    facts = (pairs.dataset._fingerprint, pairs.shape, pairs.reference_frames, image_size)
-    facts += (vae.config.scaling_factor, feature_extractor.image_mean, feature_extractor.image_std)
-    digest = hashlib.sha256(repr(facts).encode())
-    for name, tensor in sorted(vae.state_dict().items()):
+FACTS_NAME = "facts.json"
+SHARD_ROWS = 1024
+_DIGEST_LENGTH = 16
+
+
+def _digest_weights(module: nn.Module) -> str:
+    """Hexadecimal digits that tell a module's weights from others."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return Path(folder) / f"latents-{digest.hexdigest()[:16]}.safetensors"
+    return digest.hexdigest()[:_DIGEST_LENGTH]
 
 
-@torch.no_grad()
-def build_latent_cache(
-    path: str | os.PathLike,
-    pairs: FramePairs,
-    vae: AutoencoderKL,
-    image_size: int,
-    feature_extractor: CLIPImageProcessor,
-    batch_size: int = 32,
-) -> None:
-    """Encode every row once and write the cache, whole or not at all: interrupted, it starts anew.
+@dataclass(frozen=True)
+class FrameEncoders:
+    """The models whose outputs a cache keeps.
 
     Args:
-        path (`str` or `os.PathLike`): The file to write.
-        pairs (`FramePairs`): Gives the rows and their sizes.
         vae (`AutoencoderKL`): Encodes on its own device.
-        image_size (`int`): Side of the image encoder's square.
+        image_encoder (`CLIPVisionModel`): Its tokens are kept, or its input where it trains.
         feature_extractor (`CLIPImageProcessor`): Holds CLIP's mean and standard deviation.
+        train_image_encoder (`bool`, *optional*, defaults to `False`): Whether it trains.
+    """
+
+    vae: AutoencoderKL
+    image_encoder: CLIPVisionModel
+    feature_extractor: CLIPImageProcessor
+    train_image_encoder: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """All that their outputs depend on, as JSON."""
+        return {
+            "vae": _digest_weights(self.vae),
+            "scaling_factor": self.vae.config.scaling_factor,
+            "image_encoder": None if self.train_image_encoder else _digest_weights(self.image_encoder),
+            "image_size": self.image_encoder.config.image_size,
+            "image_mean": list(self.feature_extractor.image_mean),
+            "image_std": list(self.feature_extractor.image_std),
+        }
+
+    @torch.no_grad()
+    def encode_pictures(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Mean and standard deviation of the posterior of [B,3,H,W], unscaled, in half precision on the CPU."""
+        posterior = encode_pixels(pixel_values.to(self.vae.device), self.vae)
+        return {"mean": posterior.mean.half().cpu(), "std": posterior.std.half().cpu()}
+
+    @torch.no_grad()
+    def encode_references(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The image encoder's tokens of [B,3,H,W], in half precision on the CPU, or its input in 8 bit."""
+        squares = clip_pixel_values(pixel_values, self.image_encoder.config.image_size, self.feature_extractor)
+        if self.train_image_encoder:
+            mean, std = (_per_channel(getattr(self.feature_extractor, name)) for name in ("image_mean", "image_std"))
+            return {"clip_squares": (squares * std + mean).mul(255).round().byte()}
+        encoder = self.image_encoder
+        return {"image_embeds": encoder(squares.to(encoder.device, encoder.dtype)).last_hidden_state.half().cpu()}
+
+
+def cache_facts(pairs: FramePairs, encoders: FrameEncoders) -> dict[str, Any]:
+    """All that a cache depends on, as JSON: rows, sizes, how pictures are fitted, the models.
+
+    Raises:
+        ValueError: If samples show what no cache can hold.
+    """
+    pairs.settings.check_cacheable()
+    chosen = {name: getattr(pairs.settings, name) for name in ("reference_frames", "fit")}
+    rows = {"rows": pairs.dataset._fingerprint, "num_rows": len(pairs), "shard_rows": SHARD_ROWS}
+    return rows | asdict(pairs.shape) | chosen | encoders.facts()
+
+
+def cache_folder(latent_cache_dir: str | os.PathLike, facts: dict[str, Any]) -> Path:
+    """The folder of a cache: one below `latent_cache_dir`, named by the facts, or itself, if it is a cache.
+
+    Args:
+        latent_cache_dir (`str` or `os.PathLike`): Folder of caches, or of one.
+        facts (`dict`): From [`cache_facts`].
+    Raises:
+        ValueError: If it is the cache of other rows, sizes or models; names the facts that differ.
+    """
+    if has_settings(Path(latent_cache_dir) / FACTS_NAME, facts, "latent_cache_dir"):
+        return Path(latent_cache_dir)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return Path(latent_cache_dir) / f"latents-{digest[:_DIGEST_LENGTH]}"
+
+
+def precompute_latents(
+    latent_cache_dir: str | os.PathLike,
+    pairs: FramePairs,
+    encoders: FrameEncoders,
+    batch_size: int = 32,
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> Path:
+    """Encode every row once. Interrupted, it goes on with the shards that are missing.
+
+    Args:
+        latent_cache_dir (`str` or `os.PathLike`): Folder of caches, or of this one.
+        pairs (`FramePairs`): Gives the rows and how they are fitted.
+        encoders (`FrameEncoders`): The models.
         batch_size (`int`, *optional*, defaults to 32): Pictures encoded at a time.
-    """
-    num_rows, columns = len(pairs.dataset), {"mean": [], "std": [], "pose_maps": [], "clip_squares": []}
-    references = {rows[0] for rows in pairs.videos.values()} if pairs.reference_frames == "first" else range(num_rows)
-    square_of_row = torch.full((num_rows,), -1, dtype=torch.int64)
-    square_of_row[sorted(references)] = torch.arange(len(references))
-    mean, std = (torch.tensor(v)[:, None, None] for v in (feature_extractor.image_mean, feature_extractor.image_std))
-    for start in tqdm(range(0, num_rows, batch_size), desc="Latent cache", unit="batch"):
-        rows = range(start, min(start + batch_size, num_rows))
-        pixel_values = torch.stack([pairs.read_pixel_values(row) for row in rows])
-        posterior = encode_pixels(pixel_values.to(vae.device), vae)
-        columns["mean"].append(posterior.mean.half().cpu())
-        columns["std"].append(posterior.std.half().cpu())
-        columns["pose_maps"].append(torch.stack([pairs.read_pose_map(row) for row in rows]).mul(255).round().byte())
-        chosen = [index for index, row in enumerate(rows) if square_of_row[row] >= 0]
-        if chosen:
-            squares = clip_pixel_values(pixel_values[chosen], image_size, feature_extractor) * std + mean
-            columns["clip_squares"].append(squares.mul(255).round().byte())
-    tensors = {name: torch.cat(parts) for name, parts in columns.items()} | {
-        "square_of_row": square_of_row,
-        "clip_mean": mean,
-        "clip_std": std,
-        "scaling_factor": torch.tensor(float(vae.config.scaling_factor)),
-    }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    os.replace(partial, path)
-
-
-def load_latent_cache(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The tensors of a cache, mapped from the file, so that processes share them.
-
+        process_index, num_processes (`int`, *optional*): Which of several processes this is: they share the shards.
     Returns:
-        `dict`: `mean` and `std` [N,C,h,w] unscaled, `pose_maps` [N,2,h,w] and `clip_squares` [M,3,S,S] uint8,
-            `square_of_row` [N] with -1 for rows that are no reference, `clip_mean`, `clip_std`, `scaling_factor`.
+        `Path`: The cache's folder, whole once all processes are through.
+    Raises:
+        ValueError: If `latent_cache_dir` is another cache, samples show random crops, or a row is bad and not skipped.
     """
-    return load_file(path)
+    facts = cache_facts(pairs, encoders)
+    folder = cache_folder(latent_cache_dir, facts)
+    write_json(folder / FACTS_NAME, facts)
+    shards = [shard for shard in _shards(folder, facts)[process_index::num_processes] if not shard[0].exists()]
+    num_rows = sum(len(rows) for _, rows in shards)
+    with tqdm(total=num_rows, desc="Latent cache", unit="frame", disable=process_index > 0 or not shards) as progress:
+        for path, rows in shards:
+            tensors = _encode_rows(pairs, encoders, rows, batch_size, progress)
+            for leftover in folder.glob(f".{path.name}.*.partial"):  # of a run that was killed
+                leftover.unlink()
+            # Of a name of its own: a process of that run may still be writing.
+            partial = folder / f".{path.name}.{os.getpid()}.partial"
+            save_file(tensors, partial)
+            os.replace(partial, path)
+    return folder
+
+
+def _shards(folder: Path, facts: dict[str, Any]) -> list[tuple[Path, range]]:
+    """Files and their rows."""
+    starts = range(0, facts["num_rows"], facts["shard_rows"])
+    return [
+        (
+            folder / f"shard-{number:05d}-of-{len(starts):05d}.safetensors",
+            range(start, min(start + facts["shard_rows"], facts["num_rows"])),
+        )
+        for number, start in enumerate(starts)
+    ]
+
+
+def _encode_rows(
+    pairs: FramePairs, encoders: FrameEncoders, rows: range, batch_size: int, progress: tqdm
+) -> dict[str, torch.Tensor]:
+    """One shard: `mean` and `std` [n,C,h,w], `pose_maps` [n,2,h,w], `is_whole` [n], `image_embeds` [m,T,D] or
+    `clip_squares` [m,3,S,S], and `reference_index` [n], where a row's are in these, or -1."""
+    may_refer = None
+    if pairs.settings.reference_frames == "first":
+        may_refer = {video_rows[0] for video_rows in pairs.videos.values()}
+    reference_index, num_references, batches = [], 0, []
+    for start in range(rows.start, rows.stop, batch_size):
+        batch_rows = range(start, min(start + batch_size, rows.stop))
+        pixel_values, pose_maps, is_whole = _read_rows(pairs, batch_rows)
+        batch = encoders.encode_pictures(pixel_values)
+        batch |= {"pose_maps": pose_maps.mul(255).round().byte(), "is_whole": is_whole}
+        chosen = [may_refer is None or row in may_refer for row in batch_rows]
+        for is_reference in chosen:
+            reference_index.append(num_references if is_reference else -1)
+            num_references += is_reference
+        if any(chosen):
+            batch |= encoders.encode_references(pixel_values[chosen])
+        batches.append(batch)
+        progress.update(len(batch_rows))
+    names = dict.fromkeys(name for batch in batches for name in batch)
+    tensors = {name: torch.cat([batch[name] for batch in batches if name in batch]) for name in names}
+    tensors["reference_index"] = torch.tensor(reference_index)
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _read_rows(pairs: FramePairs, rows: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pictures, pose maps and whether they are whole; zeros where they are not, if such rows are skipped."""
+    shape, frames, is_whole = pairs.shape, [], []
+    for row in rows:
+        try:
+            frames.append(pairs.read_frame(row))
+            is_whole.append(True)
+        except BadRow:
+            if pairs.settings.bad_rows == "raise":
+                raise
+            frames.append((torch.zeros(3, *shape.canvas[::-1]), torch.zeros(2, shape.height, shape.width)))
+            is_whole.append(False)
+    pixel_values, pose_maps = (torch.stack(tensors) for tensors in zip(*frames))
+    return pixel_values, pose_maps, torch.tensor(is_whole)
+
+
+def _per_channel(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values)[:, None, None]
+
+
+class LatentCache:
+    """The rows of a cache, mapped from its files: processes share them, and memory does not grow with their number.
+
+    Args:
+        folder (`str` or `os.PathLike`): From [`precompute_latents`].
+    Raises:
+        ValueError: If it is no cache, or an unfinished one.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        path = Path(folder) / FACTS_NAME
+        if not path.is_file():
+            raise ValueError(f"`folder` must be a latent cache, got {str(folder)!r}, which has no {FACTS_NAME}.")
+        self.facts = json.loads(path.read_text())
+        self.files = [file for file, _ in _shards(Path(folder), self.facts)]
+        missing = [file.name for file in self.files if not file.exists()]
+        if missing:
+            raise ValueError(f"`folder` must be a finished latent cache, but {str(folder)!r} lacks {missing}.")
+        self._shards = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the mapped files, which a process of its own maps anew."""
+        return vars(self) | {"_shards": {}}
+
+    def is_whole(self, row: int) -> bool:
+        """Whether picture and pose map of a row could be read."""
+        return bool(self._get(row, "is_whole"))
+
+    def posterior(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of a row's latents, [C,h,w] each, unscaled."""
+        return self._get(row, "mean").float(), self._get(row, "std").float()
+
+    def pose_map(self, row: int) -> torch.Tensor:
+        """The pose map of a row at latent size, [2,h,w] in [0,1]; 8 bit, as IUV is."""
+        return self._get(row, "pose_maps").float() / 255
+
+    def reference(self, row: int) -> dict[str, torch.Tensor]:
+        """A row as a reference: `image_latents` [C,h,w], scaled, and `image_embeds` [T,D], or, where the image encoder
+        trains, its input `clip_pixel_values` [3,S,S]."""
+        latents = {"image_latents": self._get(row, "mean").float() * self.facts["scaling_factor"]}
+        place = int(self._get(row, "reference_index"))
+        shard = self._shard(row)
+        if "image_embeds" in shard:
+            return latents | {"image_embeds": shard["image_embeds"][place].float()}
+        mean, std = (_per_channel(self.facts[name]) for name in ("image_mean", "image_std"))
+        return latents | {"clip_pixel_values": (shard["clip_squares"][place].float() / 255 - mean) / std}
+
+    def _shard(self, row: int) -> dict[str, torch.Tensor]:
+        number = row // self.facts["shard_rows"]
+        if number not in self._shards:
+            self._shards[number] = load_file(self.files[number])
+        return self._shards[number]
+
+    def _get(self, row: int, name: str) -> torch.Tensor:
+        return self._shard(row)[name][row % self.facts["shard_rows"]]
+
+
+class LatentFramePairs(FramePairs):
+    """The samples of [`FramePairs`] from a latent cache: no picture is decoded or encoded while training.
+
+    Items hold, instead of pictures, `target_mean` and `target_std` [C,h,w] (the posterior's, unscaled), and of the
+    reference `image_latents` [C,h,w] (its scaled mean) and `image_embeds` [T,D] or `clip_pixel_values` [3,S,S].
+
+    Args:
+        dataset, shape, seed, settings: As `FramePairs` has them.
+        cache (`LatentCache`): Of this data set.
+    Raises:
+        ValueError: If samples show random crops.
+    """
+
+    def __init__(self, dataset, shape: LatentShape, seed: int, settings: PairSettings, cache: LatentCache):
+        settings.check_cacheable()
+        super().__init__(dataset, shape, seed, settings)
+        self.cache = cache
+
+    def read_reference(self, row: int) -> dict[str, torch.Tensor]:
+        """The reference's scaled latents and the image encoder's tokens or input."""
+        self._check(row)
+        return self.cache.reference(row)
+
+    def read_target(self, row: int, crop: list[float] | None = None) -> dict[str, torch.Tensor]:
+        """The target's posterior and the real poses around it."""
+        rows, centre = self.window_rows(row)
+        for window_row in rows:
+            self._check(window_row)
+        mean, std = self.cache.posterior(row)
+        window = pose_window(torch.stack([self.cache.pose_map(r) for r in rows]), centre, self.settings.pose_radius)
+        return {"target_mean": mean, "target_std": std, "pose_window": window}
+
+    def _check(self, row: int) -> None:
+        if not self.cache.is_whole(row):
+            raise self.bad_row(row, "it was bad when the latent cache was made")

@@ -1,0 +1,211 @@
+"""The latent cache: equal to the direct way, resumable, mapped, and refused where it is another's."""
+
+import json
+import os
+import pickle
+import re
+
+import datasets
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline_dreampose import DreamPosePipeline
+from tests.tiny_components import get_dummy_components
+from training.data import latent_cache
+from training.data.frame_pairs import FramePairs, LatentShape
+from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, cache_facts, precompute_latents
+from training.data.pair_settings import PairSettings
+from training.data.procedural_fashion import load_procedural_fashion
+from training.denoiser import Denoiser, StageOneLoss
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return load_procedural_fashion("smoke", "train", cache_dir=str(tmp_path_factory.mktemp("datasets")))
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return DreamPosePipeline(**get_dummy_components())
+
+
+@pytest.fixture(scope="module")
+def shape(pipeline):
+    return LatentShape.of(pipeline.vae, 80, 64)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(latent_cache, "SHARD_ROWS", 10)  # 36 rows: four shards, the last of six
+
+
+def encoders_of(pipeline, train_image_encoder=False):
+    return FrameEncoders(pipeline.vae, pipeline.image_encoder, pipeline.feature_extractor, train_image_encoder)
+
+
+def shards(folder):
+    return sorted(path.name for path in folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("train_image_encoder", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"reference_frames": "first", "fit": "crop"}])
+def test_the_samples_are_those_of_the_direct_way(dataset, pipeline, shape, tmp_path, settings, train_image_encoder):
+    direct = FramePairs(dataset, shape, 1, PairSettings(**settings))
+    folder = precompute_latents(tmp_path, direct, encoders_of(pipeline, train_image_encoder), batch_size=4)
+    assert len(shards(folder)) == 4 and {path.name for path in folder.iterdir()} == {*shards(folder), "facts.json"}
+    cached = LatentFramePairs(dataset, shape, 1, direct.settings, LatentCache(folder))
+    Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, train_image_encoder)
+    loss = StageOneLoss(pipeline, None, shape)
+    for position in (0, 17, 40):
+        batch = loss.encode_batch({name: value[None] for name, value in direct[position].items()})
+        sample = cached[position]
+        assert ("clip_pixel_values" in sample, "image_embeds" in sample) == (
+            train_image_encoder,
+            not train_image_encoder,
+        )
+        assert set(loss.null_reference) <= set(sample)
+        for name, value in sample.items():
+            # Latents and tokens are kept in fp16, whose step at 1 is 2^-10.
+            torch.testing.assert_close(value, batch[name][0], rtol=2e-3, atol=2e-3, msg=name)
+
+
+def test_a_killed_build_goes_on_with_what_is_missing(dataset, pipeline, shape, tmp_path, monkeypatch):
+    pairs, encoders = FramePairs(dataset, shape, 0), encoders_of(pipeline)
+    whole = precompute_latents(tmp_path / "whole", pairs, encoders)
+    save_file, encoded = latent_cache.save_file, []
+
+    def killed_while_writing(tensors, path):
+        if len(encoded) == 2:
+            path.write_bytes(b"half of it")
+            raise KeyboardInterrupt
+        encoded.append(path)
+        save_file(tensors, path)
+
+    monkeypatch.setattr(latent_cache, "save_file", killed_while_writing)
+    with pytest.raises(KeyboardInterrupt):
+        precompute_latents(tmp_path / "parts", pairs, encoders)
+    parts = tmp_path / "parts" / whole.name
+    assert shards(parts) == shards(whole)[:2]
+    with pytest.raises(
+        ValueError, match="`folder` must be a finished latent cache, but .* lacks .*shard-00002-of-00004"
+    ):
+        LatentCache(parts)
+    monkeypatch.setattr(
+        latent_cache, "save_file", lambda tensors, path: (encoded.append(path), save_file(tensors, path))
+    )
+    assert precompute_latents(tmp_path / "parts", pairs, encoders) == parts
+    assert len(encoded) == 4, "the two whole ones were not made again"
+    assert sorted(os.listdir(parts)) == sorted(os.listdir(whole)), "nothing is left of the half one"
+    assert all((parts / name).read_bytes() == (whole / name).read_bytes() for name in shards(whole))
+    precompute_latents(tmp_path / "parts", pairs, encoders)
+    assert len(encoded) == 4
+
+
+def test_processes_share_the_shards(dataset, pipeline, shape, tmp_path):
+    pairs, encoders = FramePairs(dataset, shape, 0), encoders_of(pipeline)
+    alone = precompute_latents(tmp_path / "alone", pairs, encoders)
+    shared = precompute_latents(tmp_path / "shared", pairs, encoders, process_index=1, num_processes=2)
+    assert shards(shared) == shards(alone)[1::2]
+    precompute_latents(tmp_path / "shared", pairs, encoders, process_index=0, num_processes=2)
+    assert all((shared / name).read_bytes() == (alone / name).read_bytes() for name in shards(alone))
+
+
+def test_building_holds_one_shard(dataset, pipeline, shape, tmp_path, monkeypatch):
+    """No tensor of an earlier shard is alive when the next one is written."""
+    import weakref
+
+    alive, save_file = [], latent_cache.save_file
+
+    def watch(tensors, path):
+        assert not any(reference() is not None for reference in alive)
+        alive.extend(weakref.ref(value) for value in tensors.values())
+        save_file(tensors, path)
+
+    monkeypatch.setattr(latent_cache, "save_file", watch)
+    precompute_latents(tmp_path, FramePairs(dataset, shape, 0), encoders_of(pipeline))
+    assert len(alive) >= 4 * 5
+
+
+def anonymous_bytes():
+    """Memory of this process that is not mapped from files."""
+    with open("/proc/self/status") as file:
+        return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", file.read()).group(1))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells mapped memory from other")
+def test_reading_maps_the_files(tmp_path):
+    """All of a 64 MB shard is read, and memory that is not the file's own grows by less than a tenth of it."""
+    rows = 256
+    facts = {"num_rows": rows, "shard_rows": rows, "scaling_factor": 1.0}
+    tensors = {"mean": torch.ones(rows, 2**17, dtype=torch.float16), "std": torch.ones(rows, 2, dtype=torch.float16)}
+    latent_cache.save_file(tensors, tmp_path / "shard-00000-of-00001.safetensors")
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    del tensors
+    cache = LatentCache(tmp_path)
+    cache.posterior(0)
+    before = anonymous_bytes()
+    assert sum(cache.posterior(row)[0].sum().item() for row in range(rows)) == rows * 2**17
+    assert anonymous_bytes() - before < 6e6
+
+
+def test_worker_processes_read_the_same(dataset, pipeline, shape, tmp_path):
+    pairs = FramePairs(dataset, shape, 0)
+    cache = LatentCache(precompute_latents(tmp_path, pairs, encoders_of(pipeline)))
+    cached = LatentFramePairs(dataset, shape, 0, pairs.settings, cache)
+    alone = [cached[position] for position in range(8)]
+    for position, sample in zip(range(8), DataLoader(cached, batch_size=None, num_workers=2)):
+        assert all(torch.equal(sample[name], value) for name, value in alone[position].items())
+    assert len(pickle.dumps(cache)) < 4096, "a process of its own maps the files anew"
+
+
+def test_another_model_size_or_data_set_is_another_cache(dataset, pipeline, shape, tmp_path):
+    pairs, encoders = FramePairs(dataset, shape, 0), encoders_of(pipeline)
+    folder = precompute_latents(tmp_path, pairs, encoders)
+    assert precompute_latents(folder, pairs, encoders) == folder, "the cache itself may be named"
+    others = {
+        "height": (FramePairs(dataset, LatentShape.of(pipeline.vae, 40, 64), 0), encoders),
+        "fit": (FramePairs(dataset, shape, 0, PairSettings(fit="crop")), encoders),
+        "reference_frames": (FramePairs(dataset, shape, 0, PairSettings(reference_frames="first")), encoders),
+        "rows": (FramePairs(dataset.select(range(12)), shape, 0), encoders),
+        "image_encoder": (pairs, encoders_of(pipeline, True)),
+        "vae": (pairs, encoders_of(DreamPosePipeline(**get_dummy_components(seed=1)))),
+    }
+    for name, (other_pairs, other_encoders) in others.items():
+        with pytest.raises(ValueError, match=f"`latent_cache_dir` must go on with the settings of .*{name} .*, now "):
+            precompute_latents(folder, other_pairs, other_encoders)
+        facts = cache_facts(other_pairs, other_encoders)
+        assert latent_cache.cache_folder(tmp_path, facts) != folder
+    # What no encoding depends on shares the cache.
+    same = FramePairs(dataset, shape, 5, PairSettings(max_reference_distance=2, noise_offset=0.1, pose_radius=1))
+    assert latent_cache.cache_folder(tmp_path, cache_facts(same, encoders)) == folder
+
+
+def test_random_crops_are_refused(dataset, pipeline, shape, tmp_path):
+    settings = PairSettings(min_crop_scale=0.8)
+    message = "`min_crop_scale` must be 1 with `latent_cache_dir`, since a crop has latents of its own, got 0.8"
+    with pytest.raises(ValueError, match=message):
+        precompute_latents(tmp_path, FramePairs(dataset, shape, 0, settings), encoders_of(pipeline))
+    with pytest.raises(ValueError, match=message):
+        LatentFramePairs(dataset, shape, 0, settings, cache=None)
+
+
+def test_bad_rows_are_marked_or_raise(dataset, pipeline, shape, tmp_path):
+    rows = list(dataset.cast_column("image", datasets.Image(decode=False)).select(range(12)))
+    rows[2]["image"]["bytes"] = rows[2]["image"]["bytes"][:100]
+    spoilt, encoders = datasets.Dataset.from_list(rows, features=dataset.features), encoders_of(pipeline)
+    with pytest.raises(ValueError, match="got frame 2 of video '.*': its `image` cannot be read"):
+        precompute_latents(tmp_path, FramePairs(spoilt, shape, 0), encoders)
+    settings = PairSettings(bad_rows="skip")
+    folder = precompute_latents(tmp_path, FramePairs(spoilt, shape, 0, settings), encoders)
+    cache = LatentCache(folder)
+    assert [cache.is_whole(row) for row in range(4)] == [True, True, False, True]
+    cached = LatentFramePairs(spoilt, shape, 0, settings, cache)
+    assert sum(cached[position]["num_bad_rows"] for position in range(12)) >= 1
+    with pytest.raises(ValueError, match="got frame 2 of video '.*': it was bad when the latent cache was made"):
+        LatentFramePairs(spoilt, shape, 0, PairSettings(), cache).read_reference(2)
+
+
+def test_what_is_no_cache_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`folder` must be a latent cache, got .* which has no facts.json"):
+        LatentCache(tmp_path)
