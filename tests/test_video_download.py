@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,10 @@ def files_of(folder):
 
 
 def assert_all_good(folder, video_ids=GOOD, videos=VIDEOS):
-    """The folder holds these videos as they are, both lists, and nothing else."""
-    assert files_of(folder) == sorted(["manifest.json", "missing.json", *(f"{name}.mp4" for name in video_ids)])
+    """The folder holds these videos as they are, both lists, the lock, and nothing else."""
+    assert files_of(folder) == sorted(
+        [".lock", "manifest.json", "missing.json", *(f"{name}.mp4" for name in video_ids)]
+    )
     for video_id in video_ids:
         assert (folder / f"{video_id}.mp4").read_bytes() == videos[video_id]
 
@@ -228,6 +231,20 @@ def test_no_more_than_allowed_are_under_way_at_once(server, tmp_path):
     download(server, tmp_path, video_ids, num_workers=3)
     assert 1 <= server.most_at_once <= 3
     assert_all_good(tmp_path, video_ids, server.videos)
+
+
+def test_one_waits_for_another_in_the_same_folder(server, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(lambda _: download(server, tmp_path), range(2)))
+    assert reports[0] == reports[1] and reports[0].missing == {}
+    assert len(server.requests) == len(GOOD)
+    assert_all_good(tmp_path)
+
+
+def test_an_error_of_the_disk_ends_the_run(server, tmp_path):
+    (tmp_path / f"{FIRST}.part").mkdir()
+    with pytest.raises(IsADirectoryError):
+        download(server, tmp_path)
 
 
 def test_bad_arguments_are_refused(tmp_path):

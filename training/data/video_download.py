@@ -22,6 +22,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import av
+from huggingface_hub.utils import WeakFileLock
 from tqdm.auto import tqdm
 
 from training.pictures import UnreadablePictures
@@ -97,20 +98,20 @@ def file_digest(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_videos(video_ids: Iterable[str], folder: str | os.PathLike) -> DownloadReport:
+def find_videos(video_ids: Iterable[str], video_dir: str | os.PathLike) -> DownloadReport:
     """Look for videos that are on disk already.
 
     Args:
         video_ids (`Iterable[str]`): Which.
-        folder (`str` or `os.PathLike`): Holds them as `ID.mp4`.
+        video_dir (`str` or `os.PathLike`): Holds them as `ID.mp4`.
     Returns:
         `DownloadReport`: Those that are there, unopened, and those that are not.
     Raises:
-        ValueError: If `folder` is no folder.
+        ValueError: If `video_dir` is no folder.
     """
-    if not Path(folder).is_dir():
-        raise ValueError(f"`video_dir` must be a folder, got {str(folder)!r}, which is none.")
-    paths = {video_id: Path(folder, f"{video_id}.mp4") for video_id in video_ids}
+    if not Path(video_dir).is_dir():
+        raise ValueError(f"`video_dir` must be a folder, got {str(video_dir)!r}, which is none.")
+    paths = {video_id: Path(video_dir, f"{video_id}.mp4") for video_id in video_ids}
     videos = {video_id: path for video_id, path in paths.items() if path.is_file()}
     return DownloadReport(videos, {video_id: "not in the folder" for video_id in paths if video_id not in videos})
 
@@ -127,7 +128,7 @@ def download_videos(
     """Download the videos that a folder lacks.
 
     What is whole is not asked for again, what is missing is tried again, and what was stopped half way goes on there,
-    if the server can. Only one process may work in a folder at a time.
+    if the server can. A process waits for another that works in the same folder.
 
     Args:
         video_ids (`Iterable[str]`): Which: letters, digits, `+`, `-` and `_`, put into the address as they are.
@@ -152,9 +153,9 @@ def download_videos(
             raise ValueError(f"`{name}` must be at least {least}, got {value}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    manifest, missing = (_read_json(folder / name) for name in ("manifest.json", "missing.json"))
     arrived, failed, stop = {}, {}, threading.Event()
-    with tqdm(desc="videos", unit="B", unit_scale=True, total=0) as bar:
+    with WeakFileLock(folder / ".lock"), tqdm(desc="videos", unit="B", unit_scale=True, total=0) as bar:
+        manifest, missing = (_read_json(folder / name) for name in ("manifest.json", "missing.json"))
         fetch = _Fetcher(folder, base_url.rstrip("/"), retries, timeout, backoff, dict(manifest), stop, bar)
         # Its threads are daemons that nobody waits for: an interruption ends the run at once.
         with ThreadPool(min(num_workers, len(video_ids) or 1)) as pool:
