@@ -128,6 +128,25 @@ def test_a_passing_failure_is_tried_again(server, tmp_path, fault):
     assert_all_good(tmp_path)
 
 
+def test_of_all_failures_at_once_only_what_is_good_stays(server, tmp_path):
+    bad = {
+        "AAAAAAAAAAA": 404,
+        "BBBBBBBBBBB": 500,
+        "CCCCCCCCCCC": "cut",
+        "DDDDDDDDDDD": "html",
+        "EEEEEEEEEEE": "refuse",
+    }
+    server.videos |= dict.fromkeys(bad, VIDEOS[FIRST])
+    server.faults = {video_id: itertools.repeat(fault) for video_id, fault in bad.items()}
+    server.faults |= {GOOD[0]: [500, "cut"], GOOD[1]: ["refuse", "cut"], GOOD[2]: ["cut", "whole"]}
+    report = download(server, tmp_path, [*bad, *GOOD], num_workers=3)
+    assert list(report.videos) == list(GOOD) and list(report.missing) == list(bad)
+    for part in tmp_path.glob("*.part*"):
+        assert part.name.startswith("CCCCCCCCCCC.part"), "only a beginning waits for the next run"
+        part.unlink()
+    assert_all_good(tmp_path)
+
+
 def test_attempts_are_further_and_further_apart(server, tmp_path):
     server.faults[FIRST] = [500] * 3
     start = time.monotonic()
@@ -288,6 +307,7 @@ def assert_the_next_run_completes(server, folder):
 @pytest.mark.slow
 def test_a_run_that_is_killed_half_way_is_completed_by_the_next(server, tmp_path):
     server.faults[FIRST] = ["stall"]
+    (tmp_path / ".manifest.json.1.partial").write_text("{")  # killed while it wrote the manifest
     code = "import sys; from training.data.video_download import download_videos\n"
     code += "download_videos(sys.argv[3:], sys.argv[1], base_url=sys.argv[2], num_workers=2)"
     command = [sys.executable, "-c", code, str(tmp_path), server.base_url, *GOOD]

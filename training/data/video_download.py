@@ -155,6 +155,8 @@ def download_videos(
     folder.mkdir(parents=True, exist_ok=True)
     arrived, failed, stop = {}, {}, threading.Event()
     with WeakFileLock(folder / ".lock"), tqdm(desc="videos", unit="B", unit_scale=True, total=0) as bar:
+        for leftover in folder.glob(".*.partial"):  # of a run that was killed
+            leftover.unlink()
         manifest, missing = (_read_json(folder / name) for name in ("manifest.json", "missing.json"))
         fetch = _Fetcher(folder, base_url.rstrip("/"), retries, timeout, backoff, dict(manifest), stop, bar)
         # Its threads are daemons that nobody waits for: an interruption ends the run at once.
