@@ -35,6 +35,7 @@ LAYERS = [
         "training.checkpoints",
         "training.hub",
         "training.interruption",
+        "training.publishing",
         "training.run_log",
         "training.schedule",
     },
@@ -47,7 +48,7 @@ LAYERS = [
         "training.small_model",
         "training.validation",
     },
-    {"benchmarks.sampling_procedures"},
+    {"benchmarks.sampling_procedures", "benchmarks.data_layouts"},
 ]
 # Of an entry point; `training` for all others.
 EXTRAS = {

@@ -8,7 +8,6 @@ FOLDER/records/SPLIT/VIDEO_ID.json     what became of the clip; written last: th
 FOLDER/annotations/...                 the same rows without pictures, if they are to be published
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ import torch
 
 from training.data.clip_rows import FEATURES, ClipDropped, PoseSettings, clip_rows
 from training.data.estimator import DensePoseEstimator
+from training.data.video_download import file_digest
 from training.pictures import UnreadablePictures
 from training.settings_file import has_settings, write_json
 
@@ -42,12 +42,6 @@ class ClipTask:
     def record(self, output_dir: Path) -> Path:
         """What became of it."""
         return output_dir / "records" / self.split / f"{self.video_id}.json"
-
-
-def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_data_set(output_dir: Path, settings: dict) -> None:
@@ -87,7 +81,8 @@ def prepare_clip(task: ClipTask, output_dir: Path, estimator: DensePoseEstimator
         shard.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own: where a run was killed, a process of it may still be finishing this very clip.
         partial = output_dir / f".{task.video_id}.{os.getpid()}.partial"
-        datasets.Dataset.from_list(rows, features=FEATURES).to_parquet(str(partial))
+        columns = {name: [row[name] for row in rows] for name in FEATURES}
+        datasets.Dataset.from_dict(columns, features=FEATURES).to_parquet(str(partial))
         os.replace(partial, shard)
         record = {"num_frames": len(rows), "filled": filled}
     record["sha256"] = file_digest(task.video)

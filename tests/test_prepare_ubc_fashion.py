@@ -1,0 +1,173 @@
+"""The command around `training.data.preparation`: kills, processes, what is published; videos are on disk."""
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.densepose_exports import TupleExport
+from tests.hub_server import TOKEN, Hub
+from tests.launch import ROOT, launch_two_processes
+from training import prepare_ubc_fashion, publishing
+from training.data.ubc_fashion import read_video_ids
+from training.pictures import write_video
+
+
+NOBODY = Image.new("RGB", (64, 80))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Arguments that name six videos (the last shows nobody) and a DensePose."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "videos").mkdir()
+    for index, name in enumerate(read_video_ids("train")[:4] + read_video_ids("test")[:2]):
+        # A video's codec changes codes, so the picture that stands for a person is one plain part.
+        person = Image.new("RGB", (64, 80), (100 + 20 * index, 90, 10))
+        frames = [NOBODY] * 3 if index == 5 else [person, NOBODY, *[person] * (3 + index)]
+        write_video(frames, folder / "videos" / f"{name}.mp4")
+    torch.jit.script(TupleExport()).save(folder / "model.pt")
+    return ["--video_dir", folder / "videos", "--densepose", folder / "model.pt", "--device", "cpu"]
+
+
+def parse(*words):
+    return prepare_ubc_fashion.parse_args([str(word) for word in words])
+
+
+def rows_of(output_dir):
+    rows = datasets.load_dataset("parquet", data_dir=str(output_dir / "frames"))
+    return {
+        split: [row | {name: np.asarray(row[name]) for name in ("image", "iuv")} for row in rows[split]]
+        for split in rows
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("undisturbed")
+    prepare_ubc_fashion.main(parse("--output_dir", output_dir, *inputs))
+    return output_dir
+
+
+def test_what_it_writes_and_says(inputs, undisturbed, capsys):
+    rows = rows_of(undisturbed)
+    train, test = read_video_ids("train")[:4], read_video_ids("test")[:1]
+    expected = [(name, k) for index, name in enumerate(train) for k in range(5 + index)]
+    assert sorted((row["video_id"], row["frame_index"]) for row in rows["train"]) == sorted(expected)
+    assert {row["video_id"] for row in rows["test"]} == set(test)
+    prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs))  # all is done: only the report again
+    printed = capsys.readouterr().out
+    assert "6 of 600 videos are there" in printed and "train: 4 clips, 26 frames, 4 of them filled" in printed
+    assert f"dropped {read_video_ids('test')[1]}: `frames` must show a person" in printed
+    assert f'load_dataset("parquet", data_dir="{undisturbed / "frames"}")' in printed
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(inputs, undisturbed, tmp_path):
+    words = [sys.executable, ROOT / "training/prepare_ubc_fashion.py", "--output_dir", tmp_path, *inputs]
+    command, environment = [str(word) for word in words], os.environ | {"PYTHONPATH": str(ROOT)}
+    draw, kills = random.Random(0), 0
+    while kills < 3:
+        process = subprocess.Popen(
+            command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        seen = num_files(tmp_path)
+        while process.poll() is None and num_files(tmp_path) == seen:  # its first shard, partial file or record
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.05))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        output = process.communicate()[0].decode()
+        assert process.returncode in (0, -signal.SIGKILL), output[-2000:]
+        if process.returncode == 0:
+            break
+    assert kills > 0
+    prepare_ubc_fashion.main(parse("--output_dir", tmp_path, *inputs))
+    np.testing.assert_equal(rows_of(tmp_path), rows_of(undisturbed))
+
+
+def num_files(folder):
+    return sum(len(files) for _, _, files in os.walk(folder))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_clips(inputs, undisturbed, tmp_path):
+    result = launch_two_processes("training/prepare_ubc_fashion.py", ["--output_dir", tmp_path, *inputs])
+    assert "6 clips, prepared by 2 process(es)" in result.stdout
+    np.testing.assert_equal(rows_of(tmp_path), rows_of(undisturbed))
+
+
+@pytest.fixture
+def loopback(monkeypatch):
+    with Hub() as server:
+        api = functools.partial(huggingface_hub.HfApi, endpoint=server.endpoint, token=TOKEN)
+        monkeypatch.setattr(publishing, "HfApi", api)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # as the server's environment says
+        yield server
+
+
+@pytest.mark.parametrize("words, has_images", [([], False), (["--include_images"], True)])
+def test_pictures_are_published_only_if_they_are_asked_for(
+    inputs, undisturbed, loopback, tmp_path, words, has_images, capsys
+):
+    prepare_ubc_fashion.main(
+        parse("--output_dir", undisturbed, *inputs, "--push_to_hub", "someone/ubc-densepose", *words)
+    )
+    files = loopback.files("datasets/someone/ubc-densepose")
+    assert {Path(name).suffix for name in files} <= {"", ".json", ".md", ".parquet"}
+    assert len([name for name in files if name.endswith(".parquet")]) == 5
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    rows = datasets.load_dataset(str(tmp_path), split="train")  # as the card's settings say
+    assert set(rows.column_names) == {"video_id", "frame_index", "iuv", "split"} | ({"image"} if has_images else set())
+    assert len(rows) == 26
+    clips = json.loads((tmp_path / "summary.json").read_text())["clips"]
+    assert len(clips["train"]) == 4 and all(len(record["sha256"]) == 64 for record in clips["train"].values())
+    card = (tmp_path / "README.md").read_text()
+    assert "$" not in card and "train: 4 clips, 26 frames" in card and TOKEN not in card
+    assert "someone/ubc-densepose" in capsys.readouterr().out
+
+
+def test_a_push_that_fails_loses_nothing(inputs, undisturbed, loopback, monkeypatch):
+    monkeypatch.setattr(
+        publishing, "HfApi", functools.partial(huggingface_hub.HfApi, endpoint=loopback.endpoint + "/nowhere")
+    )
+    options = parse("--output_dir", undisturbed, *inputs, "--push_to_hub", "someone/ubc-densepose")
+    with pytest.raises(ValueError, match="`push_to_hub` must .* got 'someone/ubc-densepose': .* pushes it later"):
+        prepare_ubc_fashion.main(options)
+    assert len(rows_of(undisturbed)["train"]) == 26
+
+
+def test_bad_input_is_one_clear_error(inputs, undisturbed, tmp_path, capsys):
+    for words, message in (
+        ([*inputs, "--num_proc", 0], "`--num_proc` must be at least 1, got 0"),
+        ([*inputs, "--include_images"], "`--include_images` must come with `--push_to_hub`"),
+        (["--densepose", "a.pt", "--video_dir", tmp_path / "none"], "`--video_dir` must be a folder, got .*none"),
+        ([*inputs, "--max_gap", -1], "`max_gap` must be at least 0, got -1"),
+    ):
+        with pytest.raises(SystemExit):
+            parse("--output_dir", tmp_path / "out", *words)
+        assert message.split(", got .*")[0] in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="`video_dir` must hold videos named VIDEO_ID.mp4, got .*empty"):
+        prepare_ubc_fashion.main(parse("--output_dir", tmp_path / "o", *inputs, "--video_dir", tmp_path / "empty"))
+    with pytest.raises(
+        ValueError, match="`densepose` must be a TorchScript file, .* got 'a.pt', which does not exist"
+    ):
+        prepare_ubc_fashion.main(parse("--output_dir", tmp_path / "o", *inputs, "--densepose", "a.pt"))
+    with pytest.raises(ValueError, match="`output_dir` must go on with the settings .* max_gap 5, now 2"):
+        prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs, "--max_gap", 2))

@@ -1,0 +1,106 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""UBC Fashion as a data set to train on: download, frames, DensePose, parquet. Stopped, the same command goes on.
+
+python training/prepare_ubc_fashion.py --output_dir ubc --densepose model.pt
+accelerate launch --multi_gpu --num_processes 4 training/prepare_ubc_fashion.py ...    # the clips are shared out
+"""
+
+import argparse
+from datetime import timedelta
+from pathlib import Path
+
+import datasets
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from training.data.estimator import find_densepose
+from training.data.preparation import (
+    ClipTask,
+    describe,
+    open_data_set,
+    prepare_clips,
+    summarize,
+    unfinished,
+    write_annotations,
+)
+from training.data.ubc_fashion import SPLITS, read_video_ids
+from training.data.video_download import download_videos, file_digest
+from training.pose_options import add_pose_options, pose_settings
+from training.publishing import push_data_set
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="UBC Fashion: download, frames, DensePose, parquet.")
+    add = parser.add_argument
+    add("--output_dir", required=True, type=Path, help="folder of the data set; a run that was stopped goes on there")
+    add("--video_dir", type=Path, help="videos on disk, VIDEO_ID.mp4, in place of the download")
+    add_pose_options(parser, needs_densepose=True)
+    add("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all three")
+    add("--num_proc", type=int, default=1, help="clips at a time, each with a DensePose of its own (default: 1)")
+    add("--push_to_hub", metavar="OWNER/NAME", help="publish ids, frame numbers and IUV as a data set; no pictures")
+    add("--include_images", action="store_true", help="publish the pictures too: only for videos that are your own")
+    options = parser.parse_args(argv)
+    if options.num_proc < 1:
+        parser.error(f"`--num_proc` must be at least 1, got {options.num_proc}.")
+    if options.include_images and not options.push_to_hub:
+        parser.error("`--include_images` must come with `--push_to_hub`, got none.")
+    if options.video_dir and not options.video_dir.is_dir():
+        parser.error(f"`--video_dir` must be a folder, got {str(options.video_dir)!r}, which is none.")
+    options.settings = pose_settings(parser, options)
+    return options
+
+
+def find_clips(options: argparse.Namespace, ids: dict[str, list[str]]) -> list[ClipTask]:
+    """The clips whose videos are there."""
+    folder = options.video_dir or options.output_dir / "videos"
+    tasks = [ClipTask(folder / f"{name}.mp4", name, split) for split, names in ids.items() for name in names]
+    found = [task for task in tasks if task.video.is_file()]
+    print(f"{len(found)} of {len(tasks)} videos are there: {folder}")
+    if not found:
+        raise ValueError(f"`video_dir` must hold videos named VIDEO_ID.mp4, got {str(folder)!r}, without any.")
+    return found
+
+
+def main(options: argparse.Namespace) -> None:
+    datasets.disable_progress_bars()  # one for each shard
+    # The other processes wait while one downloads.
+    state = PartialState(cpu=options.device == "cpu", timeout=timedelta(hours=24))
+    ids = {split: read_video_ids(split) for split in options.splits}
+    with state.main_process_first():
+        densepose = find_densepose(options.densepose)
+        settings = {"densepose": file_digest(densepose), **vars(options.settings)}
+        if state.is_main_process:
+            open_data_set(options.output_dir, settings)
+            if options.video_dir is None:
+                download_videos([name for names in ids.values() for name in names], options.output_dir / "videos")
+    tasks = find_clips(options, ids)
+    todo = unfinished(tasks, options.output_dir)
+    state.wait_for_everyone()  # until all have looked: the shares are those of one list
+    share = todo[state.process_index :: state.num_processes]
+    device = options.device or str(state.device)
+    records = prepare_clips(share, options.output_dir, densepose, options.settings, device, options.num_proc)
+    for task, record in tqdm(records, total=len(share), desc="clips", unit="clip", disable=not state.is_main_process):
+        if "dropped" in record:
+            tqdm.write(f"{task.video_id} dropped: {record['dropped']}")
+    state.wait_for_everyone()
+    if state.is_main_process:
+        print(f"{len(tasks)} clips, prepared by {state.num_processes} process(es):")
+        finish(options, tasks)
+
+
+def finish(options: argparse.Namespace, tasks: list[ClipTask]) -> None:
+    """Report, and publish what is asked for."""
+    summary = summarize(tasks, options.output_dir)
+    print(*describe(summary), sep="\n")
+    print(f'load_dataset("parquet", data_dir="{options.output_dir / "frames"}")')
+    if options.push_to_hub:
+        folder = options.output_dir if options.include_images else write_annotations(tasks, options.output_dir)
+        print(push_data_set(folder, options.push_to_hub, summary, options.include_images))
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except ValueError as error:
+        raise SystemExit(f"prepare_ubc_fashion.py: error: {error}") from None
