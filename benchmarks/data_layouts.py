@@ -1,0 +1,188 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""The same frames as prepared rows, with a latent cache and in the release's layout; loaders of each, and what they
+cost."""
+
+import io
+import multiprocessing
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from pipeline_dreampose import iuv_to_pose_map
+from training.data.clip_rows import FEATURES
+from training.data.frame_pairs import FramePairs, LatentShape
+from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
+from training.data.pair_settings import PairSettings
+from training.denoiser import build_feature_extractor
+from training.pictures import iterate_pictures
+
+
+def read_frames(frames: Path, iuv: Path, width: int, height: int) -> list[tuple[Image.Image, Image.Image]]:
+    """The pictures of two folders, scaled to one size: photos by Lanczos, IUV by nearest neighbour."""
+    filters = {frames: Image.Resampling.LANCZOS, iuv: Image.Resampling.NEAREST}
+    columns = [[p.resize((width, height), f) for p in iterate_pictures(folder)] for folder, f in filters.items()]
+    return list(zip(*columns, strict=True))
+
+
+def encode(picture: Image.Image, *args, **kwargs) -> bytes:
+    """A picture as the bytes of a file; further arguments are those of Pillow's `save`."""
+    buffer = io.BytesIO()
+    picture.save(buffer, *args, **kwargs)
+    return buffer.getvalue()
+
+
+def write_rows(clip: list[tuple[Image.Image, Image.Image]], folder: Path, num_videos: int = 1) -> dict[str, int]:
+    """Prepared rows, `num_videos` times the clip, as parquet; returns the bytes of a frame's picture and map."""
+    coded = [(encode(image, "JPEG", quality=95), encode(iuv, "PNG")) for image, iuv in clip]
+    folder.mkdir(parents=True)
+    for video in range(num_videos):
+        rows = [
+            {
+                "video_id": f"video{video}",
+                "frame_index": index,
+                "image": {"bytes": image, "path": None},
+                "iuv": {"bytes": iuv, "path": None},
+                "split": "train",
+            }
+            for index, (image, iuv) in enumerate(coded)
+        ]
+        datasets.Dataset.from_list(rows, features=FEATURES).to_parquet(str(folder / f"{video:05d}.parquet"))
+    image, iuv = (sum(map(len, column)) // len(coded) for column in zip(*coded))
+    return {"image": image, "map": iuv}
+
+
+def load_rows(folder: Path) -> datasets.Dataset:
+    """The rows of [`write_rows`], mapped."""
+    cache_dir = str(folder.with_name(f"{folder.name}_arrow"))
+    return datasets.load_dataset("parquet", data_dir=str(folder), split="train", cache_dir=cache_dir)
+
+
+def full_size_shapes(height: int, width: int) -> tuple[FrameEncoders, LatentShape]:
+    """Encoders with the outputs' shapes of Stable Diffusion's VAE and CLIP ViT-B/32, and next to no work in them."""
+    vae = AutoencoderKL(
+        block_out_channels=(4,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    )
+    config = CLIPVisionConfig(hidden_size=768, intermediate_size=8, num_hidden_layers=1, image_size=224, patch_size=32)
+    return FrameEncoders(vae, CLIPVisionModel(config), build_feature_extractor(224)), LatentShape.of(
+        vae, height, width
+    )
+
+
+def open_pairs(folder: Path, height: int, width: int, cached: bool) -> FramePairs:
+    """Samples of the rows in `folder`, from a latent cache beside it if `cached`."""
+    encoders, shape = full_size_shapes(height, width)
+    pairs = FramePairs(load_rows(folder), shape, 0, PairSettings())
+    if not cached:
+        return pairs
+    caches = folder.with_name(f"{folder.name}_latents")
+    cache = next(caches.iterdir()) if caches.exists() else precompute_latents(caches, pairs, encoders)
+    return LatentFramePairs(pairs.dataset, shape, 0, pairs.settings, LatentCache(cache))
+
+
+def write_release_layout(clip: list[tuple[Image.Image, Image.Image]], folder: Path) -> dict[str, int]:
+    """A PNG and a float64 map a frame, as the release keeps them; returns the mean bytes of each."""
+    folder.mkdir(parents=True)
+    for index, (image, iuv) in enumerate(clip):
+        image.save(folder / f"frame_{index}.png")
+        np.save(folder / f"frame_{index}_densepose.npy", iuv_to_pose_map(iuv).double().numpy())
+    total = {suffix: sum(p.stat().st_size for p in folder.glob(f"*.{suffix}")) for suffix in ("png", "npy")}
+    return {"image": total["png"] // len(clip), "map": total["npy"] // len(clip)}
+
+
+class ReleaseSamples(Dataset):
+    """A loader as the release writes it (johannakarras/DreamPose, datasets/dreampose_dataset.py at 5bf30b7), with the
+    five real neighbours: two PNGs, and five maps read, resized bilinearly and normalised, for each sample.
+
+    Args:
+        folder (`Path`): Of [`write_release_layout`].
+        height, width (`int`): Of the samples.
+    """
+
+    def __init__(self, folder: Path, height: int, width: int):
+        self.folder, self.size = folder, (height, width)
+        self.length = len(list(folder.glob("*.npy")))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        target = index * 7919 % self.length
+        window = [min(max(target + offset, 0), self.length - 1) for offset in range(-2, 3)]
+        return {
+            "frame_i": self.read_image(index * 104729 % self.length),
+            "frame_j": self.read_image(target),
+            "pose_j": torch.cat([self.read_map(frame) for frame in window]),
+        }
+
+    def read_image(self, index: int) -> torch.Tensor:
+        """[3,H,W] in [-1,1]."""
+        image = Image.open(self.folder / f"frame_{index}.png").convert("RGB")
+        image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
+        return (torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255) - 0.5) / 0.5
+
+    def read_map(self, index: int) -> torch.Tensor:
+        """[2,H,W] in [-1,1]."""
+        pose = torch.from_numpy(np.load(self.folder / f"frame_{index}_densepose.npy").astype("float32"))
+        return (F.interpolate(pose[None], self.size, mode="bilinear")[0] - 0.5) / 0.5
+
+
+def samples_per_second(samples: Dataset, num_samples: int, num_workers: int, batch_size: int = 4) -> float:
+    """Samples a second of a loader with worker processes, from its second batch to its last."""
+    batches = iter(
+        DataLoader(samples, batch_size, sampler=range(num_samples), num_workers=num_workers, drop_last=True)
+    )
+    next(batches)
+    start = time.perf_counter()
+    count = sum(len(next(iter(batch.values()))) for batch in batches)
+    return count / (time.perf_counter() - start)
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is not mapped from files."""
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
+
+
+def _put_growth(queue, open_samples: Callable[[], Dataset], num_samples: int) -> None:
+    before, samples = anonymous_bytes(), open_samples()
+    peak = 0
+    for position in range(num_samples):
+        samples[position]
+        peak = max(peak, anonymous_bytes())
+    queue.put(peak - before)
+
+
+def peak_growth(open_samples: Callable[[], Dataset], num_samples: int) -> int:
+    """Peak of the memory that a process of its own needs to open a data set and read samples of it.
+
+    Args:
+        open_samples (`Callable[[], Dataset]`): Opens it.
+        num_samples (`int`): How many are read.
+    Returns:
+        `int`: Bytes, without those that are mapped from files, which the system takes back when it needs them.
+    """
+    # Not a copy of this one, which would fill memory that was freed here before it asks for more.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    queue = context.Queue()
+    process = context.Process(target=_put_growth, args=(queue, open_samples, num_samples))
+    process.start()
+    growth = queue.get()
+    process.join()
+    return growth
