@@ -1,0 +1,138 @@
+"""Streamed samples: those of the mapped data set, one video at a time, shared out, resumable."""
+
+from collections import Counter
+from itertools import islice
+
+import datasets
+import pytest
+from torch.utils.data import DataLoader
+
+from training.data.frame_pairs import BadRow, FramePairs, LatentShape
+from training.data.frame_stream import FrameStream
+from training.data.pair_settings import PairSettings
+from training.data.procedural_fashion import load_procedural_fashion
+
+
+SHAPE = LatentShape(4, 10, 8, 80, 64)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Six videos of six frames."""
+    return load_procedural_fashion("smoke", "train", cache_dir=str(tmp_path_factory.mktemp("datasets")))
+
+
+@pytest.fixture(scope="module")
+def stream(dataset, tmp_path_factory):
+    """The same rows in four parquet shards, of two, two, one and one video."""
+    folder = tmp_path_factory.mktemp("shards")
+    for number, (start, stop) in enumerate([(0, 12), (12, 24), (24, 30), (30, 36)]):
+        dataset.select(range(start, stop)).to_parquet(str(folder / f"train-{number:05d}.parquet"))
+    return datasets.load_dataset("parquet", data_dir=str(folder), split="train", streaming=True)
+
+
+def key(sample):
+    """A sample by its draws, which no two share, and its pictures."""
+    return sample["noise"].numpy().tobytes() + sample["target_pixel_values"].numpy().tobytes()
+
+
+def keys(samples):
+    return [key(sample) for sample in samples]
+
+
+def targets(samples, dataset):
+    """The rows of the data set that samples have as their targets."""
+    pictures = {
+        FramePairs(dataset, SHAPE, 0).read_pixel_values(row).numpy().tobytes(): row for row in range(len(dataset))
+    }
+    return [pictures[sample["target_pixel_values"].numpy().tobytes()] for sample in samples]
+
+
+def test_samples_are_those_of_the_mapped_data_set(dataset, stream):
+    settings = PairSettings(min_crop_scale=0.7, max_reference_distance=2)
+    streamed = FrameStream(stream, SHAPE, 3, settings)
+    mapped = FramePairs(dataset, SHAPE, 3, settings)
+    expected = set()
+    for row, name in enumerate(dataset.select_columns(["video_id", "frame_index"])):
+        expected.add(key(mapped.read_sample(row, streamed._generator(name["video_id"], name["frame_index"]))))
+    assert len(expected) == 36 and set(keys(streamed)) == expected
+
+
+def test_an_epoch_has_every_frame_once_video_by_video_in_an_order_of_its_own(dataset, stream):
+    streamed, rows, draws = FrameStream(stream, SHAPE, 0), [], []
+    for epoch in range(2):
+        streamed.set_epoch(epoch)
+        samples = list(streamed)
+        draws.append(set(keys(samples)))
+        rows.append(targets(samples, dataset))
+    for epoch_rows in rows:
+        assert sorted(epoch_rows) == list(range(36))
+        videos = [row // 6 for row in epoch_rows]
+        assert all(len(set(videos[start : start + 6])) == 1 for start in range(0, 36, 6))
+        assert any(epoch_rows[start : start + 6] != sorted(epoch_rows[start : start + 6]) for start in range(0, 36, 6))
+    assert rows[0] != rows[1] and not draws[0] & draws[1]
+    streamed.set_epoch(1)
+    assert set(keys(streamed)) == draws[1]
+
+
+def test_workers_and_processes_share_the_shards_and_change_no_sample(stream):
+    alone = Counter(keys(FrameStream(stream, SHAPE, 0)))
+    workers = Counter(keys(DataLoader(FrameStream(stream, SHAPE, 0), batch_size=None, num_workers=2)))
+    processes = Counter()
+    for index in range(2):
+        share = FrameStream(stream, SHAPE, 0, process_index=index, num_processes=2)
+        processes += Counter(keys(DataLoader(share, batch_size=None, num_workers=2)))
+    assert set(alone.values()) == {1} and workers == alone and processes == alone
+
+
+@pytest.mark.parametrize("num_samples", [0, 6, 8, 15, 33])
+def test_goes_on_at_the_start_of_a_video(stream, num_samples):
+    whole = keys(FrameStream(stream, SHAPE, 0))
+    first = FrameStream(stream, SHAPE, 0)
+    iterator = iter(first)
+    assert keys(islice(iterator, num_samples)) == whole[:num_samples]
+    second = FrameStream(stream, SHAPE, 0)
+    second.load_state_dict(first.state_dict())
+    # A video whose last sample was taken is through only when more is asked for.
+    assert keys(second) == whole[max(num_samples - 1, 0) // 6 * 6 :]
+
+
+def test_one_video_is_held_at_a_time(dataset):
+    taken = []
+
+    def rows(videos):
+        for video in videos:
+            for row in range(6 * video, 6 * video + 6):
+                taken.append(row)
+                yield dataset[row]
+
+    stream = datasets.IterableDataset.from_generator(rows, features=dataset.features, gen_kwargs={"videos": [0, 1, 2]})
+    iterator = iter(FrameStream(stream, SHAPE, 0))
+    next(iterator)
+    assert len(taken) <= 7, "a video, and the row that shows that it is over"
+
+
+def test_bad_rows_raise_or_are_counted(dataset):
+    rows = [
+        row for number, row in enumerate(dataset.cast_column("image", datasets.Image(decode=False))) if number < 12
+    ]
+    rows[2]["image"]["bytes"] = rows[2]["image"]["bytes"][:100]
+    stream = datasets.Dataset.from_list(rows, features=dataset.features).to_iterable_dataset()
+    with pytest.raises(BadRow, match="got frame 2 of video '.*-000000': its `image` cannot be read"):
+        list(FrameStream(stream, SHAPE, 0))
+    samples = list(FrameStream(stream, SHAPE, 0, PairSettings(bad_rows="skip", reference_frames="first")))
+    assert len(samples) == 11 and sum(sample["num_bad_rows"] for sample in samples) == 1
+
+
+def test_what_cannot_be_streamed_is_refused(dataset, stream):
+    with pytest.raises(ValueError, match=r"`stream` must have the columns .*, but lacks \['iuv'\]"):
+        FrameStream(stream.remove_columns("iuv"), SHAPE, 0)
+    with pytest.raises(
+        ValueError, match="`stream` must have a shard for each worker of each process, got 4 shards for 5"
+    ):
+        next(iter(FrameStream(stream, SHAPE, 0, num_processes=5)))
+    scattered = dataset.select([0, 1, 6, 7, 2, 3]).to_iterable_dataset()
+    with pytest.raises(
+        ValueError, match="`stream` must have the rows of a video one after another, but '.*' comes twice"
+    ):
+        list(FrameStream(scattered, SHAPE, 0))

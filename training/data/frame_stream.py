@@ -1,0 +1,144 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Samples from a stream of prepared rows, for data sets that are not to lie on the disk: one video at a time.
+
+A sample is told by its epoch, video and frame, and so are its draws: how many processes and workers share a stream
+changes who reads a sample and when, not the sample.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from training.data.frame_pairs import BadRow, FramePairs, LatentShape, sample_generator
+from training.data.pair_settings import PairSettings
+
+
+FEATURES = datasets.Features(
+    {
+        "video_id": datasets.Value("string"),
+        "frame_index": datasets.Value("int32"),
+        "image": datasets.Image(),
+        "iuv": datasets.Image(),
+    }
+)
+
+
+class FrameStream(IterableDataset):
+    """One epoch of the samples of [`FramePairs`], every frame once a target, in an order drawn by seed and epoch:
+    the shards are shuffled, and the frames within a video, of which the neighbours in a batch mostly are.
+
+    Processes and worker processes share the shards out. `state_dict` and `load_state_dict` go on at the start of the
+    video that was being read; each worker process has a state of its own.
+
+    Args:
+        stream (`datasets.IterableDataset`): Rows with `video_id`, `frame_index`, `image` and `iuv`, those of a video
+            one after another and in one shard.
+        shape (`LatentShape`): Sizes of pictures and latents.
+        seed (`int`): Of all draws.
+        settings (`PairSettings`, *optional*): How frames become a sample.
+        process_index, num_processes (`int`, *optional*): Which of several training processes this is.
+    Raises:
+        ValueError: If `stream` lacks a column.
+    """
+
+    def __init__(
+        self,
+        stream: datasets.IterableDataset,
+        shape: LatentShape,
+        seed: int,
+        settings: PairSettings = PairSettings(),
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        missing = [name for name in FEATURES if name not in (stream.column_names or ())]
+        if missing:
+            raise ValueError(f"`stream` must have the columns {', '.join(FEATURES)}, but lacks {missing}.")
+        # Held as they are in the file, pictures of a video are small; each is decoded when it is asked for.
+        self.stream = stream.select_columns(list(FEATURES)).decode(False)
+        self.shape, self.seed, self.settings = shape, seed, settings
+        self.process_index, self.num_processes = process_index, num_processes
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the draws, and begin anew; as for any shuffled stream, before each epoch."""
+        self.load_state_dict({"epoch": epoch, "num_shards": 0, "num_videos": 0})
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, the shards of this share that are through, and the videos of the next one."""
+        return dict(self._state)
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where [`state_dict`] was asked for."""
+        self._state = dict(state_dict)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        state, seen, num_bad_rows = self._state, set(), 0
+        for shard in self._own_shards()[state["num_shards"] :]:
+            for number, rows in enumerate(self._videos(shard)):
+                video_id = rows[0]["video_id"]
+                if video_id in seen:
+                    raise ValueError(
+                        f"`stream` must have the rows of a video one after another, but {video_id!r} comes twice."
+                    )
+                seen.add(video_id)
+                if number < state["num_videos"]:
+                    continue
+                for sample in self._samples(rows):
+                    if sample is None:
+                        num_bad_rows += 1
+                    elif self.settings.bad_rows == "raise":
+                        yield sample
+                    else:
+                        yield sample | {"num_bad_rows": torch.tensor(float(num_bad_rows))}
+                        num_bad_rows = 0
+                state["num_videos"] += 1
+            state |= {"num_shards": state["num_shards"] + 1, "num_videos": 0}
+
+    def _own_shards(self) -> list[int]:
+        """Numbers of the shards that this worker of this process reads, in the order of the epoch."""
+        worker = get_worker_info()
+        workers, index = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        shares, share = self.num_processes * workers, self.process_index * workers + index
+        if shares > self.stream.num_shards:
+            raise ValueError(
+                "`stream` must have a shard for each worker of each process, got"
+                f" {self.stream.num_shards} shards for {shares}."
+            )
+        generator = sample_generator(self.seed, -1 - self._state["epoch"])
+        return torch.randperm(self.stream.num_shards, generator=generator)[share::shares].tolist()
+
+    def _videos(self, shard: int) -> Iterator[list[dict[str, Any]]]:
+        """The rows of one video after another."""
+        rows = []
+        # Taken as batches of one, since rows taken singly are shared out once more among worker processes.
+        for batch in self.stream.shard(self.stream.num_shards, shard).iter(batch_size=1):
+            row = {name: values[0] for name, values in batch.items()}
+            if rows and row["video_id"] != rows[0]["video_id"]:
+                yield rows
+                rows = []
+            rows.append(row)
+        if rows:
+            yield rows
+
+    def _samples(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, torch.Tensor] | None]:
+        """The samples of a video, `None` for a bad row that is skipped."""
+        video = datasets.Dataset.from_list(rows, features=FEATURES)
+        pairs = FramePairs(video, self.shape, self.seed, self.settings)
+        order = torch.randperm(len(rows), generator=self._generator(rows[0]["video_id"]))
+        for row in order.tolist():
+            try:
+                yield pairs.read_sample(row, self._generator(rows[row]["video_id"], rows[row]["frame_index"]))
+            except BadRow:
+                if self.settings.bad_rows == "raise":
+                    raise
+                yield None
+
+    def _generator(self, *name: str | int) -> torch.Generator:
+        """The generator of what has this name in this epoch."""
+        digest = hashlib.sha256(repr((self._state["epoch"], *name)).encode()).digest()
+        return sample_generator(self.seed, int.from_bytes(digest[:7]))
