@@ -57,11 +57,12 @@ def test_new_adapter_gives_the_image_tokens_exactly(pipeline):
     assert torch.equal(adapter(tokens, torch.randn(2, LATENT_CHANNELS, 16, 12)), tokens)
 
 
-def test_states_of_training_equal_the_pipelines(pipeline):
+@pytest.mark.parametrize("train_image_encoder", [False, True])
+def test_states_of_training_equal_the_pipelines(pipeline, train_image_encoder):
     """The loss reaches the UNet with the states that sampling uses, for a photo and for the null image."""
     shape = LatentShape.of(pipeline.vae, HEIGHT, WIDTH)
-    module, batch = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder), make_batch(shape)
-    seen = []
+    module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, train_image_encoder)
+    batch, seen = make_batch(shape), []
     pipeline.unet.register_forward_pre_hook(lambda unet, args: seen.append(args))
     for draw, pixel_values in (
         (0.99, batch["reference_pixel_values"]),

@@ -180,7 +180,8 @@ class Denoiser(nn.Module):
 class StageOneLoss:
     """The loss of stage 1 as a function of (module, batch), for `training.loop`.
 
-    Batches are `FramePairs` samples, which it encodes, or `LatentFramePairs` samples.
+    Batches are `FramePairs` samples, which it encodes, or `LatentFramePairs` samples. Where bad rows are skipped, it
+    logs `bad_rows`: how many were passed over for a sample.
 
     Args:
         pipeline (`DreamPosePipeline`): Gives VAE, feature extractor and the noise scheduler's configuration.
