@@ -54,13 +54,17 @@ def main(options: argparse.Namespace) -> dict:
     default_scheduler, default_steps = pipe.scheduler, pipe.config.default_num_inference_steps
     if options.compile:
         pipe.unet, peer.unet = torch.compile(pipe.unet), torch.compile(peer.unet)
-    runs = {  # name: frames, call
-        "release": (1, lambda: run_release(pipe, 1, steps)),
-        "release_defaults": (1, lambda: run_release(pipe, 1, options.release_steps)),
-        "pipeline": (frames, lambda: run_pipeline(pipe, build_pndm(), frames, steps, frames)),
-        "pipeline_defaults": (frames, lambda: run_pipeline(pipe, default_scheduler, frames, default_steps, frames)),
-        "floor": (frames, lambda: run_floor(pipe, frames, steps)),
-        "instruct_pix2pix": (frames, lambda: run_peer(peer, frames, steps, SIZES[size][3:])),
+    runs = {  # name: frames, steps, call
+        "release": (1, steps, lambda n: run_release(pipe, 1, n)),
+        "release_defaults": (1, options.release_steps, lambda n: run_release(pipe, 1, n)),
+        "pipeline": (frames, steps, lambda n: run_pipeline(pipe, build_pndm(), frames, n, frames)),
+        "pipeline_defaults": (
+            frames,
+            default_steps,
+            lambda n: run_pipeline(pipe, default_scheduler, frames, n, frames),
+        ),
+        "floor": (frames, steps, lambda n: run_floor(pipe, frames, n)),
+        "instruct_pix2pix": (frames, steps, lambda n: run_peer(peer, frames, n, SIZES[size][3:])),
     }
     seconds, median = measure_in_turn(runs, options.repeats, device)
     ratios = {

@@ -6,7 +6,8 @@ import multiprocessing
 import resource
 import statistics
 import time
-from typing import Callable
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from diffusers import (
@@ -17,6 +18,7 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
+from tqdm.auto import tqdm
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline
@@ -146,15 +148,19 @@ def timed(function: Callable, device: str) -> float:
 
 
 def measure_in_turn(
-    runs: dict[str, tuple[int, Callable]], repeats: int, device: str
+    runs: dict[str, tuple[int, int, Callable[[int], None]]], repeats: int, device: str
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds a frame of all calls, round by round so that a busy machine slows all alike, and their medians."""
+    """Seconds a frame of all calls, round by round so that a busy machine slows all alike, and their medians.
+
+    Each run is its number of frames, its steps, and what is called with them.
+    """
     seconds = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, (num_frames, call) in runs.items():
-            taken = timed(call, device) / num_frames
-            if repeat > 0:  # the first round warms up
-                seconds[name].append(taken)
+    for _, _, call in runs.values():  # warm up
+        call(1)
+    rounds = [name for _ in range(repeats) for name in runs]
+    for name in tqdm(rounds, desc="runs", unit="run"):
+        num_frames, steps, call = runs[name]
+        seconds[name].append(timed(partial(call, steps), device) / num_frames)
     return seconds, {name: statistics.median(values) for name, values in seconds.items()}
 
 
