@@ -5,6 +5,7 @@ run."""
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,19 @@ def write_json(path: Path, value: Any) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(partial, path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs had half written below a folder, `.*.partial`.
+
+    Only what is an hour old: another process may be writing there now, and no file takes as long.
+
+    Args:
+        folder (`Path`): It need not exist.
+    """
+    for path in folder.rglob(".*.partial"):
+        try:
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
+        except FileNotFoundError:
+            continue  # it was finished, or another process removed it

@@ -1,0 +1,32 @@
+"""Files that let a run go on in a folder: settings that must be the same, leftovers of killed runs."""
+
+import json
+import os
+import time
+
+import pytest
+
+from training.settings_file import has_settings, remove_leftovers, write_json
+
+
+def test_settings_must_be_those_of_before(tmp_path):
+    path = tmp_path / "run" / "settings.json"
+    assert not has_settings(path, {"seed": 1}, "resume")
+    write_json(path, {"seed": 1, "steps": [2]})
+    assert has_settings(path, {"seed": 1, "steps": [2]}, "resume")
+    message = r"`resume` must go on with the settings of .*run', got extra None, now 3; seed 1, now 2\."
+    with pytest.raises(ValueError, match=message):
+        has_settings(path, {"seed": 2, "steps": [2], "extra": 3}, "resume")
+    assert json.loads(path.read_text()) == {"seed": 1, "steps": [2]} and os.listdir(path.parent) == [path.name]
+
+
+def test_only_old_leftovers_are_removed(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in (".a.partial", "deep/.b.partial", "deep/.now.partial", "deep/whole.parquet"):
+        (tmp_path / name).write_text("")
+        if "now" not in name:
+            os.utime(tmp_path / name, (time.time() - 7200,) * 2)
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "none")
+    assert sorted(os.listdir(tmp_path / "deep")) == [".now.partial", "whole.parquet"]
+    assert os.listdir(tmp_path) == ["deep"]
