@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from pipeline_dreampose import DreamPosePipeline
 from tests.tiny_components import get_dummy_components
 from training.data import latent_cache
-from training.data.frame_pairs import FramePairs, LatentShape
+from training.data.frame_pairs import BadRow, FramePairs, LatentShape
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, cache_facts, precompute_latents
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import load_procedural_fashion
@@ -91,6 +91,8 @@ def test_a_killed_build_goes_on_with_what_is_missing(dataset, pipeline, shape, t
         ValueError, match="`folder` must be a finished latent cache, but .* lacks .*shard-00002-of-00004"
     ):
         LatentCache(parts)
+    for leftover in parts.glob(".*.partial"):
+        os.utime(leftover, (0, 0))  # long ago
     monkeypatch.setattr(
         latent_cache, "save_file", lambda tensors, path: (encoded.append(path), save_file(tensors, path))
     )
@@ -100,6 +102,22 @@ def test_a_killed_build_goes_on_with_what_is_missing(dataset, pipeline, shape, t
     assert all((parts / name).read_bytes() == (whole / name).read_bytes() for name in shards(whole))
     precompute_latents(tmp_path / "parts", pairs, encoders)
     assert len(encoded) == 4
+
+
+def test_two_trainings_that_start_together_make_one_cache(dataset, pipeline, shape, tmp_path, monkeypatch):
+    """While one has written a shard under its partial name, the other makes the whole cache."""
+    pairs, encoders = FramePairs(dataset, shape, 0), encoders_of(pipeline)
+    save_file, own = latent_cache.save_file, os.getpid()
+
+    def save_beside_another(tensors, path):
+        save_file(tensors, path)
+        monkeypatch.setattr(latent_cache, "save_file", save_file)
+        monkeypatch.setattr(os, "getpid", lambda: own + 1)
+        precompute_latents(tmp_path, pairs, encoders)
+
+    monkeypatch.setattr(latent_cache, "save_file", save_beside_another)
+    folder = precompute_latents(tmp_path, pairs, encoders)
+    assert {path.name for path in folder.iterdir()} == {*shards(folder), "facts.json"} and len(shards(folder)) == 4
 
 
 def test_processes_share_the_shards(dataset, pipeline, shape, tmp_path):
@@ -190,20 +208,58 @@ def test_random_crops_are_refused(dataset, pipeline, shape, tmp_path):
         LatentFramePairs(dataset, shape, 0, settings, cache=None)
 
 
-def test_bad_rows_are_marked_or_raise(dataset, pipeline, shape, tmp_path):
-    rows = list(dataset.cast_column("image", datasets.Image(decode=False)).select(range(12)))
-    rows[2]["image"]["bytes"] = rows[2]["image"]["bytes"][:100]
-    spoilt, encoders = datasets.Dataset.from_list(rows, features=dataset.features), encoders_of(pipeline)
-    with pytest.raises(ValueError, match="got frame 2 of video '.*': its `image` cannot be read"):
-        precompute_latents(tmp_path, FramePairs(spoilt, shape, 0), encoders)
+@pytest.fixture(scope="module")
+def spoilt(dataset):
+    """Two videos of six frames: a picture cut short, one of another size than its map, a picture for a map, and a
+    map cut short."""
+    undecoded = datasets.Image(decode=False)
+    rows = list(dataset.cast_column("image", undecoded).cast_column("iuv", undecoded).select(range(12)))
+    rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:100]
+    rows[3]["image"] = dataset[3]["image"].resize((32, 40))
+    rows[5]["iuv"] = {"bytes": rows[5]["image"]["bytes"], "path": None}
+    rows[6]["iuv"]["bytes"] = rows[6]["iuv"]["bytes"][:100]
+    return datasets.Dataset.from_list(rows, features=dataset.features)
+
+
+def test_flags_say_what_a_bad_row_is_still_good_for(spoilt, pipeline, shape, tmp_path):
+    with pytest.raises(BadRow, match="got frame 1 of video '.*': its `image` cannot be read"):
+        precompute_latents(tmp_path, FramePairs(spoilt, shape, 0), encoders_of(pipeline))
     settings = PairSettings(bad_rows="skip")
-    folder = precompute_latents(tmp_path, FramePairs(spoilt, shape, 0, settings), encoders)
-    cache = LatentCache(folder)
-    assert [cache.is_whole(row) for row in range(4)] == [True, True, False, True]
+    cache = LatentCache(
+        precompute_latents(tmp_path, FramePairs(spoilt, shape, 0, settings), encoders_of(pipeline), batch_size=4)
+    )
+    bad = {name: [row for row in range(12) if not cache.flag(row, name)] for name in latent_cache.FLAGS}
+    assert bad == {"has_picture": [1], "has_map": [5, 6], "is_target": [1, 3, 5, 6]}
+    with pytest.raises(BadRow, match="got frame 1 of video '.*': it was bad when the latent cache was made"):
+        LatentFramePairs(spoilt, shape, 0, PairSettings(), cache).read_reference(1)
+
+
+@pytest.mark.parametrize("pose_radius", [0, 1])
+@pytest.mark.parametrize("reference_frames", ["any", "first"])
+def test_the_cache_skips_what_the_direct_way_skips(spoilt, pipeline, shape, tmp_path, reference_frames, pose_radius):
+    settings = PairSettings(pose_radius, reference_frames, bad_rows="skip")
+    direct = FramePairs(spoilt, shape, 0, settings)
+    cache = LatentCache(precompute_latents(tmp_path, direct, encoders_of(pipeline)))
     cached = LatentFramePairs(spoilt, shape, 0, settings, cache)
-    assert sum(cached[position]["num_bad_rows"] for position in range(12)) >= 1
-    with pytest.raises(ValueError, match="got frame 2 of video '.*': it was bad when the latent cache was made"):
-        LatentFramePairs(spoilt, shape, 0, PairSettings(), cache).read_reference(2)
+    for row in range(len(spoilt)):
+        assert is_bad(cached.read_target, row) == is_bad(direct.read_target, row), row
+    for row in range(len(spoilt)) if reference_frames == "any" else (0, 6):
+        assert is_bad(cached.read_reference, row) == is_bad(direct.read_reference, row), row
+    num_skipped = 0
+    for position in range(3 * len(spoilt)):
+        expected, sample = direct[position], cached[position]
+        assert sample["num_bad_rows"] == expected["num_bad_rows"], position
+        torch.testing.assert_close(sample["pose_window"], expected["pose_window"], rtol=0, atol=1 / 255)
+        num_skipped += expected["num_bad_rows"]
+    assert num_skipped > 0
+
+
+def is_bad(read, row):
+    try:
+        read(row)
+    except BadRow:
+        return True
+    return False
 
 
 def test_what_is_no_cache_is_refused(tmp_path):

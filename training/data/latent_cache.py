@@ -15,7 +15,7 @@ Legend as in `frame_pairs`; `n` rows of a shard, `m` of them that may be a refer
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from pipeline_dreampose import clip_pixel_values, encode_pixels, pose_window
 from training.data.frame_pairs import BadRow, FramePairs, LatentShape
 from training.data.pair_settings import PairSettings
-from training.settings_file import has_settings, write_json
+from training.settings_file import has_settings, remove_leftovers, write_json
 
 
 FACTS_NAME = "facts.json"
 SHARD_ROWS = 1024
+# What a row is good for: as a reference, in a target's window, and as a target, whose picture has its map's size.
+FLAGS = ("has_picture", "has_map", "is_target")
 _DIGEST_LENGTH = 16
 
 
@@ -98,7 +100,7 @@ def cache_facts(pairs: FramePairs, encoders: FrameEncoders) -> dict[str, Any]:
     """
     pairs.settings.check_cacheable()
     chosen = {name: getattr(pairs.settings, name) for name in ("reference_frames", "fit")}
-    rows = {"rows": pairs.dataset._fingerprint, "num_rows": len(pairs), "shard_rows": SHARD_ROWS}
+    rows = {"rows": pairs.dataset._fingerprint, "num_rows": len(pairs), "shard_rows": SHARD_ROWS, "flags": list(FLAGS)}
     return rows | asdict(pairs.shape) | chosen | encoders.facts()
 
 
@@ -141,14 +143,13 @@ def precompute_latents(
     facts = cache_facts(pairs, encoders)
     folder = cache_folder(latent_cache_dir, facts)
     write_json(folder / FACTS_NAME, facts)
+    remove_leftovers(folder)
     shards = [shard for shard in _shards(folder, facts)[process_index::num_processes] if not shard[0].exists()]
     num_rows = sum(len(rows) for _, rows in shards)
     with tqdm(total=num_rows, desc="Latent cache", unit="frame", disable=process_index > 0 or not shards) as progress:
         for path, rows in shards:
             tensors = _encode_rows(pairs, encoders, rows, batch_size, progress)
-            for leftover in folder.glob(f".{path.name}.*.partial"):  # of a run that was killed
-                leftover.unlink()
-            # Of a name of its own: a process of that run may still be writing.
+            # Of a name of its own: another run may be making the same cache.
             partial = folder / f".{path.name}.{os.getpid()}.partial"
             save_file(tensors, partial)
             os.replace(partial, path)
@@ -170,17 +171,18 @@ def _shards(folder: Path, facts: dict[str, Any]) -> list[tuple[Path, range]]:
 def _encode_rows(
     pairs: FramePairs, encoders: FrameEncoders, rows: range, batch_size: int, progress: tqdm
 ) -> dict[str, torch.Tensor]:
-    """One shard: `mean` and `std` [n,C,h,w], `pose_maps` [n,2,h,w], `is_whole` [n], `image_embeds` [m,T,D] or
-    `clip_squares` [m,3,S,S], and `reference_index` [n], where a row's are in these, or -1."""
+    """One shard: `mean` and `std` [n,C,h,w], `pose_maps` [n,2,h,w], what rows are good for [n] by the names of
+    `FLAGS`, `image_embeds` [m,T,D] or `clip_squares` [m,3,S,S], and `reference_index` [n], where a row's are in these,
+    or -1."""
     may_refer = None
     if pairs.settings.reference_frames == "first":
         may_refer = {video_rows[0] for video_rows in pairs.videos.values()}
     reference_index, num_references, batches = [], 0, []
     for start in range(rows.start, rows.stop, batch_size):
         batch_rows = range(start, min(start + batch_size, rows.stop))
-        pixel_values, pose_maps, is_whole = _read_rows(pairs, batch_rows)
-        batch = encoders.encode_pictures(pixel_values)
-        batch |= {"pose_maps": pose_maps.mul(255).round().byte(), "is_whole": is_whole}
+        pixel_values, pose_maps, flags = _read_rows(pairs, batch_rows)
+        batch = encoders.encode_pictures(pixel_values) | flags
+        batch["pose_maps"] = pose_maps.mul(255).round().byte()
         chosen = [may_refer is None or row in may_refer for row in batch_rows]
         for is_reference in chosen:
             reference_index.append(num_references if is_reference else -1)
@@ -195,20 +197,31 @@ def _encode_rows(
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def _read_rows(pairs: FramePairs, rows: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures, pose maps and whether they are whole; zeros where they are not, if such rows are skipped."""
-    shape, frames, is_whole = pairs.shape, [], []
+def _read_rows(pairs: FramePairs, rows: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Pictures, pose maps and `FLAGS`; zeros for what cannot be read, if bad rows are skipped."""
+    frames, flags = [], []
+    blanks = torch.zeros(3, *pairs.shape.canvas[::-1]), torch.zeros(2, pairs.shape.height, pairs.shape.width)
     for row in rows:
         try:
-            frames.append(pairs.read_frame(row))
-            is_whole.append(True)
+            pixel_values, pose_map = pairs.read_frame(row)
+            is_target = True
         except BadRow:
             if pairs.settings.bad_rows == "raise":
                 raise
-            frames.append((torch.zeros(3, *shape.canvas[::-1]), torch.zeros(2, shape.height, shape.width)))
-            is_whole.append(False)
+            pixel_values = _unless_bad(lambda: pairs.read_pixel_values(row))
+            pose_map = _unless_bad(lambda: pairs._pose_map(row, pairs._read(row, "iuv")))
+            is_target = False
+        flags.append((pixel_values is not None, pose_map is not None, is_target))
+        frames.append([blank if read is None else read for read, blank in zip((pixel_values, pose_map), blanks)])
     pixel_values, pose_maps = (torch.stack(tensors) for tensors in zip(*frames))
-    return pixel_values, pose_maps, torch.tensor(is_whole)
+    return pixel_values, pose_maps, dict(zip(FLAGS, torch.tensor(flags).unbind(1)))
+
+
+def _unless_bad(read: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+    try:
+        return read()
+    except BadRow:
+        return None
 
 
 def _per_channel(values: list[float]) -> torch.Tensor:
@@ -239,9 +252,9 @@ class LatentCache:
         """Without the mapped files, which a process of its own maps anew."""
         return vars(self) | {"_shards": {}}
 
-    def is_whole(self, row: int) -> bool:
-        """Whether picture and pose map of a row could be read."""
-        return bool(self._get(row, "is_whole"))
+    def flag(self, row: int, name: str) -> bool:
+        """Whether a row was found to be what one of `FLAGS` says."""
+        return bool(self._get(row, name))
 
     def posterior(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of a row's latents, [C,h,w] each, unscaled."""
@@ -292,18 +305,19 @@ class LatentFramePairs(FramePairs):
 
     def read_reference(self, row: int) -> dict[str, torch.Tensor]:
         """The reference's scaled latents and the image encoder's tokens or input."""
-        self._check(row)
+        self._check(row, "has_picture")
         return self.cache.reference(row)
 
     def read_target(self, row: int, crop: list[float] | None = None) -> dict[str, torch.Tensor]:
         """The target's posterior and the real poses around it."""
+        self._check(row, "is_target")
         rows, centre = self.window_rows(row)
         for window_row in rows:
-            self._check(window_row)
+            self._check(window_row, "has_map")
         mean, std = self.cache.posterior(row)
         window = pose_window(torch.stack([self.cache.pose_map(r) for r in rows]), centre, self.settings.pose_radius)
         return {"target_mean": mean, "target_std": std, "pose_window": window}
 
-    def _check(self, row: int) -> None:
-        if not self.cache.is_whole(row):
+    def _check(self, row: int, flag: str) -> None:
+        if not self.cache.flag(row, flag):
             raise self.bad_row(row, "it was bad when the latent cache was made")
