@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import av
 import pytest
 
 from tests.video_server import VideoServer, video_bytes
@@ -72,6 +73,50 @@ def test_facts_of_a_video(tmp_path):
 def test_what_is_no_whole_video_is_refused(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(UnreadablePictures, match="A video must be a readable mp4, got 'a.mp4'"):
+        probe_video(tmp_path / "a.mp4")
+
+
+def packet_places(path):
+    """Where the packets of a video begin in its file, in the file's order."""
+    with av.open(path) as container:
+        return sorted(packet.pos for packet in container.demux(video=0) if packet.size)
+
+
+def test_a_video_cut_between_two_frames_is_refused(tmp_path):
+    """With its index in front, each frame that is left is whole."""
+    (tmp_path / "a.mp4").write_bytes(VIDEOS[FIRST])
+    with av.open(tmp_path / "a.mp4") as source:
+        with av.open(tmp_path / "whole.mp4", "w", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    container.mux(packet)
+    assert probe_video(tmp_path / "whole.mp4") == probe_video(tmp_path / "a.mp4")
+    content = (tmp_path / "whole.mp4").read_bytes()
+    places = packet_places(tmp_path / "whole.mp4")
+    assert len(places) == 6 and content.index(b"moov") < places[0]
+    for num_frames, place in enumerate(places):
+        (tmp_path / "cut.mp4").write_bytes(content[:place])
+        with pytest.raises(UnreadablePictures, match=f"got 'cut.mp4': it is cut, with {num_frames} of 6 frames"):
+            probe_video(tmp_path / "cut.mp4")
+
+
+def overwritten(content, box, offset, value):
+    """A file with four bytes of one of its boxes replaced, counted from the end of the box's name."""
+    start = content.index(box) + len(box) + offset
+    return content[:start] + value.to_bytes(4, "big") + content[start + 4 :]
+
+
+def test_a_video_whose_edit_list_shows_less_is_whole(tmp_path):
+    """Of six frames of 1/30 s each the list shows 100 ms."""
+    (tmp_path / "a.mp4").write_bytes(overwritten(VIDEOS[FIRST], b"elst", 8, 100))
+    assert probe_video(tmp_path / "a.mp4") == VideoFacts(fps=30, width=32, height=48, num_frames=3)
+
+
+def test_a_video_without_a_frame_rate_is_refused(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(overwritten(video_bytes(num_frames=2), b"stts", 12, 0))  # frames that last 0 s
+    with pytest.raises(UnreadablePictures, match="got 'a.mp4': it has no frame rate"):
         probe_video(tmp_path / "a.mp4")
 
 
@@ -215,13 +260,32 @@ def test_a_remote_file_that_shrank_below_the_part_starts_again(server, tmp_path)
     assert_all_good(tmp_path)
 
 
+def take_rejected(folder):
+    """The content of the first video that was put aside, which goes."""
+    content = (folder / f"{FIRST}.rejected").read_bytes()
+    (folder / f"{FIRST}.rejected").unlink()
+    return content
+
+
 def test_a_broken_file_is_replaced_and_a_whole_one_is_pinned_without_a_request(server, tmp_path):
     (tmp_path / f"{FIRST}.mp4").write_bytes(VIDEOS[FIRST][:1000])
     (tmp_path / f"{GOOD[1]}.mp4").write_bytes(VIDEOS[GOOD[1]])
     assert download(server, tmp_path).missing == {}
     assert (len(server.ranges(FIRST)), len(server.ranges(GOOD[1]))) == (1, 0)
     assert sorted(read(tmp_path, "manifest.json")) == sorted(GOOD)
+    assert take_rejected(tmp_path) == VIDEOS[FIRST][:1000]
     assert_all_good(tmp_path)
+
+
+def test_a_refused_file_is_kept_aside_where_its_link_is_dead(server, tmp_path):
+    download(server, tmp_path)
+    (tmp_path / f"{FIRST}.mp4").write_bytes(VIDEOS[GOOD[1]])  # a good video, but not the one of the manifest
+    server.faults[FIRST] = itertools.repeat(404)
+    for _ in range(2):
+        assert download(server, tmp_path).missing == {FIRST: "HTTP 404 Not Found"}
+        assert list(find_videos(GOOD, tmp_path).missing) == [FIRST]
+    assert take_rejected(tmp_path) == VIDEOS[GOOD[1]]
+    assert_all_good(tmp_path, GOOD[1:])
 
 
 def test_damage_on_disk_is_found_and_mended(server, tmp_path):
@@ -230,6 +294,7 @@ def test_damage_on_disk_is_found_and_mended(server, tmp_path):
     content[-1] ^= 1  # one bit, which no decoder minds
     (tmp_path / f"{FIRST}.mp4").write_bytes(content)
     assert download(server, tmp_path).missing == {}
+    assert take_rejected(tmp_path) == content
     assert_all_good(tmp_path)
 
 

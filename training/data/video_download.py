@@ -6,6 +6,7 @@ FOLDER/ID.mp4           a whole video: all its bytes came, and every frame could
 FOLDER/ID.part          what has come of one so far; ID.part.version says of which version of the remote file
 FOLDER/manifest.json    ID -> url, bytes and sha256 of every video that ever arrived; later downloads must equal it
 FOLDER/missing.json     ID -> why there is no such video
+FOLDER/ID.rejected      what stood there as ID.mp4 and was no whole video, or another than the manifest's
 """
 
 import hashlib
@@ -68,23 +69,35 @@ def probe_video(path: str | os.PathLike) -> VideoFacts:
     """Decode a whole mp4 video.
 
     All of it, because headers count frames that a cut or damaged file does not have; decoding costs little beside what
-    is done with the frames later.
+    is done with the frames later. A file whose index comes first may be cut where a frame ends, which no decoder
+    minds. So every packet that the index promises must be there, edit lists ignored: by these fewer frames than
+    packets may be shown, and are in a whole file.
 
     Args:
         path (`str` or `os.PathLike`): The file.
     Returns:
         `VideoFacts`: Its facts.
     Raises:
-        UnreadablePictures: If it is no mp4, or a frame cannot be decoded.
+        UnreadablePictures: If it is no mp4, is cut, a frame cannot be decoded, or there is no frame or frame rate.
     """
     try:
         # Without the format FFmpeg would follow the addresses in a playlist that calls itself a video.
+        with av.open(path, format="mp4", options={"ignore_editlist": "1"}) as container:
+            stream = container.streams.video[0]
+            num_promised = stream.frames  # 0 if there is no index, as in a file of fragments
+            # The packet that ends a stream has no time.
+            num_packets = sum(p.dts is not None and not p.is_corrupt for p in container.demux(stream))
         with av.open(path, format="mp4") as container:
             stream = container.streams.video[0]
             num_frames = sum(1 for _ in container.decode(stream))
-            if num_frames > 0:
+            if num_packets < num_promised:
+                reason = f"it is cut, with {num_packets} of {num_promised} frames"
+            elif num_frames == 0:
+                reason = "it has no frames"
+            elif stream.average_rate is None:
+                reason = "it has no frame rate"
+            else:
                 return VideoFacts(float(stream.average_rate), stream.width, stream.height, num_frames)
-            reason = "it has no frames"
     except IndexError:
         reason = "it has no video stream"
     except (av.error.FFmpegError, OSError) as error:
@@ -205,14 +218,18 @@ class _Fetcher:
     bar: tqdm
 
     def __call__(self, video_id: str) -> tuple[str, dict | None, str | None]:
-        """The id with its entry in the manifest, or with the reason why there is no video."""
+        """The id with its entry in the manifest, or with the reason why there is no video.
+
+        An `ID.mp4` that is refused is put aside as `ID.rejected`, an earlier one of that name replaced: it may be the
+        only copy, and its link dead.
+        """
         path, part = self.folder / f"{video_id}.mp4", self.folder / f"{video_id}.part"
         url = f"{self.base_url}/{video_id}.mp4"
         if path.exists():
             try:
                 return video_id, self._entry(video_id, url, path), None
             except _Failed:
-                path.unlink()
+                os.replace(path, path.with_suffix(".rejected"))
         try:
             self._persist(url, part)
             try:
