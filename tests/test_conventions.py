@@ -56,6 +56,7 @@ EXTRAS = {
     "benchmarks.sampling": None,
     "benchmarks.schedulers": "evaluation",
     "training.evaluation": "evaluation",
+    "training.extract_poses": None,
 }
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 MODULES_WITHOUT_OTHERS = {"training.metrics", "training.objective"}

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -10,8 +13,10 @@ import torch
 from PIL import Image
 
 from tests.densepose_exports import TupleExport
-from training.data import preparation
-from training.data.clip_rows import ClipDropped, PoseSettings, clip_rows
+from tests.launch import ROOT
+from training.data import clip_poses, preparation
+from training.data.clip_poses import ClipDropped, PoseSettings
+from training.data.clip_rows import clip_rows
 from training.data.estimator import DensePoseEstimator
 from training.data.prepared import load_prepared
 from training.pictures import iterate_pictures, write_video
@@ -64,7 +69,8 @@ def rows_of(output_dir, split="train"):
 
 
 def test_rows_hold_what_the_video_shows_and_what_densepose_says_of_it(tasks, estimator):
-    rows = clip_rows(tasks[0].video, "id", "train", estimator)
+    rows, filled = clip_rows(tasks[0].video, "id", "train", estimator)
+    assert filled == []
     assert [(row["video_id"], row["frame_index"], row["split"]) for row in rows] == [
         ("id", k, "train") for k in range(4)
     ]
@@ -78,8 +84,7 @@ def test_rows_hold_what_the_video_shows_and_what_densepose_says_of_it(tasks, est
 
 
 def test_gaps_are_told_and_long_ones_drop_the_clip(tasks, estimator):
-    filled = []
-    rows = clip_rows(tasks[1].video, "gap", "train", estimator, SETTINGS, filled)
+    rows, filled = clip_rows(tasks[1].video, "gap", "train", estimator, SETTINGS)
     assert filled == [1] and rows[1]["iuv"] == rows[0]["iuv"] and rows[1]["image"] != rows[0]["image"]
     with pytest.raises(ClipDropped, match="`max_gap` must be at least 1 for the gap at frame 1, got 0"):
         clip_rows(tasks[1].video, "gap", "train", estimator, PoseSettings(max_gap=0))
@@ -129,15 +134,30 @@ def test_what_is_done_is_not_done_again(tasks, densepose, tmp_path):
     # Killed between shard and record: the clip is made again, and is the same.
     before = rows_of(output_dir)
     tasks[1].record(output_dir).unlink()
-    (output_dir / ".gap.1.partial").write_text("half")
-    preparation.open_data_set(output_dir, {})
-    assert preparation.unfinished(tasks, output_dir) == tasks[:2] and not list(output_dir.glob(".*.partial"))
+    assert preparation.unfinished(tasks, output_dir) == tasks[:2]
     prepare(tasks[1:2], output_dir, densepose)
     np.testing.assert_equal(rows_of(output_dir), before)
 
 
-def test_other_settings_are_refused(tmp_path):
+def test_a_dropped_clip_is_tried_again_when_its_video_is_another(tasks, densepose, tmp_path):
+    output_dir = tmp_path / "data"
+    prepare(tasks, output_dir, densepose)
+    assert preparation.unfinished(tasks, output_dir) == []
+    write_video([PERSON] * 3, tasks[3].video)  # the broken one, copied whole at last
+    assert preparation.unfinished(tasks, output_dir) == [tasks[3]]
+    assert prepare([tasks[3]], output_dir, densepose)["broken"]["num_frames"] == 3
+
+
+def test_a_video_without_frames_is_dropped(tasks, densepose, tmp_path, monkeypatch):
+    monkeypatch.setattr(clip_poses, "iterate_pictures", lambda source: iter(()))
+    (record,) = prepare(tasks[:1], tmp_path / "data", densepose).values()
+    assert "must have at least one frame" in record["dropped"]
+
+
+def test_other_settings_are_refused_once_there_are_clips(tasks, densepose, tmp_path):
+    preparation.open_data_set(tmp_path, {"densepose": "wrong"})
     preparation.open_data_set(tmp_path, {"densepose": "a", "max_gap": 5})
+    prepare(tasks[:1], tmp_path, densepose)
     preparation.open_data_set(tmp_path, {"densepose": "a", "max_gap": 5})
     with pytest.raises(ValueError, match="`output_dir` must go on with the settings of .*max_gap 5, now 3"):
         preparation.open_data_set(tmp_path, {"densepose": "a", "max_gap": 3})
@@ -148,6 +168,28 @@ def test_processes_change_nothing(tasks, densepose, tmp_path):
     records = [prepare(tasks, tmp_path / name, densepose, num_proc=n) for name, n in (("one", 1), ("two", 2))]
     assert records[0] == records[1]
     np.testing.assert_equal(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"))
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_process_that_is_killed(tasks, densepose, tmp_path):
+    script = f"""
+from pathlib import Path
+from training.data.clip_poses import PoseSettings
+from training.data.preparation import ClipTask, prepare_clips
+if __name__ == "__main__":
+    tasks = [ClipTask(Path({str(tasks[0].video)!r}), str(k), "train") for k in range(1000)]
+    next(prepare_clips(tasks, Path({str(tmp_path)!r}), {str(densepose)!r}, PoseSettings(), num_proc=2))
+    print("running", flush=True)
+    input()
+"""
+    (tmp_path / "script.py").write_text(script)
+    command, environment = [sys.executable, str(tmp_path / "script.py")], os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment, **pipes)
+    assert process.stdout.readline() == "running\n"
+    process.kill()
+    # The workers have its output too: it ends when they do.
+    process.communicate(timeout=60)
 
 
 def test_annotations_are_the_rows_without_pictures(tasks, densepose, tmp_path):

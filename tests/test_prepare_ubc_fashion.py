@@ -69,7 +69,7 @@ def test_what_it_writes_and_says(inputs, undisturbed, capsys):
     assert {row["video_id"] for row in rows["test"]} == set(test)
     prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs))  # all is done: only the report again
     printed = capsys.readouterr().out
-    assert "6 of 600 videos are there" in printed and "train: 4 clips, 26 frames, 4 of them filled" in printed
+    assert "6 clips, prepared by 1 process" in printed and "train: 4 clips, 26 frames, 4 of them filled" in printed
     assert f"dropped {read_video_ids('test')[1]}: `frames` must show a person" in printed
     assert f'load_dataset("parquet", data_dir="{undisturbed / "frames"}")' in printed
 
@@ -139,13 +139,39 @@ def test_pictures_are_published_only_if_they_are_asked_for(
     assert len(clips["train"]) == 4 and all(len(record["sha256"]) == 64 for record in clips["train"].values())
     card = (tmp_path / "README.md").read_text()
     assert "$" not in card and "train: 4 clips, 26 frames" in card and TOKEN not in card
+    assert "UBC Fashion" in card and ("`image`" in card) == has_images
     assert "someone/ubc-densepose" in capsys.readouterr().out
 
 
-def test_a_push_that_fails_loses_nothing(inputs, undisturbed, loopback, monkeypatch):
-    monkeypatch.setattr(
-        publishing, "HfApi", functools.partial(huggingface_hub.HfApi, endpoint=loopback.endpoint + "/nowhere")
-    )
+def test_no_more_is_published_than_the_clips_of_this_run(inputs, undisturbed, loopback):
+    words = ["--splits", "test", "--push_to_hub", "someone/test", "--include_images"]
+    prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs, *words))
+    files = loopback.files("datasets/someone/test")
+    assert [name for name in files if name.endswith(".parquet")] == [
+        f"frames/test/{read_video_ids('test')[0]}.parquet"
+    ]
+    assert b'split="test"' in files["README.md"] and b"train" not in files["README.md"].split(b"---")[1]
+
+
+def test_videos_of_one_s_own_are_for_training(inputs, tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    write_video([Image.new("RGB", (64, 80), (120, 90, 10))] * 3, tmp_path / "videos" / "me dancing.mp4")
+    prepare_ubc_fashion.main(parse("--output_dir", tmp_path / "out", *inputs, "--video_dir", tmp_path / "videos"))
+    assert [row["video_id"] for row in rows_of(tmp_path / "out")["train"]] == ["me dancing"] * 3
+
+
+def test_a_wrong_densepose_shows_before_anything_is_begun(inputs, tmp_path):
+    (tmp_path / "wrong.pt").write_text("no model")
+    with pytest.raises(ValueError, match="`densepose` must be a TorchScript DensePose; .*wrong.pt' is not"):
+        prepare_ubc_fashion.main(parse("--output_dir", tmp_path / "out", *inputs[:3], tmp_path / "wrong.pt"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", ["/nowhere", None])
+def test_a_push_that_fails_loses_nothing(inputs, undisturbed, loopback, monkeypatch, path):
+    # An answer that refuses, or no answer at all.
+    endpoint = "http://127.0.0.1:9" if path is None else loopback.endpoint + path
+    monkeypatch.setattr(publishing, "HfApi", functools.partial(huggingface_hub.HfApi, endpoint=endpoint, token=TOKEN))
     options = parse("--output_dir", undisturbed, *inputs, "--push_to_hub", "someone/ubc-densepose")
     with pytest.raises(ValueError, match="`push_to_hub` must .* got 'someone/ubc-densepose': .* pushes it later"):
         prepare_ubc_fashion.main(options)
@@ -155,7 +181,9 @@ def test_a_push_that_fails_loses_nothing(inputs, undisturbed, loopback, monkeypa
 def test_bad_input_is_one_clear_error(inputs, undisturbed, tmp_path, capsys):
     for words, message in (
         ([*inputs, "--num_proc", 0], "`--num_proc` must be at least 1, got 0"),
-        ([*inputs, "--include_images"], "`--include_images` must come with `--push_to_hub`"),
+        ([*inputs, "--include_images"], "`--include_images` must come with `--push_to_hub` and with `--video_dir`"),
+        (["--densepose", "a.pt", "--push_to_hub", "a/b", "--include_images"], "and with `--video_dir`"),
+        ([*inputs, "--push_to_hub", "a/b/c"], "`--push_to_hub` must be OWNER/NAME, got 'a/b/c'"),
         (["--densepose", "a.pt", "--video_dir", tmp_path / "none"], "`--video_dir` must be a folder, got .*none"),
         ([*inputs, "--max_gap", -1], "`max_gap` must be at least 0, got -1"),
     ):
@@ -163,7 +191,7 @@ def test_bad_input_is_one_clear_error(inputs, undisturbed, tmp_path, capsys):
             parse("--output_dir", tmp_path / "out", *words)
         assert message.split(", got .*")[0] in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="`video_dir` must hold videos named VIDEO_ID.mp4, got .*empty"):
+    with pytest.raises(ValueError, match=r"`video_dir` must hold \*.mp4 of the splits train, .*, got .*empty"):
         prepare_ubc_fashion.main(parse("--output_dir", tmp_path / "o", *inputs, "--video_dir", tmp_path / "empty"))
     with pytest.raises(
         ValueError, match="`densepose` must be a TorchScript file, .* got 'a.pt', which does not exist"

@@ -7,6 +7,7 @@ python training/extract_poses.py --input densepose.pkl --size 640 512 --output_d
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from training.data.clip_rows import detections_to_iuv, estimate_iuv
+from training.data.clip_poses import ClipPoses, estimate_poses, follow_through_clip
 from training.data.densepose import CHANNEL_ORDERS, find_channel_order, read_poses, temporal_median
 from training.data.detections import read_dump
 from training.data.estimator import DensePoseEstimator
@@ -38,13 +39,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def report_filled(frames: list[np.ndarray], filled: list[int]) -> list[np.ndarray]:
-    if filled:
-        print(f"frames without the person, filled from their neighbours: {filled}")
-    return frames
+def report_filled(poses: ClipPoses) -> ClipPoses:
+    if poses.filled:
+        print(f"frames without the person, filled from their neighbours: {poses.filled}")
+    return poses
 
 
-def convert(options: argparse.Namespace) -> list[np.ndarray] | torch.Tensor:
+def convert(options: argparse.Namespace) -> Sequence[np.ndarray] | torch.Tensor:
     """IUV (or maps, where there is no I) from files that DensePose wrote."""
     if options.input.suffix == ".pkl":
         clip, (height, width) = [detections for _, detections in read_dump(options.input)], options.size
@@ -54,7 +55,7 @@ def convert(options: argparse.Namespace) -> list[np.ndarray] | torch.Tensor:
             raise ValueError(
                 f"`size` must hold people down to {bottom} and to {right} at the right, got {options.size}."
             )
-        return report_filled(*detections_to_iuv(clip, height, width, options.settings))
+        return report_filled(follow_through_clip(clip, height, width, options.settings))
     poses = read_poses(options.input)
     if isinstance(poses, torch.Tensor):
         return poses
@@ -72,7 +73,7 @@ def main(options: argparse.Namespace) -> None:
     if options.densepose:
         device = options.device or PartialState().device
         estimator = DensePoseEstimator(options.densepose, device)
-        frames = report_filled(*estimate_iuv(options.input, estimator, options.settings))
+        frames = report_filled(estimate_poses(options.input, estimator, options.settings))
     else:
         frames = convert(options)
     if isinstance(frames, torch.Tensor):
@@ -81,7 +82,7 @@ def main(options: argparse.Namespace) -> None:
         np.save(path, frames.numpy())
         print(f"{len(frames)} pose maps (U and V, there was no I): {path}")
         return
-    write_picture_folder([Image.fromarray(frame) for frame in frames], options.output_dir)
+    write_picture_folder(map(Image.fromarray, frames), options.output_dir)
     print(f"{len(frames)} IUV frames: {options.output_dir}")
 
 

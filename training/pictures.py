@@ -4,7 +4,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -224,11 +224,11 @@ def write_frames(frames: Sequence[Image.Image], path: str | os.PathLike, fps: fl
         write_picture_folder(frames, path)
 
 
-def write_picture_folder(frames: Sequence[Image.Image], path: str | os.PathLike) -> None:
+def write_picture_folder(frames: Iterable[Image.Image], path: str | os.PathLike) -> None:
     """Write PNGs named by their numbers.
 
     Args:
-        frames (`Sequence[PIL.Image.Image]`): The pictures.
+        frames (`Iterable[PIL.Image.Image]`): The pictures.
         path (`str` or `os.PathLike`): The folder; frames of an earlier, longer video do not stay in it.
     """
     path = Path(path)

@@ -4,7 +4,7 @@
 
 import argparse
 
-from training.data.clip_rows import PoseSettings
+from training.data.clip_poses import PoseSettings
 from training.data.detections import PERSON_RULES
 
 

@@ -2,49 +2,61 @@
 # Licensed under the Apache License, Version 2.0
 """Prepared data sets, to the Hub."""
 
+import glob
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from training.data.preparation import describe
+from training.data.preparation import ClipTask, describe
+from training.data.ubc_fashion import SPLITS, read_video_ids
 from training.settings_file import write_json
 
 
 CARD_PATH = Path(__file__).parent.parent / "model_card" / "annotations.md"
 
 
-def push_data_set(folder: Path, repo_id: str, summary: dict, has_images: bool) -> str:
-    """Publish a prepared data set, or its annotations, with a card.
+UBC_FASHION = (
+    "The videos are those of [UBC Fashion](https://vision.cs.ubc.ca/datasets/fashion/), and `video_id` names them as\n"
+    "its lists do. No licence is stated for them."
+)
+OTHERS = "`video_id` names the videos that the frames are from."
+
+
+def push_data_set(folder: Path, repo_id: str, tasks: Sequence[ClipTask], summary: dict, has_images: bool) -> str:
+    """Publish prepared clips, or their annotations, with a card.
 
     Args:
-        folder (`Path`): Holds `frames/SPLIT/*.parquet`; the card and `summary.json` are written into it.
+        folder (`Path`): Holds their shards; the card and `summary.json` are written into it.
         repo_id (`str`): Of the data set on the Hub, which is made if there is none.
+        tasks (`Sequence[ClipTask]`): The clips; no other file of `folder` is sent.
         summary (`dict`): From `training.data.preparation.summarize`.
-        has_images (`bool`): Whether the rows hold pictures, for the card.
+        has_images (`bool`): Whether the shards hold pictures, for the card.
     Returns:
         `str`: Address of the data set.
     Raises:
-        ValueError: If the Hub refuses it; the folder is whole.
+        ValueError: If the Hub refuses it or cannot be reached; the folder is whole.
     """
-    splits = [split for split in summary["clips"] if any((folder / "frames" / split).glob("*.parquet"))]
+    shards = [task.shard(folder) for task in tasks if task.shard(folder).exists()]
+    published_ids = {name for split in SPLITS for name in read_video_ids(split)}
+    splits = sorted({shard.parent.name for shard in shards})
     card = Template(CARD_PATH.read_text()).substitute(
         name=repo_id,
-        content="One row a frame" + ("." if has_images else ", without its picture."),
+        split=splits[0],
+        source=UBC_FASHION if {task.video_id for task in tasks} <= published_ids else OTHERS,
         image_row="| `image` | JPEG of the frame |\n" if has_images else "",
         data_files="\n".join(f"  - split: {split}\n    path: frames/{split}/*.parquet" for split in splits),
         lines="\n".join(f"- {line}" for line in describe(summary) if not line.startswith(" ")),
     )
     (folder / "README.md").write_text(card)
     write_json(folder / "summary.json", summary)
-    # Nothing but these: the folder may hold the videos as well.
-    allowed = ["README.md", "summary.json", "frames/*"]
+    allowed = ["README.md", "summary.json", *(glob.escape(str(shard.relative_to(folder))) for shard in shards)]
     try:
         api = HfApi()
         address = api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type="dataset", allow_patterns=allowed)
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except Exception as error:  # of the Hub, of its client and of the connection, which share no class
         reason = " ".join(str(error).split())
         raise ValueError(
             f"`push_to_hub` must name a data set that the token may write, got {repo_id!r}: {reason} "

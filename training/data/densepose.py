@@ -10,6 +10,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -98,7 +99,8 @@ def _read_video(path: Path) -> list[Image.Image]:
                 _refuse_part_colours([np.asarray(frame) for frame in itertools.islice(frames, 1)])
                 raise ValueError(
                     "`poses` must be a video in a lossless RGB codec (`ffmpeg ... -c:v ffv1 -pix_fmt bgr0`), since "
-                    f"others mix U and V across parts; got {codec.name}, {pixel_format.name} in {str(path)!r}."
+                    f"others mix U and V across parts; got {codec.name}, {pixel_format.name} in {str(path)!r}. Poses "
+                    "of the people in an ordinary video are made by training/extract_poses.py --densepose."
                 )
             frames = list(frames)
     except av.error.FFmpegError as error:
@@ -188,14 +190,14 @@ def _refuse_part_colours(frames: Sequence[np.ndarray]) -> None:
             )
 
 
-def fill_gaps(frames: Sequence[np.ndarray | None], max_gap: int) -> tuple[list[np.ndarray], list[int]]:
+def fill_gaps(frames: Sequence[Any | None], max_gap: int) -> tuple[list[Any], list[int]]:
     """Fill frames without a person by the nearest frame that has one, the earlier of two.
 
     Args:
-        frames (`Sequence[np.ndarray | None]`): The clip.
+        frames (`Sequence[Any | None]`): What is known of the person in each frame.
         max_gap (`int`): The longest run of missing frames that is filled.
     Returns:
-        `tuple[list[np.ndarray], list[int]]`: All frames, and which of them were filled.
+        `tuple[list, list[int]]`: All frames, and which of them were filled.
     Raises:
         ValueError: If a gap is longer, or there is no person at all.
     """
@@ -222,10 +224,22 @@ def temporal_median(frames: Sequence[np.ndarray], radius: int = 1) -> list[np.nd
     Returns:
         `list[np.ndarray]`: As many frames.
     """
-    calmed = []
-    for index, frame in enumerate(frames):
-        window = [frames[min(max(i, 0), len(frames) - 1)] for i in range(index - radius, index + radius + 1)]
-        stack = np.stack(window)
-        steady = (stack[..., 2] == frame[..., 2]).all(axis=0)
-        calmed.append(np.where(steady[..., None], np.median(stack, axis=0).astype(np.uint8), frame))
-    return calmed
+    last = len(frames) - 1
+    spans = (range(index - radius, index + radius + 1) for index in range(len(frames)))
+    return [steady_median([frames[min(max(i, 0), last)] for i in span]) for span in spans]
+
+
+def steady_median(window: Sequence[np.ndarray]) -> np.ndarray:
+    """The middle one of several frames, with the median of U and V where all of them have the same part.
+
+    Args:
+        window (`Sequence[np.ndarray]`): An odd number of IUV, uint8 `[H, W, 3]` as V, U, I.
+    Returns:
+        `np.ndarray`: Shape `[H, W, 3]`, uint8.
+    """
+    frame = window[len(window) // 2]
+    if len(window) == 1:
+        return frame
+    stack = np.stack(window)
+    steady = (stack[..., 2] == frame[..., 2]).all(axis=0)
+    return np.where(steady[..., None], np.median(stack, axis=0).astype(np.uint8), frame)

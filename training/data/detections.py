@@ -7,7 +7,7 @@ Legend: `N` detections, `P` 25 part channels, `H W` pixels, boxes (left, top, ri
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ def box_iou(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def follow_person(
-    clip: Sequence[Sequence[Detection]], height: int, width: int, rule: str = "largest"
+    clip: Iterable[Sequence[Detection]], height: int, width: int, rule: str = "largest"
 ) -> list[Detection | None]:
     """Choose one person in the first frame that has any and keep to it.
 
@@ -188,10 +188,11 @@ def follow_person(
     moved on by its last movement, so that people who cross are not exchanged; else with the last box.
 
     Args:
-        clip (`Sequence[Sequence[Detection]]`): The detections of each frame.
+        clip (`Iterable[Sequence[Detection]]`): The detections of each frame.
         height (`int`): Of the frames, in pixels.
         width (`int`): Of the frames, in pixels.
-        rule (`str`, *optional*, defaults to `"largest"`): `"largest"` box, best `"score"`, nearest to the `"centre"`.
+        rule (`str`, *optional*, defaults to `"largest"`): `"largest"` box, best `"score"` (the first detection, where
+            an export has none), nearest to the `"centre"`.
     Returns:
         `list[Detection | None]`: One a frame, `None` where the person is not found.
     Raises:

@@ -53,12 +53,16 @@ class DensePoseEstimator:
         path (`str` or `os.PathLike`): The file, or `OWNER/REPOSITORY/FILE` on the Hub.
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where it runs.
     Raises:
-        ValueError: If there is no such file, it is no TorchScript module, or it returns neither a dict nor a tuple.
+        ValueError: If there is no such file or device, it is no TorchScript module, or it returns neither a dict nor a
+            tuple.
     """
 
     def __init__(self, path: str | os.PathLike, device: str | torch.device = "cpu"):
-        path = find_densepose(path)
-        self.device = torch.device(device)
+        path, self.device = find_densepose(path), torch.device(device)
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"`device` must be one of this machine, got {str(device)!r}: {error}") from error
         if importlib.util.find_spec("torchvision"):
             importlib.import_module("torchvision")  # exports use its operators, which importing it registers
         try:
@@ -90,6 +94,8 @@ class DensePoseEstimator:
         for layout in self.layouts:
             try:
                 output = self.model(tensor.permute(2, 0, 1).contiguous() if layout == "chw" else tensor)
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, torch.jit.Error) as error:
                 errors.append(f"{layout}: {str(error).strip().splitlines()[-1]}")
                 continue

@@ -12,19 +12,22 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 
 import datasets
 import torch
 
-from training.data.clip_rows import FEATURES, ClipDropped, PoseSettings, clip_rows
+from training.data.clip_poses import ClipDropped, PoseSettings
+from training.data.clip_rows import FEATURES, clip_rows
 from training.data.estimator import DensePoseEstimator
 from training.data.video_download import file_digest
 from training.pictures import UnreadablePictures
-from training.settings_file import has_settings, write_json
+from training.settings_file import has_settings, remove_leftovers, write_json
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,22 @@ def open_data_set(output_dir: Path, settings: dict) -> None:
         output_dir (`Path`): Its folder.
         settings (`dict`): All that its rows depend on besides the videos, as JSON.
     Raises:
-        ValueError: If it was begun with others.
+        ValueError: If clips of it were made with others.
     """
     path = output_dir / "settings.json"
-    if not has_settings(path, settings, "output_dir"):
+    has_clips = any((output_dir / "records").rglob("*.json"))
+    if not (has_clips and has_settings(path, settings, "output_dir")):
         write_json(path, settings)
-    for leftover in output_dir.glob(".*.partial"):  # of a run that was killed
-        leftover.unlink()
+    remove_leftovers(output_dir)
 
 
-def prepare_clip(task: ClipTask, output_dir: Path, estimator: DensePoseEstimator, settings: PoseSettings) -> dict:
+def prepare_clip(
+    task: ClipTask,
+    output_dir: Path,
+    estimator: DensePoseEstimator,
+    settings: PoseSettings,
+    show_progress: bool = True,
+) -> dict:
     """Write a clip's shard and record.
 
     Args:
@@ -68,13 +77,14 @@ def prepare_clip(task: ClipTask, output_dir: Path, estimator: DensePoseEstimator
         output_dir (`Path`): Folder of the data set.
         estimator (`DensePoseEstimator`): DensePose.
         settings (`PoseSettings`): Whom to follow, and what becomes of gaps and flicker.
+        show_progress (`bool`, *optional*, defaults to `True`): A bar over the frames.
     Returns:
         `dict`: The record: the video's `sha256`, and `num_frames` and the frames that were `filled`, or why the clip
             was `dropped`.
     """
-    shard, filled = task.shard(output_dir), []
+    shard = task.shard(output_dir)
     try:
-        rows = clip_rows(task.video, task.video_id, task.split, estimator, settings, filled)
+        rows, filled = clip_rows(task.video, task.video_id, task.split, estimator, settings, show_progress)
     except (ClipDropped, UnreadablePictures) as error:
         record = {"dropped": str(error)}
     else:
@@ -91,8 +101,14 @@ def prepare_clip(task: ClipTask, output_dir: Path, estimator: DensePoseEstimator
 
 
 def unfinished(tasks: Iterable[ClipTask], output_dir: Path) -> list[ClipTask]:
-    """Those of the clips that have no record yet."""
-    return [task for task in tasks if not task.record(output_dir).exists()]
+    """Those of the clips that have no record yet, or were dropped when their video was another."""
+
+    def is_done(task: ClipTask) -> bool:
+        path = task.record(output_dir)
+        record = json.loads(path.read_text()) if path.exists() else None
+        return record is not None and ("dropped" not in record or record["sha256"] == file_digest(task.video))
+
+    return [task for task in tasks if not is_done(task)]
 
 
 def prepare_clips(
@@ -114,7 +130,11 @@ def prepare_clips(
         num_proc (`int`, *optional*, defaults to 1): Processes; with 1 it is this one.
     Returns:
         `Iterator[tuple[ClipTask, dict]]`: Each clip and its record, as they are finished.
+    Raises:
+        ValueError: If DensePose cannot be used, or a process died, as for want of memory.
     """
+    if not tasks:
+        return
     if num_proc == 1:
         estimator = DensePoseEstimator(densepose, device)
         for task in tasks:
@@ -126,18 +146,30 @@ def prepare_clips(
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"`num_proc` must leave memory for all its processes, but one of {num_proc} died; the same command "
+                "goes on with the clips that are missing."
+            ) from error
         finally:  # interrupted, only the clips that are under way are finished
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start_worker(densepose: str | os.PathLike, device: str, num_proc: int) -> None:
     global _estimator  # a worker's own, loaded once
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_proc))
     _estimator = DensePoseEstimator(densepose, device)
 
 
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its workers, which would wait for it for ever."""
+    parent_process().join()
+    os._exit(1)
+
+
 def _prepare_in_worker(task: ClipTask, output_dir: Path, settings: PoseSettings) -> dict:
-    return prepare_clip(task, output_dir, _estimator, settings)
+    return prepare_clip(task, output_dir, _estimator, settings, show_progress=False)
 
 
 def summarize(tasks: Iterable[ClipTask], output_dir: Path) -> dict:
@@ -172,7 +204,7 @@ def describe(summary: dict) -> list[str]:
 
 
 def write_annotations(tasks: Iterable[ClipTask], output_dir: Path) -> Path:
-    """Write the shards again without their pictures; what is there already is kept.
+    """Write the shards again without their pictures; what is newer than its shard is kept.
 
     Args:
         tasks (`Iterable[ClipTask]`): The clips, all of them prepared.
@@ -186,7 +218,7 @@ def write_annotations(tasks: Iterable[ClipTask], output_dir: Path) -> Path:
     for task in tasks:
         shard = task.shard(output_dir)
         path = folder / "frames" / task.split / shard.name
-        if path.exists() or not shard.exists():
+        if not shard.exists() or (path.exists() and path.stat().st_mtime_ns > shard.stat().st_mtime_ns):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory() as cache_dir:

@@ -22,8 +22,8 @@ import datasets
 import torch
 
 from training import pictures
-from training.data import clip_rows, densepose, detections, estimator, video_download
-from training.data.clip_rows import ClipDropped, PoseSettings
+from training.data import clip_poses, clip_rows, densepose, detections, estimator, video_download
+from training.data.clip_poses import ClipDropped, PoseSettings
 from training.pictures import UnreadablePictures
 
 
@@ -124,7 +124,7 @@ class UBCFashion(datasets.GeneratorBasedBuilder):
         # `datasets` caches by the configuration alone. Other videos, another DensePose or other code give other rows.
         modules = [video_download]
         if self.config.name == "frames":
-            modules = [pictures, clip_rows, densepose, detections, estimator]
+            modules = [pictures, clip_poses, clip_rows, densepose, detections, estimator]
         digest = hashlib.sha256(repr(self._sources()).encode())
         for file in (__file__, *(module.__file__ for module in modules)):
             digest.update(Path(file).read_bytes())
@@ -180,7 +180,8 @@ class UBCFashion(datasets.GeneratorBasedBuilder):
                 # `num_proc` forks; a fork would wait for OpenMP's threads, which only the main process has.
                 torch.set_num_threads(1)
             model = _load_estimator(str(self.config.densepose), self.config.device)
-            return clip_rows.clip_rows(path, video_id, split, model, self.config.pose_settings)
+            rows, _ = clip_rows.clip_rows(path, video_id, split, model, self.config.pose_settings)
+            return rows
         facts = asdict(video_download.probe_video(path))
         return [{"video_id": video_id, "split": split, "path": str(path), **facts}]
 
