@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate import PartialState
 from PIL import Image
 
-from training.animation import digest, draw_strip, open_frames, read_frames, render_frames, render_grid, weights_digest
+from training.animation import digest, draw_strip, model_digest, open_frames, read_frames, render_frames, render_grid
 from training.data.densepose import read_poses
 from training.hub import load_pipeline
 from training.pictures import enlarge, poses_as_pictures, read_photo, spare_inputs, write_frames
@@ -98,7 +98,7 @@ def main(options: argparse.Namespace) -> list[Image.Image]:
     folder = options.output.with_name(f".{options.output.name}.frames")
     with state.main_process_first():
         if state.is_main_process:
-            open_frames(folder, settings | {"weights": weights_digest(pipe)}, options.resume)
+            open_frames(folder, settings | {"model": model_digest(pipe)}, options.resume)
     render_frames(pipe, image, poses, folder, chunk_size=options.chunk_size, **call_options)
     frames = read_frames(folder, len(poses))
     state.wait_for_everyone()  # before the folder goes

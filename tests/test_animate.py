@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDPMScheduler
 from PIL import Image
 
 import animate
@@ -199,7 +200,8 @@ def test_a_killed_run_goes_on_with_the_frames_that_are_missing(inputs, tmp_path,
     assert not options["output"].exists()
     (tmp_path / ".video.mp4.frames" / ".00004.png.partial").write_bytes(b"a frame half written")
     rendered = kill_after(9)
-    frames = run(inputs, "--resume", **options)
+    shutil.copytree(inputs["--model"], tmp_path / "moved")  # the same model, wherever it lies
+    frames = run({**inputs, "--model": tmp_path / "moved"}, "--resume", **options)
     assert rendered == [[4]]
     assert [frame.tobytes() for frame in frames] == [frame.tobytes() for frame in whole]
     assert not (tmp_path / ".video.mp4.frames").exists()
@@ -220,8 +222,13 @@ def test_only_a_run_of_the_same_settings_goes_on(inputs, tmp_path, kill_after):
     pipe = DreamPosePipeline.from_pretrained(inputs["--model"])
     torch.nn.init.ones_(pipe.unet.conv_out.bias)
     pipe.save_pretrained(tmp_path / "trained_on")
-    with pytest.raises(ValueError, match="`resume` must go on .* got weights '"):
+    with pytest.raises(ValueError, match="`resume` must go on .* got model '"):
         run({**inputs, "--model": tmp_path / "trained_on"}, "--resume", **options)
+    pipe = DreamPosePipeline.from_pretrained(inputs["--model"])
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(tmp_path / "rescheduled")
+    with pytest.raises(ValueError, match="`resume` must go on .* got model '"):
+        run({**inputs, "--model": tmp_path / "rescheduled"}, "--resume", **options)
     assert sorted((tmp_path / ".video.mp4.frames").iterdir()) == kept, "a refusal loses nothing"
     rendered = kill_after(9)
     run(inputs, seed=7, **options)

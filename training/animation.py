@@ -37,10 +37,17 @@ def digest(pictures: Sequence[Image.Image] | torch.Tensor) -> str:
     return hashed.hexdigest()[:16]
 
 
-def weights_digest(pipe: DreamPosePipeline) -> str:
-    """Tell a pipeline's weights from others, of whatever model, subject and precision: a short hash of all tensors."""
+def model_digest(pipe: DreamPosePipeline) -> str:
+    """Tell a pipeline from others: a short hash of all weights, of whatever model, subject and precision, and of the
+    settings of all parts, its scheduler's and its own among them."""
     hashed = hashlib.sha256()
-    for name, component in sorted(pipe.components.items()):
+    parts = {name: part for name, part in pipe.components.items() if part is not None} | {"pipeline": pipe}
+    for name, component in sorted(parts.items()):
+        config = getattr(component, "config", component)
+        config = config if isinstance(config, dict) else config.to_dict()
+        # Without what starts with an underscore: the folder that it was loaded from, and the like.
+        settings = {key: str(value) for key, value in sorted(config.items()) if not key.startswith("_")}
+        hashed.update(f"{name} {type(component).__name__} {settings}".encode())
         if isinstance(component, torch.nn.Module):
             for key, tensor in component.state_dict().items():
                 values = tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy()
