@@ -97,6 +97,28 @@ def test_goes_on_at_the_start_of_a_video(stream, num_samples):
     assert keys(second) == whole[max(num_samples - 1, 0) // 6 * 6 :]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_that_is_through_is_not_begun_again(stream, num_workers):
+    streamed = FrameStream(stream, SHAPE, 0)
+    loader = DataLoader(streamed, batch_size=None, num_workers=num_workers)
+    first = Counter(keys(loader))
+    with pytest.raises(ValueError, match="`set_epoch` must be called before the next epoch, epoch 0 is through"):
+        list(loader)
+    streamed.set_epoch(1)
+    second = Counter(keys(loader))
+    assert len(second) == 36 and not first & second
+    streamed.set_epoch(0)
+    assert Counter(keys(loader)) == first
+
+
+def test_a_state_at_the_end_of_an_epoch_is_through(stream):
+    first, second = FrameStream(stream, SHAPE, 0), FrameStream(stream, SHAPE, 0)
+    assert len(list(first)) == 36
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="`set_epoch` must be called before the next epoch, epoch 0 is through"):
+        next(iter(second))
+
+
 def test_one_video_is_held_at_a_time(dataset):
     taken = []
 

@@ -32,8 +32,10 @@ class FrameStream(IterableDataset):
     """One epoch of the samples of [`FramePairs`], every frame once a target, in an order drawn by seed and epoch:
     the shards are shuffled, and the frames within a video, of which the neighbours in a batch mostly are.
 
-    Processes and worker processes share the shards out. `state_dict` and `load_state_dict` go on at the start of the
-    video that was being read; each worker process has a state of its own.
+    Processes and worker processes share the shards out, whole ones, so that shares are uneven: processes that step
+    together, as in distributed training, must not count on equal numbers of samples. `state_dict` and
+    `load_state_dict` go on at the start of the video that was being read; each worker process has a state of its own,
+    which begins with that of the process that starts it. `persistent_workers` do not hear of a new epoch.
 
     Args:
         stream (`datasets.IterableDataset`): Rows with `video_id`, `frame_index`, `image` and `iuv`, those of a video
@@ -62,10 +64,12 @@ class FrameStream(IterableDataset):
         self.stream = stream.select_columns(list(FEATURES)).decode(False)
         self.shape, self.seed, self.settings = shape, seed, settings
         self.process_index, self.num_processes = process_index, num_processes
+        # Which workers' shares are through: in memory that they share, since their states end with them.
+        self._is_through = torch.zeros(stream.num_shards, dtype=torch.bool).share_memory_()
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the draws, and begin anew; as for any shuffled stream, before each epoch."""
+        """Choose the order and the draws, and begin anew; to be called before each epoch but the first."""
         self.load_state_dict({"epoch": epoch, "num_shards": 0, "num_videos": 0})
 
     def state_dict(self) -> dict[str, int]:
@@ -75,10 +79,16 @@ class FrameStream(IterableDataset):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on where [`state_dict`] was asked for."""
         self._state = dict(state_dict)
+        self._is_through.zero_()
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Raises a `ValueError` if the epoch is through already."""
         state, seen, num_bad_rows = self._state, set(), 0
-        for shard in self._own_shards()[state["num_shards"] :]:
+        worker, shards = get_worker_info(), self._own_shards()
+        place = 0 if worker is None else worker.id
+        if self._is_through[place] or state["num_shards"] == len(shards):
+            raise ValueError(f"`set_epoch` must be called before the next epoch, epoch {state['epoch']} is through.")
+        for shard in shards[state["num_shards"] :]:
             for number, rows in enumerate(self._videos(shard)):
                 video_id = rows[0]["video_id"]
                 if video_id in seen:
@@ -98,6 +108,7 @@ class FrameStream(IterableDataset):
                         num_bad_rows = 0
                 state["num_videos"] += 1
             state |= {"num_shards": state["num_shards"] + 1, "num_videos": 0}
+        self._is_through[place] = True
 
     def _own_shards(self) -> list[int]:
         """Numbers of the shards that this worker of this process reads, in the order of the epoch."""
