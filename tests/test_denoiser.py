@@ -2,12 +2,19 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
 
 from pipeline_dreampose import DreamPosePipeline, encode_reference
 from tests.tiny_components import HEIGHT, LATENT_CHANNELS, WIDTH, get_dummy_components, get_unet
 from training.data.frame_pairs import LatentShape
-from training.denoiser import Denoiser, StageOneLoss, build_adapter, load_base_pipeline, widen_conv_in
+from training.denoiser import (
+    Denoiser,
+    StageOneLoss,
+    build_adapter,
+    load_base_pipeline,
+    sampling_scheduler,
+    widen_conv_in,
+)
 from training.small_model import build_image_encoder
 
 
@@ -147,3 +154,10 @@ def test_components_must_fit_before_anything_is_trained(tmp_path):
 def test_sizes_must_divide(pipeline):
     with pytest.raises(ValueError, match="`height` and `width` must be multiples of 2, got 33 x 24"):
         LatentShape.of(pipeline.vae, 33, 24)
+
+
+def test_a_saved_pipeline_samples_with_dpm_solver_on_the_noise_that_it_was_trained_with():
+    scheduler = sampling_scheduler(PNDMScheduler(beta_start=0.002, steps_offset=1, prediction_type="v_prediction"))
+    assert isinstance(scheduler, DPMSolverMultistepScheduler) and scheduler.config.algorithm_type == "dpmsolver++"
+    kept = {name: scheduler.config[name] for name in ("beta_start", "steps_offset", "prediction_type")}
+    assert kept == {"beta_start": 0.002, "steps_offset": 1, "prediction_type": "v_prediction"}

@@ -28,10 +28,10 @@ def test_held_out_clips_reach_their_psnr():
         predictions = predict_clip(pipe, clip, seed, chunk_size=4)
         values.append({n: measure(predictions[n], clip.targets, clip.layers)["psnr"] for n in predictions})
     mean = {name: sum(value[name] for value in values) / len(values) for name in values[0]}
-    # Measured with the model that ships: own 23.76, copy 14.46, pose dropped 14.04, centre pose five times 22.77, VAE
-    # round trip 31.93 dB; each bound leaves half a decibel for other machines' arithmetic.
-    assert mean["own"] > 23.2, mean
-    assert mean["own"] > mean["copy"] + 8.8 and mean["own"] > mean["pose_dropped"] + 9.2, mean
+    # Measured with the model that ships: own 24.19, copy 14.42, pose dropped 14.29, centre pose five times 23.46, VAE
+    # round trip 31.83 dB; each bound leaves half a decibel for other machines' arithmetic.
+    assert mean["own"] > 23.7, mean
+    assert mean["own"] > mean["copy"] + 9.2 and mean["own"] > mean["pose_dropped"] + 9.4, mean
     assert mean["own"] > mean["center_pose"] + 0.5 and mean["vae_round_trip"] > 31.4, mean
 
 

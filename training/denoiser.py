@@ -6,7 +6,14 @@ Legend: `B` batch, `C` latent channels, `h w` latent cells, `T D` tokens and the
 """
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
@@ -66,6 +73,12 @@ def build_adapter(vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: in
     )
 
 
+def sampling_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler:
+    """What a saved pipeline samples with by default, DPM-Solver++ (arXiv:2211.01095) with the noise of `scheduler`:
+    chosen by `benchmarks/schedulers.py`."""
+    return DPMSolverMultistepScheduler.from_config(scheduler.config)
+
+
 def load_base_pipeline(
     name: str,
     height: int,
@@ -112,7 +125,7 @@ def load_base_pipeline(
             image_encoder=image_encoder,
             feature_extractor=build_feature_extractor(image_encoder.config.image_size),
             adapter=build_adapter(base.vae, image_encoder, height, width),
-            scheduler=base.scheduler,
+            scheduler=sampling_scheduler(base.scheduler),
         )
     pipeline.check_components()
     pipeline.check_size(height, width)

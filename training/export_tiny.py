@@ -14,6 +14,7 @@ from PIL import Image
 
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.procedural_scene import render_clip
+from training.denoiser import sampling_scheduler
 from training.hub import load_pipeline
 
 
@@ -33,6 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def export_pipeline(options: argparse.Namespace) -> None:
     """Save the pipeline in half precision, its defaults set, without a trace of where it was trained."""
     pipeline = load_pipeline(options.pipeline, dtype="float16")
+    pipeline.scheduler = sampling_scheduler(pipeline.scheduler)
     for name in ("image_guidance_scale", "pose_guidance_scale"):
         value = getattr(options, name)
         if value is not None:

@@ -8,7 +8,7 @@ Legend: `B` batch, `C` latent channels, `H W` pixels, `h w` latent cells, `T` to
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -92,12 +92,11 @@ def build_pipeline(
         image_encoder=image_encoder,
         feature_extractor=build_feature_extractor(image_encoder.config.image_size),
         adapter=build_adapter(vae, image_encoder, height, width),
-        scheduler=DDIMScheduler(
+        scheduler=DPMSolverMultistepScheduler(
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
+            timestep_spacing="leading",
             steps_offset=1,
             prediction_type="v_prediction",
         ),

@@ -143,9 +143,9 @@ class ProceduralFashion(datasets.GeneratorBasedBuilder):
 
     BUILDER_CONFIG_CLASS = ProceduralFashionConfig
     BUILDER_CONFIGS = [
-        ProceduralFashionConfig(name="tiny", version="1.1.0"),
+        ProceduralFashionConfig(name="tiny", version="1.2.0"),
         ProceduralFashionConfig(
-            name="smoke", version="1.1.0", num_frames=6, num_train=6, num_validation=2, num_test=3
+            name="smoke", version="1.2.0", num_frames=6, num_train=6, num_validation=2, num_test=3
         ),
     ]
     DEFAULT_CONFIG_NAME = "tiny"

@@ -80,7 +80,7 @@ def simulate_loose(motion: Motion) -> dict[str, np.ndarray]:
     acceleration = np.gradient(np.gradient(motion.root_x))
     turning = np.gradient(np.gradient(motion.yaw))
     return {
-        "hem": np.clip(3.2 * _pendulum(acceleration, 6.5, 0.45), -0.1, 0.1),
+        "hem": np.clip(4.2 * _pendulum(acceleration, 6.5, 0.45), -0.13, 0.13),
         "hem_turn": np.clip(2.5 * _pendulum(turning, 6.0, 0.5), -0.6, 0.6),
         "hair": np.clip(3.0 * _pendulum(acceleration, 5.5, 0.5) + 0.15 * _pendulum(turning, 5.5, 0.5), -0.09, 0.09),
     }
