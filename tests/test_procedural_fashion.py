@@ -153,7 +153,7 @@ def test_every_motion_sets_the_cloth_swinging():
     config = ProceduralFashion(config_name="tiny").config
     for index in range(40):
         motion = config.motion("validation", index)
-        assert 0.03 < np.ptp(simulate_loose(motion)["hem"][motion.pre_roll :]) <= 0.2, index
+        assert 0.03 < np.ptp(simulate_loose(motion)["hem"][motion.pre_roll :]) <= 0.26, index
 
 
 def test_nearer_tubes_hide_farther_ones():
