@@ -71,9 +71,8 @@ def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -
     validate = None
     if run.validation_steps is not None:
         # Whole pictures, as the pipeline takes them, whatever training shows.
-        validate = HeldOutPairs(
-            pipeline, load_samples(pipeline, "validation", data, run.seed, PairSettings()), run.seed
-        )
+        settings = PairSettings(pairs.pose_radius, bad_rows=pairs.bad_rows)
+        validate = HeldOutPairs(pipeline, load_samples(pipeline, "validation", data, run.seed, settings), run.seed)
     samples = load_samples(pipeline, "train", data, run.seed, pairs.settings(objective.noise_offset))
     if pairs.latent_cache_dir is not None:
         samples = cache_latents(accelerator, pipeline, samples, pairs.latent_cache_dir, model.train_image_encoder)

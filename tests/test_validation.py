@@ -1,0 +1,110 @@
+"""Held-out pairs: the figures of whole clips, of which little is held; bad rows raise or give way to the next."""
+
+from unittest import mock
+
+import datasets
+import pytest
+import torch
+
+from pipeline_dreampose import DreamPosePipeline
+from tests.tiny_components import get_dummy_components
+from training.data.frame_pairs import BadRow, FramePairs, LatentShape
+from training.data.pair_settings import PairSettings
+from training.data.procedural_fashion import load_procedural_fashion
+from training.metrics import l1, psnr, ssim
+from training.validation import HeldOutPairs
+
+
+SKIP = PairSettings(bad_rows="skip")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Six videos of six frames."""
+    return load_procedural_fashion("smoke", "train", cache_dir=str(tmp_path_factory.mktemp("datasets")))
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    pipeline = DreamPosePipeline(**get_dummy_components(), default_height=80, default_width=64)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def shape(pipeline):
+    return LatentShape.of(pipeline.vae, 80, 64)
+
+
+def spoil(dataset, changes):
+    """The rows with the columns of some of them replaced."""
+    undecoded = datasets.Image(decode=False)
+    rows = dataset.cast_column("image", undecoded).cast_column("iuv", undecoded)
+    rows = [row | changes.get(number, {}) for number, row in enumerate(rows)]
+    return datasets.Dataset.from_list(rows, features=dataset.features)
+
+
+NO_PICTURE = {"image": {"bytes": b"<html>", "path": None}}
+NO_MAP = {"iuv": {"bytes": b"<html>", "path": None}}
+
+
+def rows_of(pairs, samples):
+    """The rows of photo and target of each pair, and how many poses it holds."""
+    pictures = {samples.dataset[row]["image"].tobytes(): row for row in range(len(samples))}
+    truths = {samples.read_pixel_values(row).numpy().tobytes(): row for row in range(len(samples))}
+    return [(pictures[p.photo.tobytes()], truths[p.truth.numpy().tobytes()], len(p.poses)) for p in pairs.pairs]
+
+
+def test_figures_are_those_of_the_whole_clips(dataset, pipeline, shape):
+    samples = FramePairs(dataset, shape, 0)
+    prediction, truth = [], []
+    for clip, target in enumerate((3, 2, 1)):
+        rows = dataset.select(range(6 * clip, 6 * clip + 6))
+        generator = torch.Generator().manual_seed(7)
+        frames = pipeline(
+            rows[0]["image"], rows["iuv"][:], frame_indices=[target], num_inference_steps=2, generator=generator,
+            output_type="pt",
+        ).frames[0]  # fmt: skip
+        prediction.append(frames[0])
+        truth.append(samples.read_pixel_values(6 * clip + target) / 2 + 0.5)
+    metrics = {"l1": l1, "psnr": psnr, "ssim": ssim}
+    expected = {n: metric(torch.stack(prediction), torch.stack(truth)).mean().item() for n, metric in metrics.items()}
+    assert HeldOutPairs(pipeline, samples, 7, num_pairs=3, num_inference_steps=2)(None, 0) == expected
+
+
+def test_only_what_the_windows_need_is_read_and_held(dataset, pipeline, shape):
+    samples = FramePairs(dataset, shape, 0)
+    with mock.patch.object(samples, "dataset", None):  # whose rows decode a picture with every pose
+        pairs = HeldOutPairs(pipeline, samples, 0)
+    # Targets 3, 2, 1, 0, 5, 4 of clips of six frames.
+    assert rows_of(pairs, samples) == [(0, 3, 5), (6, 8, 5), (12, 13, 4), (18, 18, 3), (24, 29, 3), (30, 34, 4)]
+
+
+def test_bad_rows_raise(dataset, pipeline, shape):
+    for row, change, message in (
+        (0, NO_PICTURE, "frame 0 of video '.*': its `image` cannot be read"),
+        (8, NO_PICTURE, "frame 2 of video '.*': its `image` cannot be read"),
+        (5, NO_MAP, "frame 5 of video '.*': its `iuv` cannot be read"),
+    ):
+        with pytest.raises(BadRow, match=f"`dataset` must hold whole rows, got {message}"):
+            HeldOutPairs(pipeline, FramePairs(spoil(dataset, {row: change}), shape, 0), 0)
+
+
+def test_the_next_good_frame_of_the_clip_takes_a_bad_one_s_place(dataset, pipeline, shape):
+    changes = {0: NO_PICTURE, 3: NO_PICTURE}  # the photo, and the target, whose map the windows around it may use
+    changes |= {8: {"image": dataset[8]["image"].resize((32, 40))}}
+    changes |= {17: NO_MAP}  # at the other end of the clip of target 13
+    changes |= {23: NO_MAP, 18: NO_PICTURE}
+    changes |= dict.fromkeys(range(24, 30), NO_MAP)  # no target in this clip
+    changes |= {32: {"iuv": dataset[32]["iuv"].resize((32, 40))}}  # in the window of target 34
+    samples = FramePairs(spoil(dataset, changes), shape, 0, SKIP)
+    pairs = HeldOutPairs(pipeline, samples, 0, num_inference_steps=2)
+    whole = FramePairs(dataset, shape, 0)
+    assert rows_of(pairs, whole) == [(1, 4, 4), (6, 9, 5), (12, 13, 4), (19, 19, 4), (30, 35, 3)]
+    assert pairs(None, 0)["psnr"] > 3
+
+
+def test_nothing_but_bad_rows_is_refused(dataset, pipeline, shape):
+    samples = FramePairs(spoil(dataset.select(range(6)), dict.fromkeys(range(6), NO_MAP)), shape, 0, SKIP)
+    with pytest.raises(ValueError, match="`samples` must have a row that can be validated on, got bad ones only"):
+        HeldOutPairs(pipeline, samples, 0)
