@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from pipeline_dreampose import DreamPosePipeline
 from tests.launch import launch_two_processes
 from tests.tiny_components import get_dummy_components, get_unet
+from training.data.pair_settings import PairSettings
 from training.train import main, parse_args
 
 
@@ -75,6 +76,19 @@ def test_crops_and_skipped_rows_train(base, tmp_path):
     main(parse_args(arguments(base, tmp_path, "--width", "80", *more)))
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(records) == 4 and all(0 < record["loss"] < 10 and record["bad_rows"] == 0 for record in records)
+
+
+def test_validation_takes_the_window_and_the_bad_rows_of_training(base, tmp_path, monkeypatch):
+    settings = []
+
+    def held_out_pairs(pipeline, samples, seed):
+        settings.append(samples.settings)
+        return lambda module, global_step: {"ssim": 1.0}
+
+    monkeypatch.setattr("training.train.HeldOutPairs", held_out_pairs)
+    more = ["--validation_steps", "4", "--fit", "crop", "--bad_rows", "skip"]
+    main(parse_args(arguments(base, tmp_path, *more)))
+    assert settings == [PairSettings(pose_radius=2, fit="whole", bad_rows="skip")]
 
 
 def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
