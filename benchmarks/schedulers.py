@@ -73,7 +73,7 @@ def main(options: argparse.Namespace) -> dict:
             "minus_reference": metrics.mean_and_standard_error(values - reference),
         }
     report = {
-        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()},
+        "settings": {name: value for name, value in vars(options).items() if name != "output"},
         "versions": {name: version(name) for name in ("torch", "diffusers")},
         "reference": metrics.mean_and_standard_error(reference),
         "rows": rows,

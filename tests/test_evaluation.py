@@ -191,6 +191,7 @@ def test_figures_are_means_over_clips_and_differences_are_paired(dummy_clip):
     assert {line.count("|") for line in table.splitlines()} == {8}
 
 
+@pytest.mark.slow
 def test_the_script_writes_figures_table_and_pictures(tmp_path, capsys):
     get_dummy_pipeline().save_pretrained(tmp_path / "model")
     words = {

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline_dreampose import DreamPosePipeline, fit_image, iuv_to_pose_map, pose_window, resize_pose_maps
-from tests.tiny_components import get_dummy_components
+from pipeline_dreampose import fit_image, iuv_to_pose_map, pose_window, resize_pose_maps
 from training.data.frame_pairs import (
     BadRow,
     FramePairs,
@@ -19,22 +18,6 @@ from training.data.frame_pairs import (
     shuffled_index,
 )
 from training.data.pair_settings import PairSettings
-from training.data.procedural_fashion import load_procedural_fashion
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return load_procedural_fashion("smoke", "train", cache_dir=str(tmp_path_factory.mktemp("datasets")))
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return DreamPosePipeline(**get_dummy_components())
-
-
-@pytest.fixture(scope="module")
-def shape(pipeline):
-    return LatentShape.of(pipeline.vae, 80, 64)
 
 
 def test_every_epoch_visits_every_row_once_in_another_order():

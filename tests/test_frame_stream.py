@@ -10,16 +10,9 @@ from torch.utils.data import DataLoader
 from training.data.frame_pairs import BadRow, FramePairs, LatentShape
 from training.data.frame_stream import FrameStream
 from training.data.pair_settings import PairSettings
-from training.data.procedural_fashion import load_procedural_fashion
 
 
 SHAPE = LatentShape(4, 10, 8, 80, 64)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """Six videos of six frames."""
-    return load_procedural_fashion("smoke", "train", cache_dir=str(tmp_path_factory.mktemp("datasets")))
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +68,7 @@ def test_an_epoch_has_every_frame_once_video_by_video_in_an_order_of_its_own(dat
     assert set(keys(streamed)) == draws[1]
 
 
+@pytest.mark.slow
 def test_workers_and_processes_share_the_shards_and_change_no_sample(stream):
     alone = Counter(keys(FrameStream(stream, SHAPE, 0)))
     workers = Counter(keys(DataLoader(FrameStream(stream, SHAPE, 0), batch_size=None, num_workers=2)))
@@ -97,7 +91,7 @@ def test_goes_on_at_the_start_of_a_video(stream, num_samples):
     assert keys(second) == whole[max(num_samples - 1, 0) // 6 * 6 :]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_epoch_that_is_through_is_not_begun_again(stream, num_workers):
     streamed = FrameStream(stream, SHAPE, 0)
     loader = DataLoader(streamed, batch_size=None, num_workers=num_workers)

@@ -16,23 +16,7 @@ from training.data import latent_cache
 from training.data.frame_pairs import BadRow, FramePairs, LatentShape
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, cache_facts, precompute_latents
 from training.data.pair_settings import PairSettings
-from training.data.procedural_fashion import load_procedural_fashion
 from training.denoiser import Denoiser, StageOneLoss
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return load_procedural_fashion("smoke", "train", cache_dir=str(tmp_path_factory.mktemp("datasets")))
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return DreamPosePipeline(**get_dummy_components())
-
-
-@pytest.fixture(scope="module")
-def shape(pipeline):
-    return LatentShape.of(pipeline.vae, 80, 64)
 
 
 @pytest.fixture(autouse=True)

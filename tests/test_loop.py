@@ -26,6 +26,7 @@ from training.schedule import PositionBatchSampler, get_lr_curve, seed_step
 
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow  # nearly all of them train
 SETTINGS = {"train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 2, "ema_decay": 0.8}
 
 
@@ -450,7 +451,6 @@ def run_as_one_of_two(output_dir):
         Path(f"{output_dir}/stopped-{accelerator.process_index}").write_text(str(interruption.code))
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

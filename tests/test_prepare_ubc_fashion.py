@@ -119,32 +119,31 @@ def loopback(monkeypatch):
         yield server
 
 
-@pytest.mark.parametrize("words, has_images", [([], False), (["--include_images"], True)])
-def test_pictures_are_published_only_if_they_are_asked_for(
-    inputs, undisturbed, loopback, tmp_path, words, has_images, capsys
-):
-    prepare_ubc_fashion.main(
-        parse("--output_dir", undisturbed, *inputs, "--push_to_hub", "someone/ubc-densepose", *words)
-    )
+def download(files, folder):
+    """The files of a repository, in a folder."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def test_ids_frame_numbers_and_iuv_are_published_and_no_pictures(inputs, undisturbed, loopback, tmp_path, capsys):
+    prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs, "--push_to_hub", "someone/ubc-densepose"))
     files = loopback.files("datasets/someone/ubc-densepose")
     assert {Path(name).suffix for name in files} <= {"", ".json", ".md", ".parquet"}
     assert len([name for name in files if name.endswith(".parquet")]) == 5
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
+    download(files, tmp_path)
     rows = datasets.load_dataset(str(tmp_path), split="train")  # as the card's settings say
-    assert set(rows.column_names) == {"video_id", "frame_index", "iuv", "split"} | ({"image"} if has_images else set())
-    assert len(rows) == 26
+    assert rows.column_names == ["video_id", "frame_index", "iuv", "split"] and len(rows) == 26
     clips = json.loads((tmp_path / "summary.json").read_text())["clips"]
     assert len(clips["train"]) == 4 and all(len(record["sha256"]) == 64 for record in clips["train"].values())
     card = (tmp_path / "README.md").read_text()
     assert "$" not in card and "train: 4 clips, 26 frames" in card and TOKEN not in card
-    assert "UBC Fashion" in card and ("`image`" in card) == has_images
+    assert "UBC Fashion" in card and "`image`" not in card
     assert "someone/ubc-densepose" in capsys.readouterr().out
 
 
 def test_no_more_is_published_than_the_clips_of_this_run(inputs, undisturbed, loopback):
-    words = ["--splits", "test", "--push_to_hub", "someone/test", "--include_images"]
+    words = ["--splits", "test", "--push_to_hub", "someone/test"]
     prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs, *words))
     files = loopback.files("datasets/someone/test")
     assert [name for name in files if name.endswith(".parquet")] == [
@@ -153,11 +152,36 @@ def test_no_more_is_published_than_the_clips_of_this_run(inputs, undisturbed, lo
     assert b'split="test"' in files["README.md"] and b"train" not in files["README.md"].split(b"---")[1]
 
 
-def test_videos_of_one_s_own_are_for_training(inputs, tmp_path, capsys):
+@pytest.fixture
+def own(inputs, tmp_path):
+    """Arguments that name a video of one's own."""
     (tmp_path / "videos").mkdir()
     write_video([Image.new("RGB", (64, 80), (120, 90, 10))] * 3, tmp_path / "videos" / "me dancing.mp4")
-    prepare_ubc_fashion.main(parse("--output_dir", tmp_path / "out", *inputs, "--video_dir", tmp_path / "videos"))
+    return ["--output_dir", tmp_path / "out", *inputs, "--video_dir", tmp_path / "videos"]
+
+
+def test_videos_of_one_s_own_are_for_training_and_may_be_published(own, loopback, tmp_path):
+    prepare_ubc_fashion.main(parse(*own, "--push_to_hub", "someone/dancing", "--include_images"))
     assert [row["video_id"] for row in rows_of(tmp_path / "out")["train"]] == ["me dancing"] * 3
+    download(loopback.files("datasets/someone/dancing"), tmp_path / "hub")
+    rows = datasets.load_dataset(str(tmp_path / "hub"), split="train")
+    assert "image" in rows.column_names and len(rows) == 3
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "`image`" in card and "UBC Fashion" not in card
+
+
+def test_pictures_of_others_are_not_published(inputs, undisturbed, loopback):
+    words = ["--push_to_hub", "someone/pictures", "--include_images"]
+    with pytest.raises(ValueError, match="`include_images` must be for videos of your own, got '.*' of UBC Fashion"):
+        prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs, *words))
+    assert not loopback.requests
+
+
+def test_nothing_but_dropped_clips_is_not_published(own, loopback, tmp_path):
+    write_video([NOBODY] * 2, tmp_path / "videos" / "me dancing.mp4")
+    with pytest.raises(ValueError, match="`push_to_hub` must have clips to publish, but all 1 were dropped"):
+        prepare_ubc_fashion.main(parse(*own, "--push_to_hub", "someone/dancing"))
+    assert not loopback.requests
 
 
 def test_a_wrong_densepose_shows_before_anything_is_begun(inputs, tmp_path):

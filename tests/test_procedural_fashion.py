@@ -194,6 +194,7 @@ def test_a_counterpart_has_the_clips_iuv_and_the_other_looks():
     assert np.array_equal(counterpart[0].image[0, 0], np.rint(CONFIG.subject("test", 1).background * 255))
 
 
+@pytest.mark.slow
 def test_several_processes_draw_the_same_rows(tmp_path):
     one, two = (
         load_procedural_fashion("smoke", "train", num_proc=n, cache_dir=str(tmp_path / str(n))) for n in (None, 2)

@@ -59,6 +59,7 @@ def test_image_encoder_targets_by_hand():
     assert values["part"].item() == pytest.approx(torch.log(torch.tensor(25.0)).item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_encoders_train_and_become_a_pipeline(tmp_path):
     run(tmp_path / "vae", "--num_crop_steps", "2", "--vae_channels", "8", "16", "--validation_steps", "3")
     run(tmp_path / "encoder", "--component", "image_encoder", "--hidden_size", "32", "--num_hidden_layers", "1")

@@ -6,34 +6,13 @@ import datasets
 import pytest
 import torch
 
-from pipeline_dreampose import DreamPosePipeline
-from tests.tiny_components import get_dummy_components
-from training.data.frame_pairs import BadRow, FramePairs, LatentShape
+from training.data.frame_pairs import BadRow, FramePairs
 from training.data.pair_settings import PairSettings
-from training.data.procedural_fashion import load_procedural_fashion
 from training.metrics import l1, psnr, ssim
 from training.validation import HeldOutPairs
 
 
 SKIP = PairSettings(bad_rows="skip")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """Six videos of six frames."""
-    return load_procedural_fashion("smoke", "train", cache_dir=str(tmp_path_factory.mktemp("datasets")))
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    pipeline = DreamPosePipeline(**get_dummy_components(), default_height=80, default_width=64)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@pytest.fixture(scope="module")
-def shape(pipeline):
-    return LatentShape.of(pipeline.vae, 80, 64)
 
 
 def spoil(dataset, changes):

@@ -69,6 +69,9 @@ def find_clips(options: argparse.Namespace) -> list[ClipTask]:
         raise ValueError(
             f"`video_dir` must hold *.mp4 of the splits {', '.join(options.splits)}, got {str(folder)!r}, without any."
         )
+    sellers = [task.video_id for task in tasks if task.video_id in split_of]
+    if options.include_images and sellers:
+        raise ValueError(f"`include_images` must be for videos of your own, got {sellers[0]!r} of UBC Fashion.")
     return tasks
 
 

@@ -36,9 +36,11 @@ def push_data_set(folder: Path, repo_id: str, tasks: Sequence[ClipTask], summary
     Returns:
         `str`: Address of the data set.
     Raises:
-        ValueError: If the Hub refuses it or cannot be reached; the folder is whole.
+        ValueError: If there is nothing to publish, the Hub refuses it or cannot be reached; the folder is whole.
     """
     shards = [task.shard(folder) for task in tasks if task.shard(folder).exists()]
+    if not shards:
+        raise ValueError(f"`push_to_hub` must have clips to publish, but all {len(tasks)} were dropped.")
     published_ids = {name for split in SPLITS for name in read_video_ids(split)}
     splits = sorted({shard.parent.name for shard in shards})
     card = Template(CARD_PATH.read_text()).substitute(

@@ -156,7 +156,7 @@ class FramePairs(Dataset):
         """What a sample holds of its target: the picture and the real poses around it, all by one crop's draws."""
         pixel_values, pose_map = self.read_frame(row, crop)
         rows, centre = self.window_rows(row)
-        pose_maps = [pose_map if r == row else self._pose_map(r, self._read(r, "iuv"), crop) for r in rows]
+        pose_maps = [pose_map if r == row else self.read_pose_map(r, crop) for r in rows]
         window = pose_window(torch.stack(pose_maps), centre, self.settings.pose_radius)
         return {"target_pixel_values": pixel_values, "pose_window": window}
 
@@ -166,6 +166,10 @@ class FramePairs(Dataset):
         if image.size != iuv.size:
             raise self.bad_row(row, f"its picture has {image.size} pixels and its pose map {iuv.size}")
         return self._pixel_values(image, self._box(image, crop)), self._pose_map(row, iuv, crop)
+
+    def read_pose_map(self, row: int, crop: list[float] | None = None) -> torch.Tensor:
+        """The pose map of a row at latent size, [2,h,w] in [0,1]."""
+        return self._pose_map(row, self._read(row, "iuv"), crop)
 
     def read_pixel_values(self, row: int) -> torch.Tensor:
         """The picture of a row, [3,H,W] in [-1,1]."""

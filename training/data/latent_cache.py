@@ -208,8 +208,8 @@ def _read_rows(pairs: FramePairs, rows: Iterable[int]) -> tuple[torch.Tensor, to
         except BadRow:
             if pairs.settings.bad_rows == "raise":
                 raise
-            pixel_values = _unless_bad(lambda: pairs.read_pixel_values(row))
-            pose_map = _unless_bad(lambda: pairs._pose_map(row, pairs._read(row, "iuv")))
+            pixel_values = _unless_bad(pairs.read_pixel_values, row)
+            pose_map = _unless_bad(pairs.read_pose_map, row)
             is_target = False
         flags.append((pixel_values is not None, pose_map is not None, is_target))
         frames.append([blank if read is None else read for read, blank in zip((pixel_values, pose_map), blanks)])
@@ -217,9 +217,9 @@ def _read_rows(pairs: FramePairs, rows: Iterable[int]) -> tuple[torch.Tensor, to
     return pixel_values, pose_maps, dict(zip(FLAGS, torch.tensor(flags).unbind(1)))
 
 
-def _unless_bad(read: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+def _unless_bad(read: Callable[[int], torch.Tensor], row: int) -> torch.Tensor | None:
     try:
-        return read()
+        return read(row)
     except BadRow:
         return None
 

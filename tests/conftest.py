@@ -1,0 +1,28 @@
+"""What several test files start from; a file that needs another defines a fixture of the same name."""
+
+import pytest
+
+from pipeline_dreampose import DreamPosePipeline
+from tests.tiny_components import get_dummy_components
+from training.data.frame_pairs import LatentShape
+from training.data.procedural_fashion import load_procedural_fashion
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Six videos of six frames, 80x64 pixels."""
+    return load_procedural_fashion("smoke", "train", cache_dir=str(tmp_path_factory.mktemp("datasets")))
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    """A pipeline of tiny parts for these frames."""
+    pipeline = DreamPosePipeline(**get_dummy_components(), default_height=80, default_width=64)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def shape(pipeline):
+    """The sizes of these frames and their latents."""
+    return LatentShape.of(pipeline.vae, 80, 64)
