@@ -48,8 +48,9 @@ tiny-code:  ## rewrite the embedded model's copies of the plug-in
 	cp pipeline_dreampose.py model_card/tiny/pipeline_dreampose.py
 	cp pipeline_dreampose.py model_card/tiny/adapter/dreampose_adapter.py
 
-benchmark: $(VENV)/.installed  ## what a frame costs against the release's procedure (half size; hours on a CPU)
+benchmark: $(VENV)/.installed-test  ## what a frame and a training step cost (half size; hours on a CPU)
 	$(BIN)/python -m benchmarks.sampling --size half
+	$(BIN)/python -m benchmarks.training_step --size half
 
 community:  ## write the file for diffusers' examples/community, with its row and section of the README there
 	mkdir -p $(COMMUNITY)

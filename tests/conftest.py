@@ -1,11 +1,23 @@
 """What several test files start from; a file that needs another defines a fixture of the same name."""
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from pipeline_dreampose import DreamPosePipeline
 from tests.tiny_components import get_dummy_components
 from training.data.frame_pairs import LatentShape
 from training.data.procedural_fashion import load_procedural_fashion
+
+
+def reset_accelerate():
+    """Forget how accelerate was set up: it keeps one setting for all accelerators of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    yield
+    reset_accelerate()
 
 
 @pytest.fixture(scope="module")

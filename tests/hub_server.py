@@ -16,19 +16,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
-TOKEN = "hf_loopback"
+TOKEN, OWNER = "hf_loopback", "someone"  # the one token, and whose it is
 LARGE_FILES = (".safetensors", ".bin", ".parquet", ".png", ".mp4")  # kept by LFS, as the Hub does
 _REPO = r"(?P<repo>[^/]+/[^/]+?)"
 _TYPE = r"(?P<type>models|datasets)"
 
 
 class Hub:
-    """Repositories in memory, named `models/owner/name` or `datasets/owner/name`; `requests`: `(method, path)`s."""
+    """Repositories in memory, named `models/owner/name` or `datasets/owner/name`; `requests`: `(method, path)`s.
+
+    `faults` are `[method, pattern of the path, status, times]`: so often it answers by that status or, where that is
+    `None`, closes the connection.
+    """
 
     def __init__(self):
         self.commits = {}  # repository -> [(commit, {path: bytes})], oldest first
-        self.large_files = {}  # sha256 -> bytes, uploaded and not committed yet
-        self.requests = []
+        self.large_files = {}  # (repository, sha256) -> bytes, uploaded
+        self.private = set()
+        self.requests, self.faults = [], []
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.server.daemon_threads = True
@@ -73,6 +78,15 @@ class Hub:
     def files(self, repository):
         return self.resolve(repository)[1]
 
+    def take_fault(self, method, path):
+        """Whether a request is to fail, and the status."""
+        with self.lock:
+            for fault in self.faults:
+                if fault[3] > 0 and fault[0] == method and re.search(fault[1], path):
+                    fault[3] -= 1
+                    return True, fault[2]
+        return False, None
+
     def paths(self, method="GET"):
         """The paths that were asked for by `method`, without their queries."""
         return [path for used, path in self.requests if used == method]
@@ -100,14 +114,29 @@ class _Handler(BaseHTTPRequestHandler):
     def refuse(self, code, status=404):
         self.reply({"error": code}, status, X_Error_Code=code, X_Error_Message=code)
 
+    def may_write(self, owner):
+        """Whether the token may write what is `owner`'s; refuses if not."""
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.refuse("Invalid credentials in Authorization header", 401)
+        elif owner != OWNER:
+            self.refuse("You don't have the rights to write here", 403)
+        else:
+            return True
+
     def handle_request(self):
         parts = urlsplit(self.path)
+        path = unquote(parts.path)
+        self.hub.requests.append((self.command, path))
+        fails, status = self.hub.take_fault(self.command, path)
+        if fails and status is None:
+            self.close_connection = True
+            return
         self.query = parse_qs(parts.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding") == "chunked":
             self.body = b"".join(iter(self.read_chunk, b""))
-        path = unquote(parts.path)
-        self.hub.requests.append((self.command, path))
+        if fails:
+            return self.refuse("A fault that was asked for", status)
         for methods, pattern, answer in _ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in methods:
@@ -117,6 +146,10 @@ class _Handler(BaseHTTPRequestHandler):
                     fields["repository"] = f"{kind}/{fields.pop('repo')}"
                     if fields["repository"] not in self.hub.commits:
                         return self.refuse("RepoNotFound")
+                    owner = fields["repository"].split("/")[1]
+                    if self.command == "POST" or path.endswith("/auth-check/write"):
+                        if not self.may_write(owner):
+                            return
                 return answer(self, **fields)
         return self.refuse("EntryNotFound")
 
@@ -136,45 +169,51 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create(self):
         asked = json.loads(self.body)
-        kind, owner = asked.get("type") or "model", asked.get("organization") or "someone"
+        kind, owner = asked.get("type") or "model", asked.get("organization") or OWNER
         repository = f"{kind}s/{owner}/{asked['name']}"
         prefix = "" if kind == "model" else f"{kind}s/"
         answer = {"url": f"{self.hub.endpoint}/{prefix}{owner}/{asked['name']}", "name": f"{owner}/{asked['name']}"}
+        if not self.may_write(owner):
+            return
         if repository in self.hub.commits:
             return self.reply({**answer, "error": "You already created this repo"}, 409)
         self.hub.commit(repository, {".gitattributes": b""})
+        if asked.get("visibility") == "private":
+            self.hub.private.add(repository)
         self.reply(answer)
 
-    def validate_yaml(self):
+    def allow(self, repository=None):
         self.reply({"errors": [], "warnings": []})
 
     def preupload(self, repository, revision):
-        files = [
-            {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(LARGE_FILES) else "regular",
-                "shouldIgnore": False,
-            }
-            for file in json.loads(self.body)["files"]
-        ]
-        self.reply({"files": files, "commitOid": self.hub.resolve(repository, revision)[0]})
+        commit, known = self.hub.resolve(repository, revision)
+        files = [self.preupload_answer(file["path"], known) for file in json.loads(self.body)["files"]]
+        self.reply({"files": files, "commitOid": commit})
+
+    def preupload_answer(self, path, known):
+        """How a file is to be sent, and what is known by its name."""
+        is_large = path.endswith(LARGE_FILES)
+        answer = {"path": path, "uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False}
+        if path in known:
+            answer["oid"] = hashlib.sha256(known[path]).hexdigest() if is_large else self.blob_id(known[path])
+        return answer
 
     def large_file_batch(self, repository):
-        objects = []
-        for asked in json.loads(self.body)["objects"]:
-            upload = {"href": f"{self.hub.endpoint}/loopback-lfs/{asked['oid']}"}
-            verify = {"href": f"{self.hub.endpoint}/loopback-lfs/{asked['oid']}/verify"}
-            objects.append({**asked, "actions": {"upload": upload, "verify": verify}})
+        objects = json.loads(self.body)["objects"]
+        for asked in objects:
+            if (repository, asked["oid"]) not in self.hub.large_files:
+                address = f"{self.hub.endpoint}/loopback-lfs/{repository}/{asked['oid']}"
+                asked["actions"] = {"upload": {"href": address}, "verify": {"href": f"{address}/verify"}}
         self.reply({"transfer": "basic", "objects": objects})
 
-    def large_file_put(self, oid):
+    def large_file_put(self, repository, oid):
         if hashlib.sha256(self.body).hexdigest() != oid:
             return self.refuse("BadRequest", 400)
-        self.hub.large_files[oid] = self.body
+        self.hub.large_files[repository, oid] = self.body
         self.reply()
 
-    def large_file_verify(self, oid):
-        if len(self.hub.large_files.get(oid, b"")) != json.loads(self.body)["size"]:
+    def large_file_verify(self, repository, oid):
+        if len(self.hub.large_files.get((repository, oid), b"")) != json.loads(self.body)["size"]:
             return self.refuse("BadRequest", 400)
         self.reply({})
 
@@ -186,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
             if entry["key"] == "file":
                 changes[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
-                changes[value["path"]] = self.hub.large_files[value["oid"]]
+                changes[value["path"]] = self.hub.large_files[repository, value["oid"]]
             elif entry["key"] == "deletedFile":
                 changes[value["path"]] = None
         commit = self.hub.commit(repository, changes)
@@ -200,7 +239,8 @@ class _Handler(BaseHTTPRequestHandler):
         name = repository.split("/", 1)[1]
         siblings = [{"rfilename": path} for path in sorted(files)]
         answer = {"_id": commit[:24], "id": name, "modelId": name, "sha": commit, "siblings": siblings}
-        self.reply({**answer, "private": False, "gated": False, "disabled": False, "downloads": 0, "tags": []})
+        answer["private"] = repository in self.hub.private
+        self.reply({**answer, "gated": False, "disabled": False, "downloads": 0, "tags": []})
 
     def tree(self, repository, revision, folder=""):
         try:
@@ -254,11 +294,12 @@ class _Handler(BaseHTTPRequestHandler):
 _ROUTES = [
     (("GET",), "/api/whoami-v2", _Handler.whoami),
     (("POST",), "/api/repos/create", _Handler.create),
-    (("POST",), "/api/validate-yaml", _Handler.validate_yaml),
+    (("POST",), "/api/validate-yaml", _Handler.allow),
+    (("GET",), f"/api/{_TYPE}/{_REPO}/auth-check/write", _Handler.allow),
     (("POST",), f"/api/{_TYPE}/{_REPO}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
     (("POST",), f"/(?P<type>datasets/)?{_REPO}\\.git/info/lfs/objects/batch", _Handler.large_file_batch),
-    (("PUT",), "/loopback-lfs/(?P<oid>[0-9a-f]+)", _Handler.large_file_put),
-    (("POST",), "/loopback-lfs/(?P<oid>[0-9a-f]+)/verify", _Handler.large_file_verify),
+    (("PUT",), f"/loopback-lfs/{_TYPE}/{_REPO}/(?P<oid>[0-9a-f]+)", _Handler.large_file_put),
+    (("POST",), f"/loopback-lfs/{_TYPE}/{_REPO}/(?P<oid>[0-9a-f]+)/verify", _Handler.large_file_verify),
     (("POST",), f"/api/{_TYPE}/{_REPO}/commit/(?P<revision>[^/]+)", _Handler.add_commit),
     (("GET",), f"/api/{_TYPE}/{_REPO}/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", _Handler.tree),
     (("GET",), f"/api/{_TYPE}/{_REPO}(?:/revision/(?P<revision>[^/]+))?", _Handler.info),

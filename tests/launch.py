@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def launch_two_processes(script, words):
-    """Run `script` (relative to the project) with arguments; its output comes back, a failure is shown."""
+def start_two_processes(script, words):
+    """Start `script` (relative to the project) with arguments, in a process group of its own."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
@@ -18,7 +18,14 @@ def launch_two_processes(script, words):
     ]  # fmt: skip
     # Without the variable two processes start that do not know of each other.
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command += [str(ROOT / script), *map(str, words)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+
+def launch_two_processes(script, words):
+    """Run `script` with arguments to its end; its output comes back, a failure is shown."""
+    process = start_two_processes(script, words)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr[-3000:]
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

@@ -11,11 +11,9 @@ from training.checkpoints import (
     collect_module_tensors,
     find_checkpoint_fault,
     find_latest_checkpoint,
-    flatten_optimizer_state,
     list_checkpoints,
     load_checkpoint,
     resolve_checkpoint,
-    restore_optimizer_state,
     restore_tensors,
     rotate_checkpoints,
     save_checkpoint,
@@ -181,28 +179,6 @@ def test_tensors_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"got `b` of shape \(4,\) for \(3,\)"):
         restore_tensors(current, {"a": torch.ones(2), "b": torch.zeros(4)}, "model weights")
     assert not current["a"].any(), "nothing is copied before all of it fits"
-
-
-def test_optimizer_state_goes_there_and_back():
-    module = Module().to(memory_format=torch.channels_last)
-    parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
-    assert flatten_optimizer_state(optimizer, parameters) == {}
-    (module.trained.weight.square().sum() + module.scale.square()).backward()
-    optimizer.step()
-    flat = {name: value.contiguous() for name, value in flatten_optimizer_state(optimizer, parameters).items()}
-    assert {"step/scale", "exp_avg/scale", "exp_avg_sq/trained.weight"} <= set(flat)
-    again = torch.optim.AdamW(parameters.values(), lr=0.1)
-    restore_optimizer_state(again, parameters, flat)
-    for parameter, entries in optimizer.state.items():
-        for key, value in entries.items():
-            assert torch.equal(again.state[parameter][key], value)
-            assert again.state[parameter][key].stride() == value.stride()
-    with pytest.raises(ValueError, match="got frozen or unknown `frozen.weight`"):
-        restore_optimizer_state(again, parameters, {"exp_avg/frozen.weight": torch.zeros(2, 2)})
-    optimizer.state[module.scale]["step"] = 1
-    with pytest.raises(TypeError, match="`optimizer` must keep tensors only, got int for `step`"):
-        flatten_optimizer_state(optimizer, parameters)
 
 
 def test_state_is_plain_json(tmp_path):

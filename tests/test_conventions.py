@@ -33,23 +33,32 @@ LAYERS = [
     },
     {
         "training.animation",
+        "training.batches",
         "training.checkpoints",
         "training.hub",
         "training.interruption",
+        "training.model_card",
+        "training.optimizer",
+        "training.precision",
         "training.publishing",
         "training.run_log",
+        "training.run_state",
         "training.schedule",
+        "training.session",
+        "training.trackers",
     },
     {"training.loop"},
     {
         "training.baselines",
         "training.clips",
+        "training.option_parsing",
         "training.options",
         "training.pose_options",
+        "training.samples",
         "training.small_model",
         "training.validation",
     },
-    {"benchmarks.sampling_procedures", "benchmarks.data_layouts"},
+    {"benchmarks.sampling_procedures", "benchmarks.data_layouts", "benchmarks.training_procedures"},
 ]
 # Of an entry point; `training` for all others.
 EXTRAS = {
@@ -60,6 +69,8 @@ EXTRAS = {
     "training.extract_poses": None,
 }
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+# Imported where an option asks for them, after a look whether they are installed.
+CHOSEN = {"bitsandbytes", "tensorboard", "wandb"}
 MODULES_WITHOUT_OTHERS = {"training.metrics", "training.objective"}
 
 
@@ -149,9 +160,17 @@ def test_what_an_entry_point_imports_is_installed_with_its_extra():
             seen.add(name)
             queue += [found for found in imports_of(tree_of(paths[name])) if found in paths and found not in seen]
         third_party = {found.split(".")[0] for name in seen for found in imports_of(tree_of(paths[name]))}
-        third_party -= PROJECT_NAMES | set(sys.stdlib_module_names)
+        third_party -= PROJECT_NAMES | CHOSEN | set(sys.stdlib_module_names)
         missing = {DISTRIBUTIONS.get(name, name) for name in third_party} - allowed
         assert not missing, f"{entry_point} imports {missing}, which its extra {extra!r} does not install"
+
+
+def test_what_is_chosen_by_an_option_is_imported_no_earlier():
+    for path in PROJECT:
+        at_import = ast.Module(
+            [node for node in tree_of(path).body if isinstance(node, ast.Import | ast.ImportFrom)], []
+        )
+        assert not {name.split(".")[0] for name in imports_of(at_import)} & CHOSEN, path
 
 
 def test_the_plug_in_stands_alone():

@@ -8,7 +8,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from training.data.frame_pairs import BadRow, FramePairs, LatentShape
-from training.data.frame_stream import FrameStream
+from training.data.frame_stream import EndlessFrameStream, FrameStream, take_videos
 from training.data.pair_settings import PairSettings
 
 
@@ -152,3 +152,55 @@ def test_what_cannot_be_streamed_is_refused(dataset, stream):
         ValueError, match="`stream` must have the rows of a video one after another, but '.*' comes twice"
     ):
         list(FrameStream(scattered, SHAPE, 0))
+
+
+def endless(stream, **place):
+    return EndlessFrameStream(FrameStream(stream, SHAPE, 0, **place))
+
+
+def positions(samples):
+    return [tuple(sample.pop("stream_position").tolist()) for sample in samples]
+
+
+def test_epochs_follow_one_another_and_a_sample_tells_where_its_video_begins(stream):
+    samples = list(islice(endless(stream), 80))
+    told = positions(samples)
+    epochs = FrameStream(stream, SHAPE, 0)
+    expected = keys(epochs)
+    epochs.set_epoch(1)
+    assert keys(samples) == (expected + keys(epochs) + keys(samples)[72:])[:80]
+    assert [position[0] for position in told] == [0] * 36 + [1] * 36 + [2] * 8
+    starts = [number for number in range(80) if number == 0 or told[number] != told[number - 1]]
+    assert starts == list(range(0, 80, 6)), "a position is that of the start of a video of six frames"
+    for start in (0, 6, 30, 36, 42):
+        again = endless(stream)
+        again.load_positions([told[start]])
+        assert keys(islice(again, 10)) == keys(samples[start : start + 10])
+
+
+def test_each_worker_goes_on_at_a_position_of_its_own(stream):
+    options = {"batch_size": 3, "num_workers": 2}
+    batches = list(islice(DataLoader(endless(stream), **options), 12))
+    told = [batch["stream_position"][-1].tolist() for batch in batches]
+    again = endless(stream)
+    again.load_positions(told[4:6])  # the third batch of each worker: the start of its second video
+    resumed = list(islice(DataLoader(again, **options), 6))
+    for batch, other in zip(batches[4:10], resumed):
+        assert batch["noise"].equal(other["noise"])
+
+
+def test_a_share_without_samples_is_refused(dataset, tmp_path):
+    rows = dataset.select(range(6)).cast_column("image", datasets.Image(decode=False))
+    rows = [row | {"image": {"bytes": b"<html>", "path": None}} for row in rows]
+    datasets.Dataset.from_list(rows, features=dataset.features).to_parquet(str(tmp_path / "train-00000.parquet"))
+    bad = datasets.load_dataset("parquet", data_dir=str(tmp_path), split="train", streaming=True)
+    streamed = EndlessFrameStream(FrameStream(bad, SHAPE, 0, PairSettings(bad_rows="skip")))
+    with pytest.raises(ValueError, match="`stream` must have a sample in every share of it, got none in epoch 0"):
+        next(iter(streamed))
+
+
+def test_the_first_videos_of_a_stream_can_be_held(dataset, stream):
+    taken = take_videos(stream, 2)
+    assert taken["video_id"][:] == dataset["video_id"][:12] and taken["frame_index"][:] == dataset["frame_index"][:12]
+    assert taken[7]["iuv"].tobytes() == dataset[7]["iuv"].tobytes()
+    assert len(take_videos(stream, 99)) == len(dataset)

@@ -8,22 +8,21 @@ import yaml
 
 from training.data.pair_settings import PairSettings
 from training.loop import train
+from training.option_parsing import PRESETS_DIR, format_options, parse, read_config, save_options
 from training.options import (
-    PRESETS_DIR,
     DataOptions,
     EncoderOptions,
+    HubOptions,
     ModelOptions,
     ObjectiveOptions,
     PairOptions,
     TrainOptions,
-    format_options,
-    parse,
-    read_config,
-    save_options,
+    ValidationOptions,
 )
+from training.session import open_session
 
 
-STAGE_1 = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOptions)
+STAGE_1 = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOptions, ValidationOptions, HubOptions)
 ENCODERS = (EncoderOptions, DataOptions, TrainOptions)
 PRESETS = {
     "paper": STAGE_1,
@@ -46,7 +45,7 @@ def test_defaults_preset_file_and_flags_win_in_this_order(tmp_path):
     defaults = parse(STAGE_1, [])
     assert [type(options) for options in defaults] == list(STAGE_1)
     assert defaults == tuple(kind() for kind in STAGE_1)
-    model, data, pairs, objective, run = parse(
+    model, data, pairs, objective, run, *_ = parse(
         STAGE_1, ["--learning-rate", "3e-3", "--config", config, "--preset", "tiny"]
     )
     assert run.learning_rate == 3e-3 and data.height == 96
@@ -59,7 +58,7 @@ def test_defaults_preset_file_and_flags_win_in_this_order(tmp_path):
 def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
     config = write(tmp_path, "learning_rate: 1e-5\n")
     assert yaml.safe_load("learning_rate: 1e-5") == {"learning_rate": "1e-5"}
-    assert parse(STAGE_1, ["--config", config])[-1].learning_rate == 1e-5
+    assert parse(STAGE_1, ["--config", config])[4].learning_rate == 1e-5
 
 
 def test_none_booleans_and_lists(tmp_path):
@@ -133,6 +132,11 @@ def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(tmp_path, capsys
             {"min_crop_scale": 0.5, "latent_cache_dir": "cache"},
             "`min_crop_scale` must be 1 with `latent_cache_dir`, since a crop has latents of its own, got 0.5",
         ),
+        (
+            PairOptions,
+            {"streaming": True, "latent_cache_dir": "cache"},
+            "`latent_cache_dir` must be none with `streaming`, which keeps nothing, got 'cache'",
+        ),
         (ObjectiveOptions, {"image_dropout_prob": 1.5}, r"`image_dropout_prob` must be within \[0, 1\], got 1.5"),
         (ObjectiveOptions, {"high_noise_fraction": -0.1}, r"`high_noise_fraction` must be within \[0, 1\], got -0.1"),
         (ObjectiveOptions, {"pose_dropout_prob": 0.95}, "`joint_dropout_prob` must sum to at most 1, got 1.05"),
@@ -155,6 +159,10 @@ def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(tmp_path, capsys
         (TrainOptions, {"ema_decay": 1.0}, r"`ema_decay` must be within \[0, 1\), got 1.0"),
         (TrainOptions, {"seed": -1}, "`seed` must be a finite number, at least 0, got -1"),
         (TrainOptions, {"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, fp16, bf16, got 'fp8'"),
+        (TrainOptions, {"report_to": "paper"}, "`report_to` must be one of tensorboard, wandb, all, got 'paper'"),
+        (ValidationOptions, {"num_validation_pairs": 0}, "`num_validation_pairs` must be at least 1, got 0"),
+        (HubOptions, {"push_to_hub": True}, "`hub_model_id` must name a repository with `push_to_hub`, got None"),
+        (HubOptions, {"hub_picture": "no/such.png"}, "`hub_picture` must be a file, got 'no/such.png'"),
     ],
 )
 def test_values_out_of_range_are_refused(kind, values, message):
@@ -196,7 +204,7 @@ def test_every_preset_is_tested():
 
 
 def test_the_paper_preset_has_the_paper_s_settings():
-    model, data, pairs, objective, run = parse(STAGE_1, ["--preset", "paper"])
+    model, data, pairs, objective, run, *_ = parse(STAGE_1, ["--preset", "paper"])
     assert model.pretrained_model_name_or_path == "CompVis/stable-diffusion-v1-4"
     assert model.revision == "ebb811dd71cdc38a204ecbdd6ac5d580f529fd8c" and not model.train_image_encoder
     assert (data.height, data.width, pairs.pose_radius) == (640, 512, 2)
@@ -210,14 +218,14 @@ def test_the_tiny_presets_lead_from_one_to_the_next():
     folders = [run.output_dir for *_, run in encoders]
     pipeline = encoders[2][0]
     assert [pipeline.vae_dir, pipeline.image_encoder_dir] == folders[:2]
-    model, data, pairs, objective, run = parse(STAGE_1, ["--preset", "tiny"])
+    model, data, pairs, objective, run, *_ = parse(STAGE_1, ["--preset", "tiny"])
     assert model.pretrained_model_name_or_path == folders[2] and model.train_image_encoder
     assert len({(group.height, group.width) for _, group, _ in encoders} | {(data.height, data.width)}) == 1
     assert run.output_dir not in folders and pairs.reference_frames == "first"
     continued = parse(STAGE_1, ["--preset", "tiny_continued"])
-    assert continued[0].pretrained_model_name_or_path == run.output_dir != continued[-1].output_dir
+    assert continued[0].pretrained_model_name_or_path == run.output_dir != continued[4].output_dir
     assert continued[1:4] == (data, pairs, objective) and continued[0].train_image_encoder
-    assert continued[-1].output_dir in (Path(__file__).parent.parent / "Makefile").read_text()
+    assert continued[4].output_dir in (Path(__file__).parent.parent / "Makefile").read_text()
 
 
 def test_loop_arguments_are_the_loop_s_keywords():
@@ -227,11 +235,16 @@ def test_loop_arguments_are_the_loop_s_keywords():
     assert set(arguments) == taken - {"collate_fn", "validate"}
 
 
+def test_session_arguments_are_the_session_s():
+    taken = set(inspect.signature(open_session).parameters)
+    assert set(TrainOptions().session_arguments()) == taken - {"settings"}
+
+
 def test_every_option_of_a_pair_reaches_the_samples():
     values = {"pose_radius": 1, "reference_frames": "any", "max_reference_distance": 7, "fit": "crop"}
     values |= {"min_crop_scale": 0.5, "bad_rows": "skip"}
     names = {item.name for item in dataclasses.fields(PairOptions)}
-    assert set(values) == names - {"latent_cache_dir"}
+    assert set(values) == names - {"latent_cache_dir", "streaming"}
     assert PairOptions(**values).settings(noise_offset=0.1) == PairSettings(noise_offset=0.1, **values)
     assert PairOptions().settings() == PairSettings(), "the same defaults"
 
@@ -241,3 +254,6 @@ def test_steps_follow_from_epochs_unless_given():
     assert run.loop_arguments(50)["max_train_steps"] == 19  # 150 samples, 8 a step
     assert run.loop_arguments(50, num_processes=2)["max_train_steps"] == 10
     assert dataclasses.replace(run, max_train_steps=7).loop_arguments(50)["max_train_steps"] == 7
+    assert dataclasses.replace(run, max_train_steps=7).loop_arguments(None)["max_train_steps"] == 7
+    with pytest.raises(ValueError, match="`max_train_steps` must be given with `streaming`, got none"):
+        run.loop_arguments(None)

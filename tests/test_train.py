@@ -1,16 +1,26 @@
 """Stage 1 through its entry point, on a tiny pipeline and drawn clips."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import huggingface_hub
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline_dreampose import DreamPosePipeline
-from tests.launch import launch_two_processes
+from tests.conftest import reset_accelerate
+from tests.hub_server import TOKEN, Hub
+from tests.launch import ROOT, launch_two_processes, start_two_processes
 from tests.tiny_components import get_dummy_components, get_unet
+from training.checkpoints import checkpoint_step, list_checkpoints
 from training.data.pair_settings import PairSettings
 from training.train import main, parse_args
 
@@ -28,6 +38,11 @@ def arguments(base, output_dir, *more):
         "--width", "64", "--output_dir", str(output_dir), "--max_train_steps", "4", "--train_batch_size", "2",
         "--learning_rate", "1e-3", "--ema_decay", "0.9", "--logging_steps", "1", "--checkpointing_steps", "2", *more,
     ]  # fmt: skip
+
+
+def losses(folder):
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if "loss" in record]
 
 
 def weights(folder):
@@ -49,8 +64,13 @@ def test_trains_validates_and_writes_a_pipeline(base, tmp_path):
     assert (pipeline.config.default_height, pipeline.config.default_width) == (80, 64)
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert all(0 < record["loss"] < 10 for record in records if "loss" in record)
-    validated = [record for record in records if "ssim" in record]
-    assert [record["step"] for record in validated] == [4] and validated[0]["psnr"] > 3
+    validated = [record for record in records if "validation/ssim" in record]
+    assert [record["step"] for record in validated] == [4] and validated[0]["validation/psnr"] > 3
+    assert 0 < validated[0]["validation/temporal_error"] < 1
+    strip, video = (Image.open(tmp_path / "validation" / f"step-000004.{suffix}") for suffix in ("png", "gif"))
+    assert video.size == (64, 80) and video.n_frames == 6 and strip.width > 7 * 64 and strip.height > 3 * 80
+    assert (tmp_path / "validation" / "step-000004.mp4").exists()
+    assert records[0]["vae_token_weight"] > 0 and records[0]["peak_memory_gib"] > 0.1
     assert "learning_rate: 0.001" in (tmp_path / "options.yaml").read_text()
 
 
@@ -68,11 +88,54 @@ def test_resumed_run_equals_an_undisturbed_one(base, tmp_path):
 def test_the_latent_cache_trains_alike(base, tmp_path):
     main(parse_args(arguments(base, tmp_path / "direct")))
     main(parse_args(arguments(base, tmp_path / "cached", "--latent_cache_dir", str(tmp_path / "cache"))))
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("direct", "cached")
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+    assert losses(tmp_path / "direct") == pytest.approx(losses(tmp_path / "cached"), rel=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags", [["--gradient_checkpointing"], ["--torch_compile", "eager"]], ids=["checkpointed", "compiled"]
+)
+def test_what_saves_memory_or_time_changes_nothing_but_rounding(base, tmp_path, flags):
+    main(parse_args(arguments(base, tmp_path / "plain")))
+    main(parse_args(arguments(base, tmp_path / "other", *flags)))
+    assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "other"), rel=1e-5)
+    plain, other = weights(tmp_path / "plain"), weights(tmp_path / "other")
+    assert plain.keys() == other.keys()
+    for key in plain:
+        torch.testing.assert_close(plain[key], other[key], rtol=0, atol=1e-4, msg=key)
+
+
+@pytest.mark.slow
+def test_mixed_precision_trains_in_float32_and_leaves_frozen_weights_as_they_were(base, tmp_path):
+    main(parse_args(arguments(base, tmp_path / "plain")))
+    reset_accelerate()
+    more = ["--mixed_precision", "bf16", "--validation_steps", "4", "--report_to", "tensorboard"]
+    main(parse_args(arguments(base, tmp_path / "half", *more)))
+    assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "half"), rel=0.05)
+    assert losses(tmp_path / "plain") != losses(tmp_path / "half")
+    before, after = weights(base), weights(tmp_path / "half")
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith(("vae", "image_encoder")))
+    saved = load_file(tmp_path / "half" / "checkpoint-000004" / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    events = EventAccumulator(str(tmp_path / "half" / "logs" / "dreampose")).Reload().Tags()
+    logged = {"loss", "lr", "grad_norm", "samples_per_second", "peak_memory_gib", "vae_token_weight"}
+    assert logged | {"validation/l1", "validation/psnr", "validation/ssim"} <= set(events["scalars"])
+    assert set(events["images"]) == {"validation/clip", "validation/clip_strip"}
+
+
+@pytest.mark.slow
+def test_a_stream_trains_and_goes_on_near_to_where_it_was(base, tmp_path):
+    """Six clips of six frames in shards of a clip; a run of two parts sees what the stream has next."""
+    more = ["--streaming", "--dataloader_num_workers", "2", "--validation_steps", "6", "--max_train_steps", "6"]
+    main(parse_args(arguments(base, tmp_path, *more, "--max_train_steps", "3")))
+    state = json.loads((tmp_path / "checkpoint-000003" / "state.json").read_text())
+    (positions,) = state["stream_positions"]  # of one process: two workers
+    assert len(positions) == 2 and all(len(position) == 3 for position in positions)
+    main(parse_args(arguments(base, tmp_path, *more, "--resume_from_checkpoint", "latest")))
+    assert len(losses(tmp_path)) == 6 and all(0 < loss < 10 for loss in losses(tmp_path))
+    with pytest.raises(ValueError, match="`max_train_steps` must be given with `streaming`"):
+        main(parse_args(arguments(base, tmp_path / "none", "--streaming", "--max_train_steps", "none")))
 
 
 @pytest.mark.slow
@@ -87,14 +150,15 @@ def test_crops_and_skipped_rows_train(base, tmp_path):
 def test_validation_takes_the_window_and_the_bad_rows_of_training(base, tmp_path, monkeypatch):
     settings = []
 
-    def held_out_pairs(pipeline, samples, seed):
+    def held_out(pipeline, samples, *others):
         settings.append(samples.settings)
         return lambda module, global_step: {"ssim": 1.0}
 
-    monkeypatch.setattr("training.train.HeldOutPairs", held_out_pairs)
+    monkeypatch.setattr("training.validation.HeldOutPairs", held_out)
+    monkeypatch.setattr("training.validation.HeldOutClip", held_out)
     more = ["--validation_steps", "4", "--fit", "crop", "--bad_rows", "skip"]
     main(parse_args(arguments(base, tmp_path, *more)))
-    assert settings == [PairSettings(pose_radius=2, fit="whole", bad_rows="skip")]
+    assert settings == [PairSettings(pose_radius=2, fit="whole", bad_rows="skip")] * 2
 
 
 def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
@@ -109,7 +173,7 @@ def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
     out = tmp_path / "out"
     flags = ["--image_encoder_name_or_path", str(tmp_path / "clip"), "--max_train_steps", "0"]
     # Widening needs no data.
-    monkeypatch.setattr("training.train.load_prepared", lambda name, split: pytest.fail("the data set is asked for"))
+    monkeypatch.setattr("training.samples.load_prepared", lambda *names: pytest.fail("the data set is asked for"))
     main(parse_args(arguments(tmp_path / "sd", out, *flags)))
     widened = UNet2DConditionModel.from_pretrained(out, subfolder="unet")
     latents, states, window = torch.randn(1, 4, 16, 12), torch.randn(1, 5, 16), torch.rand(1, 10, 16, 12)
@@ -118,6 +182,39 @@ def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
     torch.testing.assert_close(old, new, rtol=0, atol=1e-6)
     pipeline = DreamPosePipeline.from_pretrained(out)
     assert torch.equal(pipeline.adapter(states, latents), states)
+    assert "Nothing is trained yet" in (out / "README.md").read_text()
+
+
+def test_a_push_that_fails_fails_no_run(base, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    out = tmp_path / "out"
+    main(parse_args(arguments(base, out, "--max_train_steps", "0", "--push_to_hub", "--hub_model_id", "someone/new")))
+    assert DreamPosePipeline.from_pretrained(out).config.default_height == 80 and (out / "README.md").exists()
+    first, last = (record.message for record in caplog.records if "`hub_model_id` must name" in record.message)
+    assert first.endswith("a later push tries once more.")
+    assert f"Everything is in '{out}'; this pushes it later: hf upload someone/new {out} --private" in last
+
+
+@pytest.mark.slow
+def test_a_run_pushes_what_it_made_with_its_card(base, tmp_path):
+    """To a Hub on loopback, in a process of its own, by the name alone."""
+    words = arguments(base, tmp_path / "out", "--max_train_steps", "2", "--validation_steps", "2", "--push_to_hub")
+    command = [sys.executable, str(ROOT / "training" / "train.py"), *words, "--hub_model_id", "pushed"]
+    with Hub() as hub:
+        environment = os.environ | hub.environment | {"HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert process.returncode == 0, process.stderr[-3000:]
+        files = hub.files("models/someone/pushed")
+        assert len(hub.commits["models/someone/pushed"]) == 2 and "models/someone/pushed" in hub.private
+    assert f"Pushed {tmp_path / 'out'} to {hub.endpoint}/someone/pushed." in process.stdout
+    names = {"model_index.json", "pipeline.py", "pipeline_dreampose.py", "README.md", "sample.png"}
+    assert names <= files.keys() and not any(name.startswith(("checkpoint", "logs", "options")) for name in files)
+    card = files["README.md"].decode()
+    assert 'DiffusionPipeline.from_pretrained("someone/pushed"' in card and "for 2 steps of 2 samples" in card
+    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert f"{records[-1]['validation/psnr']:.4g}" in card and str(tmp_path) not in card
+    written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not any(TOKEN.encode() in content for content in [*written, *files.values(), process.stdout.encode()])
 
 
 @pytest.mark.parametrize(
@@ -132,6 +229,7 @@ def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
         (["--train_data", "procedural/huge"], "The data set must be one of"),
         (["--min_crop_scale", "0.5", "--latent_cache_dir", "x"], "`min_crop_scale` must be 1 with `latent_cache_dir`"),
         (["--learning_rate", "0"], "`learning_rate` must be a finite number above 0"),
+        (["--use_8bit_adam"], "`use_8bit_adam` must go with CUDA and bitsandbytes"),
     ],
 )
 def test_bad_options_end_in_one_clear_error(base, tmp_path, flags, message, monkeypatch):
@@ -150,3 +248,25 @@ def test_two_processes_train_as_one(base, tmp_path):
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=2e-4, msg=key)
+
+
+@pytest.mark.slow
+def test_a_launched_run_is_stopped_by_its_process_group_and_goes_on(base, tmp_path):
+    """SIGTERM to the launcher alone would orphan its children; the group gets all of them."""
+    words = arguments(base, tmp_path / "run", "--train_batch_size", "1", "--resume_from_checkpoint", "latest")
+    words += ["--max_train_steps", "200", "--checkpointing_steps", "1000"]
+    launched = start_two_processes("training/train.py", words)
+    log, deadline = tmp_path / "run" / "log.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(launched.pid, signal.SIGTERM)
+    errors = launched.communicate(timeout=120)[1]
+    assert launched.returncode != 0 and "Stopped by SIGTERM after step" in errors, errors
+    (checkpoint,) = list_checkpoints(tmp_path / "run")
+    steps = checkpoint_step(checkpoint)
+    assert 0 < steps < 200
+    # One process goes on with twice the batch, as the two would have.
+    more = ["--train_batch_size", "2", "--max_train_steps", str(steps + 2), "--resume_from_checkpoint", "latest"]
+    main(parse_args(arguments(base, tmp_path / "run", *more)))
+    main(parse_args(arguments(base, tmp_path / "whole", *more)))
+    assert losses(tmp_path / "run")[-2:] == pytest.approx(losses(tmp_path / "whole")[-2:], rel=1e-3)

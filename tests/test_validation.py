@@ -1,15 +1,18 @@
-"""Held-out pairs: the figures of whole clips, of which little is held; bad rows raise or give way to the next."""
+"""Held-out pairs: the figures of whole clips, of which little is held; a held-out clip, animated and shown; bad rows
+raise or give way to the next."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import datasets
 import pytest
 import torch
+from PIL import Image
 
 from training.data.frame_pairs import BadRow, FramePairs
 from training.data.pair_settings import PairSettings
-from training.metrics import l1, psnr, ssim
-from training.validation import HeldOutPairs
+from training.metrics import l1, psnr, ssim, temporal_error
+from training.validation import HeldOutClip, HeldOutPairs
 
 
 SKIP = PairSettings(bad_rows="skip")
@@ -87,3 +90,35 @@ def test_nothing_but_bad_rows_is_refused(dataset, pipeline, shape):
     samples = FramePairs(spoil(dataset.select(range(6)), dict.fromkeys(range(6), NO_MAP)), shape, 0, SKIP)
     with pytest.raises(ValueError, match="`samples` must have a row that can be validated on, got bad ones only"):
         HeldOutPairs(pipeline, samples, 0)
+
+
+NO_TRACKERS = SimpleNamespace(trackers=[])
+
+
+def test_a_clip_is_animated_and_shown(dataset, pipeline, shape, tmp_path):
+    samples = FramePairs(dataset, shape, 0)
+    clip = HeldOutClip(pipeline, samples, NO_TRACKERS, tmp_path, 7, num_frames=4, num_inference_steps=2)
+    figures = clip(None, 12)
+    frames = pipeline(
+        dataset[0]["image"], dataset["iuv"][:4], num_inference_steps=2, generator=torch.Generator().manual_seed(7),
+        output_type="pt",
+    ).frames[0]  # fmt: skip
+    truth = torch.stack([samples.read_pixel_values(row) for row in range(4)]) / 2 + 0.5
+    assert figures == {"temporal_error": temporal_error(frames, truth).item()}
+    files = [tmp_path / "validation" / f"step-000012.{suffix}" for suffix in ("gif", "mp4", "png")]
+    assert sorted((tmp_path / "validation").iterdir()) == files
+    assert Image.open(files[0]).n_frames == 4 and Image.open(files[0]).size == (64, 80)
+    strip = Image.open(files[2])
+    assert strip.size == (5 * 68 - 4, 3 * 84 - 4), "photo and four frames; poses, truth, prediction"
+    assert strip.crop((68, 84, 132, 164)).tobytes() == dataset[0]["image"].tobytes()
+
+
+def test_a_clip_without_bad_rows_is_taken(dataset, pipeline, shape, tmp_path):
+    spoilt = spoil(dataset, {2: NO_PICTURE, 9: NO_MAP})
+    clip = HeldOutClip(pipeline, FramePairs(spoilt, shape, 0, SKIP), NO_TRACKERS, tmp_path, 0)
+    assert clip.photo.tobytes() == dataset[12]["image"].tobytes() and len(clip.poses) == 6
+    with pytest.raises(BadRow, match="frame 2 of video '.*': its `image` cannot be read"):
+        HeldOutClip(pipeline, FramePairs(spoilt, shape, 0), NO_TRACKERS, tmp_path, 0)
+    none = spoil(dataset, dict.fromkeys(range(0, 36, 6), NO_MAP))
+    with pytest.raises(ValueError, match="`samples` must have a clip that can be animated, got bad rows in each"):
+        HeldOutClip(pipeline, FramePairs(none, shape, 0, SKIP), NO_TRACKERS, tmp_path, 0)

@@ -171,10 +171,18 @@ def render_grid(
     return picture_grid(rows, titles, row_titles=[f"image {value:g}" for value in image_scales])
 
 
-def draw_strip(image: Image.Image, poses: list[Image.Image], frames: list[Image.Image], num: int) -> Image.Image:
-    """The photo on the left, evenly chosen frames beside it: poses above, predictions below."""
+def draw_strip(
+    image: Image.Image,
+    poses: list[Image.Image],
+    frames: list[Image.Image],
+    num: int,
+    truth: list[Image.Image] | None = None,
+) -> Image.Image:
+    """The photo on the left, evenly chosen frames beside it: poses above, predictions below, and `truth`, if it is
+    known, between them."""
     size = frames[0].size
     chosen = np.linspace(0, len(frames) - 1, min(num, len(frames))).round().astype(int)
     pose_row = [ImageOps.pad(poses[i], size, Image.Resampling.NEAREST) for i in chosen]
     photo = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color="white")
-    return picture_grid([[None, *pose_row], [photo, *(frames[i] for i in chosen)]])
+    true_rows = [] if truth is None else [[None, *(truth[i] for i in chosen)]]
+    return picture_grid([[None, *pose_row], *true_rows, [photo, *(frames[i] for i in chosen)]])

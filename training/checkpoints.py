@@ -225,45 +225,6 @@ def restore_tensors(current: Mapping[str, torch.Tensor], saved: Mapping[str, tor
             value.copy_(saved[name])
 
 
-def flatten_optimizer_state(
-    optimizer: torch.optim.Optimizer, named_parameters: Mapping[str, torch.nn.Parameter]
-) -> dict[str, torch.Tensor]:
-    """An optimizer's state as one flat mapping, `"exp_avg/conv_in.weight"` -> tensor.
-
-    Raises:
-        TypeError: If the optimizer keeps something else than tensors for a parameter.
-    """
-    flat = {}
-    for name, parameter in named_parameters.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if not isinstance(value, torch.Tensor):
-                raise TypeError(f"`optimizer` must keep tensors only, got {type(value).__name__} for `{key}`.")
-            flat[f"{key}/{name}"] = value
-    return flat
-
-
-def restore_optimizer_state(
-    optimizer: torch.optim.Optimizer,
-    named_parameters: Mapping[str, torch.nn.Parameter],
-    flat: Mapping[str, torch.Tensor],
-) -> None:
-    """Put back what [`flatten_optimizer_state`] took, each tensor in the memory layout of its parameter.
-
-    Raises:
-        ValueError: If `flat` names a parameter that is not in `named_parameters`.
-    """
-    optimizer.state.clear()
-    for full_name, value in flat.items():
-        key, _, name = full_name.partition("/")
-        if name not in named_parameters:
-            raise ValueError(f"The checkpoint's optimizer state must fit the model, got frozen or unknown `{name}`.")
-        parameter = named_parameters[name]
-        # AdamW's count of steps stays on the CPU; all the rest goes where its parameter is.
-        if key != "step" and value.shape == parameter.shape:
-            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-        optimizer.state[parameter][key] = value
-
-
 def _named_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     return {name: value for name, value in module.state_dict(keep_vars=True).items() if name not in parameters}

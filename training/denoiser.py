@@ -137,6 +137,11 @@ def load_base_pipeline(
     return pipeline
 
 
+def vae_token_weight(adapter: DreamPoseAdapter) -> torch.Tensor:
+    """Mean absolute weight of the VAE tokens in the adapter's mixture; 0 in a new one, a scalar."""
+    return adapter.token_mixer.weight[:, adapter.config.num_image_tokens :].detach().abs().mean()
+
+
 def freeze_post_layernorm(image_encoder: CLIPVisionModel) -> None:
     """The states are the tokens before post-layernorm, which never gets a gradient: DDP would wait for it."""
     for name, parameter in image_encoder.named_parameters():
@@ -193,8 +198,9 @@ class Denoiser(nn.Module):
 class StageOneLoss:
     """The loss of stage 1 as a function of (module, batch), for `training.loop`.
 
-    Batches are `FramePairs` samples, which it encodes, or `LatentFramePairs` samples. Where bad rows are skipped, it
-    logs `bad_rows`: how many were passed over for a sample.
+    Batches are `FramePairs` samples, which it encodes, or `LatentFramePairs` samples. It logs `vae_token_weight`, how
+    much of the VAE tokens the adapter mixes in (0 at the start), and, where bad rows are skipped, `bad_rows`: how many
+    were passed over for a sample.
 
     Args:
         pipeline (`DreamPosePipeline`): Gives VAE, feature extractor and the noise scheduler's configuration.
@@ -218,7 +224,7 @@ class StageOneLoss:
         high_noise_start: int = 0,
     ):
         self.vae, self.feature_extractor = pipeline.vae, pipeline.feature_extractor
-        self.image_encoder = pipeline.image_encoder
+        self.image_encoder, self.adapter = pipeline.image_encoder, pipeline.adapter
         self.encoder_is_frozen = not any(value.requires_grad for value in self.image_encoder.parameters())
         self.noise_scheduler = noise_scheduler
         self.dropout_probs = (image_dropout_prob, pose_dropout_prob, joint_dropout_prob)
@@ -262,5 +268,7 @@ class StageOneLoss:
         pose_window = replace_rows(batch["pose_window"], drop_pose, 0.0)
         model_pred = module(noisy_latents, timesteps, pose_window, **reference)
         target = diffusion_target(scheduler, latents, batch["noise"], timesteps)
-        logs = {"bad_rows": batch["num_bad_rows"].mean()} if "num_bad_rows" in batch else {}
+        logs = {"vae_token_weight": vae_token_weight(self.adapter)}
+        if "num_bad_rows" in batch:
+            logs["bad_rows"] = batch["num_bad_rows"].mean()
         return denoising_loss(model_pred, target, min_snr_weights(scheduler, timesteps, self.snr_gamma)), logs

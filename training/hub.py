@@ -1,13 +1,43 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Saved pipelines, from a folder or the Hub."""
+"""Saved pipelines, from a folder or the Hub, and to the Hub."""
 
+import glob
 import json
+import logging
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, get_token
 
 from pipeline_dreampose import DreamPosePipeline
+
+
+logger = logging.getLogger(__name__)
+
+CARD_NAME = "README.md"
+INDEX_NAME = "model_index.json"
+CODE_NAME = "pipeline_dreampose.py"
+COPY_NAME = "pipeline.py"  # where `custom_pipeline="you/name"` looks for the code
+# What the Hub's answers mean to who pushes; its own words follow.
+MEANINGS = {
+    401: "the token is missing or not valid (`hf auth login` stores one)",
+    402: "the account's plan does not allow it",
+    403: "the token may not write there, or the storage is full",
+    404: "there is no such repository, or the token may not see it",
+    413: "that is more than the repository may hold",
+    429: "these were too many requests for now",
+    507: "the storage is full",
+}
+
+
+class PushError(ValueError):
+    """A push to the Hub that failed, in one line; what should have been pushed is on the disk as before."""
 
 
 def load_pipeline(
@@ -28,7 +58,7 @@ def load_pipeline(
             id; the same for `lora` and a subject of this model.
     """
     if Path(model).exists():
-        found = _class_name(Path(model) / "model_index.json")
+        found = _class_name(Path(model) / INDEX_NAME)
         if found != "DreamPosePipeline":
             raise ValueError(f"`model` must be the folder of a DreamPosePipeline, got {str(model)!r}, {found}.")
     dtype = getattr(torch, dtype or ("float16" if torch.device(device).type == "cuda" else "float32"))
@@ -55,3 +85,166 @@ def _class_name(index: Path) -> str:
     except (ValueError, KeyError, TypeError):
         return "whose model_index.json names no pipeline class"
     return name[-1] if isinstance(name, list) else name
+
+
+def make_repo(repo_id: str, *, private: bool = True) -> str:
+    """Make a model's repository on the Hub if there is none, and see that it may be written.
+
+    A training that ends in a push calls this first: it is no use to hear of a wrong token after days.
+
+    Args:
+        repo_id (`str`): `OWNER/NAME`, or `NAME` for the token's own.
+        private (`bool`, *optional*, defaults to `True`): Make a new one private; one that exists stays as it is, which
+            is said where it is public.
+    Returns:
+        `str`: Its full id, `OWNER/NAME`.
+    Raises:
+        PushError: If it cannot be made or written.
+    """
+    with explain_push("hub_model_id", repo_id, "Nothing is lost; a later push tries once more."):
+        return _make_repo(repo_id, private)
+
+
+def try_make_repo(repo_id: str, private: bool = True) -> str | None:
+    """[`make_repo`] at the start of a run that must not fail for it: what goes wrong is a warning.
+
+    Args:
+        repo_id, private: As `make_repo` takes them.
+    Returns:
+        `str` or `None`: The repository's full id, if it can be written.
+    """
+    try:
+        return make_repo(repo_id, private=private)
+    except PushError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    commit_message: str = "Upload a DreamPose pipeline",
+    allow_patterns: Sequence[str] | None = None,
+) -> str:
+    """Push a saved pipeline to the Hub, in one commit of what has changed there.
+
+    Files that the Hub has already, from an earlier push or from one that was cut off, are not sent again.
+
+    Args:
+        folder (`Path`): Written by `save_pretrained`, with a card. It gets a copy of its code as `pipeline.py`, for
+            `custom_pipeline=repo_id`.
+        repo_id (`str`): `OWNER/NAME`, or `NAME` for the token's own; made if there is none.
+        private (`bool`, *optional*, defaults to `True`): As `make_repo` takes it.
+        commit_message (`str`, *optional*): First line of the commit's message.
+        allow_patterns (`Sequence[str]`, *optional*): What is sent; by default, [`pipeline_patterns`], so that
+            checkpoints, logs, options and whatever else lies in the folder stay there.
+    Returns:
+        `str`: Address of the repository.
+    Raises:
+        PushError: If it failed; names the command that pushes it later.
+        ValueError: If `folder` holds no pipeline and `allow_patterns` is `None`.
+    """
+    folder = Path(folder)
+    if (folder / CODE_NAME).is_file():
+        shutil.copyfile(folder / CODE_NAME, folder / COPY_NAME)
+    patterns = pipeline_patterns(folder) if allow_patterns is None else list(allow_patterns)
+    command = ["hf", "upload", repo_id, str(folder), *(["--private"] if private else [])]
+    command += [word for pattern in patterns for word in ("--include", pattern)]
+    advice = f"Everything is in {str(folder)!r}; this pushes it later: {shlex.join(command)}"
+    with explain_push("hub_model_id", repo_id, advice):
+        api, full_id = HfApi(), _make_repo(repo_id, private)
+        api.upload_folder(folder_path=folder, repo_id=full_id, commit_message=commit_message, allow_patterns=patterns)
+        return f"{api.endpoint}/{full_id}"
+
+
+def try_push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    commit_message: str = "Upload a DreamPose pipeline",
+    allow_patterns: Sequence[str] | None = None,
+) -> bool:
+    """[`push_folder`] at the end of a run that must not fail for it: what goes wrong is a warning.
+
+    Args:
+        folder, repo_id, private, commit_message, allow_patterns: As `push_folder` takes them.
+    Returns:
+        `bool`: Whether it was pushed.
+    """
+    how = {"private": private, "commit_message": commit_message, "allow_patterns": allow_patterns}
+    try:
+        address = push_folder(folder, repo_id, **how)
+    except (OSError, ValueError) as error:
+        logger.warning("%s", error)
+        return False
+    print(f"Pushed {folder} to {address}.")
+    return True
+
+
+def pipeline_patterns(folder: Path) -> list[str]:
+    """The files of a saved pipeline, as patterns: its index, parts and code, its card and the pictures in that.
+
+    Args:
+        folder (`Path`): The pipeline's.
+    Raises:
+        ValueError: If there is none.
+    """
+    found = _class_name(folder / INDEX_NAME)
+    if found != "DreamPosePipeline":
+        raise ValueError(f"`folder` must be the folder of a DreamPosePipeline, got {str(folder)!r}, {found}.")
+    names = [INDEX_NAME, CODE_NAME, COPY_NAME]
+    if (folder / CARD_NAME).is_file():
+        pictures = re.findall(r"!\[[^]]*\]\(([^():]+)\)", (folder / CARD_NAME).read_text(encoding="utf-8"))
+        names += [CARD_NAME, *pictures]
+    index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+    parts = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
+    files = [glob.escape(name) for name in names if (folder / name).is_file()]
+    return files + [f"{name}/*" for name in parts if (folder / name).is_dir()]
+
+
+@contextmanager
+def explain_push(argument: str, repo_id: str, advice: str) -> Iterator[None]:
+    """Turn whatever goes wrong in a push into one `PushError`.
+
+    Args:
+        argument (`str`): The option that named the repository.
+        repo_id (`str`): The repository.
+        advice (`str`): What to do now; ends the message.
+    Raises:
+        PushError: Of one line, without the token.
+    """
+    try:
+        yield
+    except Exception as error:  # of the Hub, of its client and of the connection, which share no class
+        raise PushError(
+            f"`{argument}` must name a repository that can be written, got {repo_id!r}: {_reason(error)}. {advice}"
+        ) from error
+
+
+def _make_repo(repo_id: str, private: bool) -> str:
+    api = HfApi()
+    full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    api.auth_check(full_id, write=True)
+    if private and not api.model_info(full_id).private:
+        logger.warning("%s is public and stays so: whatever is pushed there can be seen by all.", full_id)
+    return full_id
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    place = ""
+    if type(error) is RuntimeError and error.__cause__ is not None:  # of one file: the client's words, then the cause
+        place, error = f"{str(error).rstrip('.')}: ", error.__cause__
+    response = getattr(error, "response", None)
+    if response is None:
+        text = f"{type(error).__name__}: {error}"
+    else:
+        status = response.status_code
+        text = MEANINGS.get(status, "the Hub failed" if status >= 500 else "the Hub refuses it")
+        text += f" ({status}: {getattr(error, 'server_message', None) or error})"
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", place + text)  # queries may be signed
+    text = text.replace(get_token() or "\0", "***")
+    return " ".join(text.split()).rstrip(".")

@@ -1,30 +1,16 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Options of the trainers: frozen dataclasses, each entry point composes those that it needs.
-
-Precedence: defaults < `--preset NAME` < `--config FILE` < flags. The two YAML files are turned into arguments in front
-of the command line, so that types, ranges and misspelt names are checked in one way, wherever a value comes from.
+"""Options of the trainers: frozen dataclasses, of which each entry point composes those that it needs; parsed by
+`training.option_parsing`.
 """
 
-import argparse
-import dataclasses
-import difflib
 import math
-import os
-import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from transformers import HfArgumentParser
-
 from training.data.pair_settings import PairSettings
-
-
-PRESETS_DIR = Path(__file__).parent / "presets"
-OPTIONS_NAME = "options.yaml"
 
 
 def _option(default: Any, help: str) -> Any:
@@ -33,7 +19,7 @@ def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def _check(options: Any, rule: str, is_valid: typing.Callable[[Any], bool], *names: str) -> None:
+def _check(options: Any, rule: str, is_valid: Callable[[Any], bool], *names: str) -> None:
     """Raise a `ValueError` for the first of the named options that is set and breaks the rule."""
     for name in names:
         value = getattr(options, name)
@@ -70,6 +56,9 @@ class ModelOptions:
         False, "Train the image encoder too; only for one that has no weights yet. A pretrained CLIP stays frozen."
     )
     gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory, slower.")
+    torch_compile: str | None = _option(
+        None, "Compile the UNet by this backend of torch.compile (`inductor` is usual), `none` to run it as it is."
+    )
 
 
 @dataclass(frozen=True)
@@ -107,15 +96,24 @@ class PairOptions:
     latent_cache_dir: str | None = _option(
         None, "Folder for encodings that never change while training; made once, then no picture is read or encoded."
     )
+    streaming: bool = _option(
+        False, "Read the training data as it is needed, one video at a time, and keep none of it on the disk."
+    )
 
     def __post_init__(self):
         settings = self.settings()
         if self.latent_cache_dir is not None:
             settings.check_cacheable()
+        if self.streaming and self.latent_cache_dir is not None:
+            raise ValueError(
+                "`latent_cache_dir` must be none with `streaming`, which keeps nothing, got"
+                f" {self.latent_cache_dir!r}."
+            )
 
     def settings(self, noise_offset: float = 0.0) -> PairSettings:
         """What `training.data.frame_pairs` takes of these options."""
-        values = {name: value for name, value in vars(self).items() if name != "latent_cache_dir"}
+        others = ("latent_cache_dir", "streaming")
+        values = {name: value for name, value in vars(self).items() if name not in others}
         return PairSettings(noise_offset=noise_offset, **values)
 
 
@@ -195,6 +193,7 @@ class TrainOptions:
     adam_beta2: float = _option(0.999, "AdamW's decay of the second moment.")
     adam_weight_decay: float = _option(1e-2, "AdamW's weight decay.")
     adam_epsilon: float = _option(1e-8, "AdamW's epsilon.")
+    use_8bit_adam: bool = _option(False, "Keep AdamW's moments in 8 bit; wants CUDA and bitsandbytes.")
     max_grad_norm: float | None = _option(1.0, "Norm that gradients are clipped to, over all trained weights.")
     ema_decay: float | None = _option(None, "Decay of the average of the weights, `none` to go without.")
     seed: int = _option(0, "Seed of every random draw, data included.")
@@ -205,7 +204,11 @@ class TrainOptions:
     logging_steps: int = _option(10, "Log the means over so many steps.")
     validation_steps: int | None = _option(None, "Validate every so many steps and after the last; `none`: never.")
     max_nonfinite_steps: int = _option(5, "Stop after so many steps in a row without a finite loss.")
+    report_to: str | None = _option(
+        None, "Log, besides to `log.jsonl`, to `tensorboard`, `wandb`, or `all` of them that are installed."
+    )
     mixed_precision: str | None = _option(None, "`no`, `fp16`, `bf16`, or `none` for what accelerate is set to.")
+    allow_tf32: bool = _option(False, "TensorFloat-32 for matrices of float32 on CUDA: faster, less exact.")
     channels_last: bool = _option(False, "Keep convolution weights in channels_last layout; faster on most devices.")
 
     def __post_init__(self):
@@ -222,135 +225,58 @@ class TrainOptions:
             self, "max_train_steps", "adam_weight_decay", "lr_warmup_steps", "dataloader_num_workers", "seed"
         )
         _check_choice(self, "mixed_precision", ("no", "fp16", "bf16"))
+        _check_choice(self, "report_to", ("tensorboard", "wandb", "all"))
 
-    def loop_arguments(self, num_samples: int, num_processes: int = 1) -> dict[str, Any]:
+    def loop_arguments(self, num_samples: int | None, num_processes: int = 1) -> dict[str, Any]:
         """The keyword arguments of [`training.loop.train`] that these options stand for.
 
         Args:
-            num_samples (`int`): Samples of one epoch, from which `max_train_steps` follows where it is none.
+            num_samples (`int`, *optional*): Samples of one epoch, from which `max_train_steps` follows where it is
+                none; `None` for a stream, whose length is not known.
             num_processes (`int`): Processes that share each step.
+        Raises:
+            ValueError: If neither steps nor samples are known.
         """
-        others = ("num_train_epochs", "mixed_precision", "channels_last")
+        others = ("num_train_epochs", "channels_last", "mixed_precision", "report_to", "allow_tf32")
         arguments = {name: value for name, value in vars(self).items() if name not in others}
         if self.max_train_steps is None:
+            if num_samples is None:
+                raise ValueError("`max_train_steps` must be given with `streaming`, got none.")
             global_batch_size = self.train_batch_size * self.gradient_accumulation_steps * num_processes
             arguments["max_train_steps"] = math.ceil(self.num_train_epochs * num_samples / global_batch_size)
         return arguments
 
+    def session_arguments(self) -> dict[str, Any]:
+        """The keyword arguments of [`training.session.open_session`] that these options stand for."""
+        names = ("output_dir", "seed", "mixed_precision", "report_to", "allow_tf32")
+        return {name: getattr(self, name) for name in names}
 
-def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None) -> tuple:
-    """Parse a command line into one instance of each dataclass: defaults < `--preset` < `--config` < flags.
 
-    Args:
-        dataclass_types (`Sequence[type]`): Option dataclasses without a field in common.
-        argv (`Sequence[str]`, *optional*): Arguments without the program's name; `sys.argv[1:]` if `None`.
-        description (`str`, *optional*): First lines of `--help`.
-    Returns:
-        `tuple`: The instances, in the order of `dataclass_types`.
-    Raises:
-        ValueError: If a value is out of range, a preset or file cannot be read, or it holds an unknown key.
-        SystemExit: By the parser, for an unknown flag or a value of the wrong type.
-    """
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser = HfArgumentParser(dataclass_types, description=description, allow_abbrev=False)
-    presets = sorted(path.stem for path in PRESETS_DIR.glob("*.yaml"))
-    for target in (files, parser):
-        target.add_argument("--preset", choices=presets, help="Settings that come with the project.")
-        target.add_argument("--config", help="YAML file of settings, `name: value`; wins over the preset.")
-    hints = {name: hint for kind in dataclass_types for name, hint in typing.get_type_hints(kind).items()}
-    _accept_none(parser, hints)
-    named, flags = files.parse_known_args(argv)
-    arguments = []
-    if named.preset is not None:
-        arguments += read_config(PRESETS_DIR / f"{named.preset}.yaml", hints)
-    if named.config is not None:
-        arguments += read_config(named.config, hints)
-    # Without `look_for_args_file=False` a file beside the script would be read in silence.
-    *options, _, unknown = parser.parse_args_into_dataclasses(
-        [*arguments, *flags], return_remaining_strings=True, look_for_args_file=False
+@dataclass(frozen=True)
+class ValidationOptions:
+    """What is looked at every `validation_steps` of stage 1, always the same."""
+
+    num_validation_pairs: int = _option(16, "Held-out frames that L1, PSNR and SSIM are measured on.")
+    num_validation_frames: int = _option(16, "Frames of the held-out clip that is animated.")
+    validation_inference_steps: int = _option(10, "Denoising steps of both.")
+
+    def __post_init__(self):
+        _check_counts(self, "num_validation_pairs", "num_validation_frames", "validation_inference_steps")
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """Where the finished model goes besides `output_dir`."""
+
+    push_to_hub: bool = _option(False, "Push the finished model, with its card, to the Hub.")
+    hub_model_id: str | None = _option(None, "Its repository there: `you/name`, or `name` for your own.")
+    hub_private_repo: bool = _option(True, "Keep a repository that is made anew private.")
+    hub_picture: str | None = _option(
+        None,
+        "Picture for the card, of people who agreed; with `procedural` data the last validation's, if none is given.",
     )
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return tuple(options)
 
-
-def read_config(path: str | os.PathLike, hints: dict[str, Any]) -> list[str]:
-    """Turn a YAML file of options into command-line arguments.
-
-    Args:
-        path (`str` or `os.PathLike`): File of one mapping, option name -> number, text, boolean, list or null.
-        hints (`dict`): The known option names and their types.
-    Raises:
-        ValueError: If the file cannot be read, or holds a key or a kind of value that no option takes.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"`config` must be a readable YAML file, got {path}: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"`config` must hold one mapping of options, got {type(content).__name__} in {path}.")
-    arguments = []
-    for name, value in content.items():
-        if name not in hints:
-            close = difflib.get_close_matches(str(name), hints, n=1)
-            advice = f" Did you mean `{close[0]}`?" if close else ""
-            raise ValueError(f"`{name}` in {path} is no option of this command.{advice}")
-        if not _is_possible(value, hints[name]):
-            raise ValueError(f"`{name}` in {path} must be of type {_describe(hints[name])}, got {value!r}.")
-        if isinstance(value, list):
-            arguments += [f"--{name}", *map(str, value)]
-        else:
-            # One word, so that a value may begin with a hyphen.
-            arguments.append(f"--{name}={'none' if value is None else value}")
-    return arguments
-
-
-def format_options(*options: Any) -> str:
-    """All options as YAML text, in the order of their declaration, fit for `--config`."""
-    content = {item.name: getattr(group, item.name) for group in options for item in dataclasses.fields(group)}
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-def save_options(output_dir: str | os.PathLike, *options: Any) -> Path:
-    """Write [`format_options`] to `options.yaml` in `output_dir`, which is made if missing.
-
-    Returns:
-        `Path`: The file.
-    """
-    path = Path(output_dir) / OPTIONS_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(format_options(*options), encoding="utf-8")
-    return path
-
-
-def _takes_none(hint: Any) -> bool:
-    return type(None) in typing.get_args(hint)
-
-
-def _is_possible(value: Any, hint: Any) -> bool:
-    """Whether a YAML value may stand for an option at all; the parser checks numbers, names and ranges."""
-    if value is None:
-        return _takes_none(hint)
-    if isinstance(value, bool):
-        # YAML reads a bare `no` as False, where `mixed_precision: "no"` was meant.
-        return hint is bool
-    return isinstance(value, list) == (typing.get_origin(hint) is list) and not isinstance(value, dict)
-
-
-def _describe(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-
-
-def _accept_none(parser: argparse.ArgumentParser, hints: dict[str, Any]) -> None:
-    """Let `none` stand for None in the options that may be None, which HfArgumentParser offers no text for."""
-
-    def wrap(convert: typing.Callable[[str], Any]) -> typing.Callable[[str], Any]:
-        def convert_or_none(text: str) -> Any:
-            return None if text.lower() == "none" else convert(text)
-
-        convert_or_none.__name__ = convert.__name__  # argparse names the type in its messages
-        return convert_or_none
-
-    for action in parser._actions:
-        if action.dest in hints and _takes_none(hints[action.dest]):
-            action.type = wrap(action.type)
+    def __post_init__(self):
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError(f"`hub_model_id` must name a repository with `push_to_hub`, got {self.hub_model_id!r}.")
+        _check(self, "a file", lambda value: Path(value).is_file(), "hub_picture")

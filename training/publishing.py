@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 
 from training.data.preparation import ClipTask, describe
 from training.data.ubc_fashion import SPLITS, read_video_ids
+from training.hub import explain_push
 from training.settings_file import write_json
 
 
@@ -36,7 +37,8 @@ def push_data_set(folder: Path, repo_id: str, tasks: Sequence[ClipTask], summary
     Returns:
         `str`: Address of the data set.
     Raises:
-        ValueError: If there is nothing to publish, the Hub refuses it or cannot be reached; the folder is whole.
+        ValueError: If there is nothing to publish.
+        PushError: If the Hub refuses it or cannot be reached; the folder is whole.
     """
     shards = [task.shard(folder) for task in tasks if task.shard(folder).exists()]
     if not shards:
@@ -54,14 +56,9 @@ def push_data_set(folder: Path, repo_id: str, tasks: Sequence[ClipTask], summary
     (folder / "README.md").write_text(card)
     write_json(folder / "summary.json", summary)
     allowed = ["README.md", "summary.json", *(glob.escape(str(shard.relative_to(folder))) for shard in shards)]
-    try:
+    advice = f"Everything is in {str(folder)!r}; the same command pushes it later."
+    with explain_push("push_to_hub", repo_id, advice):
         api = HfApi()
         address = api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type="dataset", allow_patterns=allowed)
-    except Exception as error:  # of the Hub, of its client and of the connection, which share no class
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"`push_to_hub` must name a data set that the token may write, got {repo_id!r}: {reason} "
-            f"Everything is in {str(folder)!r}; the same command pushes it later."
-        ) from error
     return str(address)

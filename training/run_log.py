@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,11 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +51,17 @@ class LogWindow:
         return means | {"samples_per_second": self.num_samples / max(self.seconds, 1e-9)}
 
 
+def measure_memory(device: torch.device) -> dict[str, float]:
+    """`peak_memory_gib`: the most that this process has had until now of the CUDA device, or else of the machine, in
+    GiB; nothing where the system does not tell."""
+    if device.type == "cuda":
+        return {"peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    if resource is None:
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+
+
 def start_log(output_dir: str | os.PathLike, global_step: int) -> None:
     """Cut the log back to the step that a run starts from, so that it stays one curve; step 0 empties it."""
     path = Path(output_dir) / LOG_NAME
@@ -64,3 +81,13 @@ def append_log(output_dir: str | os.PathLike, global_step: int, record: Mapping[
     line = json.dumps({"step": global_step, **{name: float(value) for name, value in record.items()}})
     with open(Path(output_dir) / LOG_NAME, "a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+def last_figures(output_dir: str | os.PathLike, prefix: str) -> dict[str, float]:
+    """The values of the last record that has names with this prefix, by what follows it; empty if none has."""
+    path = Path(output_dir) / LOG_NAME
+    for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
+        figures = {name.removeprefix(prefix): v for name, v in json.loads(line).items() if name.startswith(prefix)}
+        if figures:
+            return figures
+    return {}

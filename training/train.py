@@ -6,33 +6,32 @@ accelerate launch training/train.py --preset paper --train_data FOLDER --output_
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
 from diffusers import DDPMScheduler
 
 from pipeline_dreampose import DreamPosePipeline
-from training.data.frame_pairs import FramePairs, LatentShape
-from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
+from training import options as groups
+from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
-from training.data.prepared import load_prepared
 from training.denoiser import Denoiser, StageOneLoss, load_base_pipeline
+from training.hub import try_make_repo, try_push
 from training.loop import train
-from training.options import (
-    DataOptions,
-    ModelOptions,
-    ObjectiveOptions,
-    PairOptions,
-    TrainOptions,
-    parse,
-    save_options,
+from training.model_card import is_drawn, write_base_card
+from training.option_parsing import format_options, option_values, parse, save_options
+from training.precision import held_in, weight_dtype
+from training.run_log import last_figures
+from training.samples import cache_samples, open_held_out, open_samples, open_stream
+from training.session import open_session
+from training.validation import build_validation, last_strip
+
+
+OPTIONS = (
+    *(groups.ModelOptions, groups.DataOptions, groups.PairOptions, groups.ObjectiveOptions),
+    *(groups.TrainOptions, groups.ValidationOptions, groups.HubOptions),
 )
-from training.validation import HeldOutPairs
-
-
-OPTIONS = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOptions)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple:
@@ -40,72 +39,78 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple:
     return parse(OPTIONS, argv, description=__doc__)
 
 
-def load_samples(
-    pipeline: DreamPosePipeline, split: str, data: DataOptions, seed: int, settings: PairSettings
-) -> FramePairs:
-    """The samples of one split, read and encoded as they are asked for."""
-    shape = LatentShape.of(pipeline.vae, data.height, data.width)
-    return FramePairs(load_prepared(data.train_data, split), shape, seed, settings)
-
-
-def cache_latents(
-    accelerator: Accelerator, pipeline: DreamPosePipeline, samples: FramePairs, folder: str, train_image_encoder: bool
-) -> LatentFramePairs:
-    """The same samples from a latent cache, of which the processes make what is missing."""
-    encoders = FrameEncoders(pipeline.vae, pipeline.image_encoder, pipeline.feature_extractor, train_image_encoder)
-    place = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    cache = precompute_latents(folder, samples, encoders, **place)
-    accelerator.wait_for_everyone()
-    return LatentFramePairs(samples.dataset, samples.shape, samples.seed, samples.settings, LatentCache(cache))
-
-
-def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -> None:
-    """Train the pipeline's UNet and adapter in place."""
-    model, data, pairs, objective, run = options
+def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -> int:
+    """Train the pipeline's UNet and adapter in place; returns the number of steps."""
+    model, data, pairs, objective, run, held_out, _ = options
     module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, model.train_image_encoder)
     pipeline.vae.requires_grad_(False)
     if model.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     if run.channels_last:
         module.to(memory_format=torch.channels_last)
-    validate = None
-    if run.validation_steps is not None:
-        # Whole pictures, as the pipeline takes them, whatever training shows.
-        settings = PairSettings(pairs.pose_radius, bad_rows=pairs.bad_rows)
-        validate = HeldOutPairs(pipeline, load_samples(pipeline, "validation", data, run.seed, settings), run.seed)
-    samples = load_samples(pipeline, "train", data, run.seed, pairs.settings(objective.noise_offset))
-    if pairs.latent_cache_dir is not None:
-        samples = cache_latents(accelerator, pipeline, samples, pairs.latent_cache_dir, model.train_image_encoder)
-    loss_options = {name: value for name, value in vars(objective).items() if name != "noise_offset"}
-    noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-    loss_fn = StageOneLoss(pipeline, noise_scheduler, samples.shape, **loss_options)
-    arguments = run.loop_arguments(len(samples), accelerator.num_processes)
-    train(accelerator, module, loss_fn, samples, validate=validate, **arguments)
+    if model.torch_compile is not None:
+        pipeline.unet.compile(backend=model.torch_compile)
+    shape = LatentShape.of(pipeline.vae, data.height, data.width)
+    frozen = [pipeline.vae] if model.train_image_encoder else [pipeline.vae, pipeline.image_encoder]
+    with held_in(weight_dtype(accelerator), frozen):
+        validate = None
+        if run.validation_steps is not None:
+            # Whole pictures, as the pipeline takes them, whatever training shows.
+            whole = PairSettings(pairs.pose_radius, bad_rows=pairs.bad_rows)
+            clips = open_held_out(data.train_data, shape, run.seed, whole, pairs.streaming)
+            validate = build_validation(
+                pipeline, clips, accelerator, run.output_dir, run.seed, *vars(held_out).values()
+            )
+        source = (data.train_data, shape, run.seed, pairs.settings(objective.noise_offset))
+        samples = open_stream(accelerator, *source) if pairs.streaming else open_samples(*source)
+        if pairs.latent_cache_dir is not None:
+            samples = cache_samples(accelerator, pipeline, samples, pairs.latent_cache_dir, model.train_image_encoder)
+        loss_options = {name: value for name, value in vars(objective).items() if name != "noise_offset"}
+        noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        loss_fn = StageOneLoss(pipeline, noise_scheduler, shape, **loss_options)
+        arguments = run.loop_arguments(None if pairs.streaming else len(samples), accelerator.num_processes)
+        train(accelerator, module, loss_fn, samples, validate=validate, **arguments)
     module.to(memory_format=torch.contiguous_format)
+    return arguments["max_train_steps"]
+
+
+def publish(options: tuple, repo_id: str | None, num_steps: int, num_processes: int) -> None:
+    """Write the card of the finished pipeline, and push both if that was asked for."""
+    model, data, _, _, run, _, hub = options
+    folder, picture = Path(run.output_dir), hub.hub_picture
+    if picture is None and is_drawn(data.train_data):
+        picture = last_strip(folder)
+    write_base_card(
+        folder,
+        repo_id=repo_id,
+        base_model=model.pretrained_model_name_or_path,
+        revision=model.revision,
+        dataset=data.train_data,
+        options_yaml=format_options(*options),
+        figures=last_figures(folder, "validation/"),
+        picture=picture,
+        num_steps=num_steps,
+        num_samples=run.train_batch_size * run.gradient_accumulation_steps * num_processes,
+    )
+    if hub.push_to_hub:
+        try_push(folder, repo_id or hub.hub_model_id, private=hub.hub_private_repo)
 
 
 def main(options: tuple) -> None:
-    """Load, widen, train, and write a pipeline folder to `output_dir`."""
-    model, data, pairs, _, run = options
-    # Who has made a share of a large latent cache waits for the others.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    accelerator = Accelerator(mixed_precision=run.mixed_precision, kwargs_handlers=[patience])
-    set_seed(run.seed)
-    if accelerator.is_main_process:
-        print(save_options(run.output_dir, *options).read_text())
-    pipeline = load_base_pipeline(
-        model.pretrained_model_name_or_path,
-        data.height,
-        data.width,
-        pairs.pose_radius,
-        model.revision,
-        model.image_encoder_name_or_path,
-    ).to(accelerator.device)
-    if run.max_train_steps != 0:
-        fit(accelerator, pipeline, options)
-    if accelerator.is_main_process:
-        pipeline.save_pretrained(run.output_dir)
-        print(f"Wrote the pipeline to {run.output_dir}.")
+    """Load, widen, train, write a pipeline folder to `output_dir`, and push it if asked to."""
+    model, data, pairs, _, run, _, hub = options
+    with open_session(settings=option_values(*options), **run.session_arguments()) as accelerator:
+        is_main = accelerator.is_main_process
+        if is_main:
+            print(save_options(run.output_dir, *options).read_text())
+        repo_id = try_make_repo(hub.hub_model_id, hub.hub_private_repo) if hub.push_to_hub and is_main else None
+        shape = (data.height, data.width, pairs.pose_radius, model.revision, model.image_encoder_name_or_path)
+        pipeline = load_base_pipeline(model.pretrained_model_name_or_path, *shape).to(accelerator.device)
+        num_steps = fit(accelerator, pipeline, options) if run.max_train_steps != 0 else 0
+        if is_main:
+            pipeline.save_pretrained(run.output_dir)
+            print(f"Wrote the pipeline to {run.output_dir}.")
+            publish(options, repo_id, num_steps, accelerator.num_processes)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from transformers import CLIPVisionModel
 
@@ -19,7 +18,9 @@ from training.data.frame_pairs import LatentShape
 from training.data.prepared import load_prepared
 from training.denoiser import build_feature_extractor
 from training.loop import train
-from training.options import DataOptions, EncoderOptions, TrainOptions, parse, save_options
+from training.option_parsing import option_values, parse, save_options
+from training.options import DataOptions, EncoderOptions, TrainOptions
+from training.session import open_session
 from training.small_model import (
     ImageEncoderTrainer,
     VAETrainer,
@@ -93,15 +94,14 @@ def main(options: tuple) -> None:
             raise ValueError(f"`{name}` must be the folder of a trained model, got {folder!r}.")
     if encoder.component != "vae" and run.validation_steps is not None:
         raise ValueError(f"`validation_steps` must be none but for the VAE, got {run.validation_steps}.")
-    set_seed(run.seed)
-    accelerator = Accelerator(mixed_precision=run.mixed_precision)
-    if accelerator.is_main_process:
-        print(save_options(run.output_dir, *options).read_text())
-    if encoder.component == "pipeline":
-        assemble(encoder, data, run)
-    else:
-        trainers = {"vae": train_vae, "image_encoder": train_image_encoder}
-        trainers[encoder.component](accelerator, encoder, data, run)
+    with open_session(settings=option_values(*options), **run.session_arguments()) as accelerator:
+        if accelerator.is_main_process:
+            print(save_options(run.output_dir, *options).read_text())
+        if encoder.component == "pipeline":
+            assemble(encoder, data, run)
+        else:
+            trainers = {"vae": train_vae, "image_encoder": train_image_encoder}
+            trainers[encoder.component](accelerator, encoder, data, run)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,28 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Validation while stage 1 trains: fixed held-out pairs, sampled by the pipeline itself."""
+"""Validation while stage 1 trains: fixed held-out pairs and a clip, sampled by the pipeline itself."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from pipeline_dreampose import DreamPosePipeline
+from training.animation import draw_strip
 from training.data.frame_pairs import BadRow, FramePairs
-from training.metrics import l1, psnr, ssim
+from training.metrics import l1, psnr, ssim, temporal_error
+from training.pictures import write_gif, write_video
+from training.trackers import log_animation
+
+
+FOLDER = "validation"
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,98 @@ class HeldOutPairs:
             name: metric(prediction, truth).mean().item()
             for name, metric in (("l1", l1), ("psnr", psnr), ("ssim", ssim))
         }
+
+
+class HeldOutClip:
+    """Animates one held-out clip and shows it: in `output_dir/validation` as a strip and a video, and in trackers.
+
+    Args:
+        pipeline (`DreamPosePipeline`): Shares its parts with the module that trains.
+        samples (`FramePairs`): Of the validation split. Of its clips, the first whose frames are all good is taken.
+        accelerator (`Accelerator`): Has the trackers.
+        output_dir (`Path`): Of the run.
+        seed (`int`): Of the noise.
+        num_frames (`int`, *optional*, defaults to 16): The first so many frames of the clip; the photo is its first.
+        num_inference_steps (`int`, *optional*, defaults to 10): Denoising steps.
+    Raises:
+        ValueError: If a frame is bad and bad rows are not skipped, or no clip is good.
+    """
+
+    def __init__(
+        self,
+        pipeline,
+        samples: FramePairs,
+        accelerator: Accelerator,
+        output_dir: Path,
+        seed: int,
+        num_frames: int = 16,
+        num_inference_steps: int = 10,
+    ):
+        self.pipeline, self.accelerator, self.folder = pipeline, accelerator, output_dir / FOLDER
+        self.seed, self.num_inference_steps = seed, num_inference_steps
+        clips = (_read_clip(samples, rows[:num_frames]) for rows in samples.videos.values())
+        clip = next((clip for clip in clips if clip is not None), None)
+        if clip is None:
+            raise ValueError("`samples` must have a clip that can be animated, got bad rows in each.")
+        self.photo, self.poses, self.truth = clip
+
+    @torch.no_grad()
+    def __call__(self, module, global_step: int) -> dict[str, float]:
+        """Write and show the clip; returns its temporal error, which flicker and stiffness raise."""
+        self.pipeline.set_progress_bar_config(disable=True)
+        prediction = self.pipeline(
+            self.photo,
+            self.poses,
+            num_inference_steps=self.num_inference_steps,
+            generator=torch.Generator().manual_seed(self.seed),
+            output_type="pt",
+        ).frames[0]
+        truth = self.truth / 2 + 0.5
+        frames, true_frames = (_to_pictures(images) for images in (prediction, truth))
+        stem = self.folder / f"step-{global_step:06d}"
+        strip, video, gif = (stem.with_suffix(suffix) for suffix in (".png", ".mp4", ".gif"))
+        write_video(frames, video)
+        write_gif(frames, gif)
+        draw_strip(self.photo, self.poses, frames, 8, true_frames).save(strip)
+        log_animation(self.accelerator, f"{FOLDER}/clip", strip, video, gif, global_step)
+        return {"temporal_error": temporal_error(prediction, truth).item()} if len(frames) > 1 else {}
+
+
+def build_validation(
+    pipeline: DreamPosePipeline,
+    samples: FramePairs,
+    accelerator: Accelerator,
+    output_dir: str | os.PathLike,
+    seed: int,
+    num_pairs: int,
+    num_frames: int,
+    num_inference_steps: int,
+) -> Callable[[torch.nn.Module, int], dict[str, float]]:
+    """A [`HeldOutClip`] and [`HeldOutPairs`] as the one call that `training.loop.train` makes."""
+    compare = HeldOutPairs(pipeline, samples, seed, num_pairs, num_inference_steps)
+    animate = HeldOutClip(pipeline, samples, accelerator, Path(output_dir), seed, num_frames, num_inference_steps)
+    return lambda module, global_step: compare(module, global_step) | animate(module, global_step)
+
+
+def last_strip(output_dir: str | os.PathLike) -> Path | None:
+    """The strip of a run's last validation, if there is one."""
+    return max((Path(output_dir) / FOLDER).glob("step-*.png"), default=None)
+
+
+def _to_pictures(images: torch.Tensor) -> list[Image.Image]:
+    return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(images))
+
+
+def _read_clip(samples: FramePairs, rows: list[int]) -> tuple[Image.Image, list[Image.Image], torch.Tensor] | None:
+    """Photo and IUV pictures as they are stored, and the frames [F,3,H,W]; `None` if a row is bad."""
+    try:
+        truth = torch.stack([samples.read_frame(row)[0] for row in rows])
+    except BadRow:
+        if samples.settings.bad_rows == "raise":
+            raise
+        return None
+    poses = [samples.columns["iuv"][row]["iuv"] for row in rows]
+    return samples.columns["image"][rows[0]]["image"], poses, truth
 
 
 def _read_pair(samples: FramePairs, rows: list[int], start: int) -> _Pair | None:

@@ -153,3 +153,50 @@ class FrameStream(IterableDataset):
         """The generator of what has this name in this epoch."""
         digest = hashlib.sha256(repr((self._state["epoch"], *name)).encode()).digest()
         return sample_generator(self.seed, int.from_bytes(digest[:7]))
+
+
+class EndlessFrameStream(IterableDataset):
+    """The epochs of a [`FrameStream`] one after another, as `training.batches` takes a stream.
+
+    A sample's `stream_position` [3] is its epoch, and how many shards of this share, and videos of the next one, lie
+    before its video: who goes on there begins with that video anew.
+
+    Args:
+        stream (`FrameStream`): This process's share.
+    """
+
+    def __init__(self, stream: FrameStream):
+        self.stream = stream
+        self.load_positions([])
+
+    def load_positions(self, positions: list[list[int]]) -> None:
+        """Go on at these, one for each data worker, or one for no workers; at the start if there are none."""
+        self._positions = [list(position) for position in positions]
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Raises a `ValueError` if an epoch of this share has no sample."""
+        worker = get_worker_info()
+        place = 0 if worker is None else worker.id
+        epoch, num_shards, num_videos = self._positions[place] if self._positions else (0, 0, 0)
+        self.stream.load_state_dict({"epoch": epoch, "num_shards": num_shards, "num_videos": num_videos})
+        is_whole = num_shards == num_videos == 0
+        while True:
+            count = 0
+            for count, sample in enumerate(self.stream, start=1):
+                state = self.stream.state_dict()
+                position = [state[name] for name in ("epoch", "num_shards", "num_videos")]
+                yield sample | {"stream_position": torch.tensor(position)}
+            if count == 0 and is_whole:
+                raise ValueError(f"`stream` must have a sample in every share of it, got none in epoch {epoch}.")
+            epoch, is_whole = epoch + 1, True
+            self.stream.set_epoch(epoch)
+
+
+def take_videos(stream: datasets.IterableDataset, num_videos: int) -> datasets.Dataset:
+    """The rows of the first videos of a stream, held in memory."""
+    videos: dict[str, list[dict[str, Any]]] = {}
+    for row in stream.select_columns(list(FEATURES)).decode(False):
+        if row["video_id"] not in videos and len(videos) == num_videos:
+            break
+        videos.setdefault(row["video_id"], []).append(row)
+    return datasets.Dataset.from_list([row for rows in videos.values() for row in rows], features=FEATURES)

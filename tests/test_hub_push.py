@@ -1,0 +1,435 @@
+"""What stage 1 pushes: its card, one commit, what is sent again, and what is said when the Hub refuses."""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from tests.hub_server import TOKEN, Hub
+from tests.launch import ROOT
+from tests.test_loading import run_fresh
+from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline
+from training.hub import pipeline_patterns
+from training.model_card import find_hub_id, public_settings, write_base_card
+
+
+OTHER_TOKEN = "hf_ofsomebodyelse"
+SENT_LATER, CUT = "models/someone/sent-later", "models/someone/cut"
+PUSHED = "models/someone/pushed"
+PARTS = ("adapter", "feature_extractor", "image_encoder", "scheduler", "unet", "vae")
+WEIGHTS = [f"{part}/diffusion_pytorch_model.safetensors" for part in ("adapter", "unet", "vae")]
+LARGE_FILES = [*WEIGHTS, "image_encoder/model.safetensors", "sample.png"]
+
+OPTIONS = {
+    "pretrained_model_name_or_path": "CompVis/stable-diffusion-v1-4",
+    "revision": "ebb811dd71cdc38a204ecbdd6ac5d580f529fd8c",
+    "train_data": "someone/frames",
+    "height": 640,
+    "max_grad_norm": 1.0,
+    "snr_gamma": None,
+    "streaming": True,
+    "lr_scheduler": "constant",
+    "unet_channels": [8, 16],
+}
+# Each tells of a machine or opens a door.
+HIDDEN = {
+    "output_dir": "output",
+    "latent_cache_dir": "/scratch/zoe/latents",
+    "image_encoder_name_or_path": "/home/zoe/clip",
+    "resume_from_checkpoint": "latest",
+    "hub_model_id": "someone/pushed",
+    "tracker": "ab12" * 10,
+    "note": "C:\\Users\\zoe",
+    "hub_token": TOKEN,
+    "wandb_api_key": 1234,
+    "other": TOKEN,
+    "paths": ["/home/zoe"],
+}
+
+PUSHES = """
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.utils import _http
+
+from training.hub import make_repo, push_folder, try_make_repo, try_push
+
+_http.time = SimpleNamespace(sleep=lambda seconds: None)  # the client waits 23 seconds before it gives up
+work, other_token = Path(sys.argv[1]), sys.argv[2]
+folder = work / "output"
+facts = {}
+
+
+def refusal(name, call, *args, **kwargs):
+    try:
+        facts[name] = f"was done: {call(*args, **kwargs)}"
+    except ValueError as error:
+        facts[name] = f"{type(error).__name__}: {error}"
+
+
+facts["sent_later"] = try_push(folder, "someone/sent-later")
+refusal("cut", push_folder, folder, "someone/cut")
+facts["retried"] = push_folder(folder, "someone/cut")
+
+facts["made"] = make_repo("pushed")
+facts["address"] = push_folder(folder, "pushed", commit_message="The first")
+path = folder / "adapter" / "diffusion_pytorch_model.safetensors"
+path.write_bytes((work / "changed.safetensors").read_bytes())
+push_folder(folder, "someone/pushed", commit_message="The second")
+push_folder(folder, "someone/pushed", commit_message="Nothing")
+card = ModelCard.load("someone/pushed")
+card.validate()
+facts["card"] = card.data.to_dict()
+
+push_folder(folder, "someone/open", private=False)
+facts["open"] = HfApi().model_info("someone/open").private
+facts["made_open"] = make_repo("someone/open")
+
+refusal("full", push_folder, folder, "someone/full")
+refusal("large", push_folder, folder, "someone/large")
+refusal("foreign", make_repo, "other/model")
+refusal("foreign_new", push_folder, folder, "other/new")
+refusal("no_id", make_repo, "a/b/c")
+os.environ["HF_TOKEN"] = other_token
+refusal("wrong_token", push_folder, folder, "someone/pushed")
+refusal("wrong_token_new", make_repo, "someone/new")
+facts["tried"] = try_make_repo("someone/new")
+(work / "facts.json").write_text(json.dumps(facts))
+"""
+
+LOADING = """
+from huggingface_hub import snapshot_download
+
+load = DiffusionPipeline.from_pretrained
+exec((work / "snippet.py").read_text(), {})
+facts["num_frames"] = Image.open("video.gif").n_frames
+run("pushed", load("someone/pushed", **trust))
+run("custom", load("someone/pushed", custom_pipeline="someone/pushed", cache_dir=str(work / "cache"), **trust))
+parts = {name: getattr(pipe, name) for pipe in [load("someone/pushed", **trust)] for name in pipe.components}
+pipe = load("someone/bare", custom_pipeline="someone/pushed", **parts, **trust)
+facts["code"] = type(pipe).__module__
+snapshot_download("someone/pushed")
+(work / "loading_facts.json").write_text(json.dumps(facts))
+"""
+
+OFFLINE = """
+from huggingface_hub import snapshot_download
+
+snapshot = snapshot_download("someone/pushed", local_files_only=True)
+run("snapshot", DiffusionPipeline.from_pretrained(snapshot, **trust))
+sys.path.insert(0, snapshot)
+from pipeline_dreampose import DreamPosePipeline
+run("offline", DreamPosePipeline.from_pretrained("someone/pushed", local_files_only=True))
+(work / "loading_facts.json").write_text(json.dumps(facts))
+"""
+
+
+def digests(folder):
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+def oid(folder, name):
+    return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """The output of a run with its card, among what never leaves it, and inputs for the card's snippet."""
+    work = tmp_path_factory.mktemp("work")
+    output = work / "output"
+    get_dummy_pipeline().save_pretrained(output)
+    for name in ("checkpoint-000002/model.safetensors", ".tmp-checkpoint-000004/x", "logs/events", "validation/a.png"):
+        (output / name).parent.mkdir(parents=True)
+        (output / name).write_text(TOKEN)
+    (output / "options.yaml").write_text(f"output_dir: {output}")
+    (output / "log.jsonl").write_text("{}")
+    inputs = get_dummy_inputs()
+    inputs["image"].save(work / "strip.png")
+    write_base_card(
+        output,
+        repo_id="someone/pushed",
+        base_model=OPTIONS["pretrained_model_name_or_path"],
+        revision=OPTIONS["revision"],
+        dataset="someone/frames",
+        options_yaml=yaml.safe_dump(OPTIONS | HIDDEN, sort_keys=False),
+        figures={"l1": 0.0312, "psnr": 21.5, "ssim": 0.87, "temporal_error": float("nan")},
+        picture=work / "strip.png",
+        num_steps=12345,
+        num_samples=16,
+    )
+    get_dummy_pipeline(seed=1).adapter.save_pretrained(work / "other")
+    (work / "other" / "diffusion_pytorch_model.safetensors").rename(work / "changed.safetensors")
+    inputs["image"].save(work / "photo.png")
+    (work / "empty" / "poses").mkdir(parents=True)
+    inputs["image"].save(work / "empty" / "photo.png")
+    for i, iuv in enumerate(inputs["pose_maps"]):
+        iuv.save(work / f"iuv_{i}.png")
+        iuv.save(work / "empty" / "poses" / f"{i}.png")
+    return work
+
+
+@pytest.fixture(scope="module")
+def hub(work):
+    with Hub() as hub:
+        unet = oid(work / "output", "unet/diffusion_pytorch_model.safetensors")
+        hub.faults += [
+            ["PUT", f"{SENT_LATER}/{unet}", 500, 6],  # as often as the client tries
+            ["PUT", f"{CUT}/{unet}", None, 6],
+            ["PUT", "models/someone/full/", 507, 99],
+            ["POST", "someone/large.git/info/lfs", 413, 99],
+        ]
+        hub.commit("models/other/model", {"config.json": b"{}"})
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def pushes(work, hub):
+    """What a process says that pushes one thing after the other, `output` being all that it prints."""
+    before = digests(work / "output")
+    environment = os.environ | hub.environment | {"HF_HOME": str(work / "home"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PUSHES, str(work), OTHER_TOKEN]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    output = process.stdout + process.stderr
+    assert process.returncode == 0, output[-4000:]
+    after = digests(work / "output")
+    changed = {str(path.relative_to(work / "output")) for path in after if after[path] != before.get(path)}
+    assert changed == {"pipeline.py", "adapter/diffusion_pytorch_model.safetensors"} and before.keys() < after.keys()
+    return json.loads((work / "facts.json").read_text()) | {"output": output}
+
+
+@pytest.mark.slow
+def test_what_is_pushed(work, hub, pushes):
+    files = hub.files(PUSHED)
+    output = work / "output"
+    names = {str(path.relative_to(output)) for part in PARTS for path in (output / part).iterdir()}
+    names |= {"README.md", "model_index.json", "pipeline.py", "pipeline_dreampose.py", "sample.png"}
+    assert files.keys() == names | {".gitattributes"}
+    assert all(files[name] == (output / name).read_bytes() for name in names)
+    assert files["pipeline.py"] == files["pipeline_dreampose.py"]
+    assert (pushes["made"], pushes["address"]) == ("someone/pushed", f"{hub.endpoint}/someone/pushed")
+    assert PUSHED in hub.private and pushes["tried"] is None and "models/someone/new" not in hub.commits
+    assert pushes["open"] is False and pushes["made_open"] == "someone/open"
+    assert "someone/open is public and stays so" in pushes["output"]
+
+
+@pytest.mark.slow
+def test_a_push_is_one_commit_and_sends_what_is_new(hub, pushes):
+    assert len(hub.commits[PUSHED]) == 3  # the repository, two pushes; the third push had nothing new
+    sent = [path for path in hub.paths("PUT") if f"/{PUSHED}/" in path]
+    assert len(sent) == len(set(sent)) == len(LARGE_FILES) + 1
+    (_, first), (_, second) = hub.commits[PUSHED][1:]
+    assert {name for name in second if first[name] != second[name]} == {WEIGHTS[0]}
+
+
+@pytest.mark.slow
+def test_what_broke_is_sent_by_the_command_that_it_names(work, hub, pushes):
+    assert pushes["sent_later"] is False
+    message = re.search(r"`hub_model_id` must .*? 'someone/sent-later': .*", pushes["output"])[0]
+    assert "Error while uploading 'unet/" in message and "the Hub failed (500: A fault" in message
+    assert f"Everything is in {str(work / 'output')!r}; this pushes it later: hf upload " in message
+    assert len(hub.commits[SENT_LATER]) == 1
+
+    def tries():
+        return Counter(path.rsplit("/")[-1] for path in hub.paths("PUT") if f"/{SENT_LATER}/" in path)
+
+    arrived, before = [key for key in hub.large_files if key[0] == SENT_LATER], tries()
+    assert len(arrived) == len(LARGE_FILES) - 1 and before.total() == len(arrived) + 6
+    command = shlex.split(message.split("later: ")[1])
+    assert command[:4] == ["hf", "upload", "someone/sent-later", str(work / "output")] and "--private" in command
+    environment = os.environ | hub.environment | {"HF_HOME": str(work / "home"), "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    command[0] = str(Path(sys.executable).parent / "hf")
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-3000:]
+    files = hub.files(SENT_LATER)
+    assert files == hub.files(PUSHED) and SENT_LATER in hub.private
+    # The adapter has changed since; of the rest only what had not arrived is sent.
+    assert tries() - before == Counter(oid(work / "output", name) for name in WEIGHTS[:2])
+    assert TOKEN not in process.stdout + process.stderr
+
+
+@pytest.mark.slow
+def test_a_connection_that_breaks(work, hub, pushes):
+    assert re.search("^PushError: .* 'someone/cut': Error while uploading 'unet/.*Error: .* --private", pushes["cut"])
+    assert pushes["retried"] == f"{hub.endpoint}/someone/cut" and len(hub.commits[CUT]) == 2
+    sent = [path for path in hub.paths("PUT") if f"/{CUT}/" in path]
+    unet = oid(work / "output", WEIGHTS[1])
+    assert sorted(sent.count(path) for path in set(sent)) == [1] * (len(LARGE_FILES) - 1) + [7]
+    assert sum(path.endswith(unet) for path in sent) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("full", r"'someone/full': Error while uploading .*: the storage is full \(507: A fault .* later: hf upload"),
+        ("large", r"'someone/large': that is more than the repository may hold \(413: A fault"),
+        ("foreign", r"'other/model': the token may not write there, .* \(403: You don't have the rights"),
+        ("foreign_new", r"'other/new': the token may not write there, .* later: hf upload other/new "),
+        ("no_id", r"'a/b/c': HFValidationError: Repo id must be in the form"),
+        ("wrong_token", r"'someone/pushed': the token is missing or not valid .* \(401: .* later: hf upload"),
+        ("wrong_token_new", r"'someone/new': the token is missing or not valid .*\. Nothing is lost; a later push"),
+    ],
+)
+def test_refusals_are_one_clear_line(pushes, name, message):
+    start = "PushError: `hub_model_id` must name a repository that can be written, got "
+    assert re.search(f"^{re.escape(start)}{message}", pushes[name]), pushes[name]
+    assert "\n" not in pushes[name]
+
+
+@pytest.mark.slow
+def test_the_token_is_nowhere(work, hub, pushes):
+    for text in (pushes["output"], json.dumps(pushes)):
+        assert TOKEN not in text and OTHER_TOKEN not in text
+    for repository in (PUSHED, SENT_LATER, CUT):
+        content = b"".join(hub.files(repository).values())
+        assert TOKEN.encode() not in content and str(work).encode() not in content
+    written = [path for path in (work / "home").rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert not written
+
+
+@pytest.mark.slow
+def test_the_card_s_snippet_and_every_route_from_the_hub(work, hub, pushes):
+    card = hub.files(PUSHED)["README.md"].decode()
+    (work / "snippet.py").write_text(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1])
+    files = {"model_index.json": b'{"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1"}'}
+    hub.commit("models/someone/bare", files)
+    facts = run_fresh(LOADING, work, hub, "loading")
+    assert facts["num_frames"] == 5
+    for module in (facts["custom"][0], facts["code"]):
+        assert re.fullmatch(r"diffusers_modules\.local\.someone--pushed\.[0-9a-f]{40}\.pipeline", module)
+    hub.server.shutdown()
+    hub.server.server_close()
+    # diffusers asks for the commit of a repository that has code, `local_files_only` or not; these two routes do not.
+    assert {"snapshot", "offline"} <= run_fresh(OFFLINE, work, hub, "loading").keys()
+    pixels = {(work / f"{name}.npy").read_bytes() for name in ("pushed", "custom", "snapshot", "offline")}
+    assert len(pixels) == 1
+
+
+@pytest.mark.slow
+def test_the_card_is_read_back(work, pushes):
+    card = ModelCard.load(work / "output" / "README.md")
+    assert card.data.to_dict() == pushes["card"]
+    assert pushes["card"] == {
+        "license": "creativeml-openrail-m",
+        "pipeline_tag": "image-to-video",
+        "library_name": "diffusers",
+        "base_model": "CompVis/stable-diffusion-v1-4",
+        "base_model_relation": "finetune",
+        "datasets": ["someone/frames"],
+        "tags": ["dreampose", "image-to-video", "pose", "densepose", "fashion", "diffusers-training"],
+        "widget": [{"text": "A photo, poses, and frames made from them", "output": {"url": "sample.png"}}],
+        "model-index": [
+            {
+                "name": "pushed",
+                "results": [
+                    {
+                        "task": {"type": "image-to-video"},
+                        "dataset": {"type": "someone/frames", "name": "someone/frames", "split": "validation"},
+                        "metrics": [
+                            {"type": "l1", "value": 0.0312},
+                            {"type": "psnr", "value": 21.5},
+                            {"type": "ssim", "value": 0.87},
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def test_the_card_s_text(work):
+    text = (work / "output" / "README.md").read_text()
+    for part in (
+        "# pushed\n",
+        "![A photo, poses, and frames made from them](sample.png)",
+        f"(https://huggingface.co/CompVis/stable-diffusion-v1-4) at `{OPTIONS['revision']}`",
+        "\n[someone/frames](https://huggingface.co/datasets/someone/frames) for 12,345 steps of 16 samples.\n",
+        "| l1 ↓ | psnr ↑ | ssim ↑ |\n| --- | --- | --- |\n| 0.0312 | 21.5 | 0.87 |",
+        "| the weights, as those that they started from | CreativeML OpenRAIL-M, whose",
+        "CC BY-SA 3.0",
+        "with their\nconsent",
+        f"torch {torch.__version__}",
+        "@inproceedings{karras2023dreampose",
+    ):
+        assert part in text, part
+    assert "{{" not in text and "{%" not in text and "\n\n\n" not in text and text.endswith("```\n")
+    assert max(len(line) for line in text.splitlines() if not line.startswith(("|", "["))) <= 200
+    settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    assert settings == OPTIONS and list(settings) == list(OPTIONS)
+    for secret in ("zoe", TOKEN, "1234\n", str(work)):
+        assert secret not in text
+
+
+def test_a_card_of_what_is_on_this_machine_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/base", "clips/frames", "out"):
+        Path(folder).mkdir(parents=True)
+    options = {"pretrained_model_name_or_path": "runs/base", "train_data": "clips/frames", "seed": 0, "word": "out"}
+    path = write_base_card(
+        Path("out"),
+        repo_id=None,
+        base_model="runs/base",
+        revision="main",
+        dataset="clips/frames",
+        options_yaml=yaml.safe_dump(options),
+        figures={"l1": float("nan")},
+    )
+    data, text = ModelCard.load(path).data.to_dict(), path.read_text()
+    assert data.keys() == {"library_name", "pipeline_tag", "tags"}
+    assert "runs/base" not in text and "clips" not in text and "main" not in text.split("## Licences")[0]
+    assert "a pipeline that is not on the Hub" in text and "a data set that is not on the Hub" in text
+    assert "Not measured." in text and "```yaml\nseed: 0\n```" in text
+    assert 'from_pretrained("path/to/this/folder", trust' in text and "sample" not in text.split("## Training")[0]
+
+    write_base_card(Path("out"), repo_id="a/b", base_model="x/dreampose", dataset="procedural/tiny", license="mit")
+    data, text = ModelCard.load(path).data.to_dict(), path.read_text()
+    assert data["base_model"] == "x/dreampose" and data["license"] == "mit" and "datasets" not in data
+    assert "procedurally drawn figures (`procedural/tiny`)" in text and "started from | mit |" in text
+    assert "```yaml" not in text
+
+
+def test_what_is_an_id_and_what_a_setting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("ubc/frames").mkdir(parents=True)
+    ids = {name: find_hub_id(name) for name in ("ubc/frames", "you/ubc", "procedural", "procedural/tiny", "a/b/c")}
+    ids |= {name: find_hub_id(name) for name in ("./base", "../base", "~/base", "/base", "base", "C:\\a")}
+    assert {name for name, found in ids.items() if found} == {"you/ubc"}
+    settings = {"train_data": "procedural/tiny", "fit": "whole", "word": "ubc"}
+    assert public_settings(yaml.safe_dump(settings)) == {"train_data": "procedural/tiny", "fit": "whole"}
+    assert public_settings("") == {}
+
+
+def test_only_files_of_the_pipeline_are_pushed(tmp_path):
+    get_dummy_pipeline().save_pretrained(tmp_path)
+    (tmp_path / ".env").write_text("HF_TOKEN=...")
+    (tmp_path / "README.md").write_text("![a](there.png) ![b](missing.png) ![c](https://example.com/x.png)")
+    Image.new("RGB", (8, 8)).save(tmp_path / "there.png")
+    patterns = pipeline_patterns(tmp_path)
+    names = ["model_index.json", "pipeline_dreampose.py", "README.md", "there.png"]
+    assert patterns == names + [f"{part}/*" for part in PARTS]
+    with pytest.raises(ValueError, match="`folder` must be the folder of a DreamPosePipeline, got .*no model_index"):
+        pipeline_patterns(tmp_path / "unet")
+
+
+def test_bad_input_is_one_clear_error(tmp_path):
+    how = {"base_model": "a/b", "dataset": "procedural"}
+    with pytest.raises(ValueError, match="`repo_id` must be OWNER/NAME, got 'a/b/c'"):
+        write_base_card(tmp_path, repo_id="a/b/c", **how)
+    with pytest.raises(ValueError, match="`picture` must be a file of .png, .*, got '.*none.png'"):
+        write_base_card(tmp_path, repo_id="a/b", picture=tmp_path / "none.png", **how)
+    assert not list(tmp_path.iterdir())

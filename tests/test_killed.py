@@ -1,0 +1,61 @@
+"""Kill -9 at random moments, also while a checkpoint is written: a run that goes on equals an undisturbed one."""
+
+import multiprocessing
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_loop import curve, network, run
+from training.checkpoints import find_checkpoint_fault, list_checkpoints
+
+
+STEPS = 24
+
+
+def train_to_the_end(output_dir):
+    """In a process of its own: every step writes a checkpoint, so that most kills meet a half-written one."""
+    torch.set_num_threads(1)
+    settings = {"max_train_steps": STEPS, "checkpointing_steps": 1, "logging_steps": 1, "checkpoints_total_limit": 2}
+    run(output_dir, network(0.3), resume_from_checkpoint="latest", **settings)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_equals_an_undisturbed_one(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    moments, num_kills, num_partial = random.Random(0), 0, 0
+    while True:
+        assert num_kills < 60, "every life must get further"
+        process = context.Process(target=train_to_the_end, args=(tmp_path / "killed",))
+        process.start()
+        if num_kills < 12:
+            before = len(curve(tmp_path / "killed")) if (tmp_path / "killed" / "log.jsonl").exists() else 0
+            while process.is_alive() and not _has_got_on(tmp_path / "killed", before):
+                process.join(0.001)
+            process.join(moments.uniform(0, 0.05))
+        else:
+            process.join(120)
+        if not process.is_alive():
+            assert process.exitcode == 0
+            break
+        process.kill()
+        process.join()
+        num_kills += 1
+        num_partial += any((tmp_path / "killed").glob(".tmp-checkpoint-*"))
+        whole = [path for path in list_checkpoints(tmp_path / "killed") if find_checkpoint_fault(path) is None]
+        assert whole, "a whole checkpoint is always there"
+    print(f"{num_kills} kills, {num_partial} of them while a checkpoint was written")
+    assert num_kills >= 3
+    train_to_the_end(tmp_path / "undisturbed")
+    assert curve(tmp_path / "killed") == curve(tmp_path / "undisturbed")
+    for name in ("model", "optimizer", "ema"):
+        file = Path(f"checkpoint-{STEPS:06d}", f"{name}.safetensors")
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "undisturbed" / file).read_bytes()
+
+
+def _has_got_on(folder, num_records):
+    """Whether a life has logged a step and left a whole checkpoint."""
+    log = folder / "log.jsonl"
+    return log.exists() and len(log.read_text().splitlines()) > num_records and bool(list_checkpoints(folder))

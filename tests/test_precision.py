@@ -1,0 +1,34 @@
+"""Frozen parts in half precision for a while."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from tests.tiny_components import get_dummy_components
+from training.precision import held_in, weight_dtype
+
+
+@pytest.mark.parametrize(
+    "mixed_precision, dtype", [("no", torch.float32), ("bf16", torch.bfloat16), (None, torch.float32)]
+)
+def test_the_dtype_follows_the_run(mixed_precision, dtype):
+    assert weight_dtype(Accelerator(cpu=True, mixed_precision=mixed_precision)) == dtype
+
+
+def test_afterwards_the_weights_are_their_own_not_rounded_ones():
+    vae = get_dummy_components()["vae"].requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    with pytest.raises(RuntimeError, match="out of memory"), held_in(torch.bfloat16, [vae]):
+        assert {tensor.dtype for tensor in vae.state_dict().values()} == {torch.bfloat16}
+        raise RuntimeError("out of memory")  # however it ends
+    after = vae.state_dict()
+    assert all(after[name].dtype == torch.float32 and torch.equal(after[name], before[name]) for name in before)
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in before.values())
+
+
+def test_what_trains_is_refused():
+    unet = get_dummy_components()["unet"]
+    with pytest.raises(ValueError, match="`modules` must be frozen, got a UNet2DConditionModel that trains conv_in"):
+        with held_in(torch.bfloat16, [unet]):
+            pass
+    assert unet.dtype == torch.float32

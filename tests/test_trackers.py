@@ -1,0 +1,83 @@
+"""What the trackers of a run get: figures, a strip and a video; TensorBoard's and wandb's own files are read back."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from training import trackers
+from training.pictures import write_gif, write_video
+from training.session import open_session
+from training.trackers import installed_trackers, log_animation
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Files of a clip of three frames of plain colours: its strip, its video, its GIF."""
+    frames = [Image.new("RGB", (16, 24), color) for color in ("red", "lime", "blue")]
+    paths = [tmp_path / f"clip{suffix}" for suffix in (".png", ".mp4", ".gif")]
+    strip = Image.new("RGB", (48, 24))
+    for number, frame in enumerate(frames):
+        strip.paste(frame, (16 * number, 0))
+    strip.save(paths[0])
+    write_video(frames, paths[1])
+    write_gif(frames, paths[2])
+    return paths
+
+
+def test_tensorboard_gets_figures_settings_a_strip_and_a_moving_picture(clip, tmp_path):
+    settings = {"learning_rate": 1e-5, "report_to": "tensorboard", "ema_decay": None}
+    with open_session(tmp_path / "run", settings, report_to="tensorboard") as accelerator:
+        accelerator.log({"loss": 0.5}, step=3)
+        log_animation(accelerator, "validation/clip", *clip, step=3)
+    events = EventAccumulator(str(tmp_path / "run" / "logs" / "dreampose"), {"images": 0}).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5)]
+    (strip,) = events.Images("validation/clip_strip")
+    assert np.array_equal(
+        np.asarray(Image.open(io.BytesIO(strip.encoded_image_string))), np.asarray(Image.open(clip[0]))
+    )
+    (moving,) = events.Images("validation/clip")
+    assert Image.open(io.BytesIO(moving.encoded_image_string)).n_frames == 3
+    assert "ema_decay: None" in next((tmp_path / "run" / "logs").rglob("hparams.yml")).read_text()
+
+
+@pytest.mark.slow
+def test_wandb_gets_figures_settings_a_strip_and_a_video(clip, tmp_path, monkeypatch):
+    settings = {"MODE": "offline", "SILENT": "true", "CONFIG_DIR": str(tmp_path), "CACHE_DIR": str(tmp_path)}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    with open_session(tmp_path / "run", {"learning_rate": 1e-5, "ema_decay": None}, report_to="wandb") as accelerator:
+        run = accelerator.trackers[0].run
+        accelerator.log({"loss": 0.5}, step=3)
+        log_animation(accelerator, "validation/clip", *clip, step=3)
+        assert dict(run.config) == {"learning_rate": 1e-5, "ema_decay": "None"}
+    (records,) = (tmp_path / "run").rglob("*.wandb")
+    assert all(name in records.read_bytes() for name in (b"loss", b"learning_rate", b"validation/clip"))
+    (strip,), (video,) = (list((tmp_path / "run").rglob(f"media/*/validation/*.{kind}")) for kind in ("png", "mp4"))
+    assert np.array_equal(np.asarray(Image.open(strip)), np.asarray(Image.open(clip[0])))
+    assert video.read_bytes() == clip[1].read_bytes()
+
+
+def test_a_run_ends_its_trackers_however_it_ends(tmp_path):
+    finished = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        with open_session(tmp_path, {}, report_to="tensorboard") as accelerator:
+            monitor = accelerator.trackers[0]
+            monitor.finish, end = lambda: finished.append(end()), monitor.finish
+            raise RuntimeError("out of memory")
+    assert len(finished) == 1
+
+
+def test_without_trackers_nothing_is_written(tmp_path, clip):
+    with open_session(tmp_path / "run", {}) as accelerator:
+        log_animation(accelerator, "validation/clip", *clip, step=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda: False)
+    assert installed_trackers("all") == ["tensorboard"] and installed_trackers(None) == []
+    with pytest.raises(ValueError, match="`report_to` must be one of tensorboard, wandb that is installed .* 'wandb'"):
+        installed_trackers("wandb")

@@ -1,0 +1,222 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""The card of a model of stage 1, from `model_card/base.md`: what it is and came from, without paths or secrets."""
+
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from diffusers.utils.hub_utils import populate_model_card
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from training.data.prepared import PROCEDURAL
+
+
+TEMPLATE_PATH = Path(__file__).parent.parent / "model_card" / "base.md"
+TAGS = ("dreampose", "image-to-video", "pose", "densepose", "fashion", "diffusers-training")
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+LICENSES = {
+    "apache-2.0": "Apache-2.0",
+    "creativeml-openrail-m": "CreativeML OpenRAIL-M, whose restrictions of use go with them",
+}
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
+# Options whose values name repositories on the Hub, or folders.
+SOURCES = ("pretrained_model_name_or_path", "image_encoder_name_or_path", "train_data")
+PRIVATE_OPTIONS = re.compile(r"_dir$|^hub_|^push_|^resume_|token|secret|password|credential|api_key")
+# Of figures: which way is better.
+ARROWS = {"psnr": "↑", "ssim": "↑", "l1": "↓", "lpips": "↓", "fid": "↓", "temporal_error": "↓"}
+
+
+def write_base_card(
+    output_dir: Path,
+    *,
+    repo_id: str | None,
+    base_model: str,
+    revision: str | None = None,
+    dataset: str,
+    options_yaml: str = "",
+    figures: Mapping[str, float] | None = None,
+    picture: Path | None = None,
+    license: str | None = None,
+    num_steps: int | None = None,
+    num_samples: int | None = None,
+) -> Path:
+    """Write the card of a model of stage 1 beside it. No name of a folder and no secret gets into it.
+
+    Args:
+        output_dir (`Path`): Folder of the pipeline.
+        repo_id (`str`, *optional*): Where it will be pushed, `OWNER/NAME`.
+        base_model (`str`): What the training started from, as `training.denoiser.load_base_pipeline` takes it.
+        revision (`str`, *optional*): Of `base_model` on the Hub.
+        dataset (`str`): What it was trained on, as `training.data.prepared.load_prepared` takes it.
+        options_yaml (`str`, *optional*): The run's options; [`public_settings`] of them are shown.
+        figures (`Mapping[str, float]`, *optional*): Of the last validation, by name.
+        picture (`Path`, *optional*): Of a photo, poses and frames; becomes `sample` in `output_dir`. Nobody may be on
+            it who did not agree, such as the people of UBC Fashion.
+        license (`str`, *optional*): Of the model, as the Hub names it; by default Stable Diffusion's own if
+            `base_model` is that on the Hub, else none is stated.
+        num_steps (`int`, *optional*): Optimizer steps that it was trained, 0 for a pipeline that was only widened.
+        num_samples (`int`, *optional*): Samples of a step, over all processes.
+    Returns:
+        `Path`: The card, `README.md`.
+    Raises:
+        ValueError: If `repo_id` is no id, or `picture` no picture's file.
+    """
+    output_dir = Path(output_dir)
+    if repo_id is not None and not _is_repo_id(repo_id):
+        raise ValueError(f"`repo_id` must be OWNER/NAME, got {repo_id!r}.")
+    sample = None if picture is None else _copy_sample(Path(picture), output_dir)
+    base_id = find_hub_id(base_model)
+    if license is None and base_id is not None and "stable-diffusion" in base_id:
+        license = "creativeml-openrail-m"
+    title = repo_id.split("/")[1] if repo_id else "DreamPose"
+    figures = {name: value for name, value in (figures or {}).items() if math.isfinite(value)}
+    settings = public_settings(options_yaml)
+    card = ModelCard.from_template(
+        card_data=_card_data(title, license, base_id, dataset, figures, sample),
+        template_path=str(TEMPLATE_PATH),
+        title=title,
+        picture=sample,
+        repo_id=repo_id,
+        base=_name_base(base_id, revision),
+        data=_name_data(dataset),
+        is_trained=num_steps != 0,
+        amount=_name_amount(num_steps, num_samples),
+        versions=", ".join(f"{name} {version(name)}" for name in LIBRARIES),
+        settings=yaml.safe_dump(settings, sort_keys=False).strip() if settings else "",
+        figures=_table(figures),
+        base_license=LICENSES.get(license, license) or "as stated there",
+    )
+    card = populate_model_card(card, tags=list(TAGS))
+    card.text = card.text.rstrip() + "\n"
+    card.save(output_dir / "README.md")
+    return output_dir / "README.md"
+
+
+def find_hub_id(name: str) -> str | None:
+    """The name of a model or data set if it is one on the Hub, `None` for a folder and what is drawn by code.
+
+    Args:
+        name (`str`): As a trainer takes it.
+    """
+    is_elsewhere = Path(name).exists() or name.partition("/")[0] == PROCEDURAL
+    return name if not is_elsewhere and _is_repo_id(name) else None
+
+
+def public_settings(options_yaml: str) -> dict[str, Any]:
+    """Those of a run's options that may be published: numbers, choices, ids on the Hub; no place and no secret.
+
+    Args:
+        options_yaml (`str`): From `training.option_parsing.format_options`.
+    Returns:
+        `dict`: By name, in the order of `options_yaml`.
+    """
+    options = yaml.safe_load(options_yaml) or {}
+    return {
+        name: value for name, value in options.items() if not PRIVATE_OPTIONS.search(name) and _is_public(name, value)
+    }
+
+
+def _is_public(name: str, value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_public(name, item) for item in value)
+    if not isinstance(value, str):
+        return value is None or isinstance(value, bool | int | float)
+    if name in SOURCES:
+        return find_hub_id(value) is not None or is_drawn(value)
+    # A choice is one short word; a commit is longer.
+    rule = r"\w[\w.-]{0,39}" if name == "revision" else r"[A-Za-z]\w{0,23}"
+    return re.fullmatch(rule, value) is not None and not value.startswith("hf_") and not Path(value).exists()
+
+
+def _is_repo_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
+def is_drawn(dataset: str) -> bool:
+    """Whether a data set, as a trainer takes it, is drawn by code, so that nobody real is on it."""
+    return re.fullmatch(rf"{PROCEDURAL}(/\w+)?", dataset) is not None and not Path(dataset).exists()
+
+
+def _copy_sample(picture: Path, output_dir: Path) -> str:
+    """Put a picture beside the card; returns its name there."""
+    if not picture.is_file() or picture.suffix.lower() not in PICTURE_SUFFIXES:
+        names = ", ".join(PICTURE_SUFFIXES)
+        raise ValueError(f"`picture` must be a file of {names}, got {str(picture)!r}.")
+    sample = output_dir / f"sample{picture.suffix.lower()}"
+    if not (sample.exists() and sample.samefile(picture)):
+        shutil.copyfile(picture, sample)
+    return sample.name
+
+
+def _card_data(
+    title: str,
+    license: str | None,
+    base_id: str | None,
+    dataset: str,
+    figures: Mapping[str, float],
+    sample: str | None,
+) -> ModelCardData:
+    data_id = find_hub_id(dataset)
+    results = [
+        EvalResult(
+            task_type="image-to-video",
+            dataset_type=data_id or (PROCEDURAL if is_drawn(dataset) else "local"),
+            dataset_name=data_id or _name_data(dataset),
+            dataset_split="validation",
+            metric_type=name,
+            metric_value=round(float(value), 4),
+        )
+        for name, value in figures.items()
+    ]
+    return ModelCardData(
+        license=license,
+        pipeline_tag="image-to-video",
+        base_model=base_id,
+        base_model_relation="finetune" if base_id else None,
+        datasets=[data_id] if data_id else None,
+        widget=[{"text": "A photo, poses, and frames made from them", "output": {"url": sample}}] if sample else None,
+        eval_results=results or None,
+        model_name=title if results else None,
+    )
+
+
+def _name_base(base_id: str | None, revision: str | None) -> str:
+    if base_id is None:
+        return "a pipeline that is not on the Hub"
+    at = f" at `{revision}`" if revision else ""
+    return f"[{base_id}](https://huggingface.co/{base_id}){at}"
+
+
+def _name_data(dataset: str) -> str:
+    if is_drawn(dataset):
+        return f"procedurally drawn figures (`{dataset}`)"
+    if find_hub_id(dataset) is None:
+        return "a data set that is not on the Hub"
+    return f"[{dataset}](https://huggingface.co/datasets/{dataset})"
+
+
+def _name_amount(num_steps: int | None, num_samples: int | None) -> str:
+    if num_steps is None:
+        return ""
+    return f"{num_steps:,} steps" + ("" if num_samples is None else f" of {num_samples} samples")
+
+
+def _table(figures: Mapping[str, float]) -> str:
+    """A Markdown table of one row; empty without figures."""
+    if not figures:
+        return ""
+    names = [f"{name.replace('_', ' ')} {ARROWS.get(name, '')}".strip() for name in figures]
+    rows = [names, ["---"] * len(names), [f"{value:.4g}" for value in figures.values()]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,94 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""The optimizer of all trainers, and its state as tensors by name."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from accelerate.utils import is_bnb_available
+
+
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter],
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 1e-2,
+    epsilon: float = 1e-8,
+    use_8bit_adam: bool = False,
+) -> torch.optim.Optimizer:
+    """AdamW over one group of parameters.
+
+    Args:
+        parameters (`Iterable[torch.nn.Parameter]`): What is trained.
+        learning_rate (`float`): Of the first step.
+        betas (`tuple[float, float]`, *optional*, defaults to `(0.9, 0.999)`): Decay of both moments.
+        weight_decay (`float`, *optional*, defaults to 1e-2): Decoupled from the gradient.
+        epsilon (`float`, *optional*, defaults to 1e-8): Beside the square root of the second moment.
+        use_8bit_adam (`bool`, *optional*, defaults to `False`):
+            Keep the moments in 8 bit (bitsandbytes, arXiv:2110.02861): 2 bytes a weight instead of 8.
+    Returns:
+        `torch.optim.Optimizer`: Its state consists of tensors and counts.
+    Raises:
+        ValueError: If `use_8bit_adam` is asked for without bitsandbytes or on another device than CUDA.
+    """
+    parameters = list(parameters)
+    settings = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay, "eps": epsilon}
+    if use_8bit_adam:
+        devices = sorted({parameter.device.type for parameter in parameters})
+        if not is_bnb_available() or devices != ["cuda"]:
+            found = "is" if is_bnb_available() else "is not"
+            raise ValueError(
+                f"`use_8bit_adam` must go with CUDA and bitsandbytes, got weights on {devices}; bitsandbytes {found}"
+                " installed."
+            )
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, **settings)
+    # Left to itself torch takes `foreach` on CUDA and the plain loop elsewhere. Not `fused`: on the CPU it updates
+    # wrongly, without a word, where a parameter is channels_last and its gradient contiguous (as after a flattened
+    # all-reduce).
+    return torch.optim.AdamW(parameters, **settings)
+
+
+def flatten_optimizer_state(
+    optimizer: torch.optim.Optimizer, named_parameters: Mapping[str, torch.nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """An optimizer's state as one flat mapping, `"exp_avg/conv_in.weight"` -> tensor; counts become int64 tensors.
+
+    Raises:
+        TypeError: If the optimizer keeps something else than tensors and counts for a parameter.
+    """
+    flat = {}
+    for name, parameter in named_parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if type(value) is int:
+                value = torch.tensor(value)
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f"`optimizer` must keep tensors only, got {type(value).__name__} for `{key}`.")
+            flat[f"{key}/{name}"] = value
+    return flat
+
+
+def restore_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Mapping[str, torch.nn.Parameter],
+    flat: Mapping[str, torch.Tensor],
+) -> None:
+    """Put back what [`flatten_optimizer_state`] took, each tensor in the memory layout of its parameter.
+
+    Raises:
+        ValueError: If `flat` names a parameter that is not in `named_parameters`.
+    """
+    optimizer.state.clear()
+    for full_name, value in flat.items():
+        key, _, name = full_name.partition("/")
+        if name not in named_parameters:
+            raise ValueError(f"The checkpoint's optimizer state must fit the model, got frozen or unknown `{name}`.")
+        parameter = named_parameters[name]
+        if key == "step":  # a count on the CPU, which torch's AdamW keeps as a tensor
+            value = value if value.is_floating_point() else int(value)
+        elif value.shape == parameter.shape:
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+        else:
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key] = value

@@ -1,0 +1,145 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Option dataclasses from a command line and from files: defaults < `--preset NAME` < `--config FILE` < flags.
+
+The two YAML files are turned into arguments in front of the command line, so that types, ranges and misspelt names are
+checked in one way, wherever a value comes from.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+PRESETS_DIR = Path(__file__).parent / "presets"
+OPTIONS_NAME = "options.yaml"
+
+
+def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None) -> tuple:
+    """Parse a command line into one instance of each dataclass: defaults < `--preset` < `--config` < flags.
+
+    Args:
+        dataclass_types (`Sequence[type]`): Option dataclasses without a field in common.
+        argv (`Sequence[str]`, *optional*): Arguments without the program's name; `sys.argv[1:]` if `None`.
+        description (`str`, *optional*): First lines of `--help`.
+    Returns:
+        `tuple`: The instances, in the order of `dataclass_types`.
+    Raises:
+        ValueError: If a value is out of range, a preset or file cannot be read, or it holds an unknown key.
+        SystemExit: By the parser, for an unknown flag or a value of the wrong type.
+    """
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = HfArgumentParser(dataclass_types, description=description, allow_abbrev=False)
+    presets = sorted(path.stem for path in PRESETS_DIR.glob("*.yaml"))
+    for target in (files, parser):
+        target.add_argument("--preset", choices=presets, help="Settings that come with the project.")
+        target.add_argument("--config", help="YAML file of settings, `name: value`; wins over the preset.")
+    hints = {name: hint for kind in dataclass_types for name, hint in typing.get_type_hints(kind).items()}
+    _accept_none(parser, hints)
+    named, flags = files.parse_known_args(argv)
+    arguments = []
+    if named.preset is not None:
+        arguments += read_config(PRESETS_DIR / f"{named.preset}.yaml", hints)
+    if named.config is not None:
+        arguments += read_config(named.config, hints)
+    # Without `look_for_args_file=False` a file beside the script would be read in silence.
+    *options, _, unknown = parser.parse_args_into_dataclasses(
+        [*arguments, *flags], return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return tuple(options)
+
+
+def read_config(path: str | os.PathLike, hints: dict[str, Any]) -> list[str]:
+    """Turn a YAML file of options into command-line arguments.
+
+    Args:
+        path (`str` or `os.PathLike`): File of one mapping, option name -> number, text, boolean, list or null.
+        hints (`dict`): The known option names and their types.
+    Raises:
+        ValueError: If the file cannot be read, or holds a key or a kind of value that no option takes.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"`config` must be a readable YAML file, got {path}: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"`config` must hold one mapping of options, got {type(content).__name__} in {path}.")
+    arguments = []
+    for name, value in content.items():
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1)
+            advice = f" Did you mean `{close[0]}`?" if close else ""
+            raise ValueError(f"`{name}` in {path} is no option of this command.{advice}")
+        if not _is_possible(value, hints[name]):
+            raise ValueError(f"`{name}` in {path} must be of type {_describe(hints[name])}, got {value!r}.")
+        if isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        else:
+            # One word, so that a value may begin with a hyphen.
+            arguments.append(f"--{name}={'none' if value is None else value}")
+    return arguments
+
+
+def option_values(*options: Any) -> dict[str, Any]:
+    """All options by name, in the order of their declaration."""
+    return {item.name: getattr(group, item.name) for group in options for item in dataclasses.fields(group)}
+
+
+def format_options(*options: Any) -> str:
+    """All options as YAML text, fit for `--config`."""
+    return yaml.safe_dump(option_values(*options), sort_keys=False, allow_unicode=True)
+
+
+def save_options(output_dir: str | os.PathLike, *options: Any) -> Path:
+    """Write [`format_options`] to `options.yaml` in `output_dir`, which is made if missing.
+
+    Returns:
+        `Path`: The file.
+    """
+    path = Path(output_dir) / OPTIONS_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(format_options(*options), encoding="utf-8")
+    return path
+
+
+def _takes_none(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
+
+
+def _is_possible(value: Any, hint: Any) -> bool:
+    """Whether a YAML value may stand for an option at all; the parser checks numbers, names and ranges."""
+    if value is None:
+        return _takes_none(hint)
+    if isinstance(value, bool):
+        # YAML reads a bare `no` as False, where `mixed_precision: "no"` was meant.
+        return hint is bool
+    return isinstance(value, list) == (typing.get_origin(hint) is list) and not isinstance(value, dict)
+
+
+def _describe(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def _accept_none(parser: argparse.ArgumentParser, hints: dict[str, Any]) -> None:
+    """Let `none` stand for None in the options that may be None, which HfArgumentParser offers no text for."""
+
+    def wrap(convert: typing.Callable[[str], Any]) -> typing.Callable[[str], Any]:
+        def convert_or_none(text: str) -> Any:
+            return None if text.lower() == "none" else convert(text)
+
+        convert_or_none.__name__ = convert.__name__  # argparse names the type in its messages
+        return convert_or_none
+
+    for action in parser._actions:
+        if action.dest in hints and _takes_none(hints[action.dest]):
+            action.type = wrap(action.type)

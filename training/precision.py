@@ -1,0 +1,50 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Frozen parts in half precision while others train; what trains stays in float32."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+
+def weight_dtype(accelerator: Accelerator) -> torch.dtype:
+    """What frozen weights are held in, by the run's mixed precision."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+
+
+@contextmanager
+def held_in(dtype: torch.dtype, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Hold frozen modules in another dtype; afterwards they have their own weights again, not rounded ones.
+
+    Args:
+        dtype (`torch.dtype`): For all their floating-point tensors.
+        modules (`Sequence[nn.Module]`): Each of one dtype, which no gradient is asked of.
+    Raises:
+        ValueError: If one of them has a parameter that trains.
+    """
+    for module in modules:
+        trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        if trained:
+            raise ValueError(f"`modules` must be frozen, got a {type(module).__name__} that trains {trained[0]}.")
+    modules = [module for module in modules if next(module.parameters()).dtype != dtype]
+    originals = [(next(module.parameters()).dtype, _copy_to_cpu(module)) for module in modules]
+    try:
+        for module in modules:
+            _cast(module, dtype)
+        yield
+    finally:
+        for module, (original_dtype, tensors) in zip(modules, originals):
+            _cast(module, original_dtype)
+            module.load_state_dict(tensors)
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    # diffusers' own `to` would warn of parts that it wants in float32, of which these have none.
+    nn.Module.to(module, dtype=dtype)
+
+
+def _copy_to_cpu(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}

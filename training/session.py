@@ -1,0 +1,62 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""How every training run starts: accelerate, trackers, seed, and its options printed and written."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
+
+from training.trackers import installed_trackers
+
+
+PROJECT_NAME = "dreampose"
+
+
+@contextmanager
+def open_session(
+    output_dir: str | os.PathLike,
+    settings: Mapping[str, Any],
+    seed: int = 0,
+    mixed_precision: str | None = None,
+    report_to: str | None = None,
+    allow_tf32: bool = False,
+) -> Iterator[Accelerator]:
+    """An accelerator with its trackers started; they end with the session, however it ends.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Of the run; TensorBoard's files go to `logs` in it.
+        settings (`Mapping`): Of the run, for the trackers.
+        seed (`int`, *optional*, defaults to 0): Of python, numpy and torch.
+        mixed_precision (`str`, *optional*): `"no"`, `"fp16"`, `"bf16"`, or what accelerate is set to.
+        report_to (`str`, *optional*): A tracker, or `"all"` that are installed.
+        allow_tf32 (`bool`, *optional*, defaults to `False`): TensorFloat-32 for matrices of float32 on CUDA.
+    Raises:
+        ValueError: If a tracker is not installed.
+    """
+    trackers = installed_trackers(report_to)
+    if allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(str(output_dir), logging_dir=os.path.join(output_dir, "logs")),
+        # Who has made a share of a large latent cache, or waits for a validation, waits long.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+    )
+    set_seed(seed)
+    if trackers:
+        # Hyperparameters of a tracker are plain values.
+        plain = {key: value if isinstance(value, (int, float)) else str(value) for key, value in settings.items()}
+        accelerator.init_trackers(PROJECT_NAME, plain, {"wandb": {"dir": str(output_dir)}})
+    try:
+        yield accelerator
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    accelerator.state.destroy_process_group()

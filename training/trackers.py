@@ -1,0 +1,65 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Pictures and videos to the trackers of a run; its figures go there by `Accelerator.log`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
+from accelerate.utils import is_tensorboard_available, is_wandb_available
+from PIL import Image
+
+
+TRACKERS: dict[str, Callable[[], bool]] = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+
+
+def installed_trackers(report_to: str | None) -> list[str]:
+    """The trackers of a run by name.
+
+    Args:
+        report_to (`str`, *optional*): One of `TRACKERS`, or `"all"` that are installed.
+    Raises:
+        ValueError: If the package is not installed; accelerate would leave it out in silence.
+    """
+    if report_to is None:
+        return []
+    if report_to == "all":
+        return [name for name, is_installed in TRACKERS.items() if is_installed()]
+    if report_to not in TRACKERS or not TRACKERS[report_to]():
+        names = ", ".join(TRACKERS)
+        raise ValueError(f"`report_to` must be one of {names} that is installed (by pip), or all, got {report_to!r}.")
+    return [report_to]
+
+
+def log_animation(accelerator: Accelerator, name: str, strip: Path, video: Path, gif: Path, step: int) -> None:
+    """Show an animated clip in those of the run's trackers that show pictures.
+
+    Args:
+        accelerator (`Accelerator`): Has the trackers.
+        name (`str`): Of the video; the strip's is followed by `_strip`.
+        strip (`Path`): The clip as one picture.
+        video, gif (`Path`): The clip, for Weights & Biases and for TensorBoard.
+        step (`int`): Of the run.
+    """
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            pixels = np.asarray(Image.open(strip).convert("RGB"))[None]
+            tracker.log_images({f"{name}_strip": pixels}, step=step, dataformats="NHWC")
+            _add_gif(tracker, name, gif, step)
+        elif tracker.name == "wandb":
+            import wandb
+
+            tracker.log_images({f"{name}_strip": [Image.open(strip)]}, step=step)
+            tracker.log({name: wandb.Video(str(video))}, step=step)
+
+
+def _add_gif(tracker: TensorBoardTracker, name: str, gif: Path, step: int) -> None:
+    """TensorBoard shows a GIF among its images moving; its `add_video` wants moviepy to make the same."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    width, height = Image.open(gif).size
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif.read_bytes())
+    summary = Summary(value=[Summary.Value(tag=name, image=image)])
+    tracker.writer._get_file_writer().add_summary(summary, step)
