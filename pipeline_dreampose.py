@@ -144,7 +144,7 @@ def fit_image(image: Union[Image.Image, np.ndarray, torch.Tensor], height: int, 
         image = image.resize((fitted_width, fitted_height), Image.Resampling.LANCZOS)
     bottom, right = height - fitted_height - top, width - fitted_width - left
     canvas = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge")
-    return torch.from_numpy(canvas).permute(2, 0, 1).float() / 127.5 - 1.0
+    return torch.from_numpy(canvas).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1.0)
 
 
 def iuv_to_pose_map(image: Union[Image.Image, np.ndarray]) -> torch.Tensor:
@@ -547,12 +547,14 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             path, _, kind = key.rpartition(".lora_")
             layer = getattr(layers.get(path), "base_layer", layers.get(path))
             down, up = (state_dict.get(f"{path}.lora_{side}.weight") for side in "AB")
-            if kind not in ("A.weight", "B.weight") or not hasattr(layer, "weight") or down is None or up is None:
+            kinds = ("A.weight", "B.weight", "magnitude_vector")  # the last is DoRA's
+            if kind not in kinds or not hasattr(layer, "weight") or down is None or up is None:
                 raise ValueError(f"{rule}, `lora_A` with `lora_B`; got {key}, which has no layer or no partner.")
             shape = layer.weight.shape
             if hasattr(layer, "in_features"):  # quantised weights have shapes of their own
                 shape = (layer.out_features, layer.in_features)
-            if (up.shape[0], *down.shape[1:]) != tuple(shape) or up.shape[1] != down.shape[0]:
+            is_other = kind == kinds[2] and state_dict[key].numel() != shape[0]
+            if is_other or (up.shape[0], *down.shape[1:]) != tuple(shape) or up.shape[1] != down.shape[0]:
                 got = f"{tuple(down.shape)} and {tuple(up.shape)}"
                 raise ValueError(f"{rule}; {path} is of shape {tuple(shape)}, which {got} do not make.")
 

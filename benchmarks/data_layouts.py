@@ -3,7 +3,6 @@
 """The same frames as prepared rows, with a latent cache and in the release's layout; loaders of each, and what they
 cost."""
 
-import io
 import multiprocessing
 import re
 import time
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pipeline_dreampose import iuv_to_pose_map
-from training.data.clip_rows import FEATURES
+from training.data.clip_rows import FEATURES, encode_frame
 from training.data.frame_pairs import FramePairs, LatentShape
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
 from training.data.pair_settings import PairSettings
@@ -35,30 +34,17 @@ def read_frames(frames: Path, iuv: Path, width: int, height: int) -> list[tuple[
     return list(zip(*columns, strict=True))
 
 
-def encode(picture: Image.Image, *args, **kwargs) -> bytes:
-    """A picture as the bytes of a file; further arguments are those of Pillow's `save`."""
-    buffer = io.BytesIO()
-    picture.save(buffer, *args, **kwargs)
-    return buffer.getvalue()
-
-
 def write_rows(clip: list[tuple[Image.Image, Image.Image]], folder: Path, num_videos: int = 1) -> dict[str, int]:
     """Prepared rows, `num_videos` times the clip, as parquet; returns the bytes of a frame's picture and map."""
-    coded = [(encode(image, "JPEG", quality=95), encode(iuv, "PNG")) for image, iuv in clip]
+    coded = [encode_frame(image, iuv) for image, iuv in clip]
     folder.mkdir(parents=True)
     for video in range(num_videos):
         rows = [
-            {
-                "video_id": f"video{video}",
-                "frame_index": index,
-                "image": {"bytes": image, "path": None},
-                "iuv": {"bytes": iuv, "path": None},
-                "split": "train",
-            }
-            for index, (image, iuv) in enumerate(coded)
+            {"video_id": f"video{video}", "frame_index": index, "split": "train", **files}
+            for index, files in enumerate(coded)
         ]
         datasets.Dataset.from_list(rows, features=FEATURES).to_parquet(str(folder / f"{video:05d}.parquet"))
-    image, iuv = (sum(map(len, column)) // len(coded) for column in zip(*coded))
+    image, iuv = (sum(len(files[name]["bytes"]) for files in coded) // len(coded) for name in ("image", "iuv"))
     return {"image": image, "map": iuv}
 
 

@@ -26,6 +26,7 @@ LAYERS = [
     {
         "training.data",
         "training.denoiser",
+        "training.lora",
         "training.objective",
         "training.metrics",
         "training.pictures",
@@ -56,6 +57,7 @@ LAYERS = [
         "training.pose_options",
         "training.samples",
         "training.small_model",
+        "training.subject",
         "training.validation",
     },
     {"benchmarks.sampling_procedures", "benchmarks.data_layouts", "benchmarks.training_procedures"},

@@ -7,15 +7,22 @@ import pytest
 import yaml
 
 from training.data.pair_settings import PairSettings
+from training.denoiser import StageOneLoss
 from training.loop import train
+from training.lora import build_lora_configs
 from training.option_parsing import PRESETS_DIR, format_options, parse, read_config, save_options
 from training.options import (
     DataOptions,
+    DecoderOptions,
     EncoderOptions,
     HubOptions,
+    LoraOptions,
     ModelOptions,
     ObjectiveOptions,
     PairOptions,
+    SubjectObjectiveOptions,
+    SubjectOptions,
+    SubjectTrainOptions,
     TrainOptions,
     ValidationOptions,
 )
@@ -24,8 +31,10 @@ from training.session import open_session
 
 STAGE_1 = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOptions, ValidationOptions, HubOptions)
 ENCODERS = (EncoderOptions, DataOptions, TrainOptions)
+STAGE_2 = (SubjectOptions, LoraOptions, DecoderOptions, SubjectObjectiveOptions, SubjectTrainOptions, HubOptions)
 PRESETS = {
     "paper": STAGE_1,
+    "subject_paper": STAGE_2,
     "tiny": STAGE_1,
     "tiny_continued": STAGE_1,
     "tiny_vae": ENCODERS,
@@ -161,6 +170,15 @@ def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(tmp_path, capsys
         (TrainOptions, {"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, fp16, bf16, got 'fp8'"),
         (TrainOptions, {"report_to": "paper"}, "`report_to` must be one of tensorboard, wandb, all, got 'paper'"),
         (ValidationOptions, {"num_validation_pairs": 0}, "`num_validation_pairs` must be at least 1, got 0"),
+        (SubjectOptions, {"height": 100}, "`height` must be a positive multiple of 8, got 100"),
+        (SubjectOptions, {"min_crop_scale": 0.0}, r"`min_crop_scale` must be within \(0, 1\], got 0.0"),
+        (SubjectOptions, {"prior_prob": 1.0}, r"`prior_prob` must be within \[0, 1\), got 1.0"),
+        (LoraOptions, {"train_mode": "some"}, "`train_mode` must be one of lora, full, got 'some'"),
+        (LoraOptions, {"lora_alpha": 0}, "`lora_alpha` must be at least 1, got 0"),
+        (DecoderOptions, {"decoder_max_train_steps": -1}, "`decoder_max_train_steps` must be .* at least 0, got -1"),
+        (DecoderOptions, {"decoder_learning_rate": 0.0}, "`decoder_learning_rate` must be .* above 0, got 0.0"),
+        (SubjectObjectiveOptions, {"pose_dropout_prob": 1.1}, r"`pose_dropout_prob` must be within \[0, 1\], got 1.1"),
+        (SubjectTrainOptions, {"learning_rate": 0.0}, "`learning_rate` must be a finite number above 0, got 0.0"),
         (HubOptions, {"push_to_hub": True}, "`hub_model_id` must name a repository with `push_to_hub`, got None"),
         (HubOptions, {"hub_picture": "no/such.png"}, "`hub_picture` must be a file, got 'no/such.png'"),
     ],
@@ -176,7 +194,7 @@ def test_the_parser_passes_range_errors_on():
 
 
 def test_options_are_frozen_and_each_has_help():
-    for kind in (*STAGE_1, EncoderOptions):
+    for kind in (*STAGE_1, *STAGE_2, EncoderOptions):
         assert all(item.metadata["help"].endswith(".") for item in dataclasses.fields(kind))
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(kind(), dataclasses.fields(kind)[0].name, None)
@@ -213,6 +231,14 @@ def test_the_paper_preset_has_the_paper_s_settings():
     assert run.train_batch_size * run.gradient_accumulation_steps == 16
 
 
+def test_the_paper_preset_of_a_subject_has_the_paper_s_settings():
+    _, lora, decoder, objective, run, _ = parse(STAGE_2, ["--preset", "subject_paper"])
+    assert lora.train_mode == "full"
+    assert (run.max_train_steps, run.learning_rate) == (500, 1e-5)
+    assert (decoder.decoder_max_train_steps, decoder.decoder_learning_rate) == (1500, 5e-5)
+    assert (objective.image_dropout_prob, objective.pose_dropout_prob, objective.joint_dropout_prob) == (0, 0, 0)
+
+
 def test_the_tiny_presets_lead_from_one_to_the_next():
     encoders = [parse(ENCODERS, ["--preset", f"tiny_{name}"]) for name in ("vae", "image_encoder", "pipeline")]
     folders = [run.output_dir for *_, run in encoders]
@@ -247,6 +273,16 @@ def test_every_option_of_a_pair_reaches_the_samples():
     assert set(values) == names - {"latent_cache_dir", "streaming"}
     assert PairOptions(**values).settings(noise_offset=0.1) == PairSettings(noise_offset=0.1, **values)
     assert PairOptions().settings() == PairSettings(), "the same defaults"
+
+
+def test_the_options_of_a_subject_are_arguments_of_what_they_are_for():
+    assert SubjectOptions(fit="crop", min_crop_scale=0.5).settings(1, 0.1) == PairSettings(
+        pose_radius=1, fit="crop", min_crop_scale=0.5, noise_offset=0.1
+    )
+    assert set(LoraOptions().config_arguments()) == set(inspect.signature(build_lora_configs).parameters)
+    assert set(DecoderOptions().loop_arguments()) < set(SubjectTrainOptions().loop_arguments(1))
+    taken = set(inspect.signature(StageOneLoss).parameters)
+    assert set(SubjectObjectiveOptions().loss_arguments()) == taken - {"pipeline", "noise_scheduler", "shape"}
 
 
 def test_steps_follow_from_epochs_unless_given():

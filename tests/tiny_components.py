@@ -150,3 +150,11 @@ def save_subject(folder, seed, parts=tuple(TARGETS), rank=RANK, **run_metadata):
         layers[f"{part}_lora_adapter_metadata"] = config.to_dict()
     DreamPosePipeline.save_lora_weights(folder, **layers, run_metadata=run_metadata)
     return folder
+
+
+def save_photo(folder, stem, image, iuv, suffix=".png"):
+    """A subject's photo with its IUV picture beside it, as stage 2 reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image.save(folder / f"{stem}{suffix}")
+    iuv.save(folder / f"{stem}_iuv.png")
+    return folder

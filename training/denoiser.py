@@ -79,6 +79,16 @@ def sampling_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler
     return DPMSolverMultistepScheduler.from_config(scheduler.config)
 
 
+def load_index(name: str, revision: str | None = None) -> dict:
+    """What a pipeline's `model_index.json` holds; a `ValueError` if `name` leads to none."""
+    try:
+        return DiffusionPipeline.load_config(name, revision=revision)
+    except OSError as error:
+        raise ValueError(
+            f"`pretrained_model_name_or_path` must be a pipeline's folder or Hub id, got {name!r}: {error}"
+        ) from error
+
+
 def load_base_pipeline(
     name: str,
     height: int,
@@ -101,13 +111,7 @@ def load_base_pipeline(
         ValueError: If the name leads to no pipeline, its parts do not fit each other, the size or the pose window, or
             its value ranges are those of converted weights, which can be sampled but not trained.
     """
-    try:
-        index = DiffusionPipeline.load_config(name, revision=revision)
-    except OSError as error:
-        raise ValueError(
-            f"`pretrained_model_name_or_path` must be a pipeline's folder or Hub id, got {name!r}: {error}"
-        ) from error
-    class_name = index["_class_name"]
+    class_name = load_index(name, revision)["_class_name"]
     if "DreamPosePipeline" in (class_name, class_name[-1]):
         pipeline = DreamPosePipeline.from_pretrained(name, revision=revision, dtype=torch.float32)
         if pipeline.pose_radius != pose_radius:
@@ -135,6 +139,34 @@ def load_base_pipeline(
             raise ValueError(f"`{option}` of a pipeline to be trained must be {value}, got {pipeline.config[option]}.")
     pipeline.register_to_config(default_height=height, default_width=width)
     return pipeline
+
+
+def load_subject_base(
+    name: str, revision: str | None = None, height: int | None = None, width: int | None = None
+) -> DreamPosePipeline:
+    """The DreamPose pipeline that stage 2 starts from, with the pose window that it was trained with.
+
+    Args:
+        name (`str`): Folder or Hub id of the pipeline.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        height, width (`int`, *optional*): Size of the pictures, which becomes the pipeline's default; its own if
+            `None`.
+    Returns:
+        `DreamPosePipeline`: In float32, on the CPU.
+    Raises:
+        ValueError: If it is no DreamPose pipeline, or one that [`load_base_pipeline`] refuses.
+    """
+    index = load_index(name, revision)
+    class_name = index["_class_name"]
+    if "DreamPosePipeline" not in (class_name, class_name[-1]):
+        raise ValueError(
+            f"`pretrained_model_name_or_path` must be a DreamPose pipeline, such as stage 1 writes, got {name!r}, a"
+            f" {class_name}."
+        )
+    unet = UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision)
+    num_poses = (unet["in_channels"] - unet["out_channels"]) // 2
+    size = (height or index["default_height"], width or index["default_width"])
+    return load_base_pipeline(name, *size, pose_radius=num_poses // 2, revision=revision)
 
 
 def vae_token_weight(adapter: DreamPoseAdapter) -> torch.Tensor:

@@ -2,7 +2,8 @@
 # Licensed under the Apache License, Version 2.0
 """The embedded default, from nothing: its parts, the training of its encoders, and the pipeline that stage 1 takes.
 
-Full-size models never come here: they take Stable Diffusion's VAE and UNet and OpenAI's CLIP as they are.
+Full-size models take Stable Diffusion's VAE and UNet and OpenAI's CLIP as they are; of what is here, stage 2 takes
+`VAETrainer`, for the decoder.
 Legend: `B` batch, `C` latent channels, `H W` pixels, `h w` latent cells, `T` tokens, `S` side of the encoder's square.
 """
 

@@ -52,9 +52,14 @@ def clip_rows(
     # Decoded a second time, which costs little beside DensePose, so that not all pictures lie in memory at once.
     for index, (picture, iuv) in enumerate(zip(iterate_pictures(video), poses, strict=True)):
         row = {"video_id": video_id, "frame_index": index, "split": split}
-        row |= {"image": _encode(picture, "JPEG", quality=95), "iuv": _encode(Image.fromarray(iuv), "PNG")}
-        rows.append(row)
+        rows.append(row | encode_frame(picture, Image.fromarray(iuv)))
     return rows, poses.filled
+
+
+def encode_frame(picture: Image.Image, iuv: Image.Image) -> dict[str, dict]:
+    """The columns `image` and `iuv` of a row, as files in memory."""
+    # A level at which PNG is decoded in 60 % of the time that its default takes, for a third more bytes.
+    return {"image": _encode(picture, "JPEG", quality=95), "iuv": _encode(iuv, "PNG", compress_level=3)}
 
 
 def _encode(picture: Image.Image, file_format: str, **options) -> dict:

@@ -171,10 +171,10 @@ class FramePairs(Dataset):
         """The pose map of a row at latent size, [2,h,w] in [0,1]."""
         return self._pose_map(row, self._read(row, "iuv"), crop)
 
-    def read_pixel_values(self, row: int) -> torch.Tensor:
+    def read_pixel_values(self, row: int, crop: list[float] | None = None) -> torch.Tensor:
         """The picture of a row, [3,H,W] in [-1,1]."""
         image = self._read(row, "image")
-        return self._pixel_values(image, self._box(image))
+        return self._pixel_values(image, self._box(image, crop))
 
     def window_rows(self, row: int) -> tuple[list[int], int]:
         """The rows of a pose window, fewer at a video's ends, where it repeats its border, and the place of `row`."""

@@ -1,0 +1,168 @@
+"""A LoRA while it is trained: where it sits, that it alone trains, and that its file gives what was trained."""
+
+import json
+import math
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import safe_open
+
+from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline
+from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline
+from training.lora import ADAPTER_NAME, attached_lora, build_lora_configs, collect_lora
+
+
+PARTS = ("unet", "adapter", "vae")
+
+
+def parts_of(pipe):
+    return {name: getattr(pipe, name).requires_grad_(False) for name in PARTS}
+
+
+def layers_of(part):
+    return {name for name, module in part.named_modules() if ADAPTER_NAME in getattr(module, "lora_A", {})}
+
+
+def render(pipe):
+    return pipe(**get_dummy_inputs()).frames
+
+
+def draw_weights(parts):
+    """As a training might leave them."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for part in parts.values():
+            for name, parameter in part.named_parameters():
+                if ".lora_" in name:
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+def get_vae():
+    """With attention in the middle, as Stable Diffusion's has."""
+    return AutoencoderKL(
+        block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("convolutions", [False, True])
+@pytest.mark.parametrize("conv_in", [False, True])
+def test_which_layers_have_one(convolutions, conv_in):
+    pipe = get_dummy_pipeline(vae=get_vae())
+    unet, decoder = dict(pipe.unet.named_modules()), dict(pipe.vae.decoder.named_modules())
+    attention = {name for name, module in unet.items() if ".attn" in name and isinstance(module, torch.nn.Linear)}
+    blocks = {name for name, module in unet.items() if "block" in name and isinstance(module, torch.nn.Conv2d)}
+    blocks = {name for name in blocks if "attentions" not in name}
+    expected = attention | (blocks if convolutions else set()) | ({"conv_in"} if conv_in else set())
+    weighty = (torch.nn.Conv2d, torch.nn.Linear)
+    whole = {f"decoder.{name}" for name, module in decoder.items() if isinstance(module, weighty)}
+    assert any("to_q" in name for name in whole) and len(attention) > 10 and len(blocks) > 10
+    configs = build_lora_configs(2, lora_convolutions=convolutions, lora_conv_in=conv_in)
+    with attached_lora(parts_of(pipe), configs, seed=0):
+        assert layers_of(pipe.unet) == expected
+        assert layers_of(pipe.adapter) == {"vae_projection", "token_mixer"}
+        assert layers_of(pipe.vae) == whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_alone_trains_in_float32_and_leaves_nothing_behind(dtype):
+    pipe = get_dummy_pipeline().to(dtype)
+    before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in parts_of(pipe).items()}
+    plain = render(pipe)
+    parts = parts_of(pipe)
+    with attached_lora(parts, build_lora_configs(2), seed=0):
+        assert torch.equal(render(pipe), plain), "its product begins at 0"
+        for part in parts.values():
+            for name, parameter in part.named_parameters():
+                assert parameter.requires_grad == (".lora_" in name), name
+                assert parameter.dtype == (torch.float32 if parameter.requires_grad else dtype), name
+        draw_weights(parts)
+        assert not torch.equal(render(pipe), plain)
+    for name, part in parts.items():
+        state = part.state_dict()
+        assert state.keys() == before[name].keys()
+        assert all(torch.equal(state[key], value) for key, value in before[name].items())
+    assert torch.equal(render(pipe), plain) and pipe.get_list_adapters() == {}
+
+
+def test_its_first_weights_depend_on_the_seed_alone():
+    drawn = []
+    for seed, disturbance in ((0, 1), (0, 2), (1, 1)):
+        parts = parts_of(get_dummy_pipeline())
+        torch.manual_seed(disturbance)
+        with attached_lora(parts, build_lora_configs(2), seed):
+            drawn.append(collect_lora(parts)["unet_lora_layers"])
+    key = next(key for key in drawn[0] if "lora_A" in key)
+    assert all(torch.equal(drawn[0][key], drawn[1][key]) for key in drawn[0])
+    assert not torch.equal(drawn[0][key], drawn[2][key])
+
+
+@pytest.mark.parametrize(
+    "settings, scaling",
+    [
+        ({"rank": 4}, 1.0),
+        ({"rank": 4, "lora_alpha": 6}, 1.5),
+        ({"rank": 4, "lora_alpha": 6, "use_rslora": True}, 6 / math.sqrt(4)),
+        ({"rank": 4, "lora_alpha": 3, "use_dora": True, "lora_convolutions": True, "lora_conv_in": True}, 0.75),
+    ],
+    ids=["plain", "alpha", "rslora", "dora"],
+)
+def test_a_pipeline_built_anew_gives_what_was_trained(tmp_path, settings, scaling):
+    pipe = get_dummy_pipeline(vae=get_vae())
+    pipe.save_pretrained(tmp_path / "base")
+    plain, parts = render(pipe), parts_of(pipe)
+    with attached_lora(parts, build_lora_configs(**settings), seed=0):
+        draw_weights(parts)
+        trained = render(pipe)
+        DreamPosePipeline.save_lora_weights(tmp_path, **collect_lora(parts), run_metadata={"rank": 4})
+    anew = DreamPosePipeline.from_pretrained(tmp_path / "base")
+    anew.set_progress_bar_config(disable=True)
+    anew.load_lora_weights(tmp_path, adapter_name="anna")
+    torch.testing.assert_close(render(anew), trained, atol=1e-5, rtol=0)
+    assert (trained - plain).abs().max() > 0.01
+    for part in PARTS:
+        config = getattr(anew, part).peft_config["anna"]
+        assert (config.r, config.use_rslora, config.use_dora) == (
+            4, settings.get("use_rslora", False), settings.get("use_dora", False)
+        )  # fmt: skip
+    assert anew.adapter.token_mixer.scaling["anna"] == pytest.approx(scaling)
+    with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as file:
+        stored = json.loads(file.metadata()["lora_adapter_metadata"])
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float32}
+    assert stored["dreampose.rank"] == 4 and stored["unet.target_modules"] == sorted(stored["unet.target_modules"])
+    anew.fuse_lora()
+    anew.unload_lora_weights()
+    torch.testing.assert_close(render(anew), trained, atol=1e-4, rtol=0)
+
+
+def test_a_norm_of_another_layer_is_refused(tmp_path):
+    pipe = get_dummy_pipeline()
+    parts = parts_of(pipe)
+    with attached_lora(parts, build_lora_configs(2, use_dora=True), seed=0):
+        DreamPosePipeline.save_lora_weights(tmp_path, **collect_lora(parts))
+    weights = DreamPosePipeline.lora_state_dict(tmp_path)
+    key = "adapter.token_mixer.lora_magnitude_vector"
+    weights[key] = weights[key][1:]
+    with pytest.raises(ValueError, match="adapter.token_mixer is of shape"):
+        pipe.load_lora_weights(weights)
+    del weights["adapter.token_mixer.lora_A.weight"]
+    with pytest.raises(ValueError, match="token_mixer.* which has no layer or no partner"):
+        pipe.load_lora_weights(weights)
+
+
+def test_of_the_full_size_model_it_is_a_file_of_at_most_25_megabytes():
+    """Counted on models without weights, of Stable Diffusion's shapes and the default rank."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, in_channels=14)
+        channels = (128, 256, 512, 512)
+        vae = AutoencoderKL(
+            block_out_channels=channels, layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+        parts = {"unet": unet, "adapter": DreamPoseAdapter(), "vae": vae}
+        assert 859e6 < sum(p.numel() for p in unet.parameters()) < 860e6
+        for name, config in build_lora_configs(16).items():
+            parts[name].requires_grad_(False).add_adapter(config, ADAPTER_NAME)
+    count = sum(p.numel() for part in parts.values() for p in part.parameters() if p.requires_grad)
+    assert 15e6 < 4 * count < 25e6

@@ -1,0 +1,129 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""A subject's photos, as rows of a prepared data set, and the pairs of them that stage 2 trains on.
+
+A photo has no neighbours in time: each is a video of one frame, so that its pose window is its own pose repeated.
+"""
+
+import os
+from pathlib import Path
+
+import datasets
+import torch
+from PIL import Image, ImageOps
+
+from pipeline_dreampose import iuv_to_pose_map
+from training.data.frame_pairs import FramePairs, LatentShape, sample_generator
+from training.data.frame_stream import FEATURES
+from training.data.pair_settings import PairSettings
+
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IUV_ENDING = "_iuv"
+# Positions of a run are below it: from here on lie the draws between the subject and the prior.
+_PRIOR_POSITIONS = 2**62
+
+
+def load_photos(instance_data_dir: str | os.PathLike) -> datasets.Dataset:
+    """Read a folder of photos, `<stem>.jpg`, `.png` and so on, each with its IUV picture `<stem>_iuv.png` beside it.
+
+    Args:
+        instance_data_dir (`str` or `os.PathLike`): The folder.
+    Returns:
+        `datasets.Dataset`: One row a photo, sorted by name: a video of one frame whose id is the stem.
+    Raises:
+        ValueError: If there is no photo, or one of them or its IUV picture is missing, unreadable or of another size;
+            names the file.
+    """
+    folder = Path(instance_data_dir)
+    if not folder.is_dir():
+        raise ValueError(f"`instance_data_dir` must be a folder of photos, got {str(folder)!r}.")
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
+    photos = [path for path in pictures if not path.stem.endswith(IUV_ENDING)]
+    if not photos:
+        raise ValueError(f"`instance_data_dir` must hold a photo ({', '.join(PHOTO_SUFFIXES)}), got {str(folder)!r}.")
+    by_stem = {path.stem: path for path in photos}
+    for path in photos:
+        if by_stem[path.stem] != path:
+            names = f"{path.name} and {by_stem[path.stem].name}"
+            raise ValueError(f"`instance_data_dir` must hold one photo for each IUV picture, got {names} in {folder}.")
+    for path in pictures:
+        if path.stem.endswith(IUV_ENDING) and path.stem.removesuffix(IUV_ENDING) not in by_stem:
+            raise ValueError(f"`instance_data_dir` must hold the photo of each IUV picture, got none for {path}.")
+    return datasets.Dataset.from_list([_read_row(path) for path in photos], features=FEATURES)
+
+
+class SubjectPairs(FramePairs):
+    """Training samples of one subject, with the items of [`FramePairs`]: reference and target are any of its photos.
+
+    Each of the two shows a random part of its photo, by a draw of its own, as `min_crop_scale` has it; the poses are
+    the target's, by the target's draw. With a single photo, reference and target are two parts of it.
+
+    Args:
+        dataset (`datasets.Dataset`): From [`load_photos`].
+        shape, seed, settings: As `FramePairs` has them.
+        prior (`FramePairs`, *optional*): Samples of other subjects, so that what the model knows of them stays.
+        prior_prob (`float`, *optional*, defaults to 0.0): Share of samples that are the prior's.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        shape: LatentShape,
+        seed: int,
+        settings: PairSettings,
+        prior: FramePairs | None = None,
+        prior_prob: float = 0.0,
+    ):
+        super().__init__(dataset, shape, seed, settings)
+        self.prior, self.prior_prob = prior, prior_prob
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        if self.prior is not None:
+            draw = torch.rand((), generator=sample_generator(self.seed, _PRIOR_POSITIONS + position))
+            if draw < self.prior_prob:
+                return self.prior[position]
+        return super().__getitem__(position)
+
+    def read_sample(self, row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """The sample with a photo as its target.
+
+        Args:
+            row (`int`): Of the photo.
+            generator (`torch.Generator`): Of all draws: another photo or the same, noise, timestep, two crops.
+        Returns:
+            `dict[str, torch.Tensor]`: As in the docstring of `FramePairs`.
+        """
+        reference = int(torch.randint(len(self), (), generator=generator))
+        draws = self._draws(generator)
+        # Drawn last: a crop changes no other draw.
+        crops = torch.rand(2, 3, generator=generator).tolist() if self.settings.min_crop_scale < 1 else [None, None]
+        pixel_values = self.read_pixel_values(reference, crops[0])
+        return {"reference_pixel_values": pixel_values} | self.read_target(row, crops[1]) | draws
+
+
+def _read_row(path: Path) -> dict:
+    iuv_path = path.with_name(f"{path.stem}{IUV_ENDING}.png")
+    if not iuv_path.is_file():
+        raise ValueError(f"`instance_data_dir` must hold the IUV picture of each photo, got no {iuv_path}.")
+    photo, iuv = _open(path), _open(iuv_path)
+    if photo.size != iuv.size:
+        raise ValueError(
+            f"`instance_data_dir` must hold IUV pictures of their photos' sizes, got {iuv.size} of {iuv_path} for"
+            f" {photo.size}."
+        )
+    try:
+        iuv_to_pose_map(iuv)
+    except ValueError as error:
+        raise ValueError(f"`instance_data_dir` must hold IUV pictures, got {iuv_path}: {error}") from error
+    files = {"image": path, "iuv": iuv_path}
+    contents = {name: {"bytes": file.read_bytes(), "path": None} for name, file in files.items()}
+    return {"video_id": path.stem, "frame_index": 0, **contents}
+
+
+def _open(path: Path) -> Image.Image:
+    """A picture, turned as its EXIF says: so `datasets` reads it too."""
+    try:
+        return ImageOps.exif_transpose(Image.open(path))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"`instance_data_dir` must hold readable pictures, got {path}: {error}.") from error

@@ -1,0 +1,143 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""What stage 2 trains in each of its phases, the denoiser and the decoder, and where a run of both goes on."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from peft import LoraConfig
+from torch import nn
+
+from pipeline_dreampose import DreamPosePipeline
+from training.checkpoints import resolve_checkpoint
+from training.data.subject_photos import SubjectPairs
+from training.denoiser import Denoiser, StageOneLoss
+from training.loop import train
+from training.lora import attached_lora, collect_lora
+from training.precision import held_in, weight_dtype
+from training.small_model import VAETrainer, named_loss
+
+
+PHASES = ("denoiser", "decoder")  # in this order, each with its checkpoints in a folder of this name
+
+
+def resume_points(
+    output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None, phases: Iterable[str] = PHASES
+) -> dict[str, str | os.PathLike | None]:
+    """Where each phase of a run goes on.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Of the run.
+        resume_from_checkpoint (`str` or `os.PathLike`, *optional*):
+            `"latest"`: each phase from its newest checkpoint, so that a phase that is through is only read again; a
+            checkpoint in a phase's folder: that phase from there, one before it from its newest; `None`: both anew.
+        phases (`Iterable[str]`, *optional*): Those that are not skipped.
+    Returns:
+        `dict`: Phase -> `resume_from_checkpoint` of its own training.
+    Raises:
+        ValueError: If the checkpoint is none of a phase, or a phase would write over one that is further on.
+    """
+    points = dict.fromkeys(PHASES, resume_from_checkpoint)
+    if resume_from_checkpoint not in (None, "latest"):
+        phase = Path(resume_from_checkpoint).resolve().parent.name
+        if phase not in PHASES:
+            raise ValueError(
+                f"`resume_from_checkpoint` must be 'latest' or a checkpoint in a folder {' or '.join(PHASES)}, got"
+                f" {resume_from_checkpoint}."
+            )
+        points |= {"decoder": None} if phase == "denoiser" else {"denoiser": "latest"}
+    points = {phase: points[phase] for phase in phases}
+    for phase, point in points.items():
+        resolve_checkpoint(Path(output_dir) / phase, point)
+    return points
+
+
+def train_subject(
+    accelerator: Accelerator,
+    pipeline: DreamPosePipeline,
+    samples: SubjectPairs,
+    arguments: Mapping[str, Mapping[str, Any]],
+    configs: Mapping[str, LoraConfig] | None,
+    loss_arguments: Mapping[str, Any],
+    channels_last: bool = False,
+) -> dict[str, Any]:
+    """Train one phase after the other: UNet and adapter as in stage 1, then the VAE's decoder.
+
+    Args:
+        accelerator (`Accelerator`): Of the run.
+        pipeline (`DreamPosePipeline`): Trained in place, in full; of a LoRA's training it comes back as it was.
+        samples (`SubjectPairs`): Of both phases.
+        arguments (`Mapping[str, Mapping[str, Any]]`): Phase -> keyword arguments of [`training.loop.train`]; a phase
+            that is not in it is skipped.
+        configs (`Mapping[str, LoraConfig]`, *optional*): Of the LoRA, by component; `None` trains in full.
+        loss_arguments (`Mapping[str, Any]`): Keyword arguments of [`training.denoiser.StageOneLoss`].
+        channels_last (`bool`, *optional*, defaults to `False`): Hold what trains in channels_last layout meanwhile.
+    Returns:
+        `dict[str, Any]`: The LoRA, as arguments of `DreamPosePipeline.save_lora_weights`; empty without one.
+    """
+    modules = {
+        "denoiser": Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder),
+        "decoder": VAETrainer(pipeline.vae, kl_weight=0.0),
+    }
+    trained = {
+        "denoiser": {"unet": pipeline.unet, "adapter": pipeline.adapter},
+        "decoder": {"vae": pipeline.vae.decoder},
+    }
+    lora = {}
+    for phase in (phase for phase in PHASES if phase in arguments):
+        module, names = modules[phase], trained[phase]
+        if channels_last:  # but for a LoRA's own weights, which PEFT views as matrices
+            module.to(memory_format=torch.channels_last)
+        with _made_trainable(pipeline, names, configs, weight_dtype(accelerator), arguments[phase]["seed"]):
+            loss_fn = reconstruct
+            if phase == "denoiser":
+                noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+                loss_fn = StageOneLoss(pipeline, noise_scheduler, samples.shape, **loss_arguments)
+            train(accelerator, module, loss_fn, samples, **arguments[phase])
+            if configs is not None:
+                lora |= collect_lora({name: getattr(pipeline, name) for name in names})
+        module.to(memory_format=torch.contiguous_format)
+    return lora
+
+
+def reconstruct(module: VAETrainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and logs of the decoder for the targets of a batch, restored from the mean of their posterior."""
+    noise = torch.zeros_like(batch["posterior_noise"])
+    return named_loss(module, {"pixel_values": batch["target_pixel_values"], "noise": noise})
+
+
+@contextmanager
+def _made_trainable(
+    pipeline: DreamPosePipeline,
+    trained: Mapping[str, nn.Module],
+    configs: Mapping[str, LoraConfig] | None,
+    dtype: torch.dtype,
+    seed: int,
+) -> Iterator[None]:
+    """The models of a pipeline ready for a phase: float32 where they train, frozen in `dtype` elsewhere; afterwards as
+    before, but for what was trained in full."""
+    models = [pipeline.unet, pipeline.adapter, pipeline.image_encoder, pipeline.vae]
+    for model in models:
+        model.requires_grad_(False)
+    for module in trained.values():
+        module.requires_grad_(configs is None)
+    frozen = [module for model in models for module in _frozen_modules(model)]
+    parts = {name: getattr(pipeline, name) for name in trained}
+    with held_in(dtype, frozen), nullcontext() if configs is None else attached_lora(parts, configs, seed):
+        yield
+
+
+def _frozen_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest modules in it that have weights of which none trains."""
+    trains = {parameter.requires_grad for parameter in module.parameters()}
+    if trains == {False}:
+        yield module
+    elif False in trains:
+        for child in module.children():
+            yield from _frozen_modules(child)
