@@ -55,6 +55,7 @@ LAYERS = [
         "training.option_parsing",
         "training.options",
         "training.pose_options",
+        "training.run_card",
         "training.samples",
         "training.small_model",
         "training.subject",

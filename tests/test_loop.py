@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file
 from torch import nn
@@ -19,7 +20,7 @@ from torch.utils.data import Dataset
 
 from training.checkpoints import list_checkpoints
 from training.interruption import StopSignals, TrainingInterrupted, ignore_stop_signals
-from training.loop import train
+from training.loop import _Run, train
 from training.run_log import LogWindow, start_log
 from training.schedule import PositionBatchSampler, get_lr_curve, seed_step
 
@@ -477,3 +478,38 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     assert [line["num_skipped_steps"] for line in records(tmp_path / "bad")] == [1]
     assert [(tmp_path / f"stopped-{rank}").read_text() for rank in range(2)] == ["143", "143"]
     assert [path.name for path in list_checkpoints(tmp_path / "stop")] == ["checkpoint-000002"]
+
+
+def test_weights_have_their_own_names_whatever_accelerate_compiles(tmp_path):
+    torch._dynamo.reset()
+    compiled = run(tmp_path / "compiled", accelerator=Accelerator(cpu=True, dynamo_backend="eager"), max_train_steps=2)
+    assert type(compiled) is Network
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run(tmp_path / "compiled", max_train_steps=4, resume_from_checkpoint="latest")
+    assert [line["step"] for line in records(tmp_path / "compiled")] == [2, 4]
+
+
+@pytest.mark.parametrize("scale, stops", [(1024.0, False), (0.5, True)])
+def test_gradients_that_no_scale_mends_end_the_run(tmp_path, scale, stops):
+    accelerator = Accelerator(cpu=True)
+    settings = SimpleNamespace(max_nonfinite_steps=3, output_dir=tmp_path)
+    one = SimpleNamespace(
+        accelerator=SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: scale), device=accelerator.device),
+        state=SimpleNamespace(num_skipped_steps=0, global_step=1), settings=settings, num_nonfinite_in_row=0,
+    )  # fmt: skip
+    for _ in range(2):
+        _Run.count_nonfinite(one, 1.0, math.nan)
+    if stops:
+        with pytest.raises(RuntimeError, match="no finite loss and gradient in the last 3 steps"):
+            _Run.count_nonfinite(one, 1.0, math.nan)
+    else:
+        _Run.count_nonfinite(one, 1.0, math.nan)
+    assert one.state.num_skipped_steps == 3
+
+
+def test_another_optimizer_s_checkpoint_is_refused(tmp_path):
+    run(tmp_path, max_train_steps=2)
+    state = tmp_path / "checkpoint-000002" / "state.json"
+    state.write_text(state.read_text().replace('"AdamW"', '"AdamW8bit"'))
+    with pytest.raises(ValueError, match="The checkpoint's optimizer must fit the run's, AdamW, got AdamW8bit"):
+        run(tmp_path, max_train_steps=4, resume_from_checkpoint="latest")

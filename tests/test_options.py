@@ -180,7 +180,9 @@ def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(tmp_path, capsys
         (SubjectObjectiveOptions, {"pose_dropout_prob": 1.1}, r"`pose_dropout_prob` must be within \[0, 1\], got 1.1"),
         (SubjectTrainOptions, {"learning_rate": 0.0}, "`learning_rate` must be a finite number above 0, got 0.0"),
         (HubOptions, {"push_to_hub": True}, "`hub_model_id` must name a repository with `push_to_hub`, got None"),
-        (HubOptions, {"hub_picture": "no/such.png"}, "`hub_picture` must be a file, got 'no/such.png'"),
+        (HubOptions, {"hub_picture": "no/such.png"}, "`hub_picture` must be a file of .*, got 'no/such.png'"),
+        (HubOptions, {"hub_picture": __file__}, "`hub_picture` must be a file of .png, .* got '.*test_options.py'"),
+        (HubOptions, {"hub_model_id": "a/b/c"}, "Repo id must be in the form"),
     ],
 )
 def test_values_out_of_range_are_refused(kind, values, message):

@@ -607,3 +607,10 @@ def test_an_adapter_that_does_not_fit_is_refused(settings, message):
     pipe = get_dummy_pipeline(adapter=DreamPoseAdapter.from_config({**config, **settings}))
     with pytest.raises(ValueError, match=message):
         pipe(**get_dummy_inputs())
+
+
+def test_a_saved_folder_does_not_tell_where_its_parts_came_from(tmp_path):
+    get_dummy_pipeline().save_pretrained(tmp_path / "first")
+    DreamPosePipeline.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    files = [path for path in (tmp_path / "second").rglob("*") if path.suffix == ".json"]
+    assert len(files) >= 6 and not any(str(tmp_path) in path.read_text() for path in files)

@@ -60,16 +60,6 @@ def test_wandb_gets_figures_settings_a_strip_and_a_video(clip, tmp_path, monkeyp
     assert video.read_bytes() == clip[1].read_bytes()
 
 
-def test_a_run_ends_its_trackers_however_it_ends(tmp_path):
-    finished = []
-    with pytest.raises(RuntimeError, match="out of memory"):
-        with open_session(tmp_path, {}, report_to="tensorboard") as accelerator:
-            monitor = accelerator.trackers[0]
-            monitor.finish, end = lambda: finished.append(end()), monitor.finish
-            raise RuntimeError("out of memory")
-    assert len(finished) == 1
-
-
 def test_without_trackers_nothing_is_written(tmp_path, clip):
     with open_session(tmp_path / "run", {}) as accelerator:
         log_animation(accelerator, "validation/clip", *clip, step=3)
@@ -77,7 +67,7 @@ def test_without_trackers_nothing_is_written(tmp_path, clip):
 
 
 def test_what_is_not_installed_is_refused(monkeypatch):
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda: False)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "wandb" else object())
     assert installed_trackers("all") == ["tensorboard"] and installed_trackers(None) == []
     with pytest.raises(ValueError, match="`report_to` must be one of tensorboard, wandb that is installed .* 'wandb'"):
         installed_trackers("wandb")

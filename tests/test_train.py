@@ -21,6 +21,7 @@ from tests.hub_server import TOKEN, Hub
 from tests.launch import ROOT, launch_two_processes, start_two_processes
 from tests.tiny_components import get_dummy_components, get_unet
 from training.checkpoints import checkpoint_step, list_checkpoints
+from training.data.frame_stream import EndlessFrameStream
 from training.data.pair_settings import PairSettings
 from training.train import main, parse_args
 
@@ -93,11 +94,21 @@ def test_the_latent_cache_trains_alike(base, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "flags", [["--gradient_checkpointing"], ["--torch_compile", "eager"]], ids=["checkpointed", "compiled"]
+    "flags", [["--gradient_checkpointing"], ["--torch_compile_backend", "eager"]], ids=["checkpointed", "compiled"]
 )
-def test_what_saves_memory_or_time_changes_nothing_but_rounding(base, tmp_path, flags):
+def test_what_saves_memory_or_time_changes_nothing_but_rounding(base, tmp_path, flags, monkeypatch):
+    recomputed, checkpoint = [], torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        "torch.utils.checkpoint.checkpoint",
+        lambda *args, **kwargs: recomputed.append(1) or checkpoint(*args, **kwargs),
+    )
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     main(parse_args(arguments(base, tmp_path / "plain")))
+    assert not recomputed and not torch._dynamo.utils.counters["frames"]["ok"]
     main(parse_args(arguments(base, tmp_path / "other", *flags)))
+    assert bool(recomputed) != bool(torch._dynamo.utils.counters["frames"]["ok"]), "one or the other was done"
+    assert bool(recomputed) == ("--gradient_checkpointing" in flags)
     assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "other"), rel=1e-5)
     plain, other = weights(tmp_path / "plain"), weights(tmp_path / "other")
     assert plain.keys() == other.keys()
@@ -125,17 +136,24 @@ def test_mixed_precision_trains_in_float32_and_leaves_frozen_weights_as_they_wer
 
 
 @pytest.mark.slow
-def test_a_stream_trains_and_goes_on_near_to_where_it_was(base, tmp_path):
-    """Six clips of six frames in shards of a clip; a run of two parts sees what the stream has next."""
+def test_a_stream_trains_and_goes_on_near_to_where_it_was(base, tmp_path, monkeypatch):
+    """Six clips of six frames, a clip a shard; the second part of a run goes on where the first one's workers were."""
+    begun, load_positions = [], EndlessFrameStream.load_positions
+    monkeypatch.setattr(
+        EndlessFrameStream,
+        "load_positions",
+        lambda stream, positions: (
+            (positions and begun.append([list(p) for p in positions])) or load_positions(stream, positions)
+        ),
+    )
     more = ["--streaming", "--dataloader_num_workers", "2", "--validation_steps", "6", "--max_train_steps", "6"]
     main(parse_args(arguments(base, tmp_path, *more, "--max_train_steps", "3")))
     state = json.loads((tmp_path / "checkpoint-000003" / "state.json").read_text())
-    (positions,) = state["stream_positions"]  # of one process: two workers
+    (positions,) = state["stream_positions"]  # of one process: two workers, the second of which has begun
     assert len(positions) == 2 and all(len(position) == 3 for position in positions)
     main(parse_args(arguments(base, tmp_path, *more, "--resume_from_checkpoint", "latest")))
     assert len(losses(tmp_path)) == 6 and all(0 < loss < 10 for loss in losses(tmp_path))
-    with pytest.raises(ValueError, match="`max_train_steps` must be given with `streaming`"):
-        main(parse_args(arguments(base, tmp_path / "none", "--streaming", "--max_train_steps", "none")))
+    assert begun == [[[0, 0, 0]] * 2, positions]
 
 
 @pytest.mark.slow
@@ -213,6 +231,7 @@ def test_a_run_pushes_what_it_made_with_its_card(base, tmp_path):
     assert 'DiffusionPipeline.from_pretrained("someone/pushed"' in card and "for 2 steps of 2 samples" in card
     records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert f"{records[-1]['validation/psnr']:.4g}" in card and str(tmp_path) not in card
+    assert not any(str(tmp_path).encode() in content for content in files.values()), "not even where parts came from"
     written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in content for content in [*written, *files.values(), process.stdout.encode()])
 
@@ -229,6 +248,9 @@ def test_a_run_pushes_what_it_made_with_its_card(base, tmp_path):
         (["--train_data", "procedural/huge"], "The data set must be one of"),
         (["--min_crop_scale", "0.5", "--latent_cache_dir", "x"], "`min_crop_scale` must be 1 with `latent_cache_dir`"),
         (["--learning_rate", "0"], "`learning_rate` must be a finite number above 0"),
+        (["--streaming", "--max_train_steps", "none"], "`max_train_steps` must be given with `streaming`"),
+        (["--torch_compile_backend", "inducter"], "`torch_compile_backend` must be one of .*inductor.*'inducter'"),
+        (["--hub_model_id", "a/b/c"], "Repo id must be in the form"),
         (["--use_8bit_adam"], "`use_8bit_adam` must go with CUDA and bitsandbytes"),
     ],
 )

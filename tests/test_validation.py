@@ -122,3 +122,12 @@ def test_a_clip_without_bad_rows_is_taken(dataset, pipeline, shape, tmp_path):
     none = spoil(dataset, dict.fromkeys(range(0, 36, 6), NO_MAP))
     with pytest.raises(ValueError, match="`samples` must have a clip that can be animated, got bad rows in each"):
         HeldOutClip(pipeline, FramePairs(none, shape, 0, SKIP), NO_TRACKERS, tmp_path, 0)
+
+
+def test_a_clip_of_poses_of_several_sizes_is_bad(dataset, pipeline, shape, tmp_path):
+    resized = {name: dataset[2][name].resize((32, 40), Image.Resampling.NEAREST) for name in ("image", "iuv")}
+    spoilt = spoil(dataset, {2: resized})
+    clip = HeldOutClip(pipeline, FramePairs(spoilt, shape, 0, SKIP), NO_TRACKERS, tmp_path, 0)
+    assert clip.photo.tobytes() == dataset[6]["image"].tobytes()
+    with pytest.raises(BadRow, match="the pose maps from it on have"):
+        HeldOutClip(pipeline, FramePairs(spoilt, shape, 0), NO_TRACKERS, tmp_path, 0)

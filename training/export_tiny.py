@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def export_pipeline(options: argparse.Namespace) -> None:
-    """Save the pipeline in half precision, its defaults set, without a trace of where it was trained."""
+    """Save the pipeline in half precision, its defaults set."""
     pipeline = load_pipeline(options.pipeline, dtype="float16")
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler)
     for name in ("image_guidance_scale", "pose_guidance_scale"):
@@ -41,11 +41,10 @@ def export_pipeline(options: argparse.Namespace) -> None:
             pipeline.register_to_config(**{f"default_{name}": value})
     pipeline.save_pretrained(options.model_dir)
     for path in options.model_dir.glob("*/config.json"):
-        config = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
+        config = json.loads(path.read_text())
         if "dtype" in config:
             # transformers would load its part in half precision, diffusers loads all others in float32.
-            config["dtype"] = "float32"
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
 
 
 def export_sample(options: argparse.Namespace) -> None:

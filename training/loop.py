@@ -100,7 +100,7 @@ def train(
         validation_steps (`int`, *optional*): Validate every so many steps and after the last.
         validate (`Callable`, *optional*):
             `validate(module, global_step) -> floats to log` behind `validation/`, on the main process, in eval mode,
-            with the average.
+            with the average. The other processes wait, and need not have it.
         max_nonfinite_steps (`int`): Stop after so many steps in a row without a finite loss or gradient.
     Returns:
         `nn.Module`: `module`, unwrapped, with the averaged weights if `ema_decay` is given.
@@ -124,6 +124,7 @@ def train(
     )
     _check(accelerator, module, settings)
     checkpoint = resolve_checkpoint(output_dir, resume_from_checkpoint)
+    module.to(accelerator.device)  # where the optimizer is to find it
     optimizer = build_optimizer(
         [parameter for parameter in module.parameters() if parameter.requires_grad],
         learning_rate,
@@ -186,7 +187,9 @@ class _Run:
         self.settings = settings
         self.lr_curve = lr_curve
         self.prepared, self.optimizer = accelerator.prepare(module, optimizer)
-        self.state = RunState(accelerator, accelerator.unwrap_model(self.prepared), optimizer, ema_decay)
+        # Names of weights are those without torch.compile, whatever accelerate is set to.
+        unwrapped = accelerator.unwrap_model(self.prepared, keep_torch_compile=False)
+        self.state = RunState(accelerator, unwrapped, optimizer, ema_decay)
         local_batch = settings.train_batch_size * settings.gradient_accumulation_steps
         self.global_batch = local_batch * accelerator.num_processes
         self.num_nonfinite_in_row = 0
@@ -250,8 +253,8 @@ class _Run:
                     self.save()
                 if signum:
                     raise self.interruption(signum)
-                can_validate = validate is not None and settings.validation_steps is not None
-                if can_validate and settings.is_due(settings.validation_steps, self.state.global_step):
+                wants_validation = settings.validation_steps is not None
+                if wants_validation and settings.is_due(settings.validation_steps, self.state.global_step):
                     self.validate(validate)
 
     def step(self, loss_fn, batches, stop) -> int:
@@ -297,8 +300,9 @@ class _Run:
             self.num_nonfinite_in_row = 0
             return
         self.state.num_skipped_steps += 1
-        if math.isfinite(loss) and self.accelerator.scaler is not None:
-            return
+        scaler = self.accelerator.scaler
+        if math.isfinite(loss) and scaler is not None and scaler.get_scale() >= 1:
+            return  # an overflow, for which the scale is lowered
         self.num_nonfinite_in_row += 1
         logger.warning(f"Step {self.state.global_step} was skipped: loss {loss}, gradient norm {grad_norm}.")
         if self.num_nonfinite_in_row >= self.settings.max_nonfinite_steps:
@@ -317,7 +321,7 @@ class _Run:
         return TrainingInterrupted(128 + signum)
 
     def validate(self, validate) -> None:
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and validate is not None:
             modes = {part: part.training for part in self.state.module.modules()}
             self.state.module.eval()
             if self.state.ema is not None:
@@ -342,4 +346,4 @@ class _Run:
 
     def finish(self) -> nn.Module:
         self.state.take_average()
-        return self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+        return self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False, keep_torch_compile=False)

@@ -26,6 +26,12 @@ LICENSES = {
     "apache-2.0": "Apache-2.0",
     "creativeml-openrail-m": "CreativeML OpenRAIL-M, whose restrictions of use go with them",
 }
+# Repositories of Stable Diffusion 1.x itself, whose licence is known.
+STABLE_DIFFUSION = {
+    *(f"CompVis/stable-diffusion-v1-{version}" for version in range(1, 5)),
+    "runwayml/stable-diffusion-v1-5",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 # Options whose values name repositories on the Hub, or folders.
 SOURCES = ("pretrained_model_name_or_path", "image_encoder_name_or_path", "train_data")
@@ -74,7 +80,7 @@ def write_base_card(
         raise ValueError(f"`repo_id` must be OWNER/NAME, got {repo_id!r}.")
     sample = None if picture is None else _copy_sample(Path(picture), output_dir)
     base_id = find_hub_id(base_model)
-    if license is None and base_id is not None and "stable-diffusion" in base_id:
+    if license is None and base_id in STABLE_DIFFUSION:
         license = "creativeml-openrail-m"
     title = repo_id.split("/")[1] if repo_id else "DreamPose"
     figures = {name: value for name, value in (figures or {}).items() if math.isfinite(value)}

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from huggingface_hub.utils import validate_repo_id
+
 from training.data.pair_settings import PairSettings
+from training.model_card import PICTURE_SUFFIXES
 
 
 def _option(default: Any, help: str) -> Any:
@@ -56,9 +60,13 @@ class ModelOptions:
         False, "Train the image encoder too; only for one that has no weights yet. A pretrained CLIP stays frozen."
     )
     gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory, slower.")
-    torch_compile: str | None = _option(
+    torch_compile_backend: str | None = _option(
         None, "Compile the UNet by this backend of torch.compile (`inductor` is usual), `none` to run it as it is."
     )
+
+    def __post_init__(self):
+        if self.torch_compile_backend is not None:
+            _check_choice(self, "torch_compile_backend", torch.compiler.list_backends(exclude_tags=()))
 
 
 @dataclass(frozen=True)
@@ -242,9 +250,13 @@ class TrainOptions:
         if self.max_train_steps is None:
             if num_samples is None:
                 raise ValueError("`max_train_steps` must be given with `streaming`, got none.")
-            global_batch_size = self.train_batch_size * self.gradient_accumulation_steps * num_processes
-            arguments["max_train_steps"] = math.ceil(self.num_train_epochs * num_samples / global_batch_size)
+            num_steps = self.num_train_epochs * num_samples / self.global_batch_size(num_processes)
+            arguments["max_train_steps"] = math.ceil(num_steps)
         return arguments
+
+    def global_batch_size(self, num_processes: int = 1) -> int:
+        """Samples of one optimizer step, over all processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * num_processes
 
     def session_arguments(self) -> dict[str, Any]:
         """The keyword arguments of [`training.session.open_session`] that these options stand for."""
@@ -275,11 +287,19 @@ class HubOptions:
         None,
         "Picture for the card, of people who agreed; with `procedural` data the last validation's, if none is given.",
     )
+    hub_license: str | None = _option(
+        None,
+        "License for the card as the Hub names it; known by itself where training starts from Stable Diffusion 1.x.",
+    )
 
     def __post_init__(self):
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError(f"`hub_model_id` must name a repository with `push_to_hub`, got {self.hub_model_id!r}.")
-        _check(self, "a file", lambda value: Path(value).is_file(), "hub_picture")
+        if self.hub_model_id is not None:
+            validate_repo_id(self.hub_model_id)
+        names = ", ".join(PICTURE_SUFFIXES)
+        is_picture = lambda value: Path(value).is_file() and Path(value).suffix.lower() in PICTURE_SUFFIXES  # noqa: E731
+        _check(self, f"a file of {names}", is_picture, "hub_picture")
 
 
 @dataclass(frozen=True)

@@ -83,11 +83,11 @@ def append_log(output_dir: str | os.PathLike, global_step: int, record: Mapping[
         file.write(line + "\n")
 
 
-def last_figures(output_dir: str | os.PathLike, prefix: str) -> dict[str, float]:
-    """The values of the last record that has names with this prefix, by what follows it; empty if none has."""
-    path = Path(output_dir) / LOG_NAME
-    for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
-        figures = {name.removeprefix(prefix): v for name, v in json.loads(line).items() if name.startswith(prefix)}
-        if figures:
-            return figures
-    return {}
+def read_figures(output_dir: str | os.PathLike, global_step: int, prefix: str) -> dict[str, float]:
+    """The values that a step logged under names with this prefix, by what follows it; empty if it logged none."""
+    path, figures = Path(output_dir) / LOG_NAME, {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        record = json.loads(line)
+        if record["step"] == global_step:
+            figures |= {name.removeprefix(prefix): v for name, v in record.items() if name.startswith(prefix)}
+    return figures

@@ -63,6 +63,9 @@ class RunState:
             ValueError: If it is not whole or does not fit.
         """
         tensors, state = load_checkpoint(path)
+        used = type(self.optimizer).__name__
+        if state.get("optimizer", used) != used:
+            raise ValueError(f"The checkpoint's optimizer must fit the run's, {used}, got {state['optimizer']}.")
         restore_tensors(collect_module_tensors(self.module), tensors["model"], "model weights")
         restore_optimizer_state(self.optimizer, self.trained, tensors["optimizer"])
         if self.ema is not None and "ema" in tensors:
@@ -96,6 +99,7 @@ class RunState:
         scaler, positions = self.accelerator.scaler, self.stream_positions
         state = {
             **{name: getattr(self, name) for name in COUNTS if name != "global_step"},
+            "optimizer": type(self.optimizer).__name__,
             "ema_optimization_step": None if self.ema is None else self.ema.optimization_step,
             "scaler": None if scaler is None else scaler.state_dict(),
             "stream_positions": None if positions is None else gather_object([positions]),

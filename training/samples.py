@@ -26,7 +26,7 @@ def open_stream(
 
 
 def open_held_out(
-    name: str, shape: LatentShape, seed: int, settings: PairSettings, streaming: bool = False, num_videos: int = 32
+    name: str, shape: LatentShape, seed: int, settings: PairSettings, streaming: bool, num_videos: int
 ) -> FramePairs:
     """The validation split; of a stream, the first `num_videos` videos."""
     rows = load_prepared(name, "validation", streaming)

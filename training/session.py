@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""How every training run starts: accelerate, trackers, seed, and its options printed and written."""
+"""How every training run starts and ends: accelerate, its trackers, the seed."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -40,6 +40,7 @@ def open_session(
         ValueError: If a tracker is not installed.
     """
     trackers = installed_trackers(report_to)
+    matmul_precision = torch.get_float32_matmul_precision()
     if allow_tf32:
         torch.set_float32_matmul_precision("high")
     accelerator = Accelerator(
@@ -57,6 +58,7 @@ def open_session(
     try:
         yield accelerator
     finally:
+        torch.set_float32_matmul_precision(matmul_precision)
         for tracker in accelerator.trackers:
             tracker.finish()
     accelerator.state.destroy_process_group()

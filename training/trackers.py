@@ -2,17 +2,16 @@
 # Licensed under the Apache License, Version 2.0
 """Pictures and videos to the trackers of a run; its figures go there by `Accelerator.log`."""
 
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
-from accelerate.utils import is_tensorboard_available, is_wandb_available
 from PIL import Image
 
 
-TRACKERS: dict[str, Callable[[], bool]] = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+TRACKERS = ("tensorboard", "wandb")
 
 
 def installed_trackers(report_to: str | None) -> list[str]:
@@ -26,8 +25,8 @@ def installed_trackers(report_to: str | None) -> list[str]:
     if report_to is None:
         return []
     if report_to == "all":
-        return [name for name, is_installed in TRACKERS.items() if is_installed()]
-    if report_to not in TRACKERS or not TRACKERS[report_to]():
+        return [name for name in TRACKERS if find_spec(name) is not None]
+    if report_to not in TRACKERS or find_spec(report_to) is None:
         names = ", ".join(TRACKERS)
         raise ValueError(f"`report_to` must be one of {names} that is installed (by pip), or all, got {report_to!r}.")
     return [report_to]

@@ -6,7 +6,6 @@ accelerate launch training/train.py --preset paper --train_data FOLDER --output_
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -14,18 +13,18 @@ from diffusers import DDPMScheduler
 
 from pipeline_dreampose import DreamPosePipeline
 from training import options as groups
+from training.checkpoints import resolve_checkpoint
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
 from training.denoiser import Denoiser, StageOneLoss, load_base_pipeline
 from training.hub import try_make_repo, try_push
 from training.loop import train
-from training.model_card import is_drawn, write_base_card
 from training.option_parsing import format_options, option_values, parse, save_options
 from training.precision import held_in, weight_dtype
-from training.run_log import last_figures
+from training.run_card import describe_run
 from training.samples import cache_samples, open_held_out, open_samples, open_stream
 from training.session import open_session
-from training.validation import build_validation, last_strip
+from training.validation import build_validation
 
 
 OPTIONS = (
@@ -48,19 +47,18 @@ def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -
         pipeline.unet.enable_gradient_checkpointing()
     if run.channels_last:
         module.to(memory_format=torch.channels_last)
-    if model.torch_compile is not None:
-        pipeline.unet.compile(backend=model.torch_compile)
+    if model.torch_compile_backend is not None:
+        pipeline.unet.compile(backend=model.torch_compile_backend)
     shape = LatentShape.of(pipeline.vae, data.height, data.width)
     frozen = [pipeline.vae] if model.train_image_encoder else [pipeline.vae, pipeline.image_encoder]
     with held_in(weight_dtype(accelerator), frozen):
         validate = None
-        if run.validation_steps is not None:
+        if run.validation_steps is not None and accelerator.is_main_process:
             # Whole pictures, as the pipeline takes them, whatever training shows.
             whole = PairSettings(pairs.pose_radius, bad_rows=pairs.bad_rows)
-            clips = open_held_out(data.train_data, shape, run.seed, whole, pairs.streaming)
-            validate = build_validation(
-                pipeline, clips, accelerator, run.output_dir, run.seed, *vars(held_out).values()
-            )
+            num_pairs = held_out.num_validation_pairs
+            clips = open_held_out(data.train_data, shape, run.seed, whole, pairs.streaming, num_pairs)
+            validate = build_validation(pipeline, clips, accelerator, run.output_dir, run.seed, **vars(held_out))
         source = (data.train_data, shape, run.seed, pairs.settings(objective.noise_offset))
         samples = open_stream(accelerator, *source) if pairs.streaming else open_samples(*source)
         if pairs.latent_cache_dir is not None:
@@ -74,43 +72,40 @@ def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -
     return arguments["max_train_steps"]
 
 
-def publish(options: tuple, repo_id: str | None, num_steps: int, num_processes: int) -> None:
-    """Write the card of the finished pipeline, and push both if that was asked for."""
-    model, data, _, _, run, _, hub = options
-    folder, picture = Path(run.output_dir), hub.hub_picture
-    if picture is None and is_drawn(data.train_data):
-        picture = last_strip(folder)
-    write_base_card(
-        folder,
-        repo_id=repo_id,
-        base_model=model.pretrained_model_name_or_path,
-        revision=model.revision,
-        dataset=data.train_data,
-        options_yaml=format_options(*options),
-        figures=last_figures(folder, "validation/"),
-        picture=picture,
-        num_steps=num_steps,
-        num_samples=run.train_batch_size * run.gradient_accumulation_steps * num_processes,
-    )
-    if hub.push_to_hub:
-        try_push(folder, repo_id or hub.hub_model_id, private=hub.hub_private_repo)
-
-
 def main(options: tuple) -> None:
     """Load, widen, train, write a pipeline folder to `output_dir`, and push it if asked to."""
     model, data, pairs, _, run, _, hub = options
+    resolve_checkpoint(run.output_dir, run.resume_from_checkpoint)
+    if pairs.streaming:
+        run.loop_arguments(None)
     with open_session(settings=option_values(*options), **run.session_arguments()) as accelerator:
-        is_main = accelerator.is_main_process
+        size = (data.height, data.width, pairs.pose_radius)
+        names = (model.revision, model.image_encoder_name_or_path)
+        pipeline = load_base_pipeline(model.pretrained_model_name_or_path, *size, *names).to(accelerator.device)
+        is_main, repo_id = accelerator.is_main_process, hub.hub_model_id
         if is_main:
             print(save_options(run.output_dir, *options).read_text())
-        repo_id = try_make_repo(hub.hub_model_id, hub.hub_private_repo) if hub.push_to_hub and is_main else None
-        shape = (data.height, data.width, pairs.pose_radius, model.revision, model.image_encoder_name_or_path)
-        pipeline = load_base_pipeline(model.pretrained_model_name_or_path, *shape).to(accelerator.device)
+        if is_main and hub.push_to_hub:
+            repo_id = try_make_repo(repo_id, hub.hub_private_repo) or repo_id
         num_steps = fit(accelerator, pipeline, options) if run.max_train_steps != 0 else 0
-        if is_main:
-            pipeline.save_pretrained(run.output_dir)
-            print(f"Wrote the pipeline to {run.output_dir}.")
-            publish(options, repo_id, num_steps, accelerator.num_processes)
+        if not is_main:
+            return
+        pipeline.save_pretrained(run.output_dir)
+        print(f"Wrote the pipeline to {run.output_dir}.")
+        describe_run(
+            run.output_dir,
+            num_steps,
+            data.train_data,
+            hub.hub_picture,
+            repo_id=repo_id,
+            base_model=model.pretrained_model_name_or_path,
+            revision=model.revision,
+            options_yaml=format_options(*options),
+            license=hub.hub_license,
+            num_samples=run.global_batch_size(accelerator.num_processes),
+        )
+        if hub.push_to_hub:
+            try_push(run.output_dir, repo_id, private=hub.hub_private_repo)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ def train_vae(accelerator: Accelerator, encoder: EncoderOptions, data: DataOptio
     module = VAETrainer(vae, encoder.mse_weight, encoder.l1_weight, encoder.kl_weight)
     if run.channels_last:
         module.to(memory_format=torch.channels_last)
-    global_batch = run.train_batch_size * run.gradient_accumulation_steps * accelerator.num_processes
-    frames = VAEFrames(dataset, shape, run.seed, encoder.num_crop_steps * global_batch)
+    num_crops = encoder.num_crop_steps * run.global_batch_size(accelerator.num_processes)
+    frames = VAEFrames(dataset, shape, run.seed, num_crops)
     held_out = read_pictures(load_prepared(data.train_data, "validation"), shape, 64)
 
     def validate(module, global_step):

@@ -107,7 +107,7 @@ class HeldOutClip:
         num_frames: int = 16,
         num_inference_steps: int = 10,
     ):
-        self.pipeline, self.accelerator, self.folder = pipeline, accelerator, output_dir / FOLDER
+        self.pipeline, self.accelerator, self.output_dir = pipeline, accelerator, output_dir
         self.seed, self.num_inference_steps = seed, num_inference_steps
         clips = (_read_clip(samples, rows[:num_frames]) for rows in samples.videos.values())
         clip = next((clip for clip in clips if clip is not None), None)
@@ -128,8 +128,8 @@ class HeldOutClip:
         ).frames[0]
         truth = self.truth / 2 + 0.5
         frames, true_frames = (_to_pictures(images) for images in (prediction, truth))
-        stem = self.folder / f"step-{global_step:06d}"
-        strip, video, gif = (stem.with_suffix(suffix) for suffix in (".png", ".mp4", ".gif"))
+        strip = strip_path(self.output_dir, global_step)
+        video, gif = strip.with_suffix(".mp4"), strip.with_suffix(".gif")
         write_video(frames, video)
         write_gif(frames, gif)
         draw_strip(self.photo, self.poses, frames, 8, true_frames).save(strip)
@@ -143,19 +143,20 @@ def build_validation(
     accelerator: Accelerator,
     output_dir: str | os.PathLike,
     seed: int,
-    num_pairs: int,
-    num_frames: int,
-    num_inference_steps: int,
+    num_validation_pairs: int,
+    num_validation_frames: int,
+    validation_inference_steps: int,
 ) -> Callable[[torch.nn.Module, int], dict[str, float]]:
     """A [`HeldOutClip`] and [`HeldOutPairs`] as the one call that `training.loop.train` makes."""
-    compare = HeldOutPairs(pipeline, samples, seed, num_pairs, num_inference_steps)
-    animate = HeldOutClip(pipeline, samples, accelerator, Path(output_dir), seed, num_frames, num_inference_steps)
+    num_steps = validation_inference_steps
+    compare = HeldOutPairs(pipeline, samples, seed, num_validation_pairs, num_steps)
+    animate = HeldOutClip(pipeline, samples, accelerator, Path(output_dir), seed, num_validation_frames, num_steps)
     return lambda module, global_step: compare(module, global_step) | animate(module, global_step)
 
 
-def last_strip(output_dir: str | os.PathLike) -> Path | None:
-    """The strip of a run's last validation, if there is one."""
-    return max((Path(output_dir) / FOLDER).glob("step-*.png"), default=None)
+def strip_path(output_dir: str | os.PathLike, global_step: int) -> Path:
+    """The strip of a validation."""
+    return Path(output_dir) / FOLDER / f"step-{global_step:06d}.png"
 
 
 def _to_pictures(images: torch.Tensor) -> list[Image.Image]:
@@ -166,11 +167,11 @@ def _read_clip(samples: FramePairs, rows: list[int]) -> tuple[Image.Image, list[
     """Photo and IUV pictures as they are stored, and the frames [F,3,H,W]; `None` if a row is bad."""
     try:
         truth = torch.stack([samples.read_frame(row)[0] for row in rows])
+        poses = _read_poses(samples, rows)
     except BadRow:
         if samples.settings.bad_rows == "raise":
             raise
         return None
-    poses = [samples.columns["iuv"][row]["iuv"] for row in rows]
     return samples.columns["image"][rows[0]]["image"], poses, truth
 
 
@@ -203,7 +204,12 @@ def _read_target(samples: FramePairs, row: int) -> tuple[list[Image.Image], int,
     """The IUV pictures of a row's window as they are stored, its place among them, and its picture."""
     truth = samples.read_target(row)["target_pixel_values"]
     window, place = samples.window_rows(row)
-    poses = [samples.columns["iuv"][r]["iuv"] for r in window]
-    if len(sizes := {pose.size for pose in poses}) > 1:  # which the pipeline refuses
-        raise samples.bad_row(row, f"the pose maps around it have {sorted(sizes)} pixels")
-    return poses, place, truth
+    return _read_poses(samples, window), place, truth
+
+
+def _read_poses(samples: FramePairs, rows: list[int]) -> list[Image.Image]:
+    """The IUV pictures of some rows as they are stored, all of one size, since the pipeline takes no others."""
+    poses = [samples.columns["iuv"][row]["iuv"] for row in rows]
+    if len(sizes := {pose.size for pose in poses}) > 1:
+        raise samples.bad_row(rows[0], f"the pose maps from it on have {sorted(sizes)} pixels")
+    return poses

@@ -95,8 +95,7 @@ def _load(image: Image.Image) -> Image.Image:
 def to_rgb(image: Union[Image.Image, np.ndarray, torch.Tensor]) -> Image.Image:
     """Any one picture that `VaeImageProcessor` takes -> an 8 bit RGB picture; transparency is laid over white."""
     if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
+        image = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
         image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[-1] != 3:
@@ -472,6 +471,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             target = Path(save_directory, copy)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source)
+        for path in Path(save_directory).glob("*/config.json"):  # where a part was loaded from is nobody's business
+            config = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "_name_or_path"}
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def to_json_file(self, json_file_path: Union[str, os.PathLike]):
@@ -904,8 +906,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         `(1, T, D)`; the batch is in the order of `branches`, of [`DreamPosePipeline.guidance_branches`].
         """
         model_input = self.scheduler.scale_model_input(latents, t).repeat(len(branches), 1, 1, 1)
-        null_windows = torch.zeros_like(windows)
-        poses = torch.cat([windows if sees_pose else null_windows for _, _, sees_pose in branches])
+        poses = torch.cat([windows if sees_pose else torch.zeros_like(windows) for _, _, sees_pose in branches])
         branch_states = torch.cat([states if sees_photo else null_states for _, sees_photo, _ in branches])
         predictions = self.unet(
             torch.cat([model_input, poses], dim=1).to(self.unet.dtype),
@@ -1023,8 +1024,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
         # 3. The branches of guidance, in batch order, and the null image if one of them wants it
         branches = self.guidance_branches(image_guidance_scale, pose_guidance_scale)
-        sees_photo_always = all(sees_photo for _, sees_photo, _ in branches)
-        null_states = None if sees_photo_always else self.encode_null_image(height, width, device)
+        null_states = None if all(sees for _, sees, _ in branches) else self.encode_null_image(height, width, device)
 
         frames = [[] for _ in range(batch_size)] if output_type == "pil" else None
         checks_safety = self.safety_checker is not None and output_type != "latent"

@@ -1,0 +1,31 @@
+"""How a training run starts and ends."""
+
+import pytest
+import torch
+
+from training.session import open_session
+
+
+def test_tf32_is_allowed_for_the_session_only(tmp_path):
+    before = torch.get_float32_matmul_precision()
+    with open_session(tmp_path, {}, allow_tf32=True):
+        assert torch.get_float32_matmul_precision() == "high" != before
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_the_seed_is_set(tmp_path):
+    draws = []
+    for seed in (1, 1, 2):
+        with open_session(tmp_path, {}, seed=seed):
+            draws.append(torch.rand(3).tolist())
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_run_ends_its_trackers_however_it_ends(tmp_path):
+    finished = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        with open_session(tmp_path, {}, report_to="tensorboard") as accelerator:
+            tracker = accelerator.trackers[0]
+            tracker.finish, finish = lambda: finished.append(finish()), tracker.finish
+            raise RuntimeError("out of memory")
+    assert len(finished) == 1

@@ -1,0 +1,50 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""The card of what a stage-1 run made, from what the run left; a run that is through does not fail for it."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from training.model_card import is_drawn, write_base_card
+from training.run_log import read_figures
+from training.validation import strip_path
+
+
+logger = logging.getLogger(__name__)
+
+
+def describe_run(
+    output_dir: str | os.PathLike,
+    num_steps: int,
+    dataset: str,
+    picture: str | None = None,
+    repo_id: str | None = None,
+    **card: Any,
+) -> None:
+    """Write the card with the figures of the last step's validation; if it cannot be written, say so.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Of the run.
+        num_steps (`int`): Its last step.
+        dataset (`str`): What it was trained on.
+        picture (`str`, *optional*): For the card; by default, if nobody real is on it, the last validation's strip.
+        repo_id (`str`, *optional*): Where it will be pushed, as far as that is known: `OWNER/NAME`, or `NAME`.
+        card: Further arguments of [`training.model_card.write_base_card`].
+    """
+    strip = strip_path(output_dir, num_steps)
+    if picture is None and is_drawn(dataset) and strip.exists():
+        picture = strip
+    try:
+        write_base_card(
+            Path(output_dir),
+            repo_id=repo_id if repo_id and "/" in repo_id else None,
+            dataset=dataset,
+            num_steps=num_steps,
+            figures=read_figures(output_dir, num_steps, "validation/"),
+            picture=picture,
+            **card,
+        )
+    except (OSError, ValueError) as error:
+        logger.warning(f"The card of {output_dir} could not be written: {error}")
