@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from pipeline_dreampose import DreamPosePipeline
 from tests.conftest import reset_accelerate
-from tests.launch import launch_two_processes
+from tests.launch import ROOT, launch_two_processes
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, save_photo
 from training import finetune, subject
 from training.checkpoints import find_latest_checkpoint
@@ -267,7 +267,10 @@ def test_where_a_run_goes_on(tmp_path):
         ),
         (["--max_train_steps", "0", "--decoder_max_train_steps", "0"], "must not both be 0"),
         (["--validation_steps", "2"], "`validation_steps` must be none for a subject, got 2"),
-        (["--hub_picture", __file__], "`hub_picture` must be none for a subject, got"),
+        (
+            ["--hub_picture", str(ROOT / "model_card" / "sample" / "photo.png")],
+            "`hub_picture` must be none for a subject, got",
+        ),
         (["--height", "36"], "`height` must be a positive multiple of 8, got 36"),
         (["--rank", "0"], "`rank` must be at least 1, got 0"),
         (["--prior_prob", "1"], r"`prior_prob` must be within \[0, 1\), got 1"),

@@ -16,7 +16,7 @@ PARTIAL = ".tmp-checkpoint-*"
 
 
 def train_to_the_end(output_dir):
-    """In a process of its own: every step writes a checkpoint, so that most kills meet a half-written one."""
+    """In a process of its own, whose number of threads is no other test's: every step writes a checkpoint."""
     torch.set_num_threads(1)
     settings = {"max_train_steps": STEPS, "checkpointing_steps": 1, "logging_steps": 1, "checkpoints_total_limit": 2}
     run(output_dir, network(0.3), resume_from_checkpoint="latest", **settings)
@@ -51,7 +51,10 @@ def test_a_run_killed_at_random_moments_equals_an_undisturbed_one(tmp_path):
         whole = [path for path in list_checkpoints(tmp_path / "killed") if find_checkpoint_fault(path) is None]
         assert whole, "a whole checkpoint is always there"
     assert num_kills >= 3 and num_partial >= 1
-    train_to_the_end(tmp_path / "undisturbed")
+    process = context.Process(target=train_to_the_end, args=(tmp_path / "undisturbed",))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
     assert curve(tmp_path / "killed") == curve(tmp_path / "undisturbed")
     for name in ("model", "optimizer", "ema"):
         file = Path(f"checkpoint-{STEPS:06d}", f"{name}.safetensors")
