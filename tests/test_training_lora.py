@@ -29,13 +29,13 @@ def render(pipe):
 
 
 def draw_weights(parts):
-    """As a training might leave them."""
+    """As a training might leave them; larger ones only magnify rounding where they are fused."""
     torch.manual_seed(7)
     with torch.no_grad():
         for part in parts.values():
             for name, parameter in part.named_parameters():
                 if ".lora_" in name:
-                    parameter.add_(0.3 * torch.randn_like(parameter))
+                    parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 def get_vae():
@@ -133,7 +133,7 @@ def test_a_pipeline_built_anew_gives_what_was_trained(tmp_path, settings, scalin
     assert stored["dreampose.rank"] == 4 and stored["unet.target_modules"] == sorted(stored["unet.target_modules"])
     anew.fuse_lora()
     anew.unload_lora_weights()
-    torch.testing.assert_close(render(anew), trained, atol=1e-4, rtol=0)
+    torch.testing.assert_close(render(anew), trained, atol=1e-5, rtol=0)
 
 
 def test_a_norm_of_another_layer_is_refused(tmp_path):
