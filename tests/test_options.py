@@ -182,7 +182,7 @@ def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(tmp_path, capsys
         (HubOptions, {"push_to_hub": True}, "`hub_model_id` must name a repository with `push_to_hub`, got None"),
         (HubOptions, {"hub_picture": "no/such.png"}, "`hub_picture` must be a file of .*, got 'no/such.png'"),
         (HubOptions, {"hub_picture": __file__}, "`hub_picture` must be a file of .png, .* got '.*test_options.py'"),
-        (HubOptions, {"hub_model_id": "a/b/c"}, "Repo id must be in the form"),
+        (HubOptions, {"hub_model_id": "a/b/c"}, "`hub_model_id` must be a repository's id on the Hub, got 'a/b/c'"),
     ],
 )
 def test_values_out_of_range_are_refused(kind, values, message):

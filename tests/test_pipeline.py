@@ -611,6 +611,9 @@ def test_an_adapter_that_does_not_fit_is_refused(settings, message):
 
 def test_a_saved_folder_does_not_tell_where_its_parts_came_from(tmp_path):
     get_dummy_pipeline().save_pretrained(tmp_path / "first")
+    (tmp_path / "second" / "other").mkdir(parents=True)
+    (tmp_path / "second" / "other" / "config.json").write_text('{"_name_or_path": "no part of it"}')
     DreamPosePipeline.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    assert "no part of it" in (tmp_path / "second" / "other" / "config.json").read_text(), "left alone"
     files = [path for path in (tmp_path / "second").rglob("*") if path.suffix == ".json"]
     assert len(files) >= 6 and not any(str(tmp_path) in path.read_text() for path in files)

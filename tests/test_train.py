@@ -250,7 +250,7 @@ def test_a_run_pushes_what_it_made_with_its_card(base, tmp_path):
         (["--learning_rate", "0"], "`learning_rate` must be a finite number above 0"),
         (["--streaming", "--max_train_steps", "none"], "`max_train_steps` must be given with `streaming`"),
         (["--torch_compile_backend", "inducter"], "`torch_compile_backend` must be one of .*inductor.*'inducter'"),
-        (["--hub_model_id", "a/b/c"], "Repo id must be in the form"),
+        (["--hub_model_id", "a/b/c"], "`hub_model_id` must be a repository's id on the Hub, got 'a/b/c'"),
         (["--use_8bit_adam"], "`use_8bit_adam` must go with CUDA and bitsandbytes"),
     ],
 )
@@ -263,10 +263,22 @@ def test_bad_options_end_in_one_clear_error(base, tmp_path, flags, message, monk
 @pytest.mark.slow
 def test_two_processes_train_as_one(base, tmp_path):
     """`accelerate launch` with two real CPU processes: equal to one process with the same global batch."""
-    launch_two_processes("training/train.py", arguments(base, tmp_path / "two", "--train_batch_size", "1"))
-    main(parse_args(arguments(base, tmp_path / "one")))
+    more = ["--validation_steps", "2", "--num_validation_pairs", "2", "--num_validation_frames", "3"]
+    launch_two_processes("training/train.py", arguments(base, tmp_path / "two", "--train_batch_size", "1", *more))
+    main(parse_args(arguments(base, tmp_path / "one", *more)))
     state = json.loads((tmp_path / "two" / "checkpoint-000004" / "state.json").read_text())
     assert state["world"]["num_processes"] == 2
+    figures = [
+        [
+            json.loads(line)
+            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+            if "validation/" in line
+        ]
+        for name in ("one", "two")
+    ]
+    assert [record["step"] for record in figures[1]] == [2, 4], "the main process validates, the other one waits"
+    for one, two in zip(*figures, strict=True):
+        assert one == pytest.approx(two, rel=1e-2)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=2e-4, msg=key)

@@ -76,7 +76,7 @@ def write_base_card(
         ValueError: If `repo_id` is no id, or `picture` no picture's file.
     """
     output_dir = Path(output_dir)
-    if repo_id is not None and not _is_repo_id(repo_id):
+    if repo_id is not None and not ("/" in repo_id and is_repo_id(repo_id)):
         raise ValueError(f"`repo_id` must be OWNER/NAME, got {repo_id!r}.")
     sample = None if picture is None else _copy_sample(Path(picture), output_dir)
     base_id = find_hub_id(base_model)
@@ -113,7 +113,7 @@ def find_hub_id(name: str) -> str | None:
         name (`str`): As a trainer takes it.
     """
     is_elsewhere = Path(name).exists() or name.partition("/")[0] == PROCEDURAL
-    return name if not is_elsewhere and _is_repo_id(name) else None
+    return name if not is_elsewhere and "/" in name and is_repo_id(name) else None
 
 
 def public_settings(options_yaml: str) -> dict[str, Any]:
@@ -142,12 +142,13 @@ def _is_public(name: str, value: Any) -> bool:
     return re.fullmatch(rule, value) is not None and not value.startswith("hf_") and not Path(value).exists()
 
 
-def _is_repo_id(name: str) -> bool:
+def is_repo_id(name: str) -> bool:
+    """Whether a repository on the Hub may have this name, `OWNER/NAME`, or `NAME` for the token's own."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return "/" in name
+    return True
 
 
 def is_drawn(dataset: str) -> bool:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.utils import validate_repo_id
 
 from training.data.pair_settings import PairSettings
-from training.model_card import PICTURE_SUFFIXES
+from training.model_card import PICTURE_SUFFIXES, is_repo_id
 
 
 def _option(default: Any, help: str) -> Any:
@@ -295,8 +294,7 @@ class HubOptions:
     def __post_init__(self):
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError(f"`hub_model_id` must name a repository with `push_to_hub`, got {self.hub_model_id!r}.")
-        if self.hub_model_id is not None:
-            validate_repo_id(self.hub_model_id)
+        _check(self, "a repository's id on the Hub", is_repo_id, "hub_model_id")
         names = ", ".join(PICTURE_SUFFIXES)
         is_picture = lambda value: Path(value).is_file() and Path(value).suffix.lower() in PICTURE_SUFFIXES  # noqa: E731
         _check(self, f"a file of {names}", is_picture, "hub_picture")

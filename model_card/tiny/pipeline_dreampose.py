@@ -459,7 +459,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: Union[str, os.PathLike], push_to_hub: bool = False, **kwargs):
-        """Write `model_index.json` with copies of this file beside it and beside the adapter's weights.
+        """Write `model_index.json` and copies of this file, and drop from the parts' configs where they came from.
 
         Takes the arguments of [`ConfigMixin.save_config`].
         """
@@ -471,7 +471,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             target = Path(save_directory, copy)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source)
-        for path in Path(save_directory).glob("*/config.json"):  # where a part was loaded from is nobody's business
+        for path in (path for part in self.components for path in Path(save_directory, part).glob("config.json")):
             config = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "_name_or_path"}
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
