@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--channels_last", action="store_true", help="memory layout of the UNet")
     parser.add_argument("--batch_size", type=int, default=4)
-    # The trainer's own default; the release has 1, which on a few cores takes more from the training than it gives.
+    # 0 is the trainer's own default; the release has 1.
     parser.add_argument("--num_workers", type=int, default=0, help="data workers of (a), (b) and (c)")
     parser.add_argument("--num_frames", type=int, default=16, help="of the clip that is drawn as data")
     parser.add_argument("--steps", type=int, default=2, help="timed in each round, after one that warms up")
