@@ -61,7 +61,13 @@ LAYERS = [
         "training.subject",
         "training.validation",
     },
-    {"benchmarks.sampling_procedures", "benchmarks.data_layouts", "benchmarks.training_procedures"},
+    {
+        "benchmarks.sampling_procedures",
+        "benchmarks.data_layouts",
+        "benchmarks.subject_trials",
+        "benchmarks.training_procedures",
+    },
+    {"benchmarks.subject_report"},
 ]
 # Of an entry point; `training` for all others.
 EXTRAS = {

@@ -1,0 +1,118 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Trials of stage 2 run side by side, kept one by one, and put together: gains over the model before."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from benchmarks.subject_trials import Trial, run_trial
+from training.metrics import mean_and_standard_error
+
+
+METRICS = ("psnr", "ssim", "l1", "foreground_psnr", "silhouette_iou", "cloth_psnr")
+GROUPS = ("all", "back", "still_window", "vae_round_trip")
+
+
+def trial_path(trial: Trial, work_dir: Path) -> Path:
+    """Where a trial's records are kept: trials of other settings have other names."""
+    text = json.dumps(asdict(trial), sort_keys=True)
+    return work_dir / f"{trial.split}-{trial.index:03d}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def _start_process() -> None:
+    torch.set_num_threads(1)  # a process a core is faster than one of two threads
+    os.environ["TQDM_DISABLE"] = "1"
+
+
+def _run_and_keep(trial: Trial, path: Path) -> None:
+    records = run_trial(trial)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"trial": asdict(trial), "records": records}))
+    part.rename(path)
+
+
+def run_all(trials: Sequence[Trial], work_dir: Path, num_processes: int) -> list[list[dict]]:
+    """The records of all trials, of which those that are missing are run.
+
+    Args:
+        trials (`Sequence[Trial]`): What to do.
+        work_dir (`Path`): Has a file for each trial that is through.
+        num_processes (`int`): Trials at a time.
+    Returns:
+        `list[list[dict]]`: In the order of `trials`.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    paths = [trial_path(trial, work_dir) for trial in trials]
+    missing = [(trial, path) for trial, path in zip(trials, paths) if not path.exists()]
+    if missing:
+        os.environ["OMP_NUM_THREADS"] = "1"  # read when the processes start
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_process) as pool:
+            jobs = [pool.submit(_run_and_keep, *job) for job in missing]
+            for job in tqdm(as_completed(jobs), total=len(trials), initial=len(trials) - len(missing), unit="trial"):
+                job.result()
+    return [json.loads(path.read_text())["records"] for path in paths]
+
+
+def summarize(results: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict]:
+    """Figures and their gains at each measured step, over subjects.
+
+    Args:
+        results (`Sequence`): Records of each subject, as `run_trial` returns them.
+    Returns:
+        `list[dict]`: For each phase and step: `figures` and `gains` (over the same subject before) by group and
+            metric, each with mean, standard error and number; `improved`, how many subjects gained; and the gains of
+            each subject.
+    """
+    rows = []
+    for records in zip(*results, strict=True):
+        row = {"phase": records[0]["phase"], "step": records[0]["step"]}
+        for name in ("figures", "gains", "improved", "gain_by_subject"):
+            row[name] = {}
+        for group in GROUPS:
+            values = {m: _values(records, group, m) for m in METRICS}
+            before = {m: _values([result[0] for result in results], group, m) for m in METRICS}
+            gains = {m: values[m] - before[m] for m in METRICS}
+            row["figures"][group] = {m: mean_and_standard_error(v) for m, v in values.items()}
+            row["gains"][group] = {m: mean_and_standard_error(v) for m, v in gains.items()}
+            better = {m: -v if m == "l1" else v for m, v in gains.items()}
+            row["improved"][group] = {m: int((v > 0).sum()) for m, v in better.items()}
+            row["gain_by_subject"][group] = {m: [round(x, 4) for x in v.tolist()] for m, v in gains.items()}
+        rows.append(row)
+    return rows
+
+
+def _values(records: Sequence[Mapping[str, Any]], group: str, metric: str) -> torch.Tensor:
+    return torch.tensor([record["figures"][group][metric] for record in records], dtype=torch.float64)
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """The gains as a table, a line for each number of photos, phase and step."""
+    columns = [
+        *(("all", m) for m in ("psnr", "ssim", "l1", "foreground_psnr", "cloth_psnr")),
+        *(("back", m) for m in ("psnr", "ssim", "foreground_psnr")),
+        ("still_window", "cloth_psnr"),
+        ("vae_round_trip", "psnr"),
+    ]
+    print("photos phase    step " + " ".join(f"{f'{g[:5]} {m[:10]}':>16}" for g, m in columns))
+    for num_photos, rows in report["num_photos"].items():
+        for row in rows:
+            kind = "figures" if row["phase"] == "before" else "gains"
+            cells = [_cell(row[kind][g][m]) for g, m in columns]
+            improved = "" if kind == "figures" else f"  ssim up {row['improved']['all']['ssim']}"
+            print(f"{num_photos:6} {row['phase']:8} {row['step']:4} " + " ".join(f"{c:>16}" for c in cells) + improved)
+
+
+def _cell(value: Mapping[str, float | int | None]) -> str:
+    error = "" if value["standard_error"] is None else f" ±{value['standard_error']:.3f}"
+    return "-" if value["mean"] is None else f"{value['mean']:+.3f}{error}"

@@ -1,0 +1,242 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""One trial of stage 2: a drawn subject that stage 1 never saw, learnt from its photos, measured on other poses.
+
+A subject is measured in two motions, its own clip's and a full turn, always from its photo from the front.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from pipeline_dreampose import DreamPosePipeline
+from training.baselines import measure, to_tensor, vae_round_trip
+from training.data.frame_pairs import LatentShape
+from training.data.pair_settings import PairSettings
+from training.data.procedural_fashion import ProceduralFashionConfig
+from training.data.procedural_scene import Frame, Motion, render_clip
+from training.data.subject_photos import IUV_ENDING, SubjectPairs, load_photos
+from training.denoiser import load_subject_base
+from training.lora import build_lora_configs
+from training.samples import open_samples
+from training.subject import train_subject
+
+
+VIEWS = {"back": np.pi, "left": np.pi / 2, "right": -np.pi / 2}  # of the photos after the first, from the front
+BACK = -0.5  # cosine of the yaw below which a frame shows the back
+OWN_FRAMES, TURN_FRAMES = (5, 7, 9, 12), (5, 7, 9, 11)
+_TURN_POSITION = 1000  # of the motions that become turns, behind those of the clips
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one process is to do, in plain values.
+
+    Args:
+        model (`str`): Folder or Hub id of the pipeline of stage 1.
+        split (`str`): Of the drawn subjects, `validation` or `test`.
+        index (`int`): Of the subject.
+        num_photos (`int`): 1, from the front, to 4, with back and sides.
+        pairs (`dict`): Keyword arguments of `PairSettings`.
+        prior (`tuple`): Prepared data set of other subjects, or `None`, and the share of samples that are its.
+        lora (`dict` or `None`): Keyword arguments of `build_lora_configs`; `None` trains in full.
+        phases (`dict`): Phase -> keyword arguments of `training.loop.train`, `output_dir` left out.
+        loss (`dict`): Keyword arguments of `StageOneLoss`.
+        num_inference_steps (`int`): Of all predictions.
+    """
+
+    model: str
+    split: str
+    index: int
+    num_photos: int
+    pairs: dict[str, Any]
+    prior: tuple[str | None, float]
+    lora: dict[str, Any] | None
+    phases: dict[str, dict[str, Any]]
+    loss: dict[str, Any]
+    num_inference_steps: int
+
+
+@dataclass(frozen=True)
+class Footage:
+    """One motion of a subject: the poses of all frames, and those frames that are met, with what is known of them."""
+
+    iuv: list[Image.Image]
+    frame_indices: list[int]
+    targets: list[Image.Image]
+    layers: list[Image.Image]
+    shows_back: list[bool]
+
+
+def standing_motion(rng: np.random.Generator, yaw: float) -> Motion:
+    """A person who stands for a photo: arms a little away from the body, cloth at rest."""
+    still, both = np.zeros(1), np.zeros((1, 2))
+    return Motion(
+        yaw=still + yaw + rng.uniform(-0.2, 0.2),
+        root_x=still,
+        root_y=still,
+        arm_raise=rng.uniform(0.12, 0.5, (1, 2)),
+        arm_swing=both,
+        elbow=rng.uniform(0.05, 0.4, (1, 2)),
+        leg_swing=both,
+        knee=both + 0.05,
+    )
+
+
+def turning_motion(config: ProceduralFashionConfig, split: str, index: int) -> Motion:
+    """A motion of the split turned once around, so that every subject is seen from behind."""
+    motion = config.motion(split, _TURN_POSITION + index)
+    progress = np.clip(np.arange(-motion.pre_roll, len(motion)) / (len(motion) - 1), 0, 1)
+    return replace(motion, yaw=2 * np.pi * progress)
+
+
+def draw_photos(config: ProceduralFashionConfig, split: str, index: int, num_photos: int) -> list[Frame]:
+    """The subject's photos: the first frame of its clip, then back, left and right."""
+    rng, subject = np.random.default_rng([7, index]), config.subject(split, index)
+    views = list(VIEWS.values())[: num_photos - 1]
+    others = [render_clip(subject, standing_motion(rng, yaw), config.height, config.width)[0] for yaw in views]
+    return [config.clip(split, index, index, [0])[0], *others]
+
+
+def draw_footage(config: ProceduralFashionConfig, split: str, index: int) -> list[Footage]:
+    """The subject in its own motion and in a turn."""
+    subject, footage = config.subject(split, index), []
+    motions = {OWN_FRAMES: config.motion(split, index), TURN_FRAMES: turning_motion(config, split, index)}
+    for frame_indices, motion in motions.items():
+        frames = render_clip(subject, motion, config.height, config.width)
+        met = [frames[i] for i in frame_indices]
+        footage.append(
+            Footage(
+                iuv=[Image.fromarray(frame.iuv) for frame in frames],
+                frame_indices=list(frame_indices),
+                targets=[Image.fromarray(frame.image) for frame in met],
+                layers=[Image.fromarray(frame.layers) for frame in met],
+                shows_back=[bool(np.cos(motion.yaw[motion.pre_roll + i]) < BACK) for i in frame_indices],
+            )
+        )
+    return footage
+
+
+class Examination:
+    """Measures a pipeline on a subject's footage, always from the same photo and noise.
+
+    Args:
+        pipeline (`DreamPosePipeline`): Its weights may change between calls.
+        photo (`PIL.Image.Image`): The reference.
+        footage (`Sequence[Footage]`): What is to be met.
+        num_inference_steps (`int`): Denoising steps.
+    """
+
+    def __init__(
+        self, pipeline: DreamPosePipeline, photo: Image.Image, footage: Sequence[Footage], num_inference_steps: int
+    ):
+        self.pipeline, self.photo, self.footage, self.num_inference_steps = (
+            pipeline,
+            photo,
+            footage,
+            num_inference_steps,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        self.targets = [picture for motion in footage for picture in motion.targets]
+        self.layers = [layer for motion in footage for layer in motion.layers]
+        self.backs = [i for i, is_back in enumerate(b for motion in footage for b in motion.shows_back) if is_back]
+        self.latents: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def denoise(self) -> dict[str, dict[str, float]]:
+        """Sample all frames, with their true windows and with the centre pose five times, and measure them."""
+        for name in ("frames", "still"):
+            self.latents[name] = torch.cat([self._sample(motion, name == "still") for motion in self.footage])
+        return self.decode()
+
+    @torch.no_grad()
+    def decode(self) -> dict[str, dict[str, float]]:
+        """Measure the frames that were sampled last, decoded by the decoder as it is now."""
+        frames = self.pipeline.decode_latents(self.latents["frames"])
+        still = self.pipeline.decode_latents(self.latents["still"])
+        round_trip = vae_round_trip(self.pipeline, to_tensor(self.targets))
+        backs = [[list_[i] for i in self.backs] for list_ in (self.targets, self.layers)]
+        return {
+            "all": measure(frames, self.targets, self.layers),
+            "back": measure(frames[self.backs], *backs),
+            "still_window": measure(still, self.targets, self.layers),
+            "vae_round_trip": measure(round_trip, self.targets, self.layers),
+        }
+
+    def _sample(self, motion: Footage, is_still: bool) -> torch.Tensor:
+        iuv, indices = motion.iuv, motion.frame_indices
+        if is_still:
+            iuv, indices = [iuv[i] for i in indices for _ in range(5)], list(range(2, 5 * len(indices), 5))
+        return self.pipeline(
+            self.photo,
+            iuv,
+            frame_indices=indices,
+            num_inference_steps=self.num_inference_steps,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        ).frames[0]
+
+
+def run_trial(trial: Trial) -> list[dict]:
+    """Train one subject and measure it before, as often as the phases' `validation_steps` ask for, and after.
+
+    Args:
+        trial (`Trial`): What to do.
+    Returns:
+        `list[dict]`: Records of `phase`, `step` and figures by group and metric, in the order of training.
+    """
+    config = ProceduralFashionConfig()
+    photos = draw_photos(config, trial.split, trial.index, trial.num_photos)
+    pipeline = load_subject_base(trial.model, height=config.height, width=config.width)
+    examination = Examination(
+        pipeline,
+        Image.fromarray(photos[0].image),
+        draw_footage(config, trial.split, trial.index),
+        trial.num_inference_steps,
+    )
+    records = [{"phase": "before", "step": 0, "figures": examination.denoise()}]
+
+    def recorder(phase, examine):
+        def record(module, step):
+            records.append({"phase": phase, "step": step, "figures": examine()})
+            return {}
+
+        return record
+
+    with tempfile.TemporaryDirectory() as folder:
+        samples = _open_pairs(trial, pipeline, photos, Path(folder) / "photos")
+        examine = {"denoiser": examination.denoise, "decoder": examination.decode}
+        arguments = {
+            phase: values | {"output_dir": Path(folder) / phase, "validate": recorder(phase, examine[phase])}
+            for phase, values in trial.phases.items()
+        }
+        configs = None if trial.lora is None else build_lora_configs(**trial.lora)
+        train_subject(Accelerator(cpu=True), pipeline, samples, arguments, configs, trial.loss)
+    return records
+
+
+def _open_pairs(trial: Trial, pipeline: DreamPosePipeline, photos: Sequence[Frame], folder: Path) -> SubjectPairs:
+    """Samples of the photos, written to a folder and read from there as `training/finetune.py` does."""
+    folder.mkdir()
+    for number, frame in enumerate(photos):
+        Image.fromarray(frame.image).save(folder / f"photo{number}.png")
+        Image.fromarray(frame.iuv).save(folder / f"photo{number}{IUV_ENDING}.png")
+    shape = LatentShape.of(pipeline.vae, pipeline.config.default_height, pipeline.config.default_width)
+    dataset, share = trial.prior
+    seed = next(iter(trial.phases.values()))["seed"]
+    prior = None
+    if dataset is not None:
+        prior = open_samples(dataset, shape, seed, PairSettings(pipeline.pose_radius))
+    return SubjectPairs(load_photos(folder), shape, seed, PairSettings(**trial.pairs), prior, share)
+
+
+def last_records(records: Sequence[Mapping]) -> dict[str, dict]:
+    """The figures before the training and at the end of each phase, by phase."""
+    return {record["phase"]: record["figures"] for record in records}

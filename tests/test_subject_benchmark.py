@@ -1,0 +1,83 @@
+"""What the figures of stage 2 stand on: the drawn subjects, their photos and footage, and the sums."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.subject_report import summarize, trial_path
+from benchmarks.subject_trials import draw_footage, draw_photos
+from benchmarks.subjects import main, parse_args, plan_trials
+from tests.tiny_components import get_dummy_pipeline
+from training.data.procedural_fashion import ProceduralFashionConfig
+
+
+CONFIG = ProceduralFashionConfig()
+TORSO_BACK, TORSO_FRONT = 1, 2  # DensePose's parts
+
+
+def share_of_torso(iuv, part):
+    parts = np.asarray(iuv)[..., 2]
+    return (parts == part).sum() / np.isin(parts, (TORSO_BACK, TORSO_FRONT)).sum()
+
+
+def test_the_photos_show_the_front_the_back_and_the_sides():
+    front, back, left, right = draw_photos(CONFIG, "validation", 3, 4)
+    assert np.array_equal(front.image, CONFIG.clip("validation", 3, 3, [0])[0].image), "one photo is the clip's first"
+    assert share_of_torso(front.iuv, TORSO_FRONT) > 0.8
+    assert share_of_torso(back.iuv, TORSO_BACK) > 0.8
+    for side in (left, right):
+        assert 0.2 < share_of_torso(side.iuv, TORSO_BACK) < 0.8
+    assert len(draw_photos(CONFIG, "validation", 3, 1)) == 1
+
+
+def test_the_footage_turns_once_around_and_says_what_shows_the_back():
+    own, turn = draw_footage(CONFIG, "validation", 3)
+    clip = CONFIG.clip("validation", 3, 3)
+    assert all(np.array_equal(target, clip[i].image) for target, i in zip(own.targets, own.frame_indices))
+    assert len(turn.iuv) == 16 and turn.shows_back == [False, True, True, False]
+    backs = [share_of_torso(turn.iuv[i], TORSO_BACK) for i in turn.frame_indices]
+    assert min(backs[1:3]) > max(backs[0], backs[3])
+
+
+def record(phase, step, psnr, l1):
+    metrics = dict.fromkeys(("ssim", "foreground_psnr", "silhouette_iou", "cloth_psnr"), float("nan"))
+    groups = ("all", "back", "still_window", "vae_round_trip")
+    return {"phase": phase, "step": step, "figures": dict.fromkeys(groups, metrics | {"psnr": psnr, "l1": l1})}
+
+
+def test_gains_are_taken_subject_by_subject():
+    first = [record("before", 0, 20.0, 0.1), record("denoiser", 5, 21.0, 0.08)]
+    second = [record("before", 0, 30.0, 0.1), record("denoiser", 5, 33.0, 0.12)]
+    before, after = summarize([first, second])
+    assert (after["phase"], after["step"]) == ("denoiser", 5)
+    assert before["gains"]["all"]["psnr"]["mean"] == 0 and before["figures"]["all"]["psnr"]["mean"] == 25
+    # Gains 1 and 3: mean 2, standard deviation sqrt(2), so standard error 1; L1 gets better where it falls.
+    assert after["gains"]["back"]["psnr"] == pytest.approx({"mean": 2.0, "standard_error": 1.0, "n": 2})
+    assert after["improved"]["all"]["psnr"] == 2 and after["improved"]["all"]["l1"] == 1
+    assert after["gain_by_subject"]["all"]["psnr"] == [1.0, 3.0]
+    assert after["gains"]["all"]["cloth_psnr"]["n"] == 0
+
+
+@pytest.mark.slow
+def test_trials_are_kept_and_tell_before_from_after(tmp_path):
+    get_dummy_pipeline().save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--split", "validation", "--num_subjects", "2", "--num_photos", "1"]
+    words += ["--num_inference_steps", "1", "--num_processes", "1", "--work_dir", str(tmp_path / "work")]
+    words += ["--output", str(tmp_path / "report.json")]
+    flags = ["--", "--max_train_steps", "2", "--decoder_max_train_steps", "3", "--train_batch_size", "2"]
+    options = parse_args([*words, *flags, "--learning_rate", "1e-2", "--decoder_learning_rate", "1e-2"])
+    report = main(options)
+    rows = report["num_photos"][1]
+    assert [(row["phase"], row["step"]) for row in rows] == [("before", 0), ("denoiser", 2), ("decoder", 3)]
+    for group, changes in {"all": [True, True], "vae_round_trip": [False, True]}.items():
+        figures = [[row["gain_by_subject"][group]["psnr"][0] for row in rows[i : i + 2]] for i in (0, 1)]
+        assert [a != b for a, b in figures] == changes, f"{group}: only the decoder's phase changes the decoder"
+    assert json.loads((tmp_path / "report.json").read_text())["settings"]["finetune"]["max_train_steps"] == 2
+    paths = [trial_path(trial, options.work_dir) for trial in plan_trials(options)]
+    assert sorted(paths) == sorted(options.work_dir.iterdir())
+    kept = json.loads(paths[0].read_text())
+    kept["records"][0]["figures"]["all"]["psnr"] += 1000
+    paths[0].write_text(json.dumps(kept))
+    again = main(options)["num_photos"][1]
+    assert again[1]["gain_by_subject"]["all"]["psnr"][0] < -900, "what is there is read, not run again"
