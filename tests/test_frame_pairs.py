@@ -1,5 +1,6 @@
 """Samples: real windows, one generator a position, references at their distance, bad rows."""
 
+import pickle
 from collections import Counter
 
 import datasets
@@ -47,6 +48,35 @@ def test_a_sample_is_the_target_with_the_real_poses_around_it(dataset, shape):
         assert torch.equal(target["target_pixel_values"], fit_image(dataset[row]["image"], 80, 64))
     inside = samples.read_target(3)["pose_window"].view(5, 2, 40, 32)
     assert len({frame.numpy().tobytes() for frame in inside}) == 5, "five real poses, not one five times"
+
+
+def test_each_map_is_read_once(dataset, shape, monkeypatch):
+    samples, reads = FramePairs(dataset, shape, seed=0), Counter()
+    read = samples._read
+
+    def count(row, column):
+        reads[row, column] += 1
+        return read(row, column)
+
+    monkeypatch.setattr(samples, "_read", count)
+    epochs = [[samples[epoch * 36 + k] for k in range(36)] for epoch in range(2)]
+    assert len(epochs[0]) == 36 and all(reads[row, "iuv"] == 1 for row in range(36))
+    assert sum(reads[row, "image"] for row in range(36)) == 2 * 2 * 36, "pictures are not kept"
+    anew = FramePairs(dataset, shape, seed=0)
+    for position in (36, 40, 71):  # kept in one, read in the other
+        assert all(torch.equal(value, anew[position][name]) for name, value in epochs[1][position - 36].items())
+    crops = FramePairs(dataset, shape, 0, PairSettings(min_crop_scale=0.5))
+    assert crops.pose_memo is None, "a crop's map is never met again"
+
+
+def test_processes_share_the_maps_and_one_of_its_own_reads_anew(dataset, shape):
+    samples = FramePairs(dataset, shape, seed=0)
+    for batch in DataLoader(samples, 6, sampler=range(36), num_workers=2, multiprocessing_context="fork"):
+        assert batch["pose_window"].shape[0] == 6
+    known = [samples.pose_memo.get(row) for row in range(36)]
+    assert None not in known and known[7][1] == dataset[7]["iuv"].size
+    other = pickle.loads(pickle.dumps(samples))
+    assert other.pose_memo.get(7) is None and torch.equal(other.read_pose_map(7), known[7][0])
 
 
 def test_reference_and_target_come_from_one_video(dataset, shape):

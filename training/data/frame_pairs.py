@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from pipeline_dreampose import fit_image, pose_window
 from training.data.augmentation import read_cells, shown_box
 from training.data.pair_settings import PairSettings
+from training.data.pose_memo import PoseMemo
 
 
 class BadRow(ValueError):
@@ -108,6 +109,9 @@ class FramePairs(Dataset):
         self.columns = {name: dataset.select_columns([name]) for name in ("image", "iuv")}
         self.names = dataset.select_columns(["video_id", "frame_index"])
         self.frame_indices = np.array(self.names["frame_index"][:])
+        # A random crop has a map of its own, which is never met again.
+        is_repeated = settings.min_crop_scale == 1
+        self.pose_memo = PoseMemo(len(dataset), shape.height, shape.width) if is_repeated else None
 
     def __len__(self) -> int:
         """Samples of one epoch; positions go on beyond it."""
@@ -162,14 +166,14 @@ class FramePairs(Dataset):
 
     def read_frame(self, row: int, crop: list[float] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The picture of a row, [3,H,W] in [-1,1], and its pose map at latent size, [2,h,w] in [0,1]."""
-        image, iuv = (self._read(row, name) for name in ("image", "iuv"))
-        if image.size != iuv.size:
-            raise self.bad_row(row, f"its picture has {image.size} pixels and its pose map {iuv.size}")
-        return self._pixel_values(image, self._box(image, crop)), self._pose_map(row, iuv, crop)
+        image, (pose_map, size) = self._read(row, "image"), self._read_pose(row, crop)
+        if image.size != size:
+            raise self.bad_row(row, f"its picture has {image.size} pixels and its pose map {size}")
+        return self._pixel_values(image, self._box(image, crop)), pose_map
 
     def read_pose_map(self, row: int, crop: list[float] | None = None) -> torch.Tensor:
         """The pose map of a row at latent size, [2,h,w] in [0,1]."""
-        return self._pose_map(row, self._read(row, "iuv"), crop)
+        return self._read_pose(row, crop)[0]
 
     def read_pixel_values(self, row: int, crop: list[float] | None = None) -> torch.Tensor:
         """The picture of a row, [3,H,W] in [-1,1]."""
@@ -210,11 +214,19 @@ class FramePairs(Dataset):
     def _pixel_values(self, image: Image.Image, box: tuple[int, int, int, int]) -> torch.Tensor:
         return fit_image(image.crop(box), self.shape.pixel_height, self.shape.pixel_width)
 
-    def _pose_map(self, row: int, iuv: Image.Image, crop: list[float] | None = None) -> torch.Tensor:
+    def _read_pose(self, row: int, crop: list[float] | None = None) -> tuple[torch.Tensor, tuple[int, int]]:
+        """The pose map of a row at latent size, [2,h,w] in [0,1], and width and height of its IUV picture."""
+        known = None if self.pose_memo is None else self.pose_memo.get(row)
+        if known is not None:
+            return known
+        iuv, cells = self._read(row, "iuv"), (self.shape.width, self.shape.height)
         try:
-            return read_cells(iuv, self._box(iuv, crop), self.shape.canvas, (self.shape.width, self.shape.height))
+            pose_map = read_cells(iuv, self._box(iuv, crop), self.shape.canvas, cells)
         except ValueError as error:
             raise self.bad_row(row, f"its `iuv` is no IUV picture ({error})") from error
+        if self.pose_memo is not None:
+            self.pose_memo.put(row, pose_map, iuv.size)
+        return pose_map, iuv.size
 
     def _draws(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
         size = (self.shape.channels, self.shape.height, self.shape.width)

@@ -142,8 +142,8 @@ def fit_image(image: Union[Image.Image, np.ndarray, torch.Tensor], height: int, 
     if image.size != (fitted_width, fitted_height):
         image = image.resize((fitted_width, fitted_height), Image.Resampling.LANCZOS)
     bottom, right = height - fitted_height - top, width - fitted_width - left
-    canvas = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge")
-    return torch.from_numpy(canvas).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1.0)
+    canvas = torch.from_numpy(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge"))
+    return canvas.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
 
 
 def iuv_to_pose_map(image: Union[Image.Image, np.ndarray]) -> torch.Tensor:
