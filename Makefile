@@ -1,8 +1,11 @@
 # `make demo` is the place to start. VENV, PYTHON and PIP_ARGS can be given on the command line; where CUDA is not
-# wanted, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" keeps its libraries out.
+# wanted, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" keeps its libraries out. `make hub-tiny`
+# takes HUB_ID, and HUB_ARGS=--no_hub_private_repo for a repository that all can see.
 VENV ?= .venv
 PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3.12) $(shell command -v python3.13) python3)
 PIP_ARGS ?=
+HUB_ID ?=
+HUB_ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 # Two processes of one thread each are faster on two CPU cores than one of two; the presets' batches are for them.
@@ -11,7 +14,7 @@ COMMUNITY ?= build/community
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast quality style tiny tiny-code community benchmark clean
+.PHONY: help demo test test-fast quality style tiny tiny-code hub-tiny community benchmark clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -47,6 +50,10 @@ tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours o
 tiny-code:  ## rewrite the embedded model's copies of the plug-in
 	cp pipeline_dreampose.py model_card/tiny/pipeline_dreampose.py
 	cp pipeline_dreampose.py model_card/tiny/adapter/dreampose_adapter.py
+
+hub-tiny: $(VENV)/.installed  ## push the embedded model to the Hub, to HUB_ID=you/dreampose-tiny (private)
+	$(if $(HUB_ID),,$(error `make hub-tiny` wants HUB_ID=you/dreampose-tiny))
+	$(BIN)/python training/push_model.py --folder model_card/tiny --hub_model_id "$(HUB_ID)" $(HUB_ARGS)
 
 benchmark: $(VENV)/.installed-test  ## what a frame and a training step cost (half size; hours on a CPU)
 	$(BIN)/python -m benchmarks.sampling --size half

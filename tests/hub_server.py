@@ -1,5 +1,5 @@
-"""A small Hub on loopback, of the standard library alone: what huggingface_hub asks of it to create, fill and read
-models and data sets. A process reaches it by `environment`, which must be set before huggingface_hub is imported.
+"""A small Hub on loopback, of the standard library and PyYAML: what huggingface_hub asks of it to create, fill and
+read models and data sets. A process reaches it by `environment`, which must be set before huggingface_hub is imported.
 
     with Hub() as hub:
         hub.commit("models/someone/model", {"config.json": b"{}"})
@@ -15,6 +15,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 
 TOKEN, OWNER = "hf_loopback", "someone"  # the one token, and whose it is
 LARGE_FILES = (".safetensors", ".bin", ".parquet", ".png", ".mp4")  # kept by LFS, as the Hub does
@@ -26,7 +28,7 @@ class Hub:
     """Repositories in memory, named `models/owner/name` or `datasets/owner/name`; `requests`: `(method, path)`s.
 
     `faults` are `[method, pattern of the path, status, times]`: so often it answers by that status or, where that is
-    `None`, closes the connection.
+    `None`, closes the connection in the middle of what it is sent.
     """
 
     def __init__(self):
@@ -111,8 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def refuse(self, code, status=404):
-        self.reply({"error": code}, status, X_Error_Code=code, X_Error_Message=code)
+    def refuse(self, code, status=404, **headers):
+        self.reply({"error": code}, status, X_Error_Code=code, X_Error_Message=code, **headers)
 
     def may_write(self, owner):
         """Whether the token may write what is `owner`'s; refuses if not."""
@@ -129,6 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path))
         fails, status = self.hub.take_fault(self.command, path)
         if fails and status is None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
             self.close_connection = True
             return
         self.query = parse_qs(parts.query)
@@ -136,7 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Transfer-Encoding") == "chunked":
             self.body = b"".join(iter(self.read_chunk, b""))
         if fails:
-            return self.refuse("A fault that was asked for", status)
+            # A client that tries once more waits a second, not ever longer.
+            return self.refuse("A fault that was asked for", status, Retry_After=0)
         for methods, pattern, answer in _ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in methods:
@@ -184,6 +188,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def allow(self, repository=None):
         self.reply({"errors": [], "warnings": []})
+
+    def validate_card(self):
+        """A model card's front matter, by the rules that the Hub is known to have; the library hands its answer on."""
+        asked = json.loads(self.body)
+        match = re.match(r"---\n(.*?)\n---\n", asked["content"], re.DOTALL)
+        errors = []
+        if match is not None and asked["repoType"] == "model":
+            try:
+                errors = list(card_errors(yaml.safe_load(match[1])))
+            except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+                errors = [f"{type(error).__name__}: {error}"]
+        self.reply({"errors": [{"message": message} for message in errors], "warnings": []}, 400 if errors else 200)
 
     def preupload(self, repository, revision):
         commit, known = self.hub.resolve(repository, revision)
@@ -291,10 +307,33 @@ class _Handler(BaseHTTPRequestHandler):
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def card_errors(data):
+    """What is wrong in the front matter of a model's card."""
+    for name, pattern in (("license", r"[a-z0-9.-]+"), ("pipeline_tag", "[a-z0-9-]+"), ("library_name", r"[\w.-]+")):
+        if name in data and not re.fullmatch(pattern, data[name]):
+            yield f"{name}: {data[name]!r}"
+    if data.get("base_model_relation", "adapter") not in ("adapter", "finetune", "merge", "quantized"):
+        yield f"base_model_relation: {data['base_model_relation']!r}"
+    for name in ("tags", "datasets"):
+        if not all(isinstance(value, str) for value in data.get(name, [])):
+            yield f"{name}: {data[name]!r}"
+    for example in data.get("widget", []):
+        if not (isinstance(example["text"], str) and isinstance(example["output"]["url"], str)):
+            yield f"widget: {example!r}"
+    for model in data.get("model-index", []):
+        for result in model["results"]:
+            words = [model["name"], result["task"]["type"], result["dataset"]["type"], result["dataset"]["name"]]
+            words += [metric["type"] for metric in result["metrics"]]
+            if not all(isinstance(word, str) for word in words):
+                yield f"model-index: {words!r}"
+            if not all(isinstance(metric["value"], int | float) for metric in result["metrics"]):
+                yield f"model-index: {result['metrics']!r}"
+
+
 _ROUTES = [
     (("GET",), "/api/whoami-v2", _Handler.whoami),
     (("POST",), "/api/repos/create", _Handler.create),
-    (("POST",), "/api/validate-yaml", _Handler.allow),
+    (("POST",), "/api/validate-yaml", _Handler.validate_card),
     (("GET",), f"/api/{_TYPE}/{_REPO}/auth-check/write", _Handler.allow),
     (("POST",), f"/api/{_TYPE}/{_REPO}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
     (("POST",), f"/(?P<type>datasets/)?{_REPO}\\.git/info/lfs/objects/batch", _Handler.large_file_batch),

@@ -36,6 +36,7 @@ LAYERS = [
         "training.animation",
         "training.batches",
         "training.checkpoints",
+        "training.comparison",
         "training.hub",
         "training.interruption",
         "training.model_card",
@@ -45,7 +46,9 @@ LAYERS = [
         "training.run_log",
         "training.run_state",
         "training.schedule",
+        "training.sample_options",
         "training.session",
+        "training.subject_card",
         "training.trackers",
     },
     {"training.loop"},
@@ -59,6 +62,7 @@ LAYERS = [
         "training.samples",
         "training.small_model",
         "training.subject",
+        "training.subject_results",
         "training.validation",
     },
     {
@@ -76,6 +80,7 @@ EXTRAS = {
     "benchmarks.schedulers": "evaluation",
     "training.evaluation": "evaluation",
     "training.extract_poses": None,
+    "training.push_model": None,
 }
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Imported where an option asks for them, after a look whether they are installed.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from pipeline_dreampose import DreamPosePipeline
 from tests.conftest import reset_accelerate
-from tests.launch import ROOT, launch_two_processes
+from tests.launch import launch_two_processes
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, save_photo
 from training import finetune, subject
 from training.checkpoints import find_latest_checkpoint
@@ -46,7 +46,7 @@ def arguments(base, photos, output_dir, *more):
         "--pretrained_model_name_or_path", str(base), "--instance_data_dir", str(photos), "--output_dir",
         str(output_dir), "--max_train_steps", "4", "--decoder_max_train_steps", "4", "--train_batch_size", "2",
         "--learning_rate", "1e-2", "--decoder_learning_rate", "1e-2", "--rank", "2", "--logging_steps", "1",
-        "--checkpointing_steps", "2", *more,
+        "--checkpointing_steps", "2", "--sample_inference_steps", "0", *more,
     ]  # fmt: skip
 
 
@@ -233,9 +233,12 @@ def test_what_is_pushed(base, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune, "try_push", lambda folder, name, **how: pushed.update(how, name=name))
     more = ["--push_to_hub", "--hub_model_id", "anna", "--decoder_max_train_steps", "0", "--max_train_steps", "1"]
     main(parse_args(arguments(base, photos, tmp_path / "lora", *more)))
-    assert (pushed["name"], pushed["allow_patterns"], pushed["private"]) == ("you/anna", [FILE], True)
+    assert (pushed["name"], pushed["private"]) == ("you/anna", True)
+    assert pushed["allow_patterns"] == ["README.md", FILE]
     main(parse_args(arguments(base, photos, tmp_path / "full", *more, "--train_mode", "full")))
     assert pushed["allow_patterns"] is None
+    text = (tmp_path / "full" / "README.md").read_text()
+    assert "It is a model of stage 2" in text and "for 1 step of UNet and adapter, of 2 samples each." in text
 
 
 def test_where_a_run_goes_on(tmp_path):
@@ -267,10 +270,9 @@ def test_where_a_run_goes_on(tmp_path):
         ),
         (["--max_train_steps", "0", "--decoder_max_train_steps", "0"], "must not both be 0"),
         (["--validation_steps", "2"], "`validation_steps` must be none for a subject, got 2"),
-        (
-            ["--hub_picture", str(ROOT / "model_card" / "sample" / "photo.png")],
-            "`hub_picture` must be none for a subject, got",
-        ),
+        (["--hub_sample", "--train_mode", "full", "--sample_inference_steps", "1"], "`hub_sample` must .*full"),
+        (["--hub_sample"], "`hub_sample` must go with `sample_inference_steps` above 0, got True with 0"),
+        (["--sample_inference_steps", "-1"], "`sample_inference_steps` must be at least 0, got -1"),
         (["--height", "36"], "`height` must be a positive multiple of 8, got 36"),
         (["--rank", "0"], "`rank` must be at least 1, got 0"),
         (["--prior_prob", "1"], r"`prior_prob` must be within \[0, 1\), got 1"),

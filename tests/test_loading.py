@@ -28,6 +28,7 @@ PUSHED = "models/someone/pushed"
 
 # Both run where nothing of the project can be imported, no module is cached and no library but those that diffusers
 # and transformers need is found.
+HIDDEN_LIBRARIES = ("accelerate", "av", "datasets", "peft", "torchmetrics", "skimage", "tests", "training")
 PREAMBLE = """
 import json
 import sys
@@ -39,8 +40,7 @@ class Hidden:
         self.finder = finder
 
     def find_spec(self, name, path=None, target=None):
-        hidden = ("accelerate", "av", "datasets", "peft", "torchmetrics", "skimage", "tests", "training")
-        if name.split(".")[0] in hidden:
+        if name.split(".")[0] in {hidden!r}:
             return None
         return self.finder.find_spec(name, path, target)
 
@@ -70,9 +70,9 @@ facts = {{}}
 trust = {{"trust_remote_code": True}}
 
 
-def run(name, pipe, saves=False):
+def run(name, pipe, saves=False, **options):
     pipe.set_progress_bar_config(disable=True)
-    np.save(work / f"{{name}}.npy", pipe(**inputs, generator=torch.Generator().manual_seed(0)).frames)
+    np.save(work / f"{{name}}.npy", pipe(**inputs, **options, generator=torch.Generator().manual_seed(0)).frames)
     facts[name] = [type(pipe).__module__, type(pipe.adapter).__module__]
     if saves:
         pipe.save_pretrained(work / f"saved_from_{{name}}")
@@ -143,11 +143,11 @@ ROUTES = {
 SAVING_ROUTES = ("folder", "file", "community", "hub", "import_hub")
 
 
-def run_fresh(code, work, hub, name):
-    """Run code in a process of its own with an empty home for whatever the libraries keep."""
+def run_fresh(code, work, hub, name, hidden=HIDDEN_LIBRARIES):
+    """Run code in a process of its own with an empty home for whatever the libraries keep; some it does not find."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= hub.environment | {"HF_HOME": str(work / f"home_{name}")}
-    preamble = PREAMBLE.format(work=str(work), num_threads=torch.get_num_threads())
+    preamble = PREAMBLE.format(work=str(work), hidden=hidden, num_threads=torch.get_num_threads())
     command = [sys.executable, "-c", preamble + code]
     process = subprocess.run(command, cwd=work / "empty", env=environment, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr[-4000:]

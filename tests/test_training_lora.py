@@ -7,10 +7,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline
-from training.lora import ADAPTER_NAME, attached_lora, build_lora_configs, collect_lora
+from training.lora import ADAPTER_NAME, attached_lora, build_lora_configs, collect_lora, sort_metadata
 
 
 PARTS = ("unet", "adapter", "vae")
@@ -166,3 +167,21 @@ def test_of_the_full_size_model_it_is_a_file_of_at_most_25_megabytes():
             parts[name].requires_grad_(False).add_adapter(config, ADAPTER_NAME)
     count = sum(p.numel() for part in parts.values() for p in part.parameters() if p.requires_grad)
     assert 15e6 < 4 * count < 25e6
+
+
+def test_equal_subjects_are_equal_files(tmp_path):
+    """The library writes metadata in a random order: of twenty files, hardly all would be alike."""
+    tensors, metadata = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}, {"z": "Zoë/\n\x7f", "format": "pt", "y": "1"}
+    contents = set()
+    for number in range(20):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(tensors, path, metadata)
+        sort_metadata(path)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1 and len(list(tmp_path.iterdir())) == 20
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == metadata and file.keys() == ["a", "b"]
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
+    header = contents.pop()
+    size = int.from_bytes(header[:8], "little")
+    assert size % 8 == 0 and list(json.loads(header[8 : 8 + size])["__metadata__"]) == ["format", "y", "z"]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from pipeline_dreampose import DreamPosePipeline
 from training import options as groups
@@ -20,16 +19,17 @@ from training.data.subject_photos import SubjectPairs, load_photos
 from training.denoiser import load_subject_base
 from training.hub import try_make_repo, try_push
 from training.lora import build_lora_configs
-from training.model_card import find_hub_id
-from training.option_parsing import option_values, parse, save_options
+from training.option_parsing import format_options, option_values, parse, save_options
+from training.sample_options import SubjectSampleOptions
 from training.samples import open_samples
 from training.session import open_session
 from training.subject import resume_points, train_subject
+from training.subject_results import TITLE, write_subject
 
 
 OPTIONS = (
     *(groups.SubjectOptions, groups.LoraOptions, groups.DecoderOptions, groups.SubjectObjectiveOptions),
-    *(groups.SubjectTrainOptions, groups.HubOptions),
+    *(groups.SubjectTrainOptions, groups.HubOptions, SubjectSampleOptions),
 )
 
 
@@ -40,12 +40,13 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple:
 
 def check(options: tuple) -> dict[str, Any]:
     """Refuse what cannot be run; returns the phases that are not skipped and where each goes on."""
-    subject, _, decoder, _, run, hub = options
+    subject, lora, decoder, _, run, _, sample = options
     if subject.pretrained_model_name_or_path is None:
         raise ValueError("`pretrained_model_name_or_path` must be a DreamPose pipeline's folder or Hub id, got None.")
-    for name, value in (("validation_steps", run.validation_steps), ("hub_picture", hub.hub_picture)):
-        if value is not None:
-            raise ValueError(f"`{name}` must be none for a subject, got {value!r}.")
+    if run.validation_steps is not None:
+        raise ValueError(f"`validation_steps` must be none for a subject, got {run.validation_steps}.")
+    if sample.hub_sample and lora.train_mode != "lora":
+        raise ValueError(f"`hub_sample` must go with the `train_mode` lora, which alone draws, got {lora.train_mode}.")
     steps = {"denoiser": run.max_train_steps, "decoder": decoder.decoder_max_train_steps}
     phases = [phase for phase, num_steps in steps.items() if num_steps != 0]
     if not phases:
@@ -55,7 +56,7 @@ def check(options: tuple) -> dict[str, Any]:
 
 def open_pairs(pipeline: DreamPosePipeline, photos: datasets.Dataset, options: tuple) -> SubjectPairs:
     """The samples of both phases."""
-    subject, _, _, objective, run, _ = options
+    subject, _, _, objective, run, *_ = options
     shape = LatentShape.of(pipeline.vae, pipeline.config.default_height, pipeline.config.default_width)
     settings = subject.settings(pipeline.pose_radius, objective.noise_offset)
     prior = None
@@ -67,7 +68,7 @@ def open_pairs(pipeline: DreamPosePipeline, photos: datasets.Dataset, options: t
 
 def main(options: tuple) -> None:
     """Load, train both phases, write the subject to `output_dir`, and push it if asked to."""
-    subject, lora, decoder, objective, run, hub = options
+    subject, lora, decoder, objective, run, hub, sample = options
     points, photos = check(options), load_photos(subject.instance_data_dir)
     folder, name = Path(run.output_dir), subject.pretrained_model_name_or_path
     with open_session(settings=option_values(*options), **run.session_arguments()) as accelerator:
@@ -90,20 +91,21 @@ def main(options: tuple) -> None:
         layers = train_subject(
             accelerator, pipeline, samples, arguments, configs, objective.loss_arguments(), run.channels_last
         )
-        if is_main and configs is None:
-            pipeline.save_pretrained(folder)
-        elif is_main:
-            facts = {"base_model": find_hub_id(name), "revision": subject.revision, "num_photos": len(photos)}
-            facts |= {"rank": lora.rank, "lora_alpha": lora.lora_alpha or lora.rank}
-            facts |= {f"num_{phase}_steps": values["max_train_steps"] for phase, values in arguments.items()}
-            facts = {fact: value for fact, value in facts.items() if value is not None}
-            DreamPosePipeline.save_lora_weights(folder, **layers, run_metadata=facts)
         if is_main:
-            print(f"Wrote the subject to {folder}.")
-        if is_main and hub.push_to_hub:
-            patterns = None if configs is None else [LORA_WEIGHT_NAME_SAFE]
-            how = {"private": hub.hub_private_repo, "commit_message": "Upload a DreamPose subject"}
-            try_push(folder, repo_id or hub.hub_model_id, allow_patterns=patterns, **how)
+            repo_id = repo_id or hub.hub_model_id
+            num_steps = {phase: values["max_train_steps"] for phase, values in arguments.items()}
+            facts = {
+                "base_model": name,
+                "revision": subject.revision,
+                "rank": lora.rank,
+                "lora_alpha": lora.lora_alpha,
+            }
+            facts |= {"seed": run.seed, "num_samples": run.global_batch_size(accelerator.num_processes)}
+            facts |= {"repo_id": repo_id, "picture": hub.hub_picture, "license": hub.hub_license}
+            facts |= {"options_yaml": format_options(*options), **vars(sample)}
+            patterns = write_subject(folder, pipeline, layers, photos, num_steps, **facts)
+            if hub.push_to_hub:
+                try_push(folder, repo_id, private=hub.hub_private_repo, commit_message=TITLE, allow_patterns=patterns)
 
 
 if __name__ == "__main__":

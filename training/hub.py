@@ -185,7 +185,8 @@ def try_push(
 
 
 def pipeline_patterns(folder: Path) -> list[str]:
-    """The files of a saved pipeline, as patterns: its index, parts and code, its card and the pictures in that.
+    """The files of a saved pipeline, as patterns: its index, parts and code, its card and what that shows or
+    refers to.
 
     Args:
         folder (`Path`): The pipeline's.
@@ -195,14 +196,22 @@ def pipeline_patterns(folder: Path) -> list[str]:
     found = _class_name(folder / INDEX_NAME)
     if found != "DreamPosePipeline":
         raise ValueError(f"`folder` must be the folder of a DreamPosePipeline, got {str(folder)!r}, {found}.")
-    names = [INDEX_NAME, CODE_NAME, COPY_NAME]
-    if (folder / CARD_NAME).is_file():
-        pictures = re.findall(r"!\[[^]]*\]\(([^():]+)\)", (folder / CARD_NAME).read_text(encoding="utf-8"))
-        names += [CARD_NAME, *pictures]
+    names = [glob.escape(name) for name in (INDEX_NAME, CODE_NAME, COPY_NAME) if (folder / name).is_file()]
     index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
-    files = [glob.escape(name) for name in names if (folder / name).is_file()]
-    return files + [f"{name}/*" for name in parts if (folder / name).is_dir()]
+    return names + card_patterns(folder) + [f"{name}/*" for name in parts if (folder / name).is_dir()]
+
+
+def card_patterns(folder: Path) -> list[str]:
+    """The card and the files that it shows or refers to, as patterns; none if there is no card.
+
+    Args:
+        folder (`Path`): Where they lie.
+    """
+    if not (folder / CARD_NAME).is_file():
+        return []
+    named = re.findall(r"\]\(([^():#]+)\)", (folder / CARD_NAME).read_text(encoding="utf-8"))
+    return [CARD_NAME, *dict.fromkeys(glob.escape(name) for name in named if (folder / name).is_file())]
 
 
 @contextmanager

@@ -4,8 +4,11 @@
 out as `DreamPosePipeline.save_lora_weights` writes it.
 """
 
+import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,3 +93,21 @@ def collect_lora(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
             key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
         }
     return arguments
+
+
+def sort_metadata(path: Path) -> None:
+    """Bring the metadata of a safetensors file into the order of their names. The library writes them in another order
+    each time, so that equal subjects would be unequal files, of which a push sends each.
+
+    Args:
+        path (`Path`): The file; its tensors stay as they are.
+    """
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    size = -(-len(text) // 8) * 8  # the format pads it with spaces, for tensors that lie at multiples of 8
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(size.to_bytes(8, "little") + text.ljust(size) + content[start:])
+    os.replace(partial, path)

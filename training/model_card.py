@@ -1,11 +1,13 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The card of a model of stage 1, from `model_card/base.md`: what it is and came from, without paths or secrets."""
+"""Cards: that of a model of stage 1, from `model_card/base.md`, and what it shares with that of a subject; what a
+model is and came from, without paths or secrets.
+"""
 
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from training.data.prepared import PROCEDURAL
+from training.hub import CARD_NAME
 
 
-TEMPLATE_PATH = Path(__file__).parent.parent / "model_card" / "base.md"
+TEMPLATES = Path(__file__).parent.parent / "model_card"
 TAGS = ("dreampose", "image-to-video", "pose", "densepose", "fashion", "diffusers-training")
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 LICENSES = {
@@ -34,7 +37,7 @@ STABLE_DIFFUSION = {
 }
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 # Options whose values name repositories on the Hub, or folders.
-SOURCES = ("pretrained_model_name_or_path", "image_encoder_name_or_path", "train_data")
+SOURCES = ("pretrained_model_name_or_path", "image_encoder_name_or_path", "train_data", "prior_dataset")
 PRIVATE_OPTIONS = re.compile(r"_dir$|^hub_|^push_|^resume_|token|secret|password|credential|api_key")
 # Of figures: which way is better.
 ARROWS = {"psnr": "↑", "ssim": "↑", "l1": "↓", "lpips": "↓", "fid": "↓", "temporal_error": "↓"}
@@ -75,35 +78,108 @@ def write_base_card(
     Raises:
         ValueError: If `repo_id` is no id, or `picture` no picture's file.
     """
+    base_id, data_id = find_hub_id(base_model), find_hub_id(dataset)
+    if license is None and base_id in STABLE_DIFFUSION:
+        license = "creativeml-openrail-m"
+    return write_card(
+        output_dir,
+        "base.md",
+        repo_id=repo_id,
+        base_id=base_id,
+        revision=revision,
+        relation="finetune",
+        license=license,
+        data_id=data_id,
+        measured_on={
+            "dataset_type": data_id or (PROCEDURAL if is_drawn(dataset) else "local"),
+            "dataset_name": data_id or _name_data(dataset),
+            "dataset_split": "validation",
+        },
+        options_yaml=options_yaml,
+        figures=figures,
+        picture=picture,
+        caption="A photo, poses, and frames made from them",
+        data=_name_data(dataset),
+        is_trained=num_steps != 0,
+        amount=_name_amount(num_steps, num_samples),
+    )
+
+
+def write_card(
+    output_dir: Path,
+    template: str,
+    *,
+    repo_id: str | None,
+    base_id: str | None,
+    revision: str | None,
+    relation: str,
+    license: str | None,
+    measured_on: Mapping[str, str],
+    caption: str,
+    data_id: str | None = None,
+    tags: Sequence[str] = TAGS,
+    options_yaml: str = "",
+    figures: Mapping[str, float] | None = None,
+    picture: Path | None = None,
+    **fields: Any,
+) -> Path:
+    """Fill a template with what all cards have, and what is its own.
+
+    Args:
+        output_dir (`Path`): Where the card goes, as `README.md`.
+        template (`str`): Its name in `model_card/`.
+        repo_id (`str`, *optional*): Where it will be pushed, `OWNER/NAME`.
+        base_id, revision (`str`, *optional*): What the training started from, if that is on the Hub.
+        relation (`str`): To that, as the Hub names it: `"finetune"` or `"adapter"`.
+        license (`str`, *optional*): As the Hub names it.
+        measured_on (`Mapping[str, str]`): What the figures are of, as arguments of `EvalResult`.
+        caption (`str`): Of the picture.
+        data_id (`str`, *optional*): Of the training data on the Hub.
+        tags (`Sequence[str]`, *optional*): For the Hub's search.
+        options_yaml (`str`, *optional*): The run's options; [`public_settings`] of them are shown.
+        figures (`Mapping[str, float]`, *optional*): By name; those that are not finite are left out.
+        picture (`Path`, *optional*): Becomes `sample` in `output_dir`.
+        fields: What the template has besides.
+    Returns:
+        `Path`: The card.
+    Raises:
+        ValueError: If `repo_id` is no id, or `picture` no picture's file.
+    """
     output_dir = Path(output_dir)
     if repo_id is not None and not ("/" in repo_id and is_repo_id(repo_id)):
         raise ValueError(f"`repo_id` must be OWNER/NAME, got {repo_id!r}.")
     sample = None if picture is None else _copy_sample(Path(picture), output_dir)
-    base_id = find_hub_id(base_model)
-    if license is None and base_id in STABLE_DIFFUSION:
-        license = "creativeml-openrail-m"
     title = repo_id.split("/")[1] if repo_id else "DreamPose"
     figures = {name: value for name, value in (figures or {}).items() if math.isfinite(value)}
     settings = public_settings(options_yaml)
+    results = [
+        EvalResult("image-to-video", metric_type=name, metric_value=round(float(value), 4), **measured_on)
+        for name, value in figures.items()
+    ]
+    data = ModelCardData(
+        license=license,
+        pipeline_tag="image-to-video",
+        base_model=base_id,
+        base_model_relation=relation if base_id else None,
+        datasets=[data_id] if data_id else None,
+        widget=[{"text": caption, "output": {"url": sample}}] if sample else None,
+        eval_results=results or None,
+        model_name=title if results else None,
+    )
+    fields |= {"base_id": base_id, "revision": revision if base_id else None, "base": _name_base(base_id, revision)}
+    fields |= {"title": title, "repo_id": repo_id, "picture": sample, "caption": caption, "figures": _table(figures)}
     card = ModelCard.from_template(
-        card_data=_card_data(title, license, base_id, dataset, figures, sample),
-        template_path=str(TEMPLATE_PATH),
-        title=title,
-        picture=sample,
-        repo_id=repo_id,
-        base=_name_base(base_id, revision),
-        data=_name_data(dataset),
-        is_trained=num_steps != 0,
-        amount=_name_amount(num_steps, num_samples),
+        card_data=data,
+        template_path=str(TEMPLATES / template),
         versions=", ".join(f"{name} {version(name)}" for name in LIBRARIES),
         settings=yaml.safe_dump(settings, sort_keys=False).strip() if settings else "",
-        figures=_table(figures),
         base_license=LICENSES.get(license, license) or "as stated there",
+        **fields,
     )
-    card = populate_model_card(card, tags=list(TAGS))
+    card = populate_model_card(card, tags=list(tags))
     card.text = card.text.rstrip() + "\n"
-    card.save(output_dir / "README.md")
-    return output_dir / "README.md"
+    card.save(output_dir / CARD_NAME)
+    return output_dir / CARD_NAME
 
 
 def find_hub_id(name: str) -> str | None:
@@ -165,38 +241,6 @@ def _copy_sample(picture: Path, output_dir: Path) -> str:
     if not (sample.exists() and sample.samefile(picture)):
         shutil.copyfile(picture, sample)
     return sample.name
-
-
-def _card_data(
-    title: str,
-    license: str | None,
-    base_id: str | None,
-    dataset: str,
-    figures: Mapping[str, float],
-    sample: str | None,
-) -> ModelCardData:
-    data_id = find_hub_id(dataset)
-    results = [
-        EvalResult(
-            task_type="image-to-video",
-            dataset_type=data_id or (PROCEDURAL if is_drawn(dataset) else "local"),
-            dataset_name=data_id or _name_data(dataset),
-            dataset_split="validation",
-            metric_type=name,
-            metric_value=round(float(value), 4),
-        )
-        for name, value in figures.items()
-    ]
-    return ModelCardData(
-        license=license,
-        pipeline_tag="image-to-video",
-        base_model=base_id,
-        base_model_relation="finetune" if base_id else None,
-        datasets=[data_id] if data_id else None,
-        widget=[{"text": "A photo, poses, and frames made from them", "output": {"url": sample}}] if sample else None,
-        eval_results=results or None,
-        model_name=title if results else None,
-    )
 
 
 def _name_base(base_id: str | None, revision: str | None) -> str:

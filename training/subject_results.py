@@ -1,0 +1,114 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""What a run of stage 2 leaves: the subject, pictures without it and with it, its card. A run that is through does not
+fail for the last two.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+
+from pipeline_dreampose import DreamPosePipeline
+from training.comparison import draw_before_after
+from training.hub import card_patterns
+from training.lora import sort_metadata
+from training.model_card import find_hub_id
+from training.subject_card import write_subject_card
+
+
+logger = logging.getLogger(__name__)
+
+TITLE = "Upload a DreamPose subject"  # of its commits on the Hub
+PICTURE_NAME = "before_after.png"
+CAPTION = "The same photo and poses, without the subject and with it"
+
+
+def write_subject(
+    output_dir: Path,
+    pipeline: DreamPosePipeline,
+    layers: Mapping[str, Any],
+    photos: datasets.Dataset,
+    num_steps: Mapping[str, int],
+    *,
+    base_model: str,
+    revision: str | None,
+    rank: int,
+    lora_alpha: int | None = None,
+    seed: int = 0,
+    sample_inference_steps: int = 10,
+    hub_sample: bool = False,
+    picture: str | None = None,
+    repo_id: str | None = None,
+    **card: Any,
+) -> list[str] | None:
+    """Write a subject, or the pipeline where all weights were trained, with its pictures and its card.
+
+    Args:
+        output_dir (`Path`): Where all of it goes.
+        pipeline (`DreamPosePipeline`): The one that was trained.
+        layers (`Mapping[str, Any]`): From [`training.subject.train_subject`]; empty where all weights were trained.
+        photos (`datasets.Dataset`): What it was trained on.
+        num_steps (`Mapping[str, int]`): Optimizer steps of each phase that was not skipped.
+        base_model (`str`): The pipeline that it started from, a folder or a Hub id.
+        revision (`str`, *optional*): Of `base_model` on the Hub.
+        rank (`int`): Of a LoRA.
+        lora_alpha (`int`, *optional*): Of a LoRA; the rank if `None`.
+        seed (`int`, *optional*, defaults to 0): Of the pictures' noise.
+        sample_inference_steps (`int`, *optional*, defaults to 10): Of a LoRA's pictures; 0 draws none.
+        hub_sample (`bool`, *optional*, defaults to `False`): Show them on the card, with which they are pushed.
+        picture (`str`, *optional*): For the card in their place.
+        repo_id (`str`, *optional*): Where it will be pushed, as far as that is known: `OWNER/NAME`, or `NAME`.
+        card: Further arguments of [`training.subject_card.write_subject_card`].
+    Returns:
+        `list[str]` or `None`: What is to be pushed of a LoRA, as patterns; `None` for a pipeline, of which
+        [`training.hub.pipeline_patterns`] knows it.
+    """
+    if layers:
+        facts = {"base_model": find_hub_id(base_model), "revision": revision, "num_photos": len(photos)}
+        facts |= {"rank": rank, "lora_alpha": lora_alpha or rank}
+        facts |= {f"num_{phase}_steps": number for phase, number in num_steps.items()}
+        facts = {fact: value for fact, value in facts.items() if value is not None}
+        DreamPosePipeline.save_lora_weights(output_dir, **layers, run_metadata=facts)
+        sort_metadata(output_dir / LORA_WEIGHT_NAME_SAFE)
+    else:
+        pipeline.save_pretrained(output_dir)
+    print(f"Wrote the subject to {output_dir}.")
+    drawn = None
+    if layers and sample_inference_steps > 0:
+        drawn = _try_to_draw(output_dir, pipeline, photos, sample_inference_steps, seed)
+    if picture is not None:
+        card |= {"picture": Path(picture)}
+    elif hub_sample and drawn is not None:
+        card |= {"picture": drawn, "caption": CAPTION}
+    try:
+        write_subject_card(
+            output_dir,
+            repo_id=repo_id if repo_id and "/" in repo_id else None,
+            base_model=base_model,
+            revision=revision,
+            num_photos=len(photos),
+            num_steps=num_steps,
+            rank=rank if layers else None,
+            **card,
+        )
+    except (OSError, ValueError) as error:
+        logger.warning(f"The card of {output_dir} could not be written: {error}")
+    return [*card_patterns(output_dir), LORA_WEIGHT_NAME_SAFE] if layers else None
+
+
+def _try_to_draw(
+    output_dir: Path, pipeline: DreamPosePipeline, photos: datasets.Dataset, num_inference_steps: int, seed: int
+) -> Path | None:
+    """The pictures' file, or `None`, with a warning, if they could not be drawn."""
+    path = output_dir / PICTURE_NAME
+    try:
+        draw_before_after(pipeline, output_dir, photos, num_inference_steps, seed).save(path)
+    except Exception as error:  # of the memory or of whatever the sampling asks of the machine
+        path.unlink(missing_ok=True)  # of an earlier subject
+        logger.warning(f"{path} could not be drawn: {error}")
+        return None
+    return path
