@@ -20,7 +20,7 @@ from training.metrics import mean_and_standard_error
 
 
 METRICS = ("psnr", "ssim", "l1", "foreground_psnr", "silhouette_iou", "cloth_psnr")
-GROUPS = ("all", "back", "still_window", "vae_round_trip")
+GROUPS = ("all", "back", "still_window", "photos", "vae_round_trip")
 
 
 def trial_path(trial: Trial, work_dir: Path) -> Path:
@@ -102,6 +102,7 @@ def print_report(report: Mapping[str, Any]) -> None:
         *(("all", m) for m in ("psnr", "ssim", "l1", "foreground_psnr", "cloth_psnr")),
         *(("back", m) for m in ("psnr", "ssim", "foreground_psnr")),
         ("still_window", "cloth_psnr"),
+        *(("photos", m) for m in ("psnr", "foreground_psnr")),
         ("vae_round_trip", "psnr"),
     ]
     print("photos phase    step " + " ".join(f"{f'{g[:5]} {m[:10]}':>16}" for g, m in columns))

@@ -6,7 +6,7 @@ A subject is measured in two motions, its own clip's and a full turn, always fro
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,25 @@ class Trial:
 
 @dataclass(frozen=True)
 class Footage:
-    """One motion of a subject: the poses of all frames, and those frames that are met, with what is known of them."""
+    """A subject in poses: those of all frames, and which of the frames are met, with what is known of these."""
 
     iuv: list[Image.Image]
     frame_indices: list[int]
     targets: list[Image.Image]
     layers: list[Image.Image]
     shows_back: list[bool]
+
+    @classmethod
+    def of(cls, frames: Sequence[Frame], yaw: np.ndarray, frame_indices: Sequence[int]) -> "Footage":
+        """Drawn frames, turned by `yaw`, an angle each, of which some are met."""
+        met = [frames[i] for i in frame_indices]
+        return cls(
+            iuv=[Image.fromarray(frame.iuv) for frame in frames],
+            frame_indices=list(frame_indices),
+            targets=[Image.fromarray(frame.image) for frame in met],
+            layers=[Image.fromarray(frame.layers) for frame in met],
+            shows_back=[bool(np.cos(yaw[i]) < BACK) for i in frame_indices],
+        )
 
 
 def standing_motion(rng: np.random.Generator, yaw: float) -> Motion:
@@ -111,71 +123,65 @@ def draw_footage(config: ProceduralFashionConfig, split: str, index: int) -> lis
     motions = {OWN_FRAMES: config.motion(split, index), TURN_FRAMES: turning_motion(config, split, index)}
     for frame_indices, motion in motions.items():
         frames = render_clip(subject, motion, config.height, config.width)
-        met = [frames[i] for i in frame_indices]
-        footage.append(
-            Footage(
-                iuv=[Image.fromarray(frame.iuv) for frame in frames],
-                frame_indices=list(frame_indices),
-                targets=[Image.fromarray(frame.image) for frame in met],
-                layers=[Image.fromarray(frame.layers) for frame in met],
-                shows_back=[bool(np.cos(motion.yaw[motion.pre_roll + i]) < BACK) for i in frame_indices],
-            )
-        )
+        footage.append(Footage.of(frames, motion.yaw[motion.pre_roll :], frame_indices))
     return footage
 
 
 class Examination:
-    """Measures a pipeline on a subject's footage, always from the same photo and noise.
+    """Measures a pipeline on a subject's footage and on its photos' own poses, from one photo and one draw of noise.
 
     Args:
         pipeline (`DreamPosePipeline`): Its weights may change between calls.
-        photo (`PIL.Image.Image`): The reference.
-        footage (`Sequence[Footage]`): What is to be met.
+        photos (`Sequence[Frame]`): Of the subject; the first is the reference.
+        footage (`Sequence[Footage]`): What no photo shows.
         num_inference_steps (`int`): Denoising steps.
     """
 
     def __init__(
-        self, pipeline: DreamPosePipeline, photo: Image.Image, footage: Sequence[Footage], num_inference_steps: int
+        self,
+        pipeline: DreamPosePipeline,
+        photos: Sequence[Frame],
+        footage: Sequence[Footage],
+        num_inference_steps: int,
     ):
-        self.pipeline, self.photo, self.footage, self.num_inference_steps = (
-            pipeline,
-            photo,
-            footage,
-            num_inference_steps,
-        )
+        self.pipeline, self.num_inference_steps = pipeline, num_inference_steps
         pipeline.set_progress_bar_config(disable=True)
-        self.targets = [picture for motion in footage for picture in motion.targets]
-        self.layers = [layer for motion in footage for layer in motion.layers]
-        self.backs = [i for i, is_back in enumerate(b for motion in footage for b in motion.shows_back) if is_back]
+        self.reference = Image.fromarray(photos[0].image)
+        indices = range(len(photos))
+        self.footage = {"new": footage, "photos": [Footage.of(photos, np.zeros(len(photos)), indices)]}
         self.latents: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
     def denoise(self) -> dict[str, dict[str, float]]:
-        """Sample all frames, with their true windows and with the centre pose five times, and measure them."""
-        for name in ("frames", "still"):
-            self.latents[name] = torch.cat([self._sample(motion, name == "still") for motion in self.footage])
+        """Sample and measure all frames: with their true windows, with the centre pose five times, and the photos."""
+        for name, kind, is_still in (("all", "new", False), ("still_window", "new", True), ("photos", "photos", True)):
+            self.latents[name] = torch.cat([self._sample(footage, is_still) for footage in self.footage[kind]])
         return self.decode()
 
     @torch.no_grad()
     def decode(self) -> dict[str, dict[str, float]]:
         """Measure the frames that were sampled last, decoded by the decoder as it is now."""
-        frames = self.pipeline.decode_latents(self.latents["frames"])
-        still = self.pipeline.decode_latents(self.latents["still"])
-        round_trip = vae_round_trip(self.pipeline, to_tensor(self.targets))
-        backs = [[list_[i] for i in self.backs] for list_ in (self.targets, self.layers)]
+        truth = {
+            kind: [[x for part in footage for x in getattr(part, name)] for name in ("targets", "layers")]
+            for kind, footage in self.footage.items()
+        }
+        frames = {name: self.pipeline.decode_latents(latents) for name, latents in self.latents.items()}
+        shows_back = torch.tensor([back for part in self.footage["new"] for back in part.shows_back])
+        backs = [[x for x, is_back in zip(values, shows_back) if is_back] for values in truth["new"]]
         return {
-            "all": measure(frames, self.targets, self.layers),
-            "back": measure(frames[self.backs], *backs),
-            "still_window": measure(still, self.targets, self.layers),
-            "vae_round_trip": measure(round_trip, self.targets, self.layers),
+            "all": measure(frames["all"], *truth["new"]),
+            "back": measure(frames["all"][shows_back], *backs),
+            "still_window": measure(frames["still_window"], *truth["new"]),
+            "photos": measure(frames["photos"], *truth["photos"]),
+            "vae_round_trip": measure(vae_round_trip(self.pipeline, to_tensor(truth["new"][0])), *truth["new"]),
         }
 
-    def _sample(self, motion: Footage, is_still: bool) -> torch.Tensor:
-        iuv, indices = motion.iuv, motion.frame_indices
+    def _sample(self, footage: Footage, is_still: bool) -> torch.Tensor:
+        iuv, indices = footage.iuv, footage.frame_indices
         if is_still:
             iuv, indices = [iuv[i] for i in indices for _ in range(5)], list(range(2, 5 * len(indices), 5))
         return self.pipeline(
-            self.photo,
+            self.reference,
             iuv,
             frame_indices=indices,
             num_inference_steps=self.num_inference_steps,
@@ -195,12 +201,8 @@ def run_trial(trial: Trial) -> list[dict]:
     config = ProceduralFashionConfig()
     photos = draw_photos(config, trial.split, trial.index, trial.num_photos)
     pipeline = load_subject_base(trial.model, height=config.height, width=config.width)
-    examination = Examination(
-        pipeline,
-        Image.fromarray(photos[0].image),
-        draw_footage(config, trial.split, trial.index),
-        trial.num_inference_steps,
-    )
+    footage = draw_footage(config, trial.split, trial.index)
+    examination = Examination(pipeline, photos, footage, trial.num_inference_steps)
     records = [{"phase": "before", "step": 0, "figures": examination.denoise()}]
 
     def recorder(phase, examine):
@@ -235,8 +237,3 @@ def _open_pairs(trial: Trial, pipeline: DreamPosePipeline, photos: Sequence[Fram
     if dataset is not None:
         prior = open_samples(dataset, shape, seed, PairSettings(pipeline.pose_radius))
     return SubjectPairs(load_photos(folder), shape, seed, PairSettings(**trial.pairs), prior, share)
-
-
-def last_records(records: Sequence[Mapping]) -> dict[str, dict]:
-    """The figures before the training and at the end of each phase, by phase."""
-    return {record["phase"]: record["figures"] for record in records}

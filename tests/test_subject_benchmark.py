@@ -42,7 +42,7 @@ def test_the_footage_turns_once_around_and_says_what_shows_the_back():
 
 def record(phase, step, psnr, l1):
     metrics = dict.fromkeys(("ssim", "foreground_psnr", "silhouette_iou", "cloth_psnr"), float("nan"))
-    groups = ("all", "back", "still_window", "vae_round_trip")
+    groups = ("all", "back", "still_window", "photos", "vae_round_trip")
     return {"phase": phase, "step": step, "figures": dict.fromkeys(groups, metrics | {"psnr": psnr, "l1": l1})}
 
 
