@@ -89,14 +89,14 @@ class Footage:
 
 def standing_motion(rng: np.random.Generator, yaw: float) -> Motion:
     """A person who stands for a photo: arms a little away from the body, cloth at rest."""
-    still, both = np.zeros(1), np.zeros((1, 2))
+    still, both = np.zeros(2), np.zeros((2, 2))  # two frames, since accelerations are asked for
     return Motion(
         yaw=still + yaw + rng.uniform(-0.2, 0.2),
         root_x=still,
         root_y=still,
-        arm_raise=rng.uniform(0.12, 0.5, (1, 2)),
+        arm_raise=both + rng.uniform(0.12, 0.5, 2),
         arm_swing=both,
-        elbow=rng.uniform(0.05, 0.4, (1, 2)),
+        elbow=both + rng.uniform(0.05, 0.4, 2),
         leg_swing=both,
         knee=both + 0.05,
     )
@@ -113,7 +113,7 @@ def draw_photos(config: ProceduralFashionConfig, split: str, index: int, num_pho
     """The subject's photos: the first frame of its clip, then back, left and right."""
     rng, subject = np.random.default_rng([7, index]), config.subject(split, index)
     views = list(VIEWS.values())[: num_photos - 1]
-    others = [render_clip(subject, standing_motion(rng, yaw), config.height, config.width)[0] for yaw in views]
+    others = [render_clip(subject, standing_motion(rng, yaw), config.height, config.width, [0])[0] for yaw in views]
     return [config.clip(split, index, index, [0])[0], *others]
 
 
