@@ -81,12 +81,18 @@ def collect_lora(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
     arguments = {}
     for name, part in parts.items():
         layers = get_peft_model_state_dict(part, adapter_name=ADAPTER_NAME)
-        config = part.peft_config[ADAPTER_NAME].to_dict()
         arguments[f"{name}_lora_layers"] = {
             key: layer.to("cpu", copy=True).contiguous() for key, layer in layers.items()
         }
-        # A set has another order in each process.
-        arguments[f"{name}_lora_adapter_metadata"] = {
-            key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
-        }
+        arguments[f"{name}_lora_adapter_metadata"] = config_metadata(part.peft_config[ADAPTER_NAME])
     return arguments
+
+
+def config_metadata(config: LoraConfig) -> dict[str, Any]:
+    """A LoRA's configuration as a file's metadata, the same in every process.
+
+    Args:
+        config (`LoraConfig`): Of one part.
+    """
+    # A set has another order in each process.
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}

@@ -53,6 +53,7 @@ def write_base_card(
     license: str | None = None,
     num_steps: int | None = None,
     num_samples: int | None = None,
+    conversion: str = "",
 ) -> Path:
     """Write the card of a model of stage 1 beside it. No name of a folder and no secret gets into it.
 
@@ -70,6 +71,7 @@ def write_base_card(
             `base_model` is that on the Hub, else none is stated.
         num_steps (`int`, *optional*): Optimizer steps that it was trained, 0 for a pipeline that was only widened.
         num_samples (`int`, *optional*): Samples of a step, over all processes.
+        conversion (`str`, *optional*): Of converted weights: where they came from, in place of how they were trained.
     Returns:
         `Path`: The card, `README.md`.
     Raises:
@@ -94,6 +96,7 @@ def write_base_card(
         base=_name_base(base_id, revision),
         data=_name_data(dataset),
         is_trained=num_steps != 0,
+        conversion=conversion,
         amount=_name_amount(num_steps, num_samples),
         versions=", ".join(f"{name} {version(name)}" for name in LIBRARIES),
         settings=yaml.safe_dump(settings, sort_keys=False).strip() if settings else "",
