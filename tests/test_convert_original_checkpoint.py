@@ -497,11 +497,16 @@ def state(pipe, part):
 
 
 def test_a_subject_may_be_a_part_alone(converted, release, tmp_path):
-    words = save_release(tmp_path / "checkpoints", {"vae": add_differences(release, rank=1)["vae"]})
+    """The adapter differs in a bias alone, which no LoRA carries."""
+    subject = add_differences({"vae": release["vae"]}, rank=1) | {"adapter": copy.deepcopy(release["adapter"])}
+    nn.init.constant_(subject["adapter"].linear1.bias, 2.0)
+    words = save_release(tmp_path / "checkpoints", subject)
     run(*words, "--subject_of", converted, "--rank", 1, "--output_dir", tmp_path / "anna")
     pipe = load(converted)
     pipe.load_lora_weights(tmp_path / "anna", adapter_name="anna")
     assert pipe.get_list_adapters() == {"vae": ["anna"]}
+    facts, _ = read_facts(tmp_path / "anna")
+    assert facts["adapter_relative_error"] == facts["adapter_num_left"] == 1 and "unet_num_left" not in facts
 
 
 def test_bad_subjects(bases, converted, release, tmp_path):
@@ -510,6 +515,8 @@ def test_bad_subjects(bases, converted, release, tmp_path):
         run(*words, "--subject_of", converted, "--output_dir", tmp_path / "anna")
     with pytest.raises(ValueError, match="`rank` must be at least 1, got 0"):
         run(*words, "--subject_of", converted, "--rank", 0, "--output_dir", tmp_path / "anna")
+    with pytest.raises(ValueError, match="`device` must be one that computes in float64, got 'meat'"):
+        run(*words, "--subject_of", converted, "--device", "meat", "--output_dir", tmp_path / "anna")
     with pytest.raises(ValueError, match="`subject_of` must be a DreamPose pipeline, .* a StableDiffusionPipeline"):
         run(*words, "--subject_of", bases / "sd", "--output_dir", tmp_path / "anna")
     with pytest.raises(ValueError, match="`subject_of` must be a pipeline's folder or Hub id, got .*none'"):

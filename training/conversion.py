@@ -226,6 +226,13 @@ def extract_subject(
     """
     if rank < 1:
         raise ValueError(f"`rank` must be at least 1, got {rank}.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"`device` must be one that computes in float64, got {device!r}: {_one_line(error)}"
+        ) from error
     weights = {part: read_checkpoint(path, part) for part, path in checkpoints.items()}
     try:
         load_dreampose_index(base, revision)
@@ -240,7 +247,6 @@ def extract_subject(
     for part, tensors in weights.items():
         check_weights(part, getattr(pipeline, part), tensors)
     found = {}
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for part, tensors in weights.items():
         extraction = extract_lora(getattr(pipeline, part), tensors, rank, part, device)
         if extraction.squared_difference > 0:
@@ -251,8 +257,9 @@ def extract_subject(
         )
     arguments = {}
     for part, extraction in found.items():
-        arguments[f"{part}_lora_layers"] = extraction.layers
-        arguments[f"{part}_lora_adapter_metadata"] = extraction.config
+        if extraction.layers:
+            arguments[f"{part}_lora_layers"] = extraction.layers
+            arguments[f"{part}_lora_adapter_metadata"] = extraction.config
     facts = {"base_model": find_hub_id(base), "revision": revision, **_subject_facts(found, rank)}
     facts = {fact: value for fact, value in facts.items() if value is not None}
     DreamPosePipeline.save_lora_weights(output_dir, **arguments, run_metadata=facts)
