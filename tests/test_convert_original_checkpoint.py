@@ -353,7 +353,9 @@ def test_long_lists_of_names_are_cut(bases, release, tmp_path):
 def test_a_unet_without_a_window_of_poses(in_channels):
     message = f"`unet` must take 4 channels and 2 of each of 1, 3, 5, ... poses, got conv_in.weight for {in_channels}"
     with pytest.raises(ValueError, match=message):
-        find_pose_radius({"conv_in.weight": torch.ones(8, in_channels, 3, 3), "conv_out.weight": torch.ones(4, 8)})
+        find_pose_radius(
+            {"conv_in.weight": torch.ones(8, in_channels, 3, 3), "conv_out.weight": torch.ones(4, 8, 3, 3)}
+        )
 
 
 def test_bases_that_are_none(bases, release, tmp_path):
@@ -511,7 +513,7 @@ def test_a_subject_may_be_a_part_alone(converted, release, tmp_path):
 
 def test_bad_subjects(bases, converted, release, tmp_path):
     words = save_release(tmp_path, release)
-    with pytest.raises(ValueError, match="`unet`, `adapter`, `vae` must differ in a layer from `subject_of`, got the"):
+    with pytest.raises(ValueError, match="`unet`, `adapter`, `vae` must differ from `subject_of` in a linear"):
         run(*words, "--subject_of", converted, "--output_dir", tmp_path / "anna")
     with pytest.raises(ValueError, match="`rank` must be at least 1, got 0"):
         run(*words, "--subject_of", converted, "--rank", 0, "--output_dir", tmp_path / "anna")

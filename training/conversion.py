@@ -120,7 +120,7 @@ def find_pose_radius(unet_weights: Mapping[str, torch.Tensor]) -> int:
         ValueError: If they are of no UNet that takes poses.
     """
     first, last = (unet_weights.get(f"{layer}.weight") for layer in ("conv_in", "conv_out"))
-    if first is None or last is None or first.ndim != 4:
+    if first is None or last is None or {first.ndim, last.ndim} != {4}:
         raise ValueError(f"`unet` must hold conv_in.weight and conv_out.weight, got {_list_some(unet_weights)}.")
     num_poses, rest = divmod(first.shape[1] - last.shape[0], 2)
     if num_poses < 1 or num_poses % 2 == 0 or rest:
@@ -253,7 +253,8 @@ def extract_subject(
             found[part] = extraction
     if not any(extraction.layers for extraction in found.values()):
         raise ValueError(
-            f"`{'`, `'.join(checkpoints)}` must differ in a layer from `subject_of`, got the same weights as {base!r}."
+            f"`{'`, `'.join(checkpoints)}` must differ from `subject_of` in a linear layer or convolution, got none"
+            f" that differs from {base!r}."
         )
     arguments = {}
     for part, extraction in found.items():
