@@ -32,7 +32,7 @@ EXTRACTION = {"rank": 16, "device": None}
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="The authors' released checkpoints as a pipeline, or those of a subject as a LoRA.",
-        epilog="Which ranges of values the released weights were trained with is not documented. The release's sampling"
+        epilog="Which ranges the released weights were trained with is not documented. The release's sampling"
         " starts, reads poses and decodes in [-1, 1]; its training code, as published last, has all in [0, 1]. Frames"
         " that come out pale or dark, or do not follow the poses, ask for the other choice.",
     )
