@@ -286,8 +286,7 @@ def _subject_facts(found: Mapping[str, Extraction], rank: int) -> dict[str, Any]
 def _report(found: Mapping[str, Extraction], facts: Mapping[str, Any], path: Path) -> list[str]:
     lines = [
         f"{part}: rank {facts['rank']} in {len(extraction.layers) // 2} layers leaves"
-        f" {extraction.relative_error:.2%} of the difference, {extraction.num_left} biases, norms and the like that"
-        " differ among it"
+        f" {extraction.relative_error:.2%} of the difference, among it that of {extraction.num_left} biases and norms"
         for part, extraction in found.items()
     ]
     return [*lines, f"all: {facts['relative_error']:.2%} left; {path} has {path.stat().st_size / 1e6:.2f} MB"]
