@@ -224,18 +224,21 @@ def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.T
 def clip_pixel_values(
     pixel_values: torch.Tensor, image_size: int, feature_extractor: CLIPImageProcessor
 ) -> torch.Tensor:
-    """Turn fitted canvases into CLIP's input: squeezed whole into its square, nothing cropped away.
+    """Turn fitted canvases into CLIP's input: squeezed whole into its square, or their middle if it is to be cropped.
 
     Args:
         pixel_values (`torch.Tensor`): Shape `(B, 3, H, W)`, range `[-1, 1]`; rounded to 8 bit, so no gradients pass.
         image_size (`int`): Side of the square that the image encoder expects.
-        feature_extractor ([`~transformers.CLIPImageProcessor`]): Its `image_mean` and `image_std` are used.
+        feature_extractor ([`~transformers.CLIPImageProcessor`]): `image_mean`, `image_std`, `do_center_crop` count.
     Returns:
         `torch.Tensor`: Shape `(B, 3, image_size, image_size)`, float32, normalised, on the device of `pixel_values`.
     """
     canvases = ((pixel_values.detach().float() + 1.0) * 127.5).round().clamp(0, 255)
     canvases = canvases.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    squares = [Image.fromarray(c).resize((image_size, image_size), Image.Resampling.BICUBIC) for c in canvases]
+    height, width = canvases.shape[1:3]
+    left, top = max(width - height, 0) / 2, max(height - width, 0) / 2
+    box = (left, top, width - left, height - top) if feature_extractor.do_center_crop else None
+    squares = [Image.fromarray(c).resize((image_size, image_size), Image.Resampling.BICUBIC, box) for c in canvases]
     squares = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (feature_extractor.image_mean, feature_extractor.image_std))
     return ((squares - mean) / std).to(pixel_values.device)
@@ -267,15 +270,14 @@ def encode_reference(
         pixel_values (`torch.Tensor`): Fitted canvases ([`fit_image`]), shape `(B, 3, H, W)`, range `[-1, 1]`.
         vae ([`AutoencoderKL`]): Its posterior mean is taken, times `vae.config.scaling_factor`.
         image_encoder ([`~transformers.CLIPVisionModel`]): Its `last_hidden_state` is taken, without post-layernorm.
-        feature_extractor ([`~transformers.CLIPImageProcessor`]): Holds CLIP's mean and standard deviation.
+        feature_extractor ([`~transformers.CLIPImageProcessor`]): As [`clip_pixel_values`] takes it.
         image_range (`tuple`, *optional*, defaults to `(-1.0, 1.0)`): What black and white become at the VAE's input.
     Returns:
         `tuple`: `image_embeds` of shape `(B, T, D)` and `image_latents` of shape `(B, C, h, w)`.
     """
     image_latents = encode_pixels(pixel_values, vae, image_range).mode() * vae.config.scaling_factor
     clip_pixels = clip_pixel_values(pixel_values, image_encoder.config.image_size, feature_extractor)
-    image_embeds = image_encoder(clip_pixels.to(image_encoder.dtype)).last_hidden_state
-    return image_embeds, image_latents
+    return image_encoder(clip_pixels.to(image_encoder.dtype)).last_hidden_state, image_latents
 
 
 class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -349,7 +351,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             `latent_channels + 2 * (2 * r + 1)`, 14 for five poses.
         image_encoder ([`~transformers.CLIPVisionModel`]): Encodes the photo into tokens.
         feature_extractor ([`~transformers.CLIPImageProcessor`]):
-            Holds the mean and standard deviation of the image encoder's input.
+            Holds the mean and standard deviation of the image encoder's input, and whether it is a centre crop.
         adapter ([`DreamPoseAdapter`]):
             Mixes the photo's tokens and latents into the states for the UNet's cross-attention.
         scheduler ([`KarrasDiffusionSchedulers`]): Any of them but `EDMEulerScheduler` and `DPMSolverSDEScheduler`.
@@ -1059,10 +1061,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     for i, t in enumerate(timesteps):
                         if self.interrupt:
                             continue
-                        photo = photo_indices[i]
-                        noise_pred = self.predict_noise(
-                            chunk_latents, t, windows, states[photo : photo + 1], null_states, branches
-                        )
+                        photo_states = states[photo_indices[i]][None]
+                        noise_pred = self.predict_noise(chunk_latents, t, windows, photo_states, null_states, branches)
                         chunk_latents = self.scheduler.step(
                             noise_pred, t, chunk_latents, **step_kwargs, return_dict=False
                         )[0]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import CLIPImageProcessor
 
 import pipeline_dreampose
 from pipeline_dreampose import (
@@ -224,6 +225,18 @@ def test_clip_pixel_values_by_hand():
     mean, std = torch.tensor(extractor.image_mean), torch.tensor(extractor.image_std)
     assert black.shape == (3, IMAGE_SIZE, IMAGE_SIZE)
     assert torch.allclose(black[:, 0, 0], -mean / std) and torch.allclose(white[:, -1, -1], (1 - mean) / std)
+
+
+@pytest.mark.parametrize("height, width", [(640, 512), (512, 640), (448, 448)])
+def test_a_feature_extractor_that_crops_sees_the_middle_alone(height, width):
+    """As transformers' own processor does it: these are the sizes of the method, at which it crops whole pixels."""
+    extractor = CLIPImageProcessor(size={"shortest_edge": 224}, crop_size=224)
+    photo = get_dummy_image(0, height, width)
+    cropped = clip_pixel_values(fit_image(photo, height, width)[None], 224, extractor)
+    torch.testing.assert_close(cropped, extractor(images=photo, return_tensors="pt").pixel_values, atol=1e-6, rtol=0)
+    extractor.do_center_crop = False
+    whole = clip_pixel_values(fit_image(photo, height, width)[None], 224, extractor)
+    assert torch.equal(whole, cropped) == (height == width)
 
 
 def test_encode_reference_maps_the_image_range_for_the_vae_alone():

@@ -89,6 +89,18 @@ def load_index(name: str, revision: str | None = None) -> dict:
         ) from error
 
 
+def load_dreampose_index(name: str, revision: str | None = None) -> dict:
+    """What a DreamPose pipeline's `model_index.json` holds; a `ValueError` if `name` leads to no such pipeline."""
+    index = load_index(name, revision)
+    class_name = index["_class_name"]
+    if "DreamPosePipeline" not in (class_name, class_name[-1]):
+        raise ValueError(
+            f"`pretrained_model_name_or_path` must be a DreamPose pipeline, such as stage 1 writes, got {name!r}, a"
+            f" {class_name}."
+        )
+    return index
+
+
 def load_base_pipeline(
     name: str,
     height: int,
@@ -156,13 +168,7 @@ def load_subject_base(
     Raises:
         ValueError: If it is no DreamPose pipeline, or one that [`load_base_pipeline`] refuses.
     """
-    index = load_index(name, revision)
-    class_name = index["_class_name"]
-    if "DreamPosePipeline" not in (class_name, class_name[-1]):
-        raise ValueError(
-            f"`pretrained_model_name_or_path` must be a DreamPose pipeline, such as stage 1 writes, got {name!r}, a"
-            f" {class_name}."
-        )
+    index = load_dreampose_index(name, revision)
     unet = UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision)
     num_poses = (unet["in_channels"] - unet["out_channels"]) // 2
     size = (height or index["default_height"], width or index["default_width"])

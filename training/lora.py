@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
+
+from pipeline_dreampose import DreamPosePipeline
 
 
 ADAPTER_NAME = "subject"
@@ -84,15 +87,28 @@ def collect_lora(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
     arguments = {}
     for name, part in parts.items():
         layers = get_peft_model_state_dict(part, adapter_name=ADAPTER_NAME)
-        config = part.peft_config[ADAPTER_NAME].to_dict()
         arguments[f"{name}_lora_layers"] = {
             key: layer.to("cpu", copy=True).contiguous() for key, layer in layers.items()
         }
-        # A set has another order in each process.
-        arguments[f"{name}_lora_adapter_metadata"] = {
-            key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
-        }
+        arguments[f"{name}_lora_adapter_metadata"] = config_metadata(part.peft_config[ADAPTER_NAME])
     return arguments
+
+
+def write_subject_file(output_dir: Path, layers: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
+    """Write a subject's one file, equal for equal subjects.
+
+    Args:
+        output_dir (`Path`): Where it goes.
+        layers (`Mapping[str, Any]`): Arguments of `DreamPosePipeline.save_lora_weights`, from [`collect_lora`].
+        facts (`Mapping[str, Any]`): For its metadata; those that are `None` are left out.
+    Returns:
+        `Path`: The file.
+    """
+    facts = {name: value for name, value in facts.items() if value is not None}
+    DreamPosePipeline.save_lora_weights(output_dir, **layers, run_metadata=facts)
+    path = Path(output_dir) / LORA_WEIGHT_NAME_SAFE
+    sort_metadata(path)
+    return path
 
 
 def sort_metadata(path: Path) -> None:
@@ -111,3 +127,13 @@ def sort_metadata(path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(size.to_bytes(8, "little") + text.ljust(size) + content[start:])
     os.replace(partial, path)
+
+
+def config_metadata(config: LoraConfig) -> dict[str, Any]:
+    """A LoRA's configuration as a file's metadata, the same in every process.
+
+    Args:
+        config (`LoraConfig`): Of one part.
+    """
+    # A set has another order in each process.
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}

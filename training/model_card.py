@@ -56,6 +56,7 @@ def write_base_card(
     license: str | None = None,
     num_steps: int | None = None,
     num_samples: int | None = None,
+    conversion: str = "",
 ) -> Path:
     """Write the card of a model of stage 1 beside it. No name of a folder and no secret gets into it.
 
@@ -73,6 +74,7 @@ def write_base_card(
             `base_model` is that on the Hub, else none is stated.
         num_steps (`int`, *optional*): Optimizer steps that it was trained, 0 for a pipeline that was only widened.
         num_samples (`int`, *optional*): Samples of a step, over all processes.
+        conversion (`str`, *optional*): Of converted weights: where they came from, in place of how they were trained.
     Returns:
         `Path`: The card, `README.md`.
     Raises:
@@ -102,6 +104,7 @@ def write_base_card(
         data=_name_data(dataset),
         is_trained=num_steps != 0,
         amount=_name_amount(num_steps, num_samples),
+        conversion=conversion,
     )
 
 

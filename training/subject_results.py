@@ -15,7 +15,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from pipeline_dreampose import DreamPosePipeline
 from training.comparison import draw_before_after
 from training.hub import card_patterns
-from training.lora import sort_metadata
+from training.lora import write_subject_file
 from training.model_card import find_hub_id
 from training.subject_card import write_subject_card
 
@@ -71,9 +71,7 @@ def write_subject(
         facts = {"base_model": find_hub_id(base_model), "revision": revision, "num_photos": len(photos)}
         facts |= {"rank": rank, "lora_alpha": lora_alpha or rank}
         facts |= {f"num_{phase}_steps": number for phase, number in num_steps.items()}
-        facts = {fact: value for fact, value in facts.items() if value is not None}
-        DreamPosePipeline.save_lora_weights(output_dir, **layers, run_metadata=facts)
-        sort_metadata(output_dir / LORA_WEIGHT_NAME_SAFE)
+        write_subject_file(output_dir, layers, facts)
     else:
         pipeline.save_pretrained(output_dir)
     print(f"Wrote the subject to {output_dir}.")

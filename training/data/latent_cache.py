@@ -55,7 +55,7 @@ class FrameEncoders:
     Args:
         vae (`AutoencoderKL`): Encodes on its own device.
         image_encoder (`CLIPVisionModel`): Its tokens are kept, or its input where it trains.
-        feature_extractor (`CLIPImageProcessor`): Holds CLIP's mean and standard deviation.
+        feature_extractor (`CLIPImageProcessor`): As `pipeline_dreampose.clip_pixel_values` takes it.
         train_image_encoder (`bool`, *optional*, defaults to `False`): Whether it trains.
     """
 
@@ -73,6 +73,7 @@ class FrameEncoders:
             "image_size": self.image_encoder.config.image_size,
             "image_mean": list(self.feature_extractor.image_mean),
             "image_std": list(self.feature_extractor.image_std),
+            "do_center_crop": self.feature_extractor.do_center_crop,
         }
 
     @torch.no_grad()
