@@ -26,11 +26,13 @@ LAYERS = [
     {
         "training.data",
         "training.denoiser",
+        "training.learned_metrics",
         "training.lora",
         "training.objective",
         "training.metrics",
         "training.pictures",
         "training.settings_file",
+        "training.warping",
     },
     {
         "training.animation",
@@ -51,7 +53,10 @@ LAYERS = [
     {"training.loop"},
     {
         "training.baselines",
+        "training.clip_records",
         "training.clips",
+        "training.evaluation_page",
+        "training.figures",
         "training.option_parsing",
         "training.options",
         "training.pose_options",
