@@ -67,6 +67,7 @@ LAYERS = [
         "training.validation",
     },
     {
+        "benchmarks.guidance_pairs",
         "benchmarks.sampling_procedures",
         "benchmarks.data_layouts",
         "benchmarks.subject_trials",
@@ -77,6 +78,7 @@ LAYERS = [
 # Of an entry point; `training` for all others.
 EXTRAS = {
     "animate": None,
+    "benchmarks.guidance": "evaluation",
     "benchmarks.sampling": None,
     "benchmarks.schedulers": "evaluation",
     "training.evaluation": "evaluation",

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import math
 from dataclasses import replace
@@ -12,6 +14,7 @@ from tests.judge_exports import save_inception
 from tests.launch import launch_two_processes
 from tests.tiny_components import NUM_FRAMES, get_dummy_image, get_dummy_iuv, get_dummy_pipeline
 from training import baselines, evaluation
+from training.clip_records import ClipRecord
 from training.clips import Clip, draw_run, load_clips
 from training.data.prepared import load_prepared
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
@@ -282,14 +285,23 @@ def run(model, output, *more, **changes):
     return evaluation.main(evaluation.parse_args([*words_for(model, output, **changes), *more]))
 
 
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """An undisturbed evaluation: its folder, its figures and what it printed."""
+    folder, printed = tmp_path_factory.mktemp("whole"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        results = run(model, folder)
+    return folder, results, printed.getvalue()
+
+
 @pytest.mark.slow
-def test_the_script_writes_figures_tables_and_pictures(model, tmp_path, capsys):
-    results = run(model, tmp_path / "results")
+def test_the_script_writes_figures_tables_and_pictures(whole):
+    folder, results, printed = whole
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
 
-    written = json.loads((tmp_path / "results" / "evaluation.json").read_text(), parse_constant=refuse)
+    written = json.loads((folder / "evaluation.json").read_text(), parse_constant=refuse)
     assert written == json.loads(json.dumps(results))
     assert list(written["rows"]) == list(baselines.ROWS)
     assert written["versions"]["torch"] == torch.__version__ and written["machine"]["cores"] >= 1
@@ -297,10 +309,10 @@ def test_the_script_writes_figures_tables_and_pictures(model, tmp_path, capsys):
     assert written["model_defaults"]["num_inference_steps"] == 2
     assert 0 <= written["share_moved"] <= 1 and written["seconds"] > 0
     assert written["num_processes"] == 1 and written["num_measured"] == 2
-    assert (tmp_path / "results" / "evaluation.md").read_text() in capsys.readouterr().out
-    with Image.open(tmp_path / "results" / "evaluation.png") as pictures:
+    assert (folder / "evaluation.md").read_text() in printed
+    with Image.open(folder / "evaluation.png") as pictures:
         assert pictures.width == 6 * (64 + 4) - 4 and pictures.height > 80
-    page = (tmp_path / "results" / "evaluation.html").read_text(encoding="utf-8")
+    page = (folder / "evaluation.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 7 and "test-000000" in page and "test-000001" not in page
     # A copied photo stands still, and what it shows is never better than the true frames' own encoding.
     rows = written["rows"]
@@ -310,14 +322,13 @@ def test_the_script_writes_figures_tables_and_pictures(model, tmp_path, capsys):
     assert rows["warp of the reference"]["seen_l1"]["mean"] < rows["warp of the reference"]["unseen_l1"]["mean"]
     assert "fid" not in rows["model"] and written["notes"]["fid"].startswith("left out")
     assert "temporal_error" not in rows["pose dropped"]
-    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
+    assert sorted(path.name for path in folder.iterdir()) == [
         "evaluation.html", "evaluation.json", "evaluation.md", "evaluation.png",
     ]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_was_stopped_goes_on(model, tmp_path, monkeypatch, capsys):
-    whole = run(model, tmp_path / "whole")
+def test_an_evaluation_that_was_stopped_goes_on(model, whole, tmp_path, monkeypatch, capsys):
     record, measured = evaluation.record_clip, []
 
     def stop_after_one(pipe, clip, *args, **options):
@@ -328,32 +339,29 @@ def test_an_evaluation_that_was_stopped_goes_on(model, tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(evaluation, "record_clip", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
-        run(model, tmp_path / "results")
+        run(model, tmp_path)
     with pytest.raises(ValueError, match="`resume` must go on with the settings of .*seed 0, now 7"):
-        run(model, tmp_path / "results", "--resume", seed=7)
+        run(model, tmp_path, "--resume", seed=7)
     measured.clear()
-    results = run(model, tmp_path / "results", "--resume")
+    results = run(model, tmp_path, "--resume")
     assert measured == ["test-000001"] and results["num_measured"] == 1
-    assert results["rows"] == whole["rows"] and results["model_minus_row"] == whole["model_minus_row"]
-    pages = [(tmp_path / name / "evaluation.png").read_bytes() for name in ("whole", "results")]
-    assert pages[0] == pages[1]
-    measured.clear()
+    for name in ("rows", "model_minus_row"):
+        assert results[name] == whole[1][name]
+    assert (tmp_path / "evaluation.png").read_bytes() == (whole[0] / "evaluation.png").read_bytes()
+    (tmp_path / ".clips").mkdir()
+    ClipRecord({}).save(clip_file := tmp_path / ".clips" / "00000.safetensors")
     with pytest.raises(KeyboardInterrupt):
-        run(model, tmp_path / "results")
-    monkeypatch.setattr(evaluation, "record_clip", record)
-    capsys.readouterr()
-    assert run(model, tmp_path / "results")["num_measured"] == 2
-    assert "1 clips of a run that was stopped are thrown away" in capsys.readouterr().out
+        run(model, tmp_path)
+    assert "1 clips of a run that was stopped are thrown away" in capsys.readouterr().out and not clip_file.exists()
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_clips(model, tmp_path):
-    one = run(model, tmp_path / "one")
-    result = launch_two_processes("training/evaluation.py", words_for(model, tmp_path / "two"))
-    two = json.loads((tmp_path / "two" / "evaluation.json").read_text())
+def test_two_processes_share_the_clips(model, whole, tmp_path):
+    result = launch_two_processes("training/evaluation.py", words_for(model, tmp_path))
+    two = json.loads((tmp_path / "evaluation.json").read_text())
     assert two["num_processes"] == 2 and two["num_measured"] == 2
     assert result.stdout.count("model minus row, clip by clip") == 1, "one process writes"
-    for row, by_metric in one["rows"].items():
+    for row, by_metric in whole[1]["rows"].items():
         for name, figure in by_metric.items():
             assert two["rows"][row][name] == pytest.approx(figure, abs=1e-4), (row, name)
 

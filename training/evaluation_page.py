@@ -22,7 +22,7 @@ from training.baselines import to_tensor
 from training.clip_records import ClipRecord
 from training.clips import Clip
 from training.figures import METRICS, TABLES, Figures, format_figure, markdown_tables, table_cells
-from training.pictures import enlarge, picture_grid
+from training.pictures import enlarge, picture_grid, to_pictures
 
 
 ERROR_GAIN = 3
@@ -47,11 +47,6 @@ body:has(#pause:checked) .film { animation-play-state: paused !important; }
 dt { float: left; clear: left; min-width: 11rem; } dd { margin-left: 11.5rem; }
 pre { overflow-x: auto; font-size: .8rem; }
 """
-
-
-def to_pictures(frames: torch.Tensor) -> list[Image.Image]:
-    """Levels `[T, 3, H, W]`, uint8, as pictures."""
-    return [Image.fromarray(frame) for frame in frames.permute(0, 2, 3, 1).numpy()]
 
 
 def draw_pictures(clips: Sequence[Clip], records: Sequence[ClipRecord], scale: int) -> Image.Image:
