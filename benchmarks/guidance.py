@@ -79,7 +79,7 @@ def main(options: argparse.Namespace) -> dict:
     draw_pictures(folder, *grid, clips[0], options.scale).save(f"{stem}_frames.png")
     draw_heat(report["pairs"], *grid).save(f"{stem}_heat.png")
     shutil.rmtree(folder)
-    print(f"Best PSNR at image {best[0]:g}, pose {best[1]:g}; wrote {options.output}, {stem}_frames.png and _heat.png.")
+    print(f"Best PSNR at image {best[0]:g}, pose {best[1]:g}; wrote {options.output}, {stem}_*.png.")
     return report
 
 
