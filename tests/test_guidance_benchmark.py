@@ -51,10 +51,8 @@ def test_every_pair_is_measured_and_drawn(whole):
                 figures.append(measure(frames, clip.targets, clip.layers))
                 if index == 0:
                     grid = np.asarray(Image.open(folder / "report_frames.png"))
-                    bottom, right = (
-                        grid.shape[0] - (2 - r) * 84,
-                        grid.shape[1] - (2 - c) * 68,
-                    )  # three columns: photo, pose and truth stand below
+                    # Three columns: photo, pose and truth stand below.
+                    bottom, right = grid.shape[0] - (2 - r) * 84, grid.shape[1] - (2 - c) * 68
                     cell = grid[bottom - 80 : bottom, right - 64 : right].astype(int)
                     assert np.abs(cell - frames[0].permute(1, 2, 0).mul(255).numpy()).max() <= 1
             found = report["pairs"][f"{image_scale:g}, {pose_scale:g}"]

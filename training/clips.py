@@ -59,7 +59,8 @@ class Clips(Sequence[Clip]):
     Args:
         rows (`datasets.Dataset`): The split, one row a frame.
         split (`str`): Its name.
-        videos (`dict[str, list[int]]`): Row numbers of each clip's frames, the clips' one more if there is one.
+        videos (`dict[str, list[int]]`): Row numbers of each clip's frames, and of one clip more if there is one: the
+            last one's counterpart.
         num_clips (`int`): How many clips.
         frames_per_clip, num_consecutive, seed (`int`): As `load_clips` takes them.
         config_name (`str`, *optional*): Of the drawing, where the clips are drawn.
@@ -139,7 +140,7 @@ def load_clips(
     videos = group_videos(rows)
     if not 2 <= num_clips <= len(videos):
         raise ValueError(f"`num_clips` must lie within [2, {len(videos)}] for this split, got {num_clips}.")
-    chosen = dict(list(videos.items())[: num_clips + 1])  # one more, that the last clip's counterpart is no repetition
+    chosen = dict(list(videos.items())[: num_clips + 1])  # one more, so that no counterpart repeats another
     for video_id, frames in list(chosen.items())[:num_clips]:
         longest = len(frames) - 1
         if not 1 <= frames_per_clip <= longest:
