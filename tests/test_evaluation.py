@@ -214,6 +214,14 @@ def test_parts_by_hand(dummy_clip):
     expected = {"seen_l1": 0, "unseen_l1": 0.2 * 4 / 10, "cloth_l1": (0.2 + 0.2) / 2, "hem_l1": 0.2}
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert math.isnan(found["hair_l1"])
+    few = photo_iuv.copy()
+    few[14:24, 6:18] = frame[14:24, 6:18]
+    few[14, 6, 1] = 20  # one point of the body is a little off, but another shows it
+    frame[14, 7, :2] = 10  # and one is not shown
+    matches = [match_surface(Image.fromarray(frame), Image.fromarray(few))] * 2
+    assert matches[0].is_unseen.sum() == 1
+    found = baselines.measure_regions(prediction, targets, dummy_clip.layers, pictures, matches)
+    assert math.isnan(found["unseen_l1"]) and found["seen_l1"] > 0, "borders of limbs are nothing hidden"
     assert baselines.measure_regions(prediction, targets, None, pictures) == {}
 
 

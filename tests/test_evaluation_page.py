@@ -40,7 +40,7 @@ def record():
         "run own": levels((5, 6, 7)),
         "run warp": levels((6, 7, 8)),
     }
-    return ClipRecord({"model": {"psnr": 20.0, "ssim": 0.5, "l1": 0.25}}, pictures=pictures)
+    return ClipRecord({"model": {"psnr": 20.0, "ssim": 0.5, "l1": 0.25, "temporal_error": 0.125}}, pictures=pictures)
 
 
 def make_results():
@@ -105,14 +105,15 @@ def test_the_page_shows_the_clips_side_by_side(clip, record):
     error = np.abs(np.asarray(get_dummy_image(5), int) - np.asarray(get_dummy_image(1), int)) * 3
     np.testing.assert_array_equal(shown["error ×3"][0][:, :24], error.clip(max=255))
     assert "animation" not in shown["reference"][1]
-    assert "<walk> & turn" in page.text and "frames 1 to 3; psnr 20.00, ssim 0.500, l1 0.250" in page.text
+    line = "frames 1, 3: psnr 20.00, ssim 0.500, l1 0.250; shown are frames 1 to 3: temporal error 0.1250"
+    assert "<walk> & turn" in page.text and line in page.text
 
 
 def test_without_consecutive_frames_the_targets_are_shown(clip, record):
     for name in ("run own", "run warp"):
         del record.pictures[name]
     view = evaluation_page.view_clip(clip, record)
-    assert view.line.startswith("frames 1, 3; ") and len(view.panels["prediction"]) == 2
+    assert view.line == "frames 1, 3: psnr 20.00, ssim 0.500, l1 0.250" and len(view.panels["prediction"]) == 2
     np.testing.assert_array_equal(view.panels["prediction"][1], get_dummy_image(8))
 
 

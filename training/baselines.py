@@ -16,6 +16,7 @@ from training.warping import SurfaceMatch, warp_photo
 
 
 CLOTH, HAIR = 2, 3  # of `Clip.layers`
+MIN_UNSEEN = 0.05  # share of the body below which it is borders of limbs, and not something that is hidden
 # name in the tables, which prediction, which truth (`other`: the counterpart drawn in this motion)
 ROWS = {
     "model": ("own", "own"),
@@ -197,13 +198,15 @@ def measure_regions(
         matches (`Sequence[SurfaceMatch]`, *optional*): Where the photo shows what they show.
     Returns:
         `dict[str, float]`: `seen_l1` and `unseen_l1` of the body that the photo shows and does not show, if `matches`
-            are given; `cloth_l1` of loose cloth, `hem_l1` of its part that lies beyond the body, where no UV reaches,
-            and `hair_l1` of loose hair, if `layers` are. A part without a pixel gives `nan`.
+            are given (less than `MIN_UNSEEN` of the body unseen is none); `cloth_l1` of loose cloth, `hem_l1` of its
+            part that lies beyond the body, where no UV reaches, and `hair_l1` of loose hair, if `layers` are. A part
+            without a pixel gives `nan`.
     """
     parts = {}
     if matches is not None:
         unseen = torch.stack([match.is_unseen for match in matches])
-        parts |= {"seen": torch.stack([match.is_body for match in matches]) & ~unseen, "unseen": unseen}
+        body = torch.stack([match.is_body for match in matches])
+        parts |= {"seen": body & ~unseen, "unseen": unseen & (unseen.sum() >= MIN_UNSEEN * body.sum())}
     if layers is not None:
         labels, pixels = (torch.from_numpy(np.stack([np.asarray(p) for p in pictures])) for pictures in (layers, iuv))
         cloth, beyond = labels == CLOTH, pixels[..., 2] == 0

@@ -30,7 +30,7 @@ FRAMES_A_SECOND = 4
 SMALL_HEIGHT, LARGE_HEIGHT = 240, 320  # on the screen: enlarged as far as the first, or fitted into the second
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
@@ -101,12 +101,11 @@ def view_clip(clip: Clip, record: ClipRecord) -> ClipView:
     targets = list(clip.run_targets if is_run else clip.targets)
     own, warp = record.pictures[f"{prefix}own"], record.pictures[f"{prefix}warp"]
     figures = {name: {"mean": value, "standard_error": None} for name, value in record.values["model"].items()}
-    shown = [name for name in ("psnr", "ssim", "l1", "temporal_error") if name in figures]
-    line = ", ".join(f"{name.replace('_', ' ')} {format_figure(name, figures[name])}" for name in shown)
-    kind = f"frames {indices[0]} to {indices[-1]}" if is_run else f"frames {', '.join(map(str, indices))}"
+    targets_line = f"frames {', '.join(map(str, clip.frame_indices))}: {_figures_line(figures, 'psnr', 'ssim', 'l1')}"
+    run_line = f"shown are frames {indices[0]} to {indices[-1]}: {_figures_line(figures, 'temporal_error', 'flicker')}"
     return ClipView(
         name=clip.name,
-        line=f"{kind}; {line}",
+        line=f"{targets_line}; {run_line}" if is_run else targets_line,
         panels={
             "reference": [clip.reference],
             "pose": [clip.iuv[i] for i in indices],
@@ -117,6 +116,10 @@ def view_clip(clip: Clip, record: ClipRecord) -> ClipView:
             f"its error ×{ERROR_GAIN}": draw_error(warp, targets),
         },
     )
+
+
+def _figures_line(figures: Mapping[str, Mapping], *names: str) -> str:
+    return ", ".join(f"{n.replace('_', ' ')} {format_figure(n, figures[n])}" for n in names if n in figures)
 
 
 def render_page(results: Mapping[str, Any], views: Iterable[ClipView]) -> str:

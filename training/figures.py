@@ -34,7 +34,7 @@ METRICS = {
     "silhouette_iou": Metric(3, True, "overlap of the person's outline with the true one, at most 1"),
     "cloth_psnr": Metric(2, True, "PSNR of loose skirts"),
     "seen_l1": Metric(3, False, "L1 of the body that the reference shows too"),
-    "unseen_l1": Metric(3, False, "L1 of the body that the reference does not show"),
+    "unseen_l1": Metric(3, False, "L1 of the body that the reference does not show, where that is a twentieth of it"),
     "cloth_l1": Metric(3, False, "L1 of loose skirts"),
     "hem_l1": Metric(3, False, "L1 of loose skirts beyond the body, where no UV reaches"),
     "hair_l1": Metric(3, False, "L1 of loose hair"),

