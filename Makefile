@@ -45,7 +45,7 @@ tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours o
 	$(LAUNCH) training/train.py --preset tiny
 	$(LAUNCH) training/train.py --preset tiny_continued
 	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1_continued
-	$(BIN)/python training/evaluation.py --model model_card/tiny --output model_card/tiny/evaluation
+	$(BIN)/python training/evaluation.py --model model_card/tiny --device cpu --output model_card/tiny/evaluation
 
 tiny-code:  ## rewrite the embedded model's copies of the plug-in
 	cp pipeline_dreampose.py model_card/tiny/pipeline_dreampose.py

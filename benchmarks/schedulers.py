@@ -1,12 +1,14 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Which scheduler a saved model should store: PSNR to the true frames of validation clips by scheduler and steps.
+"""Which scheduler a saved model should store: PSNR to the true frames of validation clips by scheduler and steps, as a
+table and a heat map. Stopped, it goes on with --resume.
 
 python -m benchmarks.schedulers --model model_card/tiny
 """
 
 import argparse
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,9 +18,12 @@ from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline
 from training import metrics
-from training.baselines import to_tensor
+from training.animation import model_digest, open_frames
+from training.baselines import sample_frames, to_tensor
 from training.clips import Clip, load_clips
 from training.hub import load_pipeline
+from training.pictures import heat_map
+from training.settings_file import write_json
 
 
 SCHEDULERS = {  # name, class, changes of the model's own settings
@@ -28,6 +33,8 @@ SCHEDULERS = {  # name, class, changes of the model's own settings
     "DPM-Solver++": ("DPMSolverMultistepScheduler", {}),
     "UniPC": ("UniPCMultistepScheduler", {}),
 }
+DEFAULT = ["DDIM", "PNDM", "DPM-Solver++", "UniPC"]
+SUFFIX = ".values.json"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,11 +44,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num_clips", type=int, default=15)
     parser.add_argument("--frames_per_clip", type=int, default=2)
-    parser.add_argument("--schedulers", nargs="+", choices=SCHEDULERS, default=list(SCHEDULERS))
-    parser.add_argument("--steps", nargs="+", type=int, default=[5, 10, 15, 20, 25])
+    parser.add_argument("--schedulers", nargs="+", choices=SCHEDULERS, default=DEFAULT)
+    parser.add_argument("--steps", nargs="+", type=int, default=[4, 6, 10, 15, 25, 50, 100])
     parser.add_argument("--reference_steps", type=int, default=100, help="of DDIM, against which all are compared")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    output = "the heat map lies beside it, as .png"
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"), help=output)
     return parser.parse_args(argv)
 
 
@@ -51,40 +60,54 @@ def measure_clips(pipe: DreamPosePipeline, clips: list[Clip], name: str, steps: 
     pipe.scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config, **changes)
     values = []
     for index, clip in enumerate(clips):
-        width, height = clip.targets[0].size
-        options = {"height": height, "width": width, "frame_indices": clip.frame_indices, "output_type": "pt"}
-        generator = torch.Generator().manual_seed(index)
-        frames = pipe(clip.reference, clip.iuv, num_inference_steps=steps, generator=generator, **options).frames[0]
+        where = clip.reference, clip.iuv, clip.frame_indices, clip.targets[0].size
+        frames = sample_frames(pipe, *where, index, num_inference_steps=steps)
         values.append(metrics.psnr(frames, to_tensor(clip.targets)).mean())
     return torch.stack(values)
 
 
+def print_report(report: dict, names: list[str], steps: list[int]) -> None:
+    print(f"DDIM, {report['settings']['reference_steps']} steps: {report['reference']['mean']:.2f} dB; beside it:")
+    print(" " * 14, *(f"{number:>13d}" for number in steps))
+    for name in names:
+        cells = [report["rows"][name][number]["minus_reference"] for number in steps]
+        print(f"{name:14}", *(f"{c['mean']:+6.2f} ± {c['standard_error']:.2f}" for c in cells))
+
+
 def main(options: argparse.Namespace) -> dict:
-    """Measure, print and write the report, which is returned."""
-    clips = load_clips(options.dataset, options.split, options.num_clips, options.frames_per_clip)
+    """Measure what is missing, print and write the report, which is returned."""
+    clips = list(load_clips(options.dataset, options.split, options.num_clips, options.frames_per_clip))
     pipe = load_pipeline(options.model, options.device)
     pipe.set_progress_bar_config(disable=True)
-    reference = measure_clips(pipe, clips, "DDIM", options.reference_steps)
-    rows = {}
-    for name, steps in tqdm([(name, steps) for name in options.schedulers for steps in options.steps]):
-        values = measure_clips(pipe, clips, name, steps)
+    folder = options.output.with_name(f".{options.output.stem}.parts")
+    names = ("model", "dataset", "split", "num_clips", "frames_per_clip", "device")
+    begun = {name: getattr(options, name) for name in names} | {"model": model_digest(pipe)}
+    open_frames(folder, begun, options.resume, SUFFIX, "schedulers and steps")
+    cells = [(name, steps) for name in options.schedulers for steps in options.steps]
+    values = {}
+    for name, steps in tqdm(dict.fromkeys([("DDIM", options.reference_steps), *cells])):
+        path = folder / f"{name}_{steps}{SUFFIX}"
+        if not path.exists():
+            write_json(path, measure_clips(pipe, clips, name, steps).tolist())
+        values[name, steps] = torch.tensor(json.loads(path.read_text()))
+    reference, rows = values["DDIM", options.reference_steps], {}
+    for name, steps in cells:
         rows.setdefault(name, {})[steps] = {
-            "psnr": metrics.mean_and_standard_error(values),
-            "minus_reference": metrics.mean_and_standard_error(values - reference),
+            "psnr": metrics.mean_and_standard_error(values[name, steps]),
+            "minus_reference": metrics.mean_and_standard_error(values[name, steps] - reference),
         }
     report = {
-        "settings": {name: value for name, value in vars(options).items() if name != "output"},
+        "settings": {name: value for name, value in vars(options).items() if name not in ("output", "resume")},
         "versions": {name: version(name) for name in ("torch", "diffusers")},
         "reference": metrics.mean_and_standard_error(reference),
         "rows": rows,
     }
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"DDIM, {options.reference_steps} steps: {report['reference']['mean']:.2f} dB; beside it:")
-    print(" " * 14, *(f"{steps:>13d}" for steps in options.steps))
-    for name, by_steps in rows.items():
-        cells = [by_steps[steps]["minus_reference"] for steps in options.steps]
-        print(f"{name:14}", *(f"{c['mean']:+6.2f} ± {c['standard_error']:.2f}" for c in cells))
-    print(f"Wrote {options.output}.")
+    write_json(options.output, report)
+    means = [[rows[name][steps]["psnr"]["mean"] for steps in options.steps] for name in rows]
+    heat_map(means, [f"{steps} steps" for steps in options.steps], list(rows)).save(options.output.with_suffix(".png"))
+    shutil.rmtree(folder)
+    print_report(report, list(rows), options.steps)
+    print(f"Wrote {options.output} and .png.")
     return report
 
 

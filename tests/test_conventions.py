@@ -26,12 +26,14 @@ LAYERS = [
     {
         "training.data",
         "training.denoiser",
+        "training.learned_metrics",
         "training.lora",
         "training.lora_extraction",
         "training.objective",
         "training.metrics",
         "training.pictures",
         "training.settings_file",
+        "training.warping",
     },
     {
         "training.animation",
@@ -56,7 +58,10 @@ LAYERS = [
     {"training.loop"},
     {
         "training.baselines",
+        "training.clip_records",
         "training.clips",
+        "training.evaluation_page",
+        "training.figures",
         "training.option_parsing",
         "training.options",
         "training.pose_options",
@@ -68,6 +73,7 @@ LAYERS = [
         "training.validation",
     },
     {
+        "benchmarks.guidance_pairs",
         "benchmarks.sampling_procedures",
         "benchmarks.data_layouts",
         "benchmarks.subject_trials",
@@ -78,6 +84,7 @@ LAYERS = [
 # Of an entry point; `training` for all others.
 EXTRAS = {
     "animate": None,
+    "benchmarks.guidance": "evaluation",
     "benchmarks.sampling": None,
     "benchmarks.schedulers": "evaluation",
     "training.evaluation": "evaluation",

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import math
 from dataclasses import replace
@@ -8,11 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.judge_exports import save_inception
+from tests.launch import launch_two_processes
 from tests.tiny_components import NUM_FRAMES, get_dummy_image, get_dummy_iuv, get_dummy_pipeline
 from training import baselines, evaluation
-from training.clips import Clip, load_clips
+from training.clip_records import ClipRecord
+from training.clips import Clip, draw_run, load_clips
 from training.data.prepared import load_prepared
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
+from training.warping import match_surface, warp_photo
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,7 +31,7 @@ def fresh_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clips(fresh_cache):
-    return load_clips("procedural/smoke", "test", num_clips=2, frames_per_clip=2)
+    return load_clips("procedural/smoke", "test", num_clips=2, frames_per_clip=2, num_consecutive=3)
 
 
 @pytest.fixture
@@ -54,6 +60,23 @@ def test_clips_are_a_photo_the_whole_motion_and_its_true_frames(clips):
         for i, target, layers in zip(clip.frame_indices, clip.targets, clip.layers, strict=True):
             np.testing.assert_array_equal(target, drawn[i].image)
             np.testing.assert_array_equal(layers, drawn[i].layers)
+        first = clip.run_indices[0]
+        assert list(clip.run_indices) == [first, first + 1, first + 2] and first > 0
+        for i, target, layers in zip(clip.run_indices, clip.run_targets, clip.run_layers, strict=True):
+            np.testing.assert_array_equal(target, drawn[i].image)
+            np.testing.assert_array_equal(layers, drawn[i].layers)
+
+
+def test_consecutive_frames_do_not_alter_the_targets(clips):
+    without = load_clips("procedural/smoke", "test", num_clips=2, frames_per_clip=2)
+    assert [clip.frame_indices for clip in clips] == [clip.frame_indices for clip in without]
+    assert all(len(clip.run_targets) == len(clip.run_indices) == 0 for clip in without)
+
+
+def test_consecutive_frames_come_from_the_later_part_of_a_clip():
+    drawn = {tuple(draw_run(16, 6, np.random.default_rng(seed))) for seed in range(50)}
+    assert {run[0] for run in drawn} == {5, 6, 7, 8} and all(np.diff(run).tolist() == [1] * 5 for run in drawn)
+    assert draw_run(16, 15, np.random.default_rng(0)) == list(range(1, 16))
 
 
 def test_the_counterpart_has_the_next_subjects_looks_in_this_motion(clips):
@@ -120,6 +143,10 @@ def test_bad_requests_are_refused(tmp_path, clips):
         load_clips("procedural/smoke", "test", 9, 2)
     with pytest.raises(ValueError, match=r"`frames_per_clip` must lie within \[1, 5\] for test-000000, got 6"):
         load_clips("procedural/smoke", "test", 2, 6)
+    with pytest.raises(ValueError, match=r"`num_consecutive` must be 0 or lie within \[3, 5\] for test-000000, got 2"):
+        load_clips("procedural/smoke", "test", 2, 2, num_consecutive=2)
+    with pytest.raises(IndexError):
+        clips[2]
 
 
 def test_conditions_are_what_their_names_say(dummy_clip):
@@ -139,7 +166,7 @@ def test_conditions_are_what_their_names_say(dummy_clip):
     torch.testing.assert_close(predictions["other_photo"], other[[1, 3]], atol=1e-4, rtol=0)
     copies = baselines.to_tensor([dummy_clip.reference] * 2)
     torch.testing.assert_close(predictions["copy"], copies, atol=0, rtol=0)
-    names = ["own", "center_pose", "pose_dropped", "other_photo", "copy", "vae_round_trip"]
+    names = ["own", "center_pose", "pose_dropped", "other_photo", "copy", "warp", "vae_round_trip"]
     assert set(predictions) == set(names)
     for i, name in enumerate(names):
         assert predictions[name].shape == (2, 3, 32, 24)
@@ -168,54 +195,195 @@ def test_measuring_by_hand(dummy_clip):
     assert math.isnan(baselines.measure(prediction, targets, None)["cloth_psnr"])
 
 
-def test_figures_are_means_over_clips_and_differences_are_paired(dummy_clip):
-    errors = {"own": (0.02, 0.1), "copy": (0.04, 0.2)}
-    plain = [Image.new("RGB", (24, 32), (100, 100, 100))] * 2
-    clips = [replace(dummy_clip, targets=plain, layers=None, other_reference=None) for _ in range(2)]
+def test_parts_by_hand(dummy_clip):
+    targets = [Image.new("RGB", (24, 32), (230, 230, 230))] * 2
+    iuv = np.zeros((32, 24, 3), np.uint8)
+    iuv[4:24, 6:18] = (100, 100, 2)  # the body ends within the cloth, which reaches down to row 28
+    photo_iuv = iuv.copy()
+    photo_iuv[14:, :, :] = 0
+    photo_iuv[4:14, 6:18, :2] = 100
+    frame = iuv.copy()
+    frame[14:24, 6:18, :2] = 250
+    prediction = baselines.to_tensor(targets)
+    prediction[:, :, 20:24, 6:18] -= 0.2
+    prediction[1, :, 24:28, 6:18] -= 0.4
+    matches = [match_surface(Image.fromarray(frame), Image.fromarray(photo_iuv))] * 2
+    pictures = [Image.fromarray(frame)] * 2
+    found = baselines.measure_regions(prediction, targets, dummy_clip.layers, pictures, matches)
+    # Cloth has 8 rows in each frame: 4 over the body, off by .2, and 4 beyond it, off by .4 in one of two frames.
+    expected = {"seen_l1": 0, "unseen_l1": 0.2 * 4 / 10, "cloth_l1": (0.2 + 0.2) / 2, "hem_l1": 0.2}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert math.isnan(found["hair_l1"])
+    few = photo_iuv.copy()
+    few[14:24, 6:18] = frame[14:24, 6:18]
+    few[14, 6, 1] = 20  # one point of the body is a little off, but another shows it
+    frame[14, 7, :2] = 10  # and one is not shown
+    matches = [match_surface(Image.fromarray(frame), Image.fromarray(few))] * 2
+    assert matches[0].is_unseen.sum() == 1
+    found = baselines.measure_regions(prediction, targets, dummy_clip.layers, pictures, matches)
+    assert math.isnan(found["unseen_l1"]) and found["seen_l1"] > 0, "borders of limbs are nothing hidden"
+    assert baselines.measure_regions(prediction, targets, None, pictures) == {}
 
-    def predict(clip, index):
-        return {name: baselines.to_tensor(clip.targets) + error[index] for name, error in errors.items()}
 
-    figures, kept = baselines.evaluate(clips, predict, keep=1)
-    model = [-20 * math.log10(error) for error in errors["own"]]
-    found = figures["rows"]["model"]["psnr"]
-    assert found["mean"] == pytest.approx(sum(model) / 2, abs=1e-3) and found["n"] == 2
-    assert found["standard_error"] == pytest.approx(abs(model[0] - model[1]) / 2, abs=1e-3)
-    assert figures["rows"]["model"]["cloth_psnr"] == {"mean": None, "standard_error": None, "n": 0}
-    difference = figures["model_minus_row"]["copy of the reference"]["psnr"]
-    assert difference["mean"] == pytest.approx(20 * math.log10(2), abs=1e-3)
-    assert difference["standard_error"] == pytest.approx(0, abs=1e-3)
-    assert set(figures["rows"]) == {"model", "copy of the reference"} and len(kept) == 1
-    table = baselines.markdown_table(figures["rows"])
-    assert f"| model | {found['mean']:.2f} ± {found['standard_error']:.2f} |" in table
-    assert {line.count("|") for line in table.splitlines()} == {8}
+def test_consecutive_frames_by_hand(dummy_clip):
+    targets = [Image.new("RGB", (24, 32), (230, 230, 230))] * 3
+    prediction = baselines.to_tensor(targets)
+    prediction[1] -= 0.3
+    layers = [dummy_clip.layers[0]] * 3
+    found = baselines.measure_run(prediction, targets, layers)
+    assert found == pytest.approx({"temporal_error": 0.3, "flicker": 0.6}, abs=1e-6)
+    prediction[1] += 0.3
+    prediction[1, :, 4:28, 6:18] -= 0.3  # on the figure alone
+    found = baselines.measure_run(prediction, targets, layers)
+    assert found == pytest.approx({"temporal_error": 0.3 * 288 / 768, "flicker": 0}, abs=1e-6)
+    assert baselines.measure_run(prediction, targets, None)["flicker"] > 0.1  # no layers, and the truth is empty
 
 
-@pytest.mark.slow
-def test_the_script_writes_figures_table_and_pictures(tmp_path, capsys):
-    get_dummy_pipeline().save_pretrained(tmp_path / "model")
+def test_the_run_is_the_video_of_the_pipeline(dummy_clip, monkeypatch):
+    pipe, asked = get_dummy_pipeline(), []
+    clip = replace(dummy_clip, run_indices=[1, 2, 3], run_targets=[get_dummy_image(i) for i in (1, 5, 2)])
+    own = baselines.predict_clip(pipe, clip, seed=4)["own"]
+    sample = baselines.sample_frames
+    monkeypatch.setattr(baselines, "sample_frames", lambda *args, **kw: asked.append(args[3]) or sample(*args, **kw))
+    run = baselines.predict_run(pipe, clip, 4, own)
+    assert asked == [[2]], "targets are not sampled again"
+    whole = pipe(clip.reference, clip.iuv, generator=torch.Generator().manual_seed(4), output_type="pt").frames[0]
+    torch.testing.assert_close(run["own"], whole[1:4], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        run["vae_round_trip"], baselines.vae_round_trip(pipe, baselines.to_tensor(clip.run_targets))
+    )
+    assert {name: frames.shape for name, frames in run.items()} == dict.fromkeys(
+        ("own", "vae_round_trip", "copy", "warp"), (3, 3, 32, 24)
+    )
+    assert baselines.predict_run(pipe, dummy_clip, 4, own) == {}
+
+
+def test_the_warp_knows_each_frame_s_uv(dummy_clip):
+    warped = baselines.warp_clip(dummy_clip, [3, 1])
+    for frame, index in zip(warped, (3, 1), strict=True):
+        match = match_surface(dummy_clip.iuv[index], dummy_clip.iuv[0])
+        torch.testing.assert_close(frame, warp_photo(dummy_clip.reference, dummy_clip.iuv[0], match))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    get_dummy_pipeline().save_pretrained(folder)
+    return folder
+
+
+def words_for(model, output, **changes):
     words = {
-        "--model": tmp_path / "model",
+        "--model": model,
         "--dataset": "procedural/smoke",
-        "--output": tmp_path / "results",
+        "--output": output,
         "--num_clips": 2,
         "--frames_per_clip": 2,
+        "--num_consecutive": 3,
         "--num_inference_steps": 1,
         "--num_pictures": 1,
         "--scale": 1,
+        "--device": "cpu",
     }
-    results = evaluation.main(evaluation.parse_args([str(word) for pair in words.items() for word in pair]))
+    words |= {f"--{name}": value for name, value in changes.items()}
+    return [str(word) for pair in words.items() for word in pair]
+
+
+def run(model, output, *more, **changes):
+    return evaluation.main(evaluation.parse_args([*words_for(model, output, **changes), *more]))
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """An undisturbed evaluation: its folder, its figures and what it printed."""
+    folder, printed = tmp_path_factory.mktemp("whole"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        results = run(model, folder)
+    return folder, results, printed.getvalue()
+
+
+@pytest.mark.slow
+def test_the_script_writes_figures_tables_and_pictures(whole):
+    folder, results, printed = whole
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
 
-    written = json.loads((tmp_path / "results" / "evaluation.json").read_text(), parse_constant=refuse)
+    written = json.loads((folder / "evaluation.json").read_text(), parse_constant=refuse)
     assert written == json.loads(json.dumps(results))
     assert list(written["rows"]) == list(baselines.ROWS)
     assert written["versions"]["torch"] == torch.__version__ and written["machine"]["cores"] >= 1
     assert written["settings"]["num_inference_steps"] == 1 and written["scheduler"] == "DDIMScheduler"
     assert written["model_defaults"]["num_inference_steps"] == 2
     assert 0 <= written["share_moved"] <= 1 and written["seconds"] > 0
-    assert (tmp_path / "results" / "evaluation.md").read_text() in capsys.readouterr().out
-    with Image.open(tmp_path / "results" / "evaluation.png") as pictures:
+    assert written["num_processes"] == 1 and written["num_measured"] == 2
+    assert (folder / "evaluation.md").read_text() in printed
+    with Image.open(folder / "evaluation.png") as pictures:
         assert pictures.width == 6 * (64 + 4) - 4 and pictures.height > 80
+    page = (folder / "evaluation.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 7 and "test-000000" in page and "test-000001" not in page
+    rows = written["rows"]
+    copy, warp = rows["copy of the reference"], rows["warp of the reference"]
+    assert copy["flicker"]["mean"] == 0 < copy["temporal_error"]["mean"], "a copied photo stands still"
+    assert warp["seen_l1"]["mean"] < copy["seen_l1"]["mean"]
+    assert "fid" not in rows["model"] and written["notes"]["fid"].startswith("left out")
+    assert "temporal_error" not in rows["pose dropped"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "evaluation.html", "evaluation.json", "evaluation.md", "evaluation.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_stopped_goes_on(model, whole, tmp_path, monkeypatch, capsys):
+    record, measured = evaluation.record_clip, []
+
+    def stop_after_one(pipe, clip, *args, **options):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(clip.name)
+        return record(pipe, clip, *args, **options)
+
+    monkeypatch.setattr(evaluation, "record_clip", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path)
+    with pytest.raises(ValueError, match="`resume` must go on with the settings of .*seed 0, now 7"):
+        run(model, tmp_path, "--resume", seed=7)
+    measured.clear()
+    results = run(model, tmp_path, "--resume")
+    assert measured == ["test-000001"] and results["num_measured"] == 1
+    for name in ("rows", "model_minus_row"):
+        assert results[name] == whole[1][name]
+    assert (tmp_path / "evaluation.png").read_bytes() == (whole[0] / "evaluation.png").read_bytes()
+    (tmp_path / ".clips").mkdir()
+    ClipRecord({}).save(clip_file := tmp_path / ".clips" / "00000.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path)
+    assert "1 clips of a run that was stopped are thrown away" in capsys.readouterr().out and not clip_file.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_clips(model, whole, tmp_path):
+    result = launch_two_processes("training/evaluation.py", words_for(model, tmp_path))
+    two = json.loads((tmp_path / "evaluation.json").read_text())
+    assert two["num_processes"] == 2 and two["num_measured"] == 2
+    assert result.stdout.count("model minus row, clip by clip") == 1, "one process writes"
+    for row, by_metric in whole[1]["rows"].items():
+        for name, figure in by_metric.items():
+            assert two["rows"][row][name] == pytest.approx(figure, abs=1e-4), (row, name)
+
+
+@pytest.mark.slow
+def test_networks_from_files_add_their_metrics(model, tmp_path):
+    save_inception(tmp_path / "inception.pt")
+    rows = run(model, tmp_path / "results", inception=tmp_path / "inception.pt", num_consecutive=0)["rows"]
+    fid = {row: figures["fid"] for row, figures in rows.items()}
+    assert list(fid) == list(baselines.ROWS)
+    assert fid["model"]["n"] == 4 and fid["model"]["standard_error"] is None
+    assert fid["warp of the reference"]["mean"] < fid["model"]["mean"], "the model is untrained"
+    assert "temporal_error" not in rows["model"]
+
+
+def test_an_error_is_one_line_and_comes_before_the_model(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "load_pipeline", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match=r"`num_consecutive` must be 0 or lie within \[3, 5\] for test-000000, got 6"):
+        run(model, tmp_path, num_consecutive=6)

@@ -28,6 +28,7 @@ def test_worked_out_by_hand():
     assert metrics.psnr(prediction, target).item() == pytest.approx(-10 * math.log10(0.25 / 4))
     mask = torch.zeros(1, 2, 2, dtype=torch.bool)
     mask[0, 0] = True
+    assert metrics.l1(prediction, target, mask).tolist() == [0.25]
     assert metrics.psnr(prediction, target, mask).item() == pytest.approx(-10 * math.log10(0.25 / 2))
 
 
@@ -78,9 +79,13 @@ def test_masked_psnr_ignores_what_lies_outside(pair):
     mask[:, 4:12, 5:15] = True
     cropped = metrics.psnr(prediction[..., 4:12, 5:15], target[..., 4:12, 5:15])
     torch.testing.assert_close(metrics.psnr(prediction, target, mask), cropped)
+    torch.testing.assert_close(
+        metrics.l1(prediction, target, mask), metrics.l1(prediction[..., 4:12, 5:15], target[..., 4:12, 5:15])
+    )
     everywhere = torch.ones_like(mask)
     torch.testing.assert_close(metrics.psnr(prediction, target, everywhere), metrics.psnr(prediction, target))
     assert metrics.psnr(prediction, target, ~everywhere).isnan().all()
+    assert metrics.l1(prediction, target, ~everywhere).isnan().all()
 
 
 def test_silhouette_finds_a_square_and_compares_by_the_largest_channel():
@@ -124,6 +129,44 @@ def test_background_color_is_the_median_of_the_border():
     torch.testing.assert_close(metrics.background_color(images), torch.tensor([[0.9] * 3, [0.45] * 3]))
 
 
+def test_flicker_is_the_second_difference_of_the_background():
+    levels = torch.tensor([0.2, 0.5, 0.2, 0.2]).reshape(4, 1, 1, 1)
+    frames = levels.expand(4, 3, 4, 4).clone()
+    frames[..., 2:] = torch.linspace(0, 1, 4).reshape(4, 1, 1, 1)  # a person who moves on evenly
+    background = torch.zeros(4, 4, dtype=torch.bool)
+    background[:, :2] = True
+    assert metrics.flicker(frames, background).item() == pytest.approx((0.6 + 0.3) / 2, abs=1e-6)
+    assert metrics.flicker(frames, ~background).item() == pytest.approx(0, abs=1e-6)
+    assert metrics.flicker(frames, background & ~background).isnan()
+
+
+def test_identity_distance_by_hand():
+    features = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0], [-1.0, 0.0]])
+    target = torch.tensor([[5.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    expected = torch.tensor([0.0, 2**0.5, (2 - 2**0.5) ** 0.5, 2.0])  # of angles 0, 90, 45 and 180 degrees
+    torch.testing.assert_close(metrics.identity_distance(features, target), expected)
+
+
+def test_frechet_distance_by_hand():
+    # Means 1 and 2, variances 2 and 8: (1 - 2)^2 + 2 + 8 - 2 sqrt(2 * 8).
+    first, second = torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [4.0]])
+    assert metrics.frechet_distance(first, second).item() == pytest.approx(3)
+    assert metrics.frechet_distance(first, first + 3).item() == pytest.approx(9)
+    assert metrics.frechet_distance(first, first).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_agrees_with_numpy():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(40, 5)) @ rng.normal(size=(5, 5)), rng.normal(0.3, 2, (30, 5))
+    covariances = [np.cov(features, rowvar=False) for features in (first, second)]
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = vectors @ np.diag(np.sqrt(values)) @ vectors.T  # tr (S S')^1/2 = tr (S^1/2 S' S^1/2)^1/2, symmetric
+    cross = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root)).sum()
+    expected = ((first.mean(0) - second.mean(0)) ** 2).sum() + sum(map(np.trace, covariances)) - 2 * cross
+    found = metrics.frechet_distance(torch.from_numpy(first), torch.from_numpy(second))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_refusals(pair):
     prediction, target = pair
     mask = torch.ones(3, 24, 20, dtype=torch.bool)
@@ -136,6 +179,8 @@ def test_refusals(pair):
     with pytest.raises(ValueError, match="sides of at least 11"):
         metrics.ssim(prediction[..., :8, :], target[..., :8, :])
     with pytest.raises(ValueError, match="`mask` must be boolean"):
+        metrics.l1(prediction, target, mask[:2])
+    with pytest.raises(ValueError, match="`mask` must be boolean"):
         metrics.psnr(prediction, target, mask.float())
     with pytest.raises(ValueError, match="`target` must be boolean"):
         metrics.silhouette_iou(mask, mask[:, :3])
@@ -145,5 +190,13 @@ def test_refusals(pair):
         metrics.silhouette(target, torch.zeros(3), 1.0)
     with pytest.raises(ValueError, match="at least 2 frames"):
         metrics.temporal_error(prediction[:1], target[:1])
+    with pytest.raises(ValueError, match="`frames` must hold at least 3 frames, got 2"):
+        metrics.flicker(prediction[:2], mask[0])
+    with pytest.raises(ValueError, match=r"`background` must be boolean of shape \[1, 24, 20\]"):
+        metrics.flicker(prediction, mask[0, :4])
+    with pytest.raises(ValueError, match=r"`features` and `target_features` must have one shape \[B, D\]"):
+        metrics.identity_distance(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"must have shapes \[N >= 2, D\] and \[M >= 2, D\], got \[\[1, 3\]"):
+        metrics.frechet_distance(torch.zeros(1, 3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="`values` must be 1-dimensional"):
         metrics.mean_and_standard_error(torch.zeros(2, 2))

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from benchmarks import schedulers
 from benchmarks.schedulers import main, parse_args
+from tests.tiny_components import get_dummy_pipeline
 
 
 @pytest.mark.slow
@@ -17,3 +19,35 @@ def test_the_report(tmp_path):
     one, four = ([report["rows"][name][steps]["psnr"]["mean"] for name in ("DDIM", "UniPC")] for steps in (1, 4))
     assert four[0] > one[0] and four[1] > one[1] and four[0] != four[1]
     assert json.loads((tmp_path / "report.json").read_text())["reference"] == report["reference"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.png"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    get_dummy_pipeline().save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--dataset", "procedural/smoke", "--num_clips", "2"]
+    words += ["--frames_per_clip", "1", "--steps", "1", "2", "--reference_steps", "2"]
+    words += ["--schedulers", "DDIM", "UniPC", "--output"]
+    whole = main(parse_args([*words, str(tmp_path / "whole.json")]))
+    measure, measured = schedulers.measure_clips, []
+
+    def stop_after_three(pipe, clips, name, steps):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append((name, steps))
+        return measure(pipe, clips, name, steps)
+
+    monkeypatch.setattr(schedulers, "measure_clips", stop_after_three)
+    words.append(str(tmp_path / "report.json"))
+    with pytest.raises(KeyboardInterrupt):
+        main(parse_args(words))
+    assert measured == [("DDIM", 2), ("DDIM", 1), ("UniPC", 1)]
+    monkeypatch.setattr(schedulers, "measure_clips", lambda *args: measured.append(args[2:]) or measure(*args))
+    assert main(parse_args([*words, "--resume"]))["rows"] == whole["rows"]
+    assert sorted(measured) == sorted((name, steps) for name in whole["rows"] for steps in (1, 2)), "each once"
+
+
+def test_by_default_the_four_schedulers_take_4_to_100_steps():
+    options = parse_args([])
+    assert options.schedulers == ["DDIM", "PNDM", "DPM-Solver++", "UniPC"]
+    assert min(options.steps) == 4 and max(options.steps) == options.reference_steps == 100

@@ -55,21 +55,25 @@ def model_digest(pipe: DreamPosePipeline) -> str:
     return hashed.hexdigest()[:16]
 
 
-def open_frames(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+def open_frames(
+    folder: Path, settings: dict[str, Any], resume: bool, suffix: str = ".png", unit: str = "frames"
+) -> None:
     """Begin a folder of frames, or go on with the one that is there.
 
     Args:
         folder (`Path`): Where the frames of an unfinished video lie.
         settings (`dict[str, Any]`): All that its pixels depend on, as JSON.
         resume (`bool`): Go on; without it what is there is thrown away.
+        suffix (`str`, *optional*, defaults to `".png"`): Of the files, one for each frame.
+        unit (`str`, *optional*, defaults to `"frames"`): What they are, where they are none.
     Raises:
         ValueError: If the frames that are there were made with other settings; they are left as they are.
     """
     if resume and has_settings(folder / SETTINGS_NAME, settings, "resume"):
         return
-    num_frames = len(list(folder.glob("*.png")))
-    if num_frames:
-        print(f"{num_frames} frames of a run that was stopped are thrown away, since `resume` was not asked for.")
+    num_files = len(list(folder.glob(f"*{suffix}")))
+    if num_files:
+        print(f"{num_files} {unit} of a run that was stopped are thrown away, since `resume` was not asked for.")
     shutil.rmtree(folder, ignore_errors=True)
     write_json(folder / SETTINGS_NAME, settings)
 

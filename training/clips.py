@@ -2,14 +2,17 @@
 # Licensed under the Apache License, Version 2.0
 """Held-out clips as the evaluation takes them: a photo, the poses of a whole clip, and the true frames to be met."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import datasets
 import numpy as np
 from PIL import Image
 
 from training.data.frame_pairs import group_videos
 from training.data.prepared import PROCEDURAL, load_prepared
 from training.data.procedural_fashion import ProceduralFashion
+from training.warping import SurfaceMatch, match_surface
 
 
 QUARTER_TURN = np.pi / 2
@@ -19,12 +22,13 @@ CLEAR_ARM_MOVEMENT = np.pi / 5  # an arm this far from where it hangs in the pho
 
 @dataclass(frozen=True)
 class Clip:
-    """One subject in one motion.
+    """One subject in one motion; `reference`, the photo, is its first frame.
 
     `frame_indices` says where in `iuv` (all frames of the clip, so that the windows are the true ones) the `targets`
-    lie. `layers` (mode L: 0 background, 1 body and tight clothing, 2 loose cloth, 3 loose hair) and `moved` (whether
-    the target is a quarter turn or a clear arm movement away from the photo) are known for drawn clips only. The
-    counterpart is another subject: its photo, and for drawn clips its looks on this very body in this very motion.
+    lie, `run_indices` the same of `run_targets`, which follow one another. `layers` and `run_layers` (mode L: 0
+    background, 1 body and tight clothing, 2 loose cloth, 3 loose hair) and `moved` (whether the target is a quarter
+    turn or a clear arm movement away from the photo) are known for drawn clips only. The counterpart is another
+    subject: its photo, and for drawn clips its looks on this very body in this very motion.
     """
 
     name: str
@@ -37,9 +41,81 @@ class Clip:
     other_reference: Image.Image | None = None
     other_targets: list[Image.Image] | None = None
     other_layers: list[Image.Image] | None = None
+    run_indices: Sequence[int] = ()
+    run_targets: Sequence[Image.Image] = ()
+    run_layers: Sequence[Image.Image] | None = None
+    _matches: dict[int, SurfaceMatch] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def match(self, index: int) -> SurfaceMatch:
+        """Where the photo shows what frame `index` of the clip shows; searched for once."""
+        if index not in self._matches:
+            self._matches[index] = match_surface(self.iuv[index], self.iuv[0])
+        return self._matches[index]
 
 
-def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, seed: int = 0) -> list[Clip]:
+class Clips(Sequence[Clip]):
+    """The first clips of a split, each read when it is asked for. What `load_clips` gives.
+
+    Args:
+        rows (`datasets.Dataset`): The split, one row a frame.
+        split (`str`): Its name.
+        videos (`dict[str, list[int]]`): Row numbers of each clip's frames, and of one clip more if there is one: the
+            last one's counterpart.
+        num_clips (`int`): How many clips.
+        frames_per_clip, num_consecutive, seed (`int`): As `load_clips` takes them.
+        config_name (`str`, *optional*): Of the drawing, where the clips are drawn.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        split: str,
+        videos: dict[str, list[int]],
+        num_clips: int,
+        frames_per_clip: int,
+        num_consecutive: int,
+        seed: int,
+        config_name: str | None = None,
+    ):
+        self.rows, self.split, self.videos, self.num_clips = rows, split, list(videos.items()), num_clips
+        self.frames_per_clip, self.num_consecutive, self.seed = frames_per_clip, num_consecutive, seed
+        self.config_name = config_name
+
+    def __len__(self) -> int:
+        return self.num_clips
+
+    def __getitem__(self, index: int) -> Clip:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        name, frames = self.videos[index]
+        targets = draw_targets(len(frames), self.frames_per_clip, np.random.default_rng([self.seed, index]))
+        run = draw_run(len(frames), self.num_consecutive, np.random.default_rng([self.seed, index, 1]))
+        other = (index + 1) % len(self.videos)
+        clip = self.rows.select(frames)
+        drawn = self.config_name is not None
+        facts = _drawn_facts(self.config_name, self.split, index, other, targets) if drawn else {}
+        layers = clip["layers"] if "layers" in clip.column_names else None
+        return Clip(
+            name=name,
+            reference=self._photo(index),
+            iuv=[iuv.convert("RGB") for iuv in clip["iuv"]],
+            frame_indices=targets,
+            targets=[clip[i]["image"].convert("RGB") for i in targets],
+            layers=None if layers is None else [layers[i] for i in targets],
+            other_reference=self._photo(other),
+            run_indices=run,
+            run_targets=[clip[i]["image"].convert("RGB") for i in run],
+            run_layers=None if layers is None else [layers[i] for i in run],
+            **facts,
+        )
+
+    def _photo(self, index: int) -> Image.Image:
+        return self.rows[self.videos[index][1][0]]["image"].convert("RGB")
+
+
+def load_clips(
+    dataset: str, split: str, num_clips: int, frames_per_clip: int, seed: int = 0, num_consecutive: int = 0
+) -> Clips:
     """Load the first clips of a split with target frames drawn by `seed`; the photo is a clip's first frame.
 
     Targets lie in the last three quarters of a clip and, as far as it has enough frames, two before its end, so that
@@ -51,8 +127,10 @@ def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, s
         num_clips (`int`): How many clips; the split must hold as many, and two at least.
         frames_per_clip (`int`): Target frames a clip; it must hold as many besides its first.
         seed (`int`, *optional*, defaults to 0): Of the choice of target frames.
+        num_consecutive (`int`, *optional*, defaults to 0): Frames a clip that follow one another, drawn by themselves;
+            0 for none, else at least 3, and a clip must hold as many besides its first.
     Returns:
-        `list[Clip]`: `num_clips` clips.
+        `Clips`: A sequence of `num_clips` clips, read one at a time.
     Raises:
         ValueError: If there is no such data set or it holds fewer clips or frames.
     """
@@ -62,48 +140,51 @@ def load_clips(dataset: str, split: str, num_clips: int, frames_per_clip: int, s
     videos = group_videos(rows)
     if not 2 <= num_clips <= len(videos):
         raise ValueError(f"`num_clips` must lie within [2, {len(videos)}] for this split, got {num_clips}.")
-    chosen = list(videos.items())[: num_clips + 1]  # one more, so that the last clip's counterpart is no repetition
-    photos = [rows[frames[0]]["image"].convert("RGB") for _, frames in chosen]
-    clips = []
-    for index, (video_id, frames) in enumerate(chosen[:num_clips]):
-        if not 1 <= frames_per_clip < len(frames):
+    chosen = dict(list(videos.items())[: num_clips + 1])  # one more, so that no counterpart repeats another
+    for video_id, frames in list(chosen.items())[:num_clips]:
+        longest = len(frames) - 1
+        if not 1 <= frames_per_clip <= longest:
             raise ValueError(
-                f"`frames_per_clip` must lie within [1, {len(frames) - 1}] for {video_id}, got {frames_per_clip}."
+                f"`frames_per_clip` must lie within [1, {longest}] for {video_id}, got {frames_per_clip}."
             )
-        rng = np.random.default_rng([seed, index])
-        # A window that runs over the clip's end holds the last pose several times, no motion; and the photo is the
-        # first frame: what comes soon after it is hardly another pose.
-        stop = max(len(frames) - WINDOW_RADIUS, frames_per_clip + 1)
-        start = min(len(frames) // 4 + 1, stop - frames_per_clip)
-        targets = sorted(rng.choice(np.arange(start, stop), frames_per_clip, replace=False).tolist())
-        other = (index + 1) % len(chosen)
-        clip = rows.select(frames)
-        facts = _drawn_facts(config_name or "tiny", split, index, other, targets) if procedural else {}
-        clips.append(
-            Clip(
-                name=video_id,
-                reference=photos[index],
-                iuv=[iuv.convert("RGB") for iuv in clip["iuv"]],
-                frame_indices=targets,
-                targets=[clip[i]["image"].convert("RGB") for i in targets],
-                layers=[clip[i]["layers"] for i in targets] if "layers" in clip.column_names else None,
-                other_reference=photos[other],
-                **facts,
+        if num_consecutive and not 3 <= num_consecutive <= longest:
+            raise ValueError(
+                f"`num_consecutive` must be 0 or lie within [3, {longest}] for {video_id}, got {num_consecutive}."
             )
-        )
-    return clips
+    config_name = (config_name or "tiny") if procedural else None
+    return Clips(rows, split, chosen, num_clips, frames_per_clip, num_consecutive, seed, config_name)
+
+
+def draw_targets(num_frames: int, count: int, rng: np.random.Generator) -> list[int]:
+    """Draw separate frames of a clip, in their order, as `load_clips` describes them."""
+    start, stop = _range_of(num_frames, count)
+    return sorted(rng.choice(np.arange(start, stop), count, replace=False).tolist())
+
+
+def draw_run(num_frames: int, count: int, rng: np.random.Generator) -> list[int]:
+    """Draw frames of a clip that follow one another, from the same part of it as `draw_targets`."""
+    start, stop = _range_of(num_frames, count)
+    first = int(rng.integers(start, stop - count + 1))
+    return list(range(first, first + count))
+
+
+def _range_of(num_frames: int, count: int) -> tuple[int, int]:
+    # A window that runs over the clip's end holds the last pose several times, no motion; and the photo is the first
+    # frame: what comes soon after it is hardly another pose.
+    stop = max(num_frames - WINDOW_RADIUS, count + 1)
+    return min(num_frames // 4 + 1, stop - count), stop
 
 
 def _drawn_facts(name: str, split: str, index: int, other: int, targets: list[int]) -> dict:
     """What only the drawing knows: another subject in this motion, and how far the targets are from the photo."""
     config = ProceduralFashion(config_name=name).config
     motion = config.motion(split, index)
-    frames = config.counterpart(split, other, index)
+    frames = config.counterpart(split, other, index, targets)
     arms = np.abs(motion.arm_raise - motion.arm_raise[motion.pre_roll]).max(axis=1)
     turn = np.abs(motion.yaw - motion.yaw[motion.pre_roll])
     moved = (turn >= QUARTER_TURN) | (arms >= CLEAR_ARM_MOVEMENT)
     return {
         "moved": [bool(moved[motion.pre_roll + i]) for i in targets],
-        "other_targets": [Image.fromarray(frames[i].image) for i in targets],
-        "other_layers": [Image.fromarray(frames[i].layers) for i in targets],
+        "other_targets": [Image.fromarray(frame.image) for frame in frames],
+        "other_layers": [Image.fromarray(frame.layers) for frame in frames],
     }

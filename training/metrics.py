@@ -3,12 +3,13 @@
 """What predicted frames are measured by: pure functions on tensors; they open no file.
 
 Axes: `B` images, `C` channels, `H W` pixels. Pictures are `[B, C, H, W]` in `[0, 1]`, masks `[B, H, W]` boolean. Every
-function returns one value an image, shape `[B]`, float32 (`temporal_error`: one a video), so that a caller can average
-within a clip first and take the standard error over clips.
+function returns one value an image, shape `[B]`, float32 (`temporal_error` and `flicker`: one a video; what compares
+whole sets: one a set), so that a caller can average within a clip first and take the standard error over clips.
 """
 
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 
 def _check_pair(prediction: torch.Tensor, target: torch.Tensor) -> None:
@@ -32,20 +33,26 @@ def _check_mask(mask: torch.Tensor, name: str = "mask", shape: torch.Size | None
         raise ValueError(f"`{name}` must be boolean of shape {expected}, got {mask.dtype} {list(mask.shape)}.")
 
 
-def l1(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def l1(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Mean absolute error over pixels and channels: range `[0, 1]`, lower is better (the `L1` of DreamPose,
     arXiv:2304.06025, table 1).
 
     Args:
         prediction (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`.
         target (`torch.Tensor`): The truth, same shape and range.
+        mask (`torch.Tensor`, *optional*): Boolean, shape `[B, H, W]`: only these pixels count. An image without one
+            gives `nan`.
     Returns:
         `torch.Tensor`: Shape `[B]`.
     Raises:
-        ValueError: If the shapes differ or a value lies outside `[0, 1]`.
+        ValueError: If the shapes differ, a value lies outside `[0, 1]` or `mask` is not boolean.
     """
     _check_pair(prediction, target)
-    return (prediction.float() - target.float()).abs().mean(dim=(1, 2, 3))
+    error = (prediction.float() - target.float()).abs()
+    if mask is None:
+        return error.mean(dim=(1, 2, 3))
+    _check_mask(mask, shape=error[:, 0].shape)
+    return (error.mean(dim=1) * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2))
 
 
 def psnr(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -159,6 +166,82 @@ def temporal_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tens
     if prediction.shape[0] < 2:
         raise ValueError(f"`prediction` must hold at least 2 frames, got {prediction.shape[0]}.")
     return (prediction.float().diff(dim=0) - target.float().diff(dim=0)).abs().mean()
+
+
+def flicker(frames: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
+    """Mean absolute second difference in time where nothing should move: range `[0, 2]`, lower is better, what stands
+    still or changes evenly gives 0.
+
+    `|x_{i+1} - 2 x_i + x_{i-1}|` over channels, the pixels of the static background and triples of consecutive frames
+    of one video. The truth is not asked: a copied photo has 0, so read it beside `temporal_error`.
+
+    Args:
+        frames (`torch.Tensor`): Consecutive frames of one video, shape `[F, C, H, W]`, range `[0, 1]`, `F >= 3`.
+        background (`torch.Tensor`): Boolean, shape `[H, W]`: background in all of these frames. Without a pixel the
+            result is `nan`.
+    Returns:
+        `torch.Tensor`: Shape `[]`.
+    Raises:
+        ValueError: If there are fewer than three frames, a value lies outside `[0, 1]` or `background` does not fit.
+    """
+    _check_pair(frames, frames)
+    if frames.shape[0] < 3:
+        raise ValueError(f"`frames` must hold at least 3 frames, got {frames.shape[0]}.")
+    _check_mask(background[None], "background", frames[:1, 0].shape)
+    return frames.float().diff(n=2, dim=0).abs()[..., background].mean()
+
+
+def identity_distance(features: torch.Tensor, target_features: torch.Tensor) -> torch.Tensor:
+    """Euclidean distance between an image's features and those of the truth, both scaled to length 1: range `[0, 2]`,
+    lower is better, equal directions give 0.
+
+    It follows the average Euclidean distance (AED) of Siarohin et al., 2019, which takes the features of a network for
+    person re-identification; here they are those of a CLIP image encoder.
+
+    Args:
+        features (`torch.Tensor`): Of the predictions, shape `[B, D]`.
+        target_features (`torch.Tensor`): Of the true images, same shape.
+    Returns:
+        `torch.Tensor`: Shape `[B]`.
+    Raises:
+        ValueError: If the shapes differ or are not `[B, D]`.
+    """
+    if features.ndim != 2 or features.shape != target_features.shape:
+        raise ValueError(
+            "`features` and `target_features` must have one shape [B, D], got "
+            f"{list(features.shape)} and {list(target_features.shape)}."
+        )
+    normalize = torch.nn.functional.normalize
+    return torch.linalg.vector_norm(normalize(features.float()) - normalize(target_features.float()), dim=1)
+
+
+def frechet_distance(features: torch.Tensor, target_features: torch.Tensor) -> torch.Tensor:
+    """Fréchet distance between two sets of features, each taken as a normal distribution: range `[0, inf)`, lower is
+    better, equal sets give 0.
+
+    `|m - m'|² + tr(S + S' - 2 (S S')^{1/2})` with sample covariances (`n - 1`), by torchmetrics'
+    `FrechetInceptionDistance`. It is FID for features of Inception (Heusel et al., 2017) and FVD for features of I3D
+    of 16 frames each (Unterthiner et al., 2018). It grows as a set gets smaller: compare sets of one size only.
+
+    Args:
+        features (`torch.Tensor`): Of the predictions, shape `[N, D]`, `N >= 2`.
+        target_features (`torch.Tensor`): Of the true images or videos, shape `[M, D]`, `M >= 2`.
+    Returns:
+        `torch.Tensor`: Shape `[]`.
+    Raises:
+        ValueError: If a set has fewer than two members or their lengths differ.
+    """
+    shapes = [list(features.shape), list(target_features.shape)]
+    if any(len(shape) != 2 or shape[0] < 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
+        raise ValueError(
+            f"`features` and `target_features` must have shapes [N >= 2, D] and [M >= 2, D], got {shapes}."
+        )
+    passed_through = torch.nn.Identity()
+    passed_through.num_features = features.shape[1]
+    distance = FrechetInceptionDistance(feature=passed_through)
+    distance.update(target_features.double(), real=True)
+    distance.update(features.double(), real=False)
+    return distance.compute().float().clamp(min=0)  # of equal sets, rounding leaves a little on either side of 0
 
 
 def mean_and_standard_error(values: torch.Tensor) -> dict[str, float | int | None]:

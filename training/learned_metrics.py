@@ -1,0 +1,168 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Metrics that a trained network judges by. What is absent, package or weights, is left out by name with the reason,
+never counted as zero.
+
+- `identity_distance`: by the model's own CLIP image encoder, which is always there, or by another one.
+- `lpips`: torchmetrics' AlexNet variant (Zhang et al., 2018), where torchvision and its weights can be had.
+- `fid`: by a TorchScript Inception that takes uint8 pictures `[B, 3, H, W]` and `return_features=True`, as StyleGAN's
+  `inception-2015-12-05.pt` does.
+- `fvd_16f`: by a TorchScript I3D that takes videos `[B, 3, 16, 224, 224]` in `[-1, 1]` and `rescale=False`,
+  `resize=False`, `return_features=True`, as StyleGAN-V's `i3d_torchscript.pt` does. The whole picture is squeezed to
+  that square.
+
+Whoever loads a TorchScript file runs its code: take one from a source that you trust.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import CLIPImageProcessor, CLIPVisionModel
+
+from pipeline_dreampose import DreamPosePipeline, clip_pixel_values
+from training import metrics
+
+
+VIDEO_LENGTH = 16  # frames of FVD-16f
+VIDEO_SIDE = 224
+
+
+class LearnedMetrics:
+    """The judges that can be had.
+
+    Args:
+        pipe (`DreamPosePipeline`): Its image encoder judges identity, unless another one is named.
+        identity_encoder (`str`, *optional*): Folder or Hub id of a CLIP image encoder with its image processor.
+        inception (`Path`, *optional*): TorchScript file, for FID.
+        i3d (`Path`, *optional*): TorchScript file, for FVD.
+        num_consecutive (`int`, *optional*, defaults to 0): Consecutive frames a clip; FVD-16f wants 16.
+    Attributes:
+        notes (`dict[str, str]`): Of each metric what judges, or why it is left out.
+    Raises:
+        ValueError: If a file or model that was named cannot be loaded, or `i3d` is given without 16 frames.
+    """
+
+    def __init__(
+        self,
+        pipe: DreamPosePipeline,
+        identity_encoder: str | None = None,
+        inception: Path | None = None,
+        i3d: Path | None = None,
+        num_consecutive: int = 0,
+    ):
+        self.device, self.notes = pipe.device, {}
+        if i3d is not None and num_consecutive != VIDEO_LENGTH:
+            raise ValueError(f"`i3d` must come with `num_consecutive` {VIDEO_LENGTH}, got {num_consecutive}.")
+        self.image_encoder, self.feature_extractor = pipe.image_encoder, pipe.feature_extractor
+        self.notes["identity_distance"] = "by the model's own image encoder"
+        if identity_encoder is not None:
+            self._load_identity_encoder(identity_encoder)
+        self.lpips = self._load_lpips()
+        self.inception = self._load_torchscript("inception", inception, "fid")
+        self.i3d = self._load_torchscript("i3d", i3d, f"fvd_{VIDEO_LENGTH}f")
+
+    def _load_identity_encoder(self, name: str) -> None:
+        try:
+            self.image_encoder = CLIPVisionModel.from_pretrained(name).to(self.device).eval()
+            self.feature_extractor = CLIPImageProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"`identity_encoder` must be a CLIP image encoder's folder or Hub id, got {name!r}: {error}"
+            ) from error
+        self.notes["identity_distance"] = f"by {name}"
+
+    def _load_lpips(self) -> torch.nn.Module | None:
+        try:
+            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+            with _weights_only():
+                judge = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(self.device)
+        except (ImportError, OSError, RuntimeError) as error:  # no torchvision, no network, a broken file
+            self.notes["lpips"] = f"left out: {' '.join(str(error).split())}"
+            return None
+        self.notes["lpips"] = "by AlexNet"
+        return judge
+
+    def _load_torchscript(self, argument: str, path: Path | None, metric: str) -> torch.jit.ScriptModule | None:
+        if path is None:
+            self.notes[metric] = f"left out: needs the weights that `--{argument}` names"
+            return None
+        if not Path(path).is_file():
+            raise ValueError(f"`{argument}` must be a TorchScript file, got {str(path)!r}, which does not exist.")
+        try:
+            module = torch.jit.load(str(path), map_location=self.device).eval()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"`{argument}` must be a TorchScript file, got {str(path)!r}: {reason}") from error
+        self.notes[metric] = f"by {Path(path).name}"
+        return module
+
+    @torch.no_grad()
+    def measure(self, prediction: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+        """Compare pictures with the true ones.
+
+        Args:
+            prediction (`torch.Tensor`): Shape `[B, 3, H, W]`, range `[0, 1]`.
+            truth (`torch.Tensor`): Same shape and range.
+        Returns:
+            `dict[str, float]`: `identity_distance`, see `metrics.identity_distance`; `lpips`, range `[0, inf)`, lower
+                is better, equal pictures give 0. Means over the pictures, only of what can be had.
+        """
+        features = [self._identity_features(images) for images in (prediction, truth)]
+        values = {"identity_distance": metrics.identity_distance(*features).mean().item()}
+        if self.lpips is not None:
+            self.lpips.reset()
+            self.lpips.update(prediction.to(self.device), truth.to(self.device))
+            values["lpips"] = self.lpips.compute().item()
+        return values
+
+    def _identity_features(self, images: torch.Tensor) -> torch.Tensor:
+        """CLIP's pooled features of the whole pictures, squeezed to its square; shape `[B, D]`."""
+        size = self.image_encoder.config.image_size
+        pixels = clip_pixel_values((images * 2 - 1).to(self.device), size, self.feature_extractor)
+        return self.image_encoder(pixels.to(self.image_encoder.dtype)).pooler_output.float()
+
+    @torch.no_grad()
+    def picture_features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What compares whole sets of pictures: `{"fid": [B, D]}`, if Inception is there, on the CPU.
+
+        Args:
+            images (`torch.Tensor`): Shape `[B, 3, H, W]`, range `[0, 1]`.
+        """
+        if self.inception is None:
+            return {}
+        levels = images.mul(255).round().byte().to(self.device)
+        return {"fid": self.inception(levels, return_features=True).float().cpu()}
+
+    @torch.no_grad()
+    def video_features(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What compares whole sets of videos: `{"fvd_16f": [1, D]}`, if I3D is there, on the CPU.
+
+        Args:
+            video (`torch.Tensor`): 16 consecutive frames, shape `[16, 3, H, W]`, range `[0, 1]`.
+        """
+        if self.i3d is None:
+            return {}
+        side = (VIDEO_SIDE, VIDEO_SIDE)
+        frames = torch.nn.functional.interpolate(video, side, mode="bilinear", antialias=True).clamp(0, 1)
+        videos = (frames * 2 - 1).transpose(0, 1)[None].to(self.device)
+        features = self.i3d(videos, rescale=False, resize=False, return_features=True)
+        return {f"fvd_{VIDEO_LENGTH}f": features.float().cpu()}
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Let whoever loads a downloaded file of weights unpickle nothing else from it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
