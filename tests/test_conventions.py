@@ -59,6 +59,7 @@ LAYERS = [
         "training.samples",
         "training.small_model",
         "training.subject",
+        "training.subject_options",
         "training.validation",
     },
     {"benchmarks.sampling_procedures", "benchmarks.data_layouts", "benchmarks.training_procedures"},
@@ -74,6 +75,7 @@ EXTRAS = {
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Imported where an option asks for them, after a look whether they are installed.
 CHOSEN = {"bitsandbytes", "tensorboard", "wandb"}
+OPTIONS = {"training.options", "training.subject_options"}
 MODULES_WITHOUT_OTHERS = {"training.metrics", "training.objective"}
 
 
@@ -144,8 +146,8 @@ def test_only_tests_import_entry_points_and_only_entry_points_see_options():
     for path in PROJECT:
         imported = set(imports_of(tree_of(path)))
         assert not imported & entry_points, f"{module_name(path)} imports {imported & entry_points}"
-        if module_name(path) not in entry_points:
-            assert "training.options" not in imported, f"{module_name(path)} imports training.options"
+        if module_name(path) not in entry_points | OPTIONS:
+            assert not imported & OPTIONS, f"{module_name(path)} imports {imported & OPTIONS}"
 
 
 def test_what_an_entry_point_imports_is_installed_with_its_extra():

@@ -13,20 +13,22 @@ from training.lora import build_lora_configs
 from training.option_parsing import PRESETS_DIR, format_options, parse, read_config, save_options
 from training.options import (
     DataOptions,
-    DecoderOptions,
     EncoderOptions,
     HubOptions,
-    LoraOptions,
     ModelOptions,
     ObjectiveOptions,
     PairOptions,
-    SubjectObjectiveOptions,
-    SubjectOptions,
-    SubjectTrainOptions,
     TrainOptions,
     ValidationOptions,
 )
 from training.session import open_session
+from training.subject_options import (
+    DecoderOptions,
+    LoraOptions,
+    SubjectObjectiveOptions,
+    SubjectOptions,
+    SubjectTrainOptions,
+)
 
 
 STAGE_1 = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOptions, ValidationOptions, HubOptions)

@@ -13,7 +13,7 @@ import datasets
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from pipeline_dreampose import DreamPosePipeline
-from training import options as groups
+from training import subject_options as groups
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
 from training.data.subject_photos import SubjectPairs, load_photos
@@ -22,6 +22,7 @@ from training.hub import try_make_repo, try_push
 from training.lora import build_lora_configs
 from training.model_card import find_hub_id
 from training.option_parsing import option_values, parse, save_options
+from training.options import HubOptions
 from training.samples import open_samples
 from training.session import open_session
 from training.subject import resume_points, train_subject
@@ -29,7 +30,7 @@ from training.subject import resume_points, train_subject
 
 OPTIONS = (
     *(groups.SubjectOptions, groups.LoraOptions, groups.DecoderOptions, groups.SubjectObjectiveOptions),
-    *(groups.SubjectTrainOptions, groups.HubOptions),
+    *(groups.SubjectTrainOptions, HubOptions),
 )
 
 
