@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from training.data.detections import PERSON_RULES
 from training.data.pair_settings import PairSettings
 from training.options import (
     ObjectiveOptions,
@@ -16,6 +17,7 @@ from training.options import (
     _check_not_negative,
     _option,
 )
+from training.pose_options import DENSEPOSE_HELP
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class SubjectOptions:
     instance_data_dir: str = _option(
         "photos", "Folder of the subject's photos, each `<stem>.jpg` or `.png` with its IUV picture `<stem>_iuv.png`."
     )
+    densepose: str | None = _option(
+        None, f"Make the IUV pictures that are missing, beside their photos: {DENSEPOSE_HELP}."
+    )
+    person: Literal[PERSON_RULES] = _option(PERSON_RULES[0], "With `densepose`: whose of several people in a photo.")
     height: int | None = _option(None, "Height of the pictures in pixels, `none` for the model's own.")
     width: int | None = _option(None, "Width of the pictures in pixels, `none` for the model's own.")
     fit: Literal["whole", "crop"] = _option(
@@ -42,9 +48,16 @@ class SubjectOptions:
         "Prepared data set of other subjects, as `--train_data` of stage 1, to keep what the model knows of them.",
     )
     prior_prob: float = _option(0.25, "Share of samples that are from `prior_dataset`, if there is one.")
-    gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory, slower.")
+    num_cached_crops: int = _option(
+        64,
+        "Draw so many parts of each photo and encode them before the first phase, whose steps then run no encoder; 0:"
+        " a new part for each sample, encoded in its step.",
+    )
+    gradient_checkpointing: bool = _option(True, "Recompute activations in the backward pass: less memory, slower.")
 
     def __post_init__(self):
+        _check_choice(self, "person", PERSON_RULES)
+        _check_not_negative(self, "num_cached_crops")
         _check(self, "a positive multiple of 8", lambda value: value > 0 and value % 8 == 0, "height", "width")
         _check(self, "within [0, 1)", lambda value: 0 <= value < 1, "prior_prob")
         self.settings()
@@ -67,14 +80,20 @@ class LoraOptions:
     use_dora: bool = _option(False, "LoRA: train the norms of the weights apart (DoRA).")
     lora_convolutions: bool = _option(False, "LoRA: of the UNet's convolutions too, not of its attention alone.")
     lora_conv_in: bool = _option(False, "LoRA: of the UNet's first layer too, which sees the poses.")
+    quantize_base: bool = _option(
+        False, "LoRA: hold the UNet's own linear layers in 4 bit (NF4) under it; wants CUDA and bitsandbytes."
+    )
 
     def __post_init__(self):
         _check_choice(self, "train_mode", ("lora", "full"))
         _check_counts(self, "rank", "lora_alpha")
+        if self.quantize_base and self.train_mode == "full":
+            raise ValueError("`quantize_base` must go with `train_mode` lora: 4-bit weights do not train, got full.")
 
     def config_arguments(self) -> dict[str, Any]:
         """The arguments of [`training.lora.build_lora_configs`] that these options stand for."""
-        return {name: value for name, value in vars(self).items() if name != "train_mode"}
+        others = ("train_mode", "quantize_base")
+        return {name: value for name, value in vars(self).items() if name not in others}
 
 
 @dataclass(frozen=True)
@@ -113,4 +132,6 @@ class SubjectTrainOptions(TrainOptions):
     max_train_steps: int | None = _option(
         500, "Optimizer steps of UNet and adapter; wins over `num_train_epochs`. 0 skips this phase."
     )
+    train_batch_size: int = _option(1, "Samples at a time on each process; one wants the least memory.")
+    gradient_accumulation_steps: int = _option(4, "Batches that make one optimizer step.")
     learning_rate: float = _option(1e-4, "Learning rate of UNet and adapter at the peak of its schedule.")
