@@ -319,7 +319,10 @@ def test_a_quantized_base_is_left_as_it_was_loaded(base, photos, tmp_path, monke
     main(parse_args(arguments(base, photos, tmp_path, *more)))
     (pipeline,) = pipelines
     assert asked == [arguments_of]
-    assert placed == [[pipeline.vae, pipeline.image_encoder], [pipeline.adapter, pipeline.image_encoder]]
+    assert placed == [
+        [pipeline.vae, pipeline.image_encoder],
+        [pipeline.unet, pipeline.adapter, pipeline.image_encoder],
+    ]
     expected = load(base, dtype=arguments_of["dtype"])
     assert all(torch.equal(value, weights(pipeline)[key]) for key, value in weights(expected).items())
     assert pipeline.unet.dtype == torch.bfloat16

@@ -76,7 +76,7 @@ def main(options: tuple) -> None:
         common = run.loop_arguments(len(samples), accelerator.num_processes)
         arguments = phase_arguments(folder, points, common, decoder.loop_arguments())
         configs = build_lora_configs(**lora.config_arguments()) if lora.train_mode == "lora" else None
-        special = (objective.loss_arguments(), subject.num_cached_crops, run.channels_last)
+        special = (objective.loss_arguments(), run.channels_last, subject.num_cached_crops)
         layers = train_subject(accelerator, pipeline, samples, arguments, configs, *special)
         if is_main and configs is None:
             pipeline.save_pretrained(folder)

@@ -40,5 +40,5 @@ def four_bit_arguments(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether it was loaded so; its weights are then left in the form and the place that they have."""
+    """Whether it was loaded so; its weights are then left in the form that they have."""
     return getattr(model, "is_quantized", False)

@@ -94,8 +94,8 @@ def train_subject(
     arguments: Mapping[str, Mapping[str, Any]],
     configs: Mapping[str, LoraConfig] | None,
     loss_arguments: Mapping[str, Any],
-    num_cached_crops: int = 0,
     channels_last: bool = False,
+    num_cached_crops: int = 0,
 ) -> dict[str, Any]:
     """Train one phase after the other: UNet and adapter as in stage 1, then the VAE's decoder.
 
@@ -109,10 +109,10 @@ def train_subject(
             that is not in it is skipped.
         configs (`Mapping[str, LoraConfig]`, *optional*): Of the LoRA, by component; `None` trains in full.
         loss_arguments (`Mapping[str, Any]`): Keyword arguments of [`training.denoiser.StageOneLoss`].
+        channels_last (`bool`, *optional*, defaults to `False`): Hold what trains in channels_last layout meanwhile.
         num_cached_crops (`int`, *optional*, defaults to 0):
             Crops of each photo that are encoded before the first phase, which then needs no encoder; with 0 each
             sample is a crop of its own, encoded in its step.
-        channels_last (`bool`, *optional*, defaults to `False`): Hold what trains in channels_last layout meanwhile.
     Returns:
         `dict[str, Any]`: The LoRA, as arguments of `DreamPosePipeline.save_lora_weights`; empty without one.
     """
@@ -139,7 +139,7 @@ def train_subject(
                     encoders = FrameEncoders(pipeline.vae, pipeline.image_encoder, pipeline.feature_extractor)
                     seen = CachedSubjectPairs(samples, encoders, num_cached_crops, accelerator.is_main_process)
                     waiting = [pipeline.vae, pipeline.image_encoder]
-            with held_on_cpu([module for module in waiting if not is_quantized(module)]):
+            with held_on_cpu(waiting):
                 train(accelerator, module, loss_fn, seen, **arguments[phase])
             if configs is not None:
                 lora |= collect_lora({name: getattr(pipeline, name) for name in names})
