@@ -42,6 +42,7 @@ LAYERS = [
         "training.optimizer",
         "training.precision",
         "training.publishing",
+        "training.quantization",
         "training.run_log",
         "training.run_state",
         "training.schedule",
@@ -60,9 +61,16 @@ LAYERS = [
         "training.small_model",
         "training.subject",
         "training.subject_options",
+        "training.subject_samples",
         "training.validation",
     },
-    {"benchmarks.sampling_procedures", "benchmarks.data_layouts", "benchmarks.training_procedures"},
+    {
+        "benchmarks.data_layouts",
+        "benchmarks.memory_counting",
+        "benchmarks.sampling_procedures",
+        "benchmarks.subject_phases",
+        "benchmarks.training_procedures",
+    },
 ]
 # Of an entry point; `training` for all others.
 EXTRAS = {

@@ -149,8 +149,8 @@ def train_subject(
 
 def _is_through(arguments: Mapping[str, Any]) -> bool:
     """Whether a phase only reads its last checkpoint."""
-    checkpoint = resolve_checkpoint(arguments["output_dir"], arguments["resume_from_checkpoint"])
-    return checkpoint is not None and checkpoint_step(checkpoint) == arguments["max_train_steps"]
+    checkpoint = resolve_checkpoint(arguments["output_dir"], arguments.get("resume_from_checkpoint"))
+    return checkpoint is not None and (checkpoint_step(checkpoint) or 0) >= arguments["max_train_steps"]
 
 
 def reconstruct(module: VAETrainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
