@@ -583,6 +583,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         low_cpu_mem_usage = kwargs.pop("low_cpu_mem_usage", True)
         kwargs["return_lora_metadata"] = True
         state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
+        base_model = metadata.get("dreampose.base_model")
+        if base_model and self.name_or_path and base_model != self.name_or_path:  # perhaps a copy of the same
+            logger.warning(f"This LoRA was trained on {base_model}; this is {self.name_or_path}.")
         self.check_lora(state_dict)
         parts = [part for part in self._lora_loadable_modules if any(k.startswith(f"{part}.") for k in state_dict)]
         attached = self.get_list_adapters()
@@ -599,9 +602,6 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         others = [name for part in parts for name in attached.get(part, []) if name != adapter_name]
         if hotswap and any(adapter_name in f"{key}.{name}" for key in state_dict for name in others):
             raise ValueError(f"`hotswap` takes a name that is in no layer's or other subject's; got {adapter_name!r}.")
-        base_model = metadata.get("dreampose.base_model")
-        if base_model and self.name_or_path and base_model != self.name_or_path:
-            logger.warning(f"The LoRA {adapter_name!r} was trained on {base_model}; this is {self.name_or_path}.")
         for part in parts:
             getattr(self, part).load_lora_adapter(
                 state_dict,

@@ -18,6 +18,7 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
@@ -44,22 +45,30 @@ def build_unet(channels: tuple[int, ...], in_channels: int) -> UNet2DConditionMo
     return UNet2DConditionModel(in_channels=in_channels, out_channels=4, block_out_channels=channels, **sizes)
 
 
-def build_pipeline(size: str, device: str, dtype: torch.dtype) -> DreamPosePipeline:
-    """The pipeline with seeded random weights and its stored defaults of size and scales."""
+def build_models(size: str) -> dict[str, nn.Module]:
+    """VAE, UNet, image encoder and adapter by name, on torch's default device, each with random weights."""
     unet_channels, vae_channels, num_layers, height, width = SIZES[size]
-    torch.manual_seed(0)
-    pipe = DreamPosePipeline(
-        vae=AutoencoderKL(
+    return {
+        "vae": AutoencoderKL(
             block_out_channels=vae_channels,
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             latent_channels=4,
             layers_per_block=2,
         ),
-        unet=build_unet(unet_channels, 14),
-        image_encoder=CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=num_layers)),
+        "unet": build_unet(unet_channels, 14),
+        "image_encoder": CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=num_layers)),
+        "adapter": DreamPoseAdapter(pooled_height=height // 16, pooled_width=width // 16),
+    }
+
+
+def build_pipeline(size: str, device: str, dtype: torch.dtype) -> DreamPosePipeline:
+    """The pipeline with seeded random weights and its stored defaults of size and scales."""
+    *_, height, width = SIZES[size]
+    torch.manual_seed(0)
+    pipe = DreamPosePipeline(
+        **build_models(size),
         feature_extractor=CLIPImageProcessor(),
-        adapter=DreamPoseAdapter(pooled_height=height // 16, pooled_width=width // 16),
         scheduler=DPMSolverMultistepScheduler(**BETAS),
         default_height=height,
         default_width=width,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.subject_report import print_report, run_all, summarize
 from benchmarks.subject_trials import Trial
-from training import options as groups
+from training import subject_options as groups
 from training.option_parsing import option_values, parse
 
 

@@ -47,10 +47,10 @@ LAYERS = [
         "training.optimizer",
         "training.precision",
         "training.publishing",
+        "training.quantization",
         "training.run_log",
         "training.run_state",
         "training.schedule",
-        "training.sample_options",
         "training.session",
         "training.subject_card",
         "training.trackers",
@@ -69,13 +69,17 @@ LAYERS = [
         "training.samples",
         "training.small_model",
         "training.subject",
+        "training.subject_options",
         "training.subject_results",
+        "training.subject_samples",
         "training.validation",
     },
     {
-        "benchmarks.guidance_pairs",
-        "benchmarks.sampling_procedures",
         "benchmarks.data_layouts",
+        "benchmarks.guidance_pairs",
+        "benchmarks.memory_counting",
+        "benchmarks.sampling_procedures",
+        "benchmarks.subject_phases",
         "benchmarks.subject_trials",
         "benchmarks.training_procedures",
     },
@@ -94,6 +98,7 @@ EXTRAS = {
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Imported where an option asks for them, after a look whether they are installed.
 CHOSEN = {"bitsandbytes", "tensorboard", "wandb"}
+OPTIONS = {"training.options", "training.subject_options"}
 MODULES_WITHOUT_OTHERS = {"training.metrics", "training.objective"}
 
 
@@ -164,8 +169,8 @@ def test_only_tests_import_entry_points_and_only_entry_points_see_options():
     for path in PROJECT:
         imported = set(imports_of(tree_of(path)))
         assert not imported & entry_points, f"{module_name(path)} imports {imported & entry_points}"
-        if module_name(path) not in entry_points:
-            assert "training.options" not in imported, f"{module_name(path)} imports training.options"
+        if module_name(path) not in entry_points | OPTIONS:
+            assert not imported & OPTIONS, f"{module_name(path)} imports {imported & OPTIONS}"
 
 
 def test_what_an_entry_point_imports_is_installed_with_its_extra():

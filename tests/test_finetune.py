@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import nullcontext
 
 import huggingface_hub
 import pytest
@@ -9,12 +10,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline_dreampose import DreamPosePipeline
 from tests.conftest import reset_accelerate
+from tests.densepose_exports import TupleExport
 from tests.launch import launch_two_processes
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, save_photo
-from training import finetune, subject
+from training import finetune, quantization, subject
 from training.checkpoints import find_latest_checkpoint
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.finetune import main, parse_args
@@ -45,6 +48,7 @@ def arguments(base, photos, output_dir, *more):
     return [
         "--pretrained_model_name_or_path", str(base), "--instance_data_dir", str(photos), "--output_dir",
         str(output_dir), "--max_train_steps", "4", "--decoder_max_train_steps", "4", "--train_batch_size", "2",
+        "--gradient_accumulation_steps", "1", "--num_cached_crops", "0",
         "--learning_rate", "1e-2", "--decoder_learning_rate", "1e-2", "--rank", "2", "--logging_steps", "1",
         "--checkpointing_steps", "2", "--sample_inference_steps", "0", *more,
     ]  # fmt: skip
@@ -54,7 +58,9 @@ def arguments(base, photos, output_dir, *more):
 def loaded(monkeypatch):
     """The pipelines that runs have loaded."""
     pipelines, load = [], finetune.load_subject_base
-    monkeypatch.setattr(finetune, "load_subject_base", lambda *names: pipelines.append(load(*names)) or pipelines[-1])
+    monkeypatch.setattr(
+        finetune, "load_subject_base", lambda *names, **_: pipelines.append(load(*names)) or pipelines[-1]
+    )
     return pipelines
 
 
@@ -62,6 +68,10 @@ def weights(pipeline):
     return {
         f"{name}.{key}": value for name in COMPONENTS for key, value in getattr(pipeline, name).state_dict().items()
     }
+
+
+def parameters(pipeline):
+    return {f"{name}.{key}": value for name in COMPONENTS for key, value in getattr(pipeline, name).named_parameters()}
 
 
 def losses(folder):
@@ -96,6 +106,7 @@ def test_trains_nothing_but_a_lora_whose_file_gives_what_was_trained(
 ):
     latents = torch.randn(2, 4, 16, 12, generator=torch.Generator().manual_seed(0))
     trained, collect = {}, subject.collect_lora
+    untrained = weights(load(base))
 
     def render_and_collect(parts):
         with torch.no_grad():
@@ -104,16 +115,19 @@ def test_trains_nothing_but_a_lora_whose_file_gives_what_was_trained(
             else:
                 trained["pixels"] = loaded[0].vae.decode(latents.to(loaded[0].vae.dtype)).sample
         dtype = torch.bfloat16 if "bf16" in flags else torch.float32
-        for name, part in parts.items():
-            for key, parameter in part.named_parameters():
-                assert parameter.requires_grad == (".lora_" in key), f"{name}.{key}"
-                assert parameter.dtype == (torch.float32 if parameter.requires_grad else dtype), f"{name}.{key}"
+        for key, parameter in parameters(loaded[0]).items():
+            assert parameter.requires_grad == (".lora_" in key), key
+            if parameter.requires_grad:
+                assert parameter.dtype == torch.float32 and key.split(".")[0] in parts, key
+            else:  # to the bit, whatever is put back afterwards
+                assert parameter.dtype == dtype, key
+                assert torch.equal(parameter, untrained[key.replace(".base_layer", "")].to(dtype)), key
         return collect(parts)
 
     monkeypatch.setattr(subject, "collect_lora", render_and_collect)
     main(parse_args(arguments(base, photos, tmp_path, *flags)))
-    before, after = weights(load(base)), weights(loaded[0])
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    after = weights(loaded[0])
+    assert untrained.keys() == after.keys() and all(torch.equal(untrained[key], after[key]) for key in untrained)
     layers = load_file(tmp_path / FILE)
     assert all(layer.abs().max() > 0 for layer in layers.values()), "every layer has been trained"
     assert {key.split(".")[0] for key in layers} == {"unet", "adapter", "vae"}
@@ -149,8 +163,12 @@ def test_full_training_changes_unet_adapter_and_decoder(base, photos, tmp_path, 
 
 @pytest.mark.slow
 def test_a_run_stopped_in_either_phase_equals_an_undisturbed_one(base, photos, tmp_path, monkeypatch):
-    main(parse_args(arguments(base, photos, tmp_path / "whole")))
-    words = [*arguments(base, photos, tmp_path / "parts"), "--resume_from_checkpoint", "latest"]
+    """Its crops are encoded anew, but for a phase that is through."""
+    crops, encoded = ["--num_cached_crops", "3"], []
+    encode = subject.CachedSubjectPairs
+    monkeypatch.setattr(subject, "CachedSubjectPairs", lambda *given: encoded.append(given) or encode(*given))
+    main(parse_args(arguments(base, photos, tmp_path / "whole", *crops)))
+    words = [*arguments(base, photos, tmp_path / "parts", *crops), "--resume_from_checkpoint", "latest"]
     seen = []
 
     def interrupted(phase, at):
@@ -176,11 +194,12 @@ def test_a_run_stopped_in_either_phase_equals_an_undisturbed_one(base, photos, t
     monkeypatch.setattr(subject, "train", interrupted("none", 1))
     main(parse_args(words))
     assert seen == ["denoiser"] * 4 + ["decoder"] * 4, "no step was made twice"
+    assert len(encoded) == 3, "by the whole run, by the first part and by the second"
     whole, parts = (load_file(tmp_path / name / FILE) for name in ("whole", "parts"))
     assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
     assert metadata(tmp_path / "whole") == metadata(tmp_path / "parts")
     with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond the starting step"):
-        main(parse_args(arguments(base, photos, tmp_path / "parts")))
+        main(parse_args(arguments(base, photos, tmp_path / "parts", *crops)))
 
 
 @pytest.mark.slow
@@ -203,9 +222,10 @@ def test_either_phase_is_skipped_and_can_follow_later(base, photos, tmp_path):
 @pytest.mark.slow
 def test_a_prior_gradient_checkpointing_and_another_size(base, photos, tmp_path, loaded):
     more = ["--prior_dataset", "procedural/smoke", "--prior_prob", "0.5", "--height", "80", "--width", "64"]
-    main(parse_args(arguments(base, photos, tmp_path / "plain", *more)))
+    more += ["--num_cached_crops", "2"]
+    main(parse_args(arguments(base, photos, tmp_path / "plain", *more, "--no_gradient_checkpointing")))
     assert (loaded[0].config.default_height, loaded[0].config.default_width) == (80, 64)
-    main(parse_args(arguments(base, photos, tmp_path / "other", *more, "--gradient_checkpointing")))
+    main(parse_args(arguments(base, photos, tmp_path / "other", *more)))
     for phase in ("denoiser", "decoder"):
         assert losses(tmp_path / "plain" / phase) == pytest.approx(losses(tmp_path / "other" / phase), rel=1e-5)
     main(parse_args(arguments(base, photos, tmp_path / "alone", *more[4:])))
@@ -215,15 +235,100 @@ def test_a_prior_gradient_checkpointing_and_another_size(base, photos, tmp_path,
 @pytest.mark.slow
 def test_two_processes_train_as_one(base, photos, tmp_path):
     """`accelerate launch` with two real CPU processes, gradients through UNet, adapter and decoder."""
-    launch_two_processes("training/finetune.py", arguments(base, photos, tmp_path / "two", "--train_batch_size", "1"))
+    crops = ["--num_cached_crops", "3"]
+    words = arguments(base, photos, tmp_path / "two", "--train_batch_size", "1", *crops)
+    launch_two_processes("training/finetune.py", words)
     reset_accelerate()
-    main(parse_args(arguments(base, photos, tmp_path / "one")))
+    main(parse_args(arguments(base, photos, tmp_path / "one", *crops)))
     for phase in ("denoiser", "decoder"):
         state = json.loads((tmp_path / "two" / phase / "checkpoint-000004" / "state.json").read_text())
         assert state["world"]["num_processes"] == 2
     one, two = (load_file(tmp_path / name / FILE) for name in ("one", "two"))
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=2e-4, msg=key)
+
+
+@pytest.mark.slow
+def test_two_subjects_on_one_base_are_switched(base, photos, tmp_path):
+    """One of them without a decoder, so that the other's must not show through."""
+    short = ["--max_train_steps", "2", "--decoder_max_train_steps"]
+    main(parse_args(arguments(base, photos, tmp_path / "anna", *short, "2")))
+    main(parse_args(arguments(base, photos, tmp_path / "bert", *short, "0", "--seed", "1", "--rank", "3")))
+    alone = {}
+    for name in ("anna", "bert"):
+        pipeline = load(base)
+        pipeline.load_lora_weights(tmp_path / name, adapter_name=name)
+        alone[name] = pipeline(**get_dummy_inputs()).frames
+    assert (alone["anna"] - alone["bert"]).abs().max() > 1e-2
+    both = load(base)
+    plain = both(**get_dummy_inputs()).frames
+    for name in ("anna", "bert"):
+        both.load_lora_weights(tmp_path / name, adapter_name=name)
+    for name in ("anna", "bert", "anna"):
+        both.set_adapters(name)
+        assert torch.equal(both(**get_dummy_inputs()).frames, alone[name]), name
+    both.unload_lora_weights()
+    assert torch.equal(both(**get_dummy_inputs()).frames, plain)
+
+
+@pytest.mark.slow
+def test_densepose_makes_the_poses_and_trackers_tell_the_phases_apart(base, tmp_path):
+    """Read back from TensorBoard's own files: names and steps of one phase are none of the other's."""
+    for number, frame in enumerate(ProceduralFashionConfig().clip("test", 0, 0, [0, 8])):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(frame.iuv).save(tmp_path / "photos" / f"view_{number}.png")  # which the export reads off
+    torch.jit.script(TupleExport()).save(tmp_path / "model.pt")
+    more = ["--densepose", str(tmp_path / "model.pt"), "--report_to", "tensorboard"]
+    more += ["--max_train_steps", "2", "--decoder_max_train_steps", "2"]
+    main(parse_args(arguments(base, tmp_path / "photos", tmp_path / "out", *more)))
+    assert len(list((tmp_path / "photos").glob("*_iuv.png"))) == 2 and (tmp_path / "out" / FILE).exists()
+    events = EventAccumulator(str(tmp_path / "out" / "logs" / "dreampose")).Reload()
+    for phase, prefix, steps in (("denoiser", "", [1, 2]), ("decoder", "decoder/", [3, 4])):
+        scalars = events.Scalars(f"{prefix}loss")
+        assert [scalar.step for scalar in scalars] == steps
+        assert [scalar.value for scalar in scalars] == pytest.approx(losses(tmp_path / "out" / phase))
+    names = {name for name in events.Tags()["scalars"] if not name.startswith("decoder/")}
+    assert {scalar.step for name in names for scalar in events.Scalars(name)} == {1, 2}
+    assert "decoder/psnr" in events.Tags()["scalars"] and "psnr" not in names
+
+
+@pytest.mark.slow
+def test_a_quantized_base_is_left_as_it_was_loaded(base, photos, tmp_path, monkeypatch):
+    """A UNet in half precision that is marked as diffusers marks one in 4 bit, which wants a GPU."""
+    asked, placed, pipelines, load_base = [], [], [], finetune.load_subject_base
+
+    def load_marked(*names, **loading):
+        asked.append(loading)
+        pipelines.append(load_base(*names, **loading))
+        pipelines[0].unet.is_quantized = True
+        return pipelines[0]
+
+    def note(modules):
+        placed.append(modules)
+        return nullcontext()
+
+    arguments_of = {"dtype": {"unet": torch.bfloat16, "default": torch.float32}}
+    monkeypatch.setattr(finetune, "check_quantizable", lambda: None)
+    monkeypatch.setattr(
+        finetune, "four_bit_arguments", lambda dtype: arguments_of if dtype == torch.bfloat16 else None
+    )
+    monkeypatch.setattr(finetune, "load_subject_base", load_marked)
+    monkeypatch.setattr(subject, "held_on_cpu", note)
+    more = ["--quantize_base", "--mixed_precision", "bf16", "--num_cached_crops", "2"]
+    more += ["--max_train_steps", "1", "--decoder_max_train_steps", "1"]
+    main(parse_args(arguments(base, photos, tmp_path, *more)))
+    (pipeline,) = pipelines
+    assert asked == [arguments_of]
+    assert placed == [
+        [pipeline.vae, pipeline.image_encoder],
+        [pipeline.unet, pipeline.adapter, pipeline.image_encoder],
+    ]
+    expected = load(base, dtype=arguments_of["dtype"])
+    assert all(torch.equal(value, weights(pipeline)[key]) for key, value in weights(expected).items())
+    assert pipeline.unet.dtype == torch.bfloat16
+    anew = load(base)
+    anew.load_lora_weights(tmp_path)
+    assert anew.get_list_adapters().keys() == {"unet", "adapter", "vae"}
 
 
 @pytest.mark.slow
@@ -272,15 +377,17 @@ def test_where_a_run_goes_on(tmp_path):
         (["--validation_steps", "2"], "`validation_steps` must be none for a subject, got 2"),
         (["--hub_sample", "--train_mode", "full", "--sample_inference_steps", "1"], "`hub_sample` must .*full"),
         (["--hub_sample"], "`hub_sample` must go with `sample_inference_steps` above 0, got True with 0"),
-        (["--sample_inference_steps", "-1"], "`sample_inference_steps` must be at least 0, got -1"),
+        (["--sample_inference_steps", "-1"], "`sample_inference_steps` must be a finite number, at least 0, got -1"),
         (["--height", "36"], "`height` must be a positive multiple of 8, got 36"),
         (["--rank", "0"], "`rank` must be at least 1, got 0"),
         (["--prior_prob", "1"], r"`prior_prob` must be within \[0, 1\), got 1"),
         (["--prior_dataset", "procedural/huge"], "The data set must be one of"),
+        (["--quantize_base"], "`quantize_base` must go with CUDA and bitsandbytes"),
     ],
 )
 def test_bad_options_end_in_one_clear_error(base, photos, tmp_path, flags, message, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(quantization, "is_bnb_available", lambda: False)
     with pytest.raises(ValueError, match=message):
         main(parse_args(arguments(base, photos, tmp_path, *flags)))
 

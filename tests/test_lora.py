@@ -17,6 +17,7 @@ from tests.tiny_components import (
     ALPHA,
     RANK,
     TARGETS,
+    get_dummy_components,
     get_dummy_inputs,
     get_dummy_pipeline,
     save_subject,
@@ -242,8 +243,9 @@ def test_half_precision(subjects):
     assert torch.isfinite(render(pipe)).all()
 
 
-def test_another_shape_is_one_error_and_changes_nothing(tmp_path, subjects):
-    save_subject(tmp_path, 1)
+def test_another_shape_is_one_error_and_changes_nothing(tmp_path, caplog):
+    """Before it both models are named, if they are known: the reason is there."""
+    save_subject(tmp_path, 1, base_model="someone/base")
     weights = load_file(tmp_path / FILE)
     key = "vae.decoder.conv_out.lora_A.weight"
     weights[key] = weights[key][:, :-1].contiguous()
@@ -251,6 +253,15 @@ def test_another_shape_is_one_error_and_changes_nothing(tmp_path, subjects):
     with pytest.raises(ValueError, match=r"LoRA of this model's .* vae.decoder.conv_out is of shape"):
         pipe.load_lora_weights(weights)
     assert pipe.get_list_adapters() == {}
+    other = get_dummy_pipeline(**get_dummy_components(latent_channels=3))
+    other.register_to_config(_name_or_path="someone/other")
+    logger = diffusers.utils.logging.get_logger("pipeline_dreampose")
+    logger.addHandler(caplog.handler)
+    with pytest.raises(ValueError, match="LoRA of this model's .* is of shape"):
+        other.load_lora_weights(tmp_path)
+    logger.removeHandler(caplog.handler)
+    assert "was trained on someone/base; this is someone/other" in caplog.text
+    assert other.get_list_adapters() == {}
 
 
 @pytest.mark.parametrize(

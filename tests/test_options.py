@@ -13,20 +13,22 @@ from training.lora import build_lora_configs
 from training.option_parsing import PRESETS_DIR, format_options, parse, read_config, save_options
 from training.options import (
     DataOptions,
-    DecoderOptions,
     EncoderOptions,
     HubOptions,
-    LoraOptions,
     ModelOptions,
     ObjectiveOptions,
     PairOptions,
-    SubjectObjectiveOptions,
-    SubjectOptions,
-    SubjectTrainOptions,
     TrainOptions,
     ValidationOptions,
 )
 from training.session import open_session
+from training.subject_options import (
+    DecoderOptions,
+    LoraOptions,
+    SubjectObjectiveOptions,
+    SubjectOptions,
+    SubjectTrainOptions,
+)
 
 
 STAGE_1 = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOptions, ValidationOptions, HubOptions)
@@ -174,6 +176,13 @@ def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(tmp_path, capsys
         (SubjectOptions, {"min_crop_scale": 0.0}, r"`min_crop_scale` must be within \(0, 1\], got 0.0"),
         (SubjectOptions, {"prior_prob": 1.0}, r"`prior_prob` must be within \[0, 1\), got 1.0"),
         (LoraOptions, {"train_mode": "some"}, "`train_mode` must be one of lora, full, got 'some'"),
+        (SubjectOptions, {"person": "both"}, "`person` must be one of largest, score, centre, got 'both'"),
+        (SubjectOptions, {"num_cached_crops": -1}, "`num_cached_crops` must be .* at least 0, got -1"),
+        (
+            LoraOptions,
+            {"quantize_base": True, "train_mode": "full"},
+            "`quantize_base` must go with `train_mode` lora: .*, got full",
+        ),
         (LoraOptions, {"lora_alpha": 0}, "`lora_alpha` must be at least 1, got 0"),
         (DecoderOptions, {"decoder_max_train_steps": -1}, "`decoder_max_train_steps` must be .* at least 0, got -1"),
         (DecoderOptions, {"decoder_learning_rate": 0.0}, "`decoder_learning_rate` must be .* above 0, got 0.0"),
@@ -260,7 +269,7 @@ def test_loop_arguments_are_the_loop_s_keywords():
     keywords = inspect.signature(train).parameters
     arguments = TrainOptions().loop_arguments(100)
     taken = {name for name, parameter in keywords.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    assert set(arguments) == taken - {"collate_fn", "validate"}
+    assert set(arguments) == taken - {"collate_fn", "validate", "tracker_prefix", "first_tracker_step"}
 
 
 def test_session_arguments_are_the_session_s():

@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.tiny_components import get_dummy_components
-from training.precision import held_in, weight_dtype
+from training.precision import held_in, held_on_cpu, weight_dtype
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,16 @@ def test_what_trains_is_refused():
         with held_in(torch.bfloat16, [unet]):
             pass
     assert unet.dtype == torch.float32
+
+
+def test_what_waits_on_the_cpu_comes_back_to_its_device(monkeypatch):
+    """Weights on `meta` stand in for those on a GPU; only where they are sent is looked at."""
+    vae = get_dummy_components()["vae"]
+    with torch.device("meta"):
+        layer = torch.nn.Linear(2, 2)
+    moves = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, place: moves.append((module, str(place))))
+    with pytest.raises(RuntimeError, match="out of memory"), held_on_cpu([vae, layer]):
+        assert moves == [(vae, "cpu"), (layer, "cpu")]
+        raise RuntimeError("out of memory")  # however it ends
+    assert moves[2:] == [(vae, "cpu"), (layer, "meta")]

@@ -23,8 +23,8 @@ from tests.tiny_components import (
 from training import model_card, subject_results
 from training.comparison import draw_before_after
 from training.data.subject_photos import load_photos
-from training.sample_options import SubjectSampleOptions
 from training.subject_card import read_license, write_subject_card
+from training.subject_options import SubjectSampleOptions
 from training.subject_results import write_subject
 
 
@@ -229,7 +229,7 @@ def test_no_run_fails_for_pictures_or_card(tmp_path, photos, caplog, monkeypatch
 
 def test_pictures_that_are_not_drawn_cannot_be_pushed():
     assert SubjectSampleOptions() == SubjectSampleOptions(10, False)
-    with pytest.raises(ValueError, match="`sample_inference_steps` must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="`sample_inference_steps` must be a finite number, at least 0, got -1"):
         SubjectSampleOptions(-1)
     with pytest.raises(
         ValueError, match="`hub_sample` must go with `sample_inference_steps` above 0, got True with 0"

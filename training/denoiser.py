@@ -5,6 +5,8 @@
 Legend: `B` batch, `C` latent channels, `h w` latent cells, `T D` tokens and their width, `S` side of CLIP's square.
 """
 
+from typing import Any
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -108,6 +110,7 @@ def load_base_pipeline(
     pose_radius: int = 2,
     revision: str | None = None,
     image_encoder_name_or_path: str | None = None,
+    **loading: Any,
 ) -> DreamPosePipeline:
     """The pipeline that stage 1 starts from: a DreamPose one as it is, or Stable Diffusion with the encoder it needs.
 
@@ -117,15 +120,17 @@ def load_base_pipeline(
         pose_radius (`int`, *optional*, defaults to 2): Of the pose window, where the UNet is widened here.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         image_encoder_name_or_path (`str`, *optional*): CLIP vision model to go with Stable Diffusion.
+        loading: Further arguments of `DreamPosePipeline.from_pretrained`, for a DreamPose pipeline.
     Returns:
-        `DreamPosePipeline`: In float32, on the CPU.
+        `DreamPosePipeline`: In float32, on the CPU, unless `loading` says otherwise.
     Raises:
         ValueError: If the name leads to no pipeline, its parts do not fit each other, the size or the pose window, or
             its value ranges are those of converted weights, which can be sampled but not trained.
     """
     class_name = load_index(name, revision)["_class_name"]
     if "DreamPosePipeline" in (class_name, class_name[-1]):
-        pipeline = DreamPosePipeline.from_pretrained(name, revision=revision, dtype=torch.float32)
+        loading = {"dtype": torch.float32} | loading
+        pipeline = DreamPosePipeline.from_pretrained(name, revision=revision, **loading)
         if pipeline.pose_radius != pose_radius:
             raise ValueError(f"`pose_radius` must be the model's own, {pipeline.pose_radius}, got {pose_radius}.")
     else:
@@ -154,7 +159,7 @@ def load_base_pipeline(
 
 
 def load_subject_base(
-    name: str, revision: str | None = None, height: int | None = None, width: int | None = None
+    name: str, revision: str | None = None, height: int | None = None, width: int | None = None, **loading: Any
 ) -> DreamPosePipeline:
     """The DreamPose pipeline that stage 2 starts from, with the pose window that it was trained with.
 
@@ -163,8 +168,9 @@ def load_subject_base(
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         height, width (`int`, *optional*): Size of the pictures, which becomes the pipeline's default; its own if
             `None`.
+        loading: Further arguments of `DreamPosePipeline.from_pretrained`.
     Returns:
-        `DreamPosePipeline`: In float32, on the CPU.
+        `DreamPosePipeline`: In float32, on the CPU, unless `loading` says otherwise.
     Raises:
         ValueError: If it is no DreamPose pipeline, or one that [`load_base_pipeline`] refuses.
     """
@@ -172,7 +178,7 @@ def load_subject_base(
     unet = UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision)
     num_poses = (unet["in_channels"] - unet["out_channels"]) // 2
     size = (height or index["default_height"], width or index["default_width"])
-    return load_base_pipeline(name, *size, pose_radius=num_poses // 2, revision=revision)
+    return load_base_pipeline(name, *size, pose_radius=num_poses // 2, revision=revision, **loading)
 
 
 def vae_token_weight(adapter: DreamPoseAdapter) -> torch.Tensor:
@@ -193,17 +199,19 @@ class Denoiser(nn.Module):
     Args:
         unet (`UNet2DConditionModel`): Widened.
         adapter (`DreamPoseAdapter`): Trained with the UNet.
-        image_encoder (`CLIPVisionModel`): Frozen unless `train_image_encoder`.
+        image_encoder (`CLIPVisionModel`, *optional*):
+            Frozen unless `train_image_encoder`; `None` where all that comes in has its tokens.
         train_image_encoder (`bool`, *optional*, defaults to `False`): For models without a pretrained CLIP.
     """
 
-    def __init__(self, unet, adapter, image_encoder, train_image_encoder: bool = False):
+    def __init__(self, unet, adapter, image_encoder=None, train_image_encoder: bool = False):
         super().__init__()
-        self.unet, self.adapter = unet, adapter
-        self.image_encoder = image_encoder.requires_grad_(train_image_encoder)
-        self.unet.requires_grad_(True)
-        self.adapter.requires_grad_(True)
-        freeze_post_layernorm(self.image_encoder)
+        self.unet, self.adapter, self.image_encoder = unet, adapter, image_encoder
+        for parameter in (*unet.parameters(), *adapter.parameters()):
+            parameter.requires_grad_(parameter.is_floating_point())  # 4-bit weights come as whole numbers
+        if image_encoder is not None:
+            image_encoder.requires_grad_(train_image_encoder)
+            freeze_post_layernorm(image_encoder)
 
     def forward(
         self,

@@ -9,27 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
-
-from pipeline_dreampose import DreamPosePipeline
-from training import options as groups
-from training.data.frame_pairs import LatentShape
-from training.data.pair_settings import PairSettings
-from training.data.subject_photos import SubjectPairs, load_photos
+from training import subject_options as groups
 from training.denoiser import load_subject_base
 from training.hub import try_make_repo, try_push
 from training.lora import build_lora_configs
 from training.option_parsing import format_options, option_values, parse, save_options
-from training.sample_options import SubjectSampleOptions
-from training.samples import open_samples
+from training.options import HubOptions
+from training.precision import weight_dtype
+from training.quantization import check_quantizable, four_bit_arguments
 from training.session import open_session
-from training.subject import resume_points, train_subject
+from training.subject import phase_arguments, resume_points, train_subject
 from training.subject_results import TITLE, write_subject
+from training.subject_samples import check_photos, open_pairs, open_photos
 
 
 OPTIONS = (
     *(groups.SubjectOptions, groups.LoraOptions, groups.DecoderOptions, groups.SubjectObjectiveOptions),
-    *(groups.SubjectTrainOptions, groups.HubOptions, SubjectSampleOptions),
+    *(groups.SubjectTrainOptions, HubOptions, groups.SubjectSampleOptions),
 )
 
 
@@ -40,57 +36,48 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple:
 
 def check(options: tuple) -> dict[str, Any]:
     """Refuse what cannot be run; returns the phases that are not skipped and where each goes on."""
-    subject, lora, decoder, _, run, _, sample = options
+    subject, lora, decoder, _, run, hub, sample = options
     if subject.pretrained_model_name_or_path is None:
         raise ValueError("`pretrained_model_name_or_path` must be a DreamPose pipeline's folder or Hub id, got None.")
     if run.validation_steps is not None:
         raise ValueError(f"`validation_steps` must be none for a subject, got {run.validation_steps}.")
     if sample.hub_sample and lora.train_mode != "lora":
         raise ValueError(f"`hub_sample` must go with the `train_mode` lora, which alone draws, got {lora.train_mode}.")
+    if sample.hub_sample and hub.hub_picture is not None:
+        raise ValueError(f"`hub_sample` must go without `hub_picture`, which takes its place, got {hub.hub_picture}.")
     steps = {"denoiser": run.max_train_steps, "decoder": decoder.decoder_max_train_steps}
     phases = [phase for phase, num_steps in steps.items() if num_steps != 0]
     if not phases:
         raise ValueError("`max_train_steps` and `decoder_max_train_steps` must not both be 0, which trains nothing.")
+    if lora.quantize_base:
+        check_quantizable()
+    check_photos(subject.instance_data_dir, subject.densepose)
     return resume_points(run.output_dir, run.resume_from_checkpoint, phases)
-
-
-def open_pairs(pipeline: DreamPosePipeline, photos: datasets.Dataset, options: tuple) -> SubjectPairs:
-    """The samples of both phases."""
-    subject, _, _, objective, run, *_ = options
-    shape = LatentShape.of(pipeline.vae, pipeline.config.default_height, pipeline.config.default_width)
-    settings = subject.settings(pipeline.pose_radius, objective.noise_offset)
-    prior = None
-    if subject.prior_dataset is not None:
-        whole = PairSettings(pipeline.pose_radius, fit=subject.fit, noise_offset=objective.noise_offset)
-        prior = open_samples(subject.prior_dataset, shape, run.seed, whole)
-    return SubjectPairs(photos, shape, run.seed, settings, prior, subject.prior_prob)
 
 
 def main(options: tuple) -> None:
     """Load, train both phases, write the subject to `output_dir`, and push it if asked to."""
     subject, lora, decoder, objective, run, hub, sample = options
-    points, photos = check(options), load_photos(subject.instance_data_dir)
-    folder, name = Path(run.output_dir), subject.pretrained_model_name_or_path
+    points, folder, name = check(options), Path(run.output_dir), subject.pretrained_model_name_or_path
     with open_session(settings=option_values(*options), **run.session_arguments()) as accelerator:
+        photos = open_photos(accelerator, subject.instance_data_dir, subject.densepose, subject.person)
         is_main = accelerator.is_main_process
         if is_main:
             print(save_options(folder, *options).read_text())
         repo_id = try_make_repo(hub.hub_model_id, hub.hub_private_repo) if hub.push_to_hub and is_main else None
-        pipeline = load_subject_base(name, subject.revision, subject.height, subject.width).to(accelerator.device)
+        loading = four_bit_arguments(weight_dtype(accelerator)) if lora.quantize_base else {}
+        pipeline = load_subject_base(name, subject.revision, subject.height, subject.width, **loading)
+        pipeline.to(accelerator.device)
         if subject.gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
             pipeline.vae.enable_gradient_checkpointing()
-        samples = open_pairs(pipeline, photos, options)
+        settings = subject.settings(pipeline.pose_radius, objective.noise_offset)
+        samples = open_pairs(pipeline, photos, run.seed, settings, subject.prior_dataset, subject.prior_prob)
         common = run.loop_arguments(len(samples), accelerator.num_processes)
-        special = {"denoiser": {}, "decoder": decoder.loop_arguments()}
-        arguments = {
-            phase: common | special[phase] | {"output_dir": folder / phase, "resume_from_checkpoint": point}
-            for phase, point in points.items()
-        }
+        arguments = phase_arguments(folder, points, common, decoder.loop_arguments())
         configs = build_lora_configs(**lora.config_arguments()) if lora.train_mode == "lora" else None
-        layers = train_subject(
-            accelerator, pipeline, samples, arguments, configs, objective.loss_arguments(), run.channels_last
-        )
+        special = (objective.loss_arguments(), run.channels_last, subject.num_cached_crops)
+        layers = train_subject(accelerator, pipeline, samples, arguments, configs, *special)
         if is_main:
             repo_id = repo_id or hub.hub_model_id
             num_steps = {phase: values["max_train_steps"] for phase, values in arguments.items()}

@@ -68,6 +68,8 @@ def train(
     validation_steps: int | None = None,
     validate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     max_nonfinite_steps: int = 5,
+    tracker_prefix: str = "",
+    first_tracker_step: int = 0,
 ) -> nn.Module:
     """Train every parameter of `module` that requires gradients; checkpoint, log, validate, resume.
 
@@ -102,6 +104,8 @@ def train(
             `validate(module, global_step) -> floats to log` behind `validation/`, on the main process, in eval mode,
             with the average. The other processes wait, and need not have it.
         max_nonfinite_steps (`int`): Stop after so many steps in a row without a finite loss or gradient.
+        tracker_prefix, first_tracker_step (`str`, `int`):
+            What names begin with and steps are counted from in the trackers, which may have seen another training.
     Returns:
         `nn.Module`: `module`, unwrapped, with the averaged weights if `ema_decay` is given.
     Raises:
@@ -121,6 +125,8 @@ def train(
         max_nonfinite_steps=max_nonfinite_steps,
         max_grad_norm=math.inf if max_grad_norm is None else max_grad_norm,
         seed=seed,
+        tracker_prefix=tracker_prefix,
+        first_tracker_step=first_tracker_step,
     )
     _check(accelerator, module, settings)
     checkpoint = resolve_checkpoint(output_dir, resume_from_checkpoint)
@@ -162,6 +168,8 @@ class _Settings:
     max_nonfinite_steps: int
     max_grad_norm: float
     seed: int
+    tracker_prefix: str
+    first_tracker_step: int
 
     def is_due(self, every: int | None, global_step: int) -> bool:
         """Whether something done every so many steps, and after the last, is to be done now."""
@@ -169,8 +177,9 @@ class _Settings:
 
 
 def _check(accelerator: Accelerator, module: nn.Module, settings: _Settings) -> None:
+    others = ("output_dir", "max_grad_norm", "seed", "tracker_prefix", "first_tracker_step")
     for name, value in vars(settings).items():
-        if name not in ("output_dir", "max_grad_norm", "seed") and value is not None and value < 1:
+        if name not in others and value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ValueError("`module` must have parameters that require gradients, got none.")
@@ -340,7 +349,8 @@ class _Run:
 
     def log(self, record: Mapping[str, float]) -> None:
         """To the trackers, and as one line of the log file."""
-        self.accelerator.log(dict(record), step=self.state.global_step)
+        tracked = {self.settings.tracker_prefix + name: value for name, value in record.items()}
+        self.accelerator.log(tracked, step=self.settings.first_tracker_step + self.state.global_step)
         if self.accelerator.is_main_process:
             append_log(self.settings.output_dir, self.state.global_step, record)
 

@@ -8,6 +8,9 @@ from training.data.clip_poses import PoseSettings
 from training.data.detections import PERSON_RULES
 
 
+DENSEPOSE_HELP = "TorchScript DensePose, a file or OWNER/REPOSITORY/FILE on the Hub; it is code, so trust its source"
+
+
 def add_pose_options(parser: argparse.ArgumentParser, needs_densepose: bool) -> None:
     """Add `--densepose`, `--device`, `--person`, `--max_gap` and `--median`.
 
@@ -16,8 +19,7 @@ def add_pose_options(parser: argparse.ArgumentParser, needs_densepose: bool) -> 
         needs_densepose (`bool`): Whether `--densepose` must be given.
     """
     add = parser.add_argument
-    model = "TorchScript DensePose, a file or OWNER/REPOSITORY/FILE on the Hub; it is code, so trust its source"
-    add("--densepose", required=needs_densepose, help=model)
+    add("--densepose", required=needs_densepose, help=DENSEPOSE_HELP)
     add("--device", help="of DensePose (default: the best there is)")
     add("--person", choices=PERSON_RULES, default="largest", help="whom of several to follow (default: largest)")
     add("--max_gap", type=int, default=5, help="frames in a row without them that are filled (default: 5)")

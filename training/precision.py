@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Frozen parts in half precision while others train; what trains stays in float32."""
+"""Frozen parts while others train: in half precision, or out of the way. What trains stays in float32."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +39,23 @@ def held_in(dtype: torch.dtype, modules: Sequence[nn.Module]) -> Iterator[None]:
         for module, (original_dtype, tensors) in zip(modules, originals):
             _cast(module, original_dtype)
             module.load_state_dict(tensors)
+
+
+@contextmanager
+def held_on_cpu(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Keep modules that nothing is asked of in the CPU's memory; afterwards they are back on their device.
+
+    Args:
+        modules (`Sequence[nn.Module]`): Each on one device.
+    """
+    devices = [next(module.parameters()).device for module in modules]
+    try:
+        for module in modules:
+            nn.Module.to(module, "cpu")
+        yield
+    finally:
+        for module, device in zip(modules, devices):
+            nn.Module.to(module, device)
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:

@@ -15,12 +15,15 @@ from peft import LoraConfig
 from torch import nn
 
 from pipeline_dreampose import DreamPosePipeline
-from training.checkpoints import resolve_checkpoint
+from training.checkpoints import checkpoint_step, resolve_checkpoint
+from training.data.crop_cache import CachedSubjectPairs
+from training.data.latent_cache import FrameEncoders
 from training.data.subject_photos import SubjectPairs
 from training.denoiser import Denoiser, StageOneLoss
 from training.loop import train
 from training.lora import attached_lora, collect_lora
-from training.precision import held_in, weight_dtype
+from training.precision import held_in, held_on_cpu, weight_dtype
+from training.quantization import is_quantized
 from training.small_model import VAETrainer, named_loss
 
 
@@ -58,6 +61,32 @@ def resume_points(
     return points
 
 
+def phase_arguments(
+    output_dir: str | os.PathLike,
+    points: Mapping[str, str | os.PathLike | None],
+    common: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """The keyword arguments of [`training.loop.train`] for each phase.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Of the run; each phase has a folder in it.
+        points (`Mapping`): From [`resume_points`].
+        common (`Mapping[str, Any]`): Of both phases.
+        decoder (`Mapping[str, Any]`): In which the decoder's differs.
+    """
+    special = {"denoiser": {}, "decoder": decoder}
+    arguments = {
+        phase: common | special[phase] | {"output_dir": Path(output_dir) / phase, "resume_from_checkpoint": point}
+        for phase, point in points.items()
+    }
+    if "decoder" in arguments:
+        # In the trackers, which both phases share, one goes on where the other ends.
+        first_step = arguments["denoiser"]["max_train_steps"] if "denoiser" in arguments else 0
+        arguments["decoder"] |= {"tracker_prefix": "decoder/", "first_tracker_step": first_step}
+    return arguments
+
+
 def train_subject(
     accelerator: Accelerator,
     pipeline: DreamPosePipeline,
@@ -66,8 +95,11 @@ def train_subject(
     configs: Mapping[str, LoraConfig] | None,
     loss_arguments: Mapping[str, Any],
     channels_last: bool = False,
+    num_cached_crops: int = 0,
 ) -> dict[str, Any]:
     """Train one phase after the other: UNet and adapter as in stage 1, then the VAE's decoder.
+
+    What a phase does not need waits on the CPU meanwhile.
 
     Args:
         accelerator (`Accelerator`): Of the run.
@@ -78,11 +110,14 @@ def train_subject(
         configs (`Mapping[str, LoraConfig]`, *optional*): Of the LoRA, by component; `None` trains in full.
         loss_arguments (`Mapping[str, Any]`): Keyword arguments of [`training.denoiser.StageOneLoss`].
         channels_last (`bool`, *optional*, defaults to `False`): Hold what trains in channels_last layout meanwhile.
+        num_cached_crops (`int`, *optional*, defaults to 0):
+            Crops of each photo that are encoded before the first phase, which then needs no encoder; with 0 each
+            sample is a crop of its own, encoded in its step.
     Returns:
         `dict[str, Any]`: The LoRA, as arguments of `DreamPosePipeline.save_lora_weights`; empty without one.
     """
     modules = {
-        "denoiser": Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder),
+        "denoiser": Denoiser(pipeline.unet, pipeline.adapter),
         "decoder": VAETrainer(pipeline.vae, kl_weight=0.0),
     }
     trained = {
@@ -95,15 +130,27 @@ def train_subject(
         if channels_last:  # but for a LoRA's own weights, which PEFT views as matrices
             module.to(memory_format=torch.channels_last)
         with _made_trainable(pipeline, names, configs, weight_dtype(accelerator), arguments[phase]["seed"]):
-            loss_fn = reconstruct
+            loss_fn, seen, waiting = reconstruct, samples, [pipeline.unet, pipeline.adapter, pipeline.image_encoder]
             if phase == "denoiser":
                 noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
                 loss_fn = StageOneLoss(pipeline, noise_scheduler, samples.shape, **loss_arguments)
-            train(accelerator, module, loss_fn, samples, **arguments[phase])
+                waiting = [pipeline.vae.decoder]
+                if num_cached_crops and not _is_through(arguments[phase]):
+                    encoders = FrameEncoders(pipeline.vae, pipeline.image_encoder, pipeline.feature_extractor)
+                    seen = CachedSubjectPairs(samples, encoders, num_cached_crops, accelerator.is_main_process)
+                    waiting = [pipeline.vae, pipeline.image_encoder]
+            with held_on_cpu(waiting):
+                train(accelerator, module, loss_fn, seen, **arguments[phase])
             if configs is not None:
                 lora |= collect_lora({name: getattr(pipeline, name) for name in names})
         module.to(memory_format=torch.contiguous_format)
     return lora
+
+
+def _is_through(arguments: Mapping[str, Any]) -> bool:
+    """Whether a phase only reads its last checkpoint."""
+    checkpoint = resolve_checkpoint(arguments["output_dir"], arguments.get("resume_from_checkpoint"))
+    return checkpoint is not None and (checkpoint_step(checkpoint) or 0) >= arguments["max_train_steps"]
 
 
 def reconstruct(module: VAETrainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -127,7 +174,7 @@ def _made_trainable(
         model.requires_grad_(False)
     for module in trained.values():
         module.requires_grad_(configs is None)
-    frozen = [module for model in models for module in _frozen_modules(model)]
+    frozen = [module for model in models if not is_quantized(model) for module in _frozen_modules(model)]
     parts = {name: getattr(pipeline, name) for name in trained}
     with held_in(dtype, frozen), nullcontext() if configs is None else attached_lora(parts, configs, seed):
         yield

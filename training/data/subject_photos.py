@@ -24,16 +24,13 @@ IUV_ENDING = "_iuv"
 _PRIOR_POSITIONS = 2**62
 
 
-def load_photos(instance_data_dir: str | os.PathLike) -> datasets.Dataset:
-    """Read a folder of photos, `<stem>.jpg`, `.png` and so on, each with its IUV picture `<stem>_iuv.png` beside it.
+def find_photos(instance_data_dir: str | os.PathLike) -> list[Path]:
+    """The photos in a folder, `<stem>.jpg`, `.png` and so on, sorted by name; none is read yet.
 
     Args:
         instance_data_dir (`str` or `os.PathLike`): The folder.
-    Returns:
-        `datasets.Dataset`: One row a photo, sorted by name: a video of one frame whose id is the stem.
     Raises:
-        ValueError: If there is no photo, or one of them or its IUV picture is missing, unreadable or of another size;
-            names the file.
+        ValueError: If there is none, two of one stem, or an IUV picture of none; names the file.
     """
     folder = Path(instance_data_dir)
     if not folder.is_dir():
@@ -50,7 +47,34 @@ def load_photos(instance_data_dir: str | os.PathLike) -> datasets.Dataset:
     for path in pictures:
         if path.stem.endswith(IUV_ENDING) and path.stem.removesuffix(IUV_ENDING) not in by_stem:
             raise ValueError(f"`instance_data_dir` must hold the photo of each IUV picture, got none for {path}.")
-    return datasets.Dataset.from_list([_read_row(path) for path in photos], features=FEATURES)
+    return photos
+
+
+def iuv_path_of(photo: Path) -> Path:
+    """Where a photo's IUV picture lies."""
+    return photo.with_name(f"{photo.stem}{IUV_ENDING}.png")
+
+
+def load_photos(instance_data_dir: str | os.PathLike) -> datasets.Dataset:
+    """Read a folder of photos, each with its IUV picture `<stem>_iuv.png` beside it.
+
+    Args:
+        instance_data_dir (`str` or `os.PathLike`): The folder.
+    Returns:
+        `datasets.Dataset`: One row a photo, sorted by name: a video of one frame whose id is the stem.
+    Raises:
+        ValueError: As [`find_photos`], or if a photo or its IUV picture is missing, unreadable or of another size;
+            names the file.
+    """
+    return datasets.Dataset.from_list([_read_row(path) for path in find_photos(instance_data_dir)], features=FEATURES)
+
+
+def open_photo(path: Path) -> Image.Image:
+    """A picture, turned as its EXIF says: so `datasets` reads it too."""
+    try:
+        return ImageOps.exif_transpose(Image.open(path))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"`instance_data_dir` must hold readable pictures, got {path}: {error}.") from error
 
 
 class SubjectPairs(FramePairs):
@@ -97,16 +121,20 @@ class SubjectPairs(FramePairs):
         reference = int(torch.randint(len(self), (), generator=generator))
         draws = self._draws(generator)
         # Drawn last: a crop changes no other draw.
+        return self.read_crops(reference, row, generator) | draws
+
+    def read_crops(self, reference: int, target: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """What a sample holds of two photos, each seen as one draw has it."""
         crops = torch.rand(2, 3, generator=generator).tolist() if self.settings.min_crop_scale < 1 else [None, None]
         pixel_values = self.read_pixel_values(reference, crops[0])
-        return {"reference_pixel_values": pixel_values} | self.read_target(row, crops[1]) | draws
+        return {"reference_pixel_values": pixel_values} | self.read_target(target, crops[1])
 
 
 def _read_row(path: Path) -> dict:
-    iuv_path = path.with_name(f"{path.stem}{IUV_ENDING}.png")
+    iuv_path = iuv_path_of(path)
     if not iuv_path.is_file():
         raise ValueError(f"`instance_data_dir` must hold the IUV picture of each photo, got no {iuv_path}.")
-    photo, iuv = _open(path), _open(iuv_path)
+    photo, iuv = open_photo(path), open_photo(iuv_path)
     if photo.size != iuv.size:
         raise ValueError(
             f"`instance_data_dir` must hold IUV pictures of their photos' sizes, got {iuv.size} of {iuv_path} for"
@@ -119,11 +147,3 @@ def _read_row(path: Path) -> dict:
     files = {"image": path, "iuv": iuv_path}
     contents = {name: {"bytes": file.read_bytes(), "path": None} for name, file in files.items()}
     return {"video_id": path.stem, "frame_index": 0, **contents}
-
-
-def _open(path: Path) -> Image.Image:
-    """A picture, turned as its EXIF says: so `datasets` reads it too."""
-    try:
-        return ImageOps.exif_transpose(Image.open(path))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"`instance_data_dir` must hold readable pictures, got {path}: {error}.") from error

@@ -1,0 +1,164 @@
+"""Encoded crops of a subject's photos: what they are, which a sample shows, and that the loss is that of the crops."""
+
+import pickle
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from tests.tiny_components import save_photo
+from training.data import crop_cache
+from training.data.crop_cache import CachedSubjectPairs
+from training.data.frame_pairs import FramePairs, sample_generator, shuffled_index
+from training.data.latent_cache import FrameEncoders
+from training.data.pair_settings import PairSettings
+from training.data.procedural_fashion import ProceduralFashionConfig
+from training.data.subject_photos import SubjectPairs, load_photos
+from training.denoiser import Denoiser, StageOneLoss
+
+
+CROPS = PairSettings(min_crop_scale=0.6)
+# Latents and tokens are kept in fp16, whose step at 1 is 2^-10.
+CLOSE = {"rtol": 2e-3, "atol": 2e-3}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for number, frame in enumerate(ProceduralFashionConfig().clip("test", 0, 0, [0, 8])):
+        save_photo(folder, f"view_{number}", Image.fromarray(frame.image), Image.fromarray(frame.iuv))
+    return load_photos(folder)
+
+
+@pytest.fixture(scope="module")
+def encoders(pipeline):
+    pipeline.image_encoder.requires_grad_(False)
+    return FrameEncoders(pipeline.vae, pipeline.image_encoder, pipeline.feature_extractor)
+
+
+def cache(pairs, encoders, num_crops=3):
+    return CachedSubjectPairs(pairs, encoders, num_crops, show_progress=False)
+
+
+def crops_of(pairs, photo, num_crops):
+    """The crops of one photo as pictures with their poses, drawn here as the module says."""
+    for crop in range(num_crops):
+        generator = sample_generator(pairs.seed, 2**61 + photo * 2**32 + crop)
+        yield pairs.read_frame(photo, torch.rand(3, generator=generator).tolist())
+
+
+def batch_of(sample):
+    return {name: value[None] for name, value in sample.items()}
+
+
+def test_a_sample_shows_one_crop_of_its_reference_and_one_of_its_target(photos, pipeline, shape, encoders):
+    """Encoded here by the loss's own way; noise and photos are those of the sample without a cache."""
+    direct = SubjectPairs(photos, shape, 1, CROPS)
+    cached, loss = cache(direct, encoders), StageOneLoss(pipeline, None, shape)
+    known = {}
+    for photo in range(2):
+        for crop, (pixel_values, pose_map) in enumerate(crops_of(direct, photo, 3)):
+            pictures = {"reference_pixel_values": pixel_values[None], "target_pixel_values": pixel_values[None]}
+            encoded = {name: value[0] for name, value in loss.encode_batch(pictures).items()}
+            known[photo, crop] = encoded | {"pose_window": pose_map.repeat(5, 1, 1)}
+    seen = Counter()
+    for position in range(60):
+        sample, other = cached[position], direct[position]
+        assert set(sample) == set(other) - {"reference_pixel_values", "target_pixel_values"} | {
+            "image_latents", "image_embeds", "target_mean", "target_std"
+        }  # fmt: skip
+        for name in ("noise", "posterior_noise", "timestep_draw", "dropout_draw"):
+            assert torch.equal(sample[name], other[name])
+        found = {}
+        for role, names in (
+            ("reference", ("image_latents", "image_embeds")),
+            ("target", ("target_mean", "target_std", "pose_window")),
+        ):
+            (found[role],) = [
+                place
+                for place, values in known.items()
+                if all(torch.allclose(sample[name], values[name], **CLOSE) for name in names)
+            ]
+        assert found["target"][0] == shuffled_index(1, position, 2)
+        seen[found["reference"], found["target"]] += 1
+    assert len({pair[0] for pair in seen}) == len({pair[1] for pair in seen}) == 6, "every crop is both"
+    assert len(seen) > 25, "drawn apart from each other"
+
+
+def test_it_is_a_function_of_photos_seed_settings_and_weights(photos, pipeline, shape, encoders):
+    """So a run that goes on makes the same one, and more crops keep those that fewer have."""
+    direct = SubjectPairs(photos, shape, 1, CROPS)
+    first, again, more = cache(direct, encoders), cache(direct, encoders), cache(direct, encoders, 4)
+    assert all(torch.equal(first.crops[name], again.crops[name]) for name in first.crops)
+    for name, tensor in first.crops.items():
+        kept = more.crops[name].unflatten(0, (2, 4))[:, :3].flatten(0, 1)
+        torch.testing.assert_close(tensor, kept, **CLOSE)  # encoded in other company
+    other = cache(SubjectPairs(photos, shape, 2, CROPS), encoders)
+    assert not torch.equal(first.crops["mean"], other.crops["mean"])
+    copied = pickle.loads(pickle.dumps(first))  # as a data worker may get it
+    assert all(torch.equal(value, copied[5][name]) for name, value in first[5].items())
+
+
+def test_what_it_holds_is_as_small_as_is_said(photos, shape, encoders):
+    """Per cell two numbers a channel of 2 bytes and two of 1; per token its width of 2 bytes."""
+    crops = cache(SubjectPairs(photos, shape, 1, CROPS), encoders).crops
+    cells, config = shape.height * shape.width, encoders.image_encoder.config
+    tokens = (config.image_size // config.patch_size) ** 2 + 1
+    expected = 6 * (cells * (2 * 4 * 2 + 2) + tokens * config.hidden_size * 2)
+    assert sum(tensor.nbytes for tensor in crops.values()) == expected
+    # The docstring's figures, by the same count at 512x640 with CLIP ViT-B/32.
+    crop = 80 * 64 * (2 * 4 * 2 + 2) + 50 * 768 * 2
+    prior = 80 * 64 * (3 * 4 * 2 + 10) + 50 * 768 * 2
+    assert (round(crop / 1e3), round(prior / 1e3), round(7 * 64 * crop / 1e6)) == (169, 251, 76)
+    for figure in ("169 KB", "251 KB", "76 MB"):
+        assert figure in crop_cache.__doc__
+
+
+def test_without_crops_a_photo_is_encoded_once(photos, shape, encoders):
+    cached = cache(SubjectPairs(photos, shape, 1, PairSettings()), encoders, 64)
+    assert len(cached.crops["mean"]) == 2
+    assert len({float(cached[position]["target_mean"].sum()) for position in range(8)}) == 2
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_the_loss_needs_no_encoder_and_is_that_of_the_pictures(photos, pipeline, shape, encoders, dropout):
+    """Also for what is dropped, whose black picture was encoded before."""
+    direct = SubjectPairs(photos, shape, 1, PairSettings())  # whole photos: both ways show the same
+    cached = cache(direct, encoders)
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    loss = StageOneLoss(pipeline, scheduler, shape, dropout, 0.0, 0.0)
+    module = Denoiser(pipeline.unet, pipeline.adapter)
+    for position in range(3):
+        expected, _ = loss(module, batch_of(direct[position]))
+        with pytest.MonkeyPatch.context() as gone, torch.no_grad():
+            gone.setattr(loss, "vae", SimpleNamespace(config=pipeline.vae.config))
+            gone.setattr(loss, "image_encoder", None)
+            value, _ = loss(module, batch_of(cached[position]))
+        assert value.item() == pytest.approx(expected.item(), rel=2e-3)
+
+
+def test_the_prior_is_encoded_too_and_keeps_its_share(photos, dataset, pipeline, shape, encoders):
+    prior = FramePairs(dataset, shape, 1)
+    direct = SubjectPairs(photos, shape, 1, CROPS, prior, 0.25)
+    cached, loss = cache(direct, encoders), StageOneLoss(pipeline, None, shape)
+    encoded = [loss.encode_batch(batch_of(prior[position])) for position in range(6)]
+    num_priors, seen = 0, set()
+    for position in range(80):
+        sample, other = cached[position], direct[position]
+        assert torch.equal(sample["noise"], other["noise"])
+        if not torch.equal(other["target_pixel_values"], prior[position]["target_pixel_values"]):
+            continue
+        num_priors += 1
+        (number,) = [
+            number
+            for number, values in enumerate(encoded)
+            if all(
+                torch.allclose(sample[name], values[name][0], **CLOSE)
+                for name in ("target_mean", "target_std", "image_latents", "image_embeds", "pose_window")
+            )
+        ]
+        seen.add(number)
+    assert 10 <= num_priors <= 32 and len(seen) == 6, "20 of 80 on average, of the six that are encoded"

@@ -1,0 +1,52 @@
+"""A base in 4 bit: what is asked of diffusers, and the error where it cannot be; it runs on no CPU."""
+
+import importlib.metadata
+
+import pytest
+import torch
+from torch import nn
+
+from training import quantization
+from training.denoiser import Denoiser
+from training.quantization import check_quantizable, four_bit_arguments, is_quantized
+
+
+@pytest.mark.parametrize(
+    "has_cuda, has_bnb, message",
+    [
+        (False, False, "there is no CUDA device, and bitsandbytes is not installed"),
+        (True, False, "there is a CUDA device, and bitsandbytes is not installed"),
+        (False, True, "there is no CUDA device, and bitsandbytes is installed"),
+    ],
+)
+def test_without_a_gpu_or_bitsandbytes_it_is_refused(has_cuda, has_bnb, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(quantization, "is_bnb_available", lambda: has_bnb)
+    with pytest.raises(ValueError, match=f"`quantize_base` must go with CUDA and bitsandbytes; {message}"):
+        check_quantizable()
+    with pytest.raises(ValueError, match="`quantize_base`"):
+        four_bit_arguments(torch.bfloat16)
+
+
+def test_the_unet_alone_is_loaded_as_nf4(monkeypatch):
+    monkeypatch.setattr(quantization, "check_quantizable", lambda: None)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.48.0")  # the configuration asks for it
+    arguments = four_bit_arguments(torch.bfloat16)
+    assert arguments["dtype"] == {"unet": torch.bfloat16, "default": torch.float32}
+    (part, config), *others = arguments["quantization_config"].quant_mapping.items()
+    assert part == "unet" and not others
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_compute_dtype) == (
+        True, "nf4", torch.bfloat16
+    )  # fmt: skip
+
+
+def test_weights_that_are_whole_numbers_are_left_as_they_are():
+    """As bitsandbytes keeps 4-bit weights: torch refuses to ask gradients of them."""
+    unet, adapter = nn.Linear(2, 2), nn.Linear(2, 2)
+    unet.weight = nn.Parameter(torch.zeros(2, 1, dtype=torch.uint8), requires_grad=False)
+    module = Denoiser(unet, adapter)
+    trained = {name for name, value in module.named_parameters() if value.requires_grad}
+    assert trained == {"unet.bias", "adapter.weight", "adapter.bias"}
+    assert not is_quantized(unet)
+    unet.is_quantized = True  # as diffusers marks such a model
+    assert is_quantized(unet)
