@@ -1,5 +1,7 @@
 """Samples: real windows, one generator a position, references at their distance, bad rows."""
 
+import errno
+import os
 import pickle
 from collections import Counter
 
@@ -77,6 +79,23 @@ def test_processes_share_the_maps_and_one_of_its_own_reads_anew(dataset, shape):
     assert None not in known and known[7][1] == dataset[7]["iuv"].size
     other = pickle.loads(pickle.dumps(samples))
     assert other.pose_memo.get(7) is None and torch.equal(other.read_pose_map(7), known[7][0])
+
+
+@pytest.mark.parametrize("fault", ["full disk", "no folder"])
+def test_where_maps_cannot_be_kept_they_are_read_again(dataset, shape, monkeypatch, caplog, tmp_path, fault):
+    expected = FramePairs(dataset, shape, seed=0)[5]
+    if fault == "full disk":
+
+        def fail(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", fail, raising=False)
+    else:
+        (tmp_path / "file").write_text("in the way")
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    samples = FramePairs(dataset, shape, seed=0)
+    assert samples.pose_memo is None and "Pose maps are not kept" in caplog.text
+    assert all(torch.equal(value, samples[5][name]) for name, value in expected.items())
 
 
 def test_reference_and_target_come_from_one_video(dataset, shape):

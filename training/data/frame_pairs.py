@@ -111,7 +111,7 @@ class FramePairs(Dataset):
         self.frame_indices = np.array(self.names["frame_index"][:])
         # A random crop has a map of its own, which is never met again.
         is_repeated = settings.min_crop_scale == 1
-        self.pose_memo = PoseMemo(len(dataset), shape.height, shape.width) if is_repeated else None
+        self.pose_memo = PoseMemo.open(len(dataset), shape.height, shape.width) if is_repeated else None
 
     def __len__(self) -> int:
         """Samples of one epoch; positions go on beyond it."""
