@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.subject_trials import Trial, run_trial
+from benchmarks.subject_trials import RECORDS_VERSION, Trial, run_trial
 from training.metrics import mean_and_standard_error
 
 
@@ -24,8 +24,8 @@ GROUPS = ("all", "back", "still_window", "photos", "vae_round_trip")
 
 
 def trial_path(trial: Trial, work_dir: Path) -> Path:
-    """Where a trial's records are kept: trials of other settings have other names."""
-    text = json.dumps(asdict(trial), sort_keys=True)
+    """Where a trial's records are kept: trials of other settings, weights or drawings have other names."""
+    text = json.dumps([RECORDS_VERSION, asdict(trial)], sort_keys=True)
     return work_dir / f"{trial.split}-{trial.index:03d}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
@@ -59,8 +59,12 @@ def run_all(trials: Sequence[Trial], work_dir: Path, num_processes: int) -> list
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_process) as pool:
             jobs = [pool.submit(_run_and_keep, *job) for job in missing]
-            for job in tqdm(as_completed(jobs), total=len(trials), initial=len(trials) - len(missing), unit="trial"):
-                job.result()
+            try:
+                for job in tqdm(as_completed(jobs), total=len(trials), initial=len(trials) - len(jobs), unit="trial"):
+                    job.result()
+            except BaseException:  # what was not begun need not be
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     return [json.loads(path.read_text())["records"] for path in paths]
 
 

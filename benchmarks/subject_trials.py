@@ -20,7 +20,7 @@ from pipeline_dreampose import DreamPosePipeline
 from training.baselines import measure, to_tensor, vae_round_trip
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
-from training.data.procedural_fashion import ProceduralFashionConfig
+from training.data.procedural_fashion import ProceduralFashion, ProceduralFashionConfig
 from training.data.procedural_scene import Frame, Motion, render_clip
 from training.data.subject_photos import IUV_ENDING, SubjectPairs, load_photos
 from training.denoiser import load_subject_base
@@ -29,9 +29,10 @@ from training.samples import open_samples
 from training.subject import train_subject
 
 
-VIEWS = {"back": np.pi, "left": np.pi / 2, "right": -np.pi / 2}  # of the photos after the first, from the front
+VIEWS = {"front": 0.0, "back": np.pi, "left": np.pi / 2, "right": -np.pi / 2}  # of the photos, the angle of each
 BACK = -0.5  # cosine of the yaw below which a frame shows the back
 OWN_FRAMES, TURN_FRAMES = (5, 7, 9, 12), (5, 7, 9, 11)
+RECORDS_VERSION = f"1, drawing {ProceduralFashion.BUILDER_CONFIGS[0].version}"  # raise it with what is measured
 _TURN_POSITION = 1000  # of the motions that become turns, behind those of the clips
 
 
@@ -41,6 +42,7 @@ class Trial:
 
     Args:
         model (`str`): Folder or Hub id of the pipeline of stage 1.
+        digest (`str`): Of its weights and settings, as `training.animation.model_digest` gives it.
         split (`str`): Of the drawn subjects, `validation` or `test`.
         index (`int`): Of the subject.
         num_photos (`int`): 1, from the front, to 4, with back and sides.
@@ -49,10 +51,12 @@ class Trial:
         lora (`dict` or `None`): Keyword arguments of `build_lora_configs`; `None` trains in full.
         phases (`dict`): Phase -> keyword arguments of `training.loop.train`, `output_dir` left out.
         loss (`dict`): Keyword arguments of `StageOneLoss`.
+        num_cached_crops (`int`): As `train_subject` takes it.
         num_inference_steps (`int`): Of all predictions.
     """
 
     model: str
+    digest: str
     split: str
     index: int
     num_photos: int
@@ -61,6 +65,7 @@ class Trial:
     lora: dict[str, Any] | None
     phases: dict[str, dict[str, Any]]
     loss: dict[str, Any]
+    num_cached_crops: int
     num_inference_steps: int
 
 
@@ -110,11 +115,10 @@ def turning_motion(config: ProceduralFashionConfig, split: str, index: int) -> M
 
 
 def draw_photos(config: ProceduralFashionConfig, split: str, index: int, num_photos: int) -> list[Frame]:
-    """The subject's photos: the first frame of its clip, then back, left and right."""
+    """The subject's photos, standing: from the front, then from the back, the left and the right."""
     rng, subject = np.random.default_rng([7, index]), config.subject(split, index)
-    views = list(VIEWS.values())[: num_photos - 1]
-    others = [render_clip(subject, standing_motion(rng, yaw), config.height, config.width, [0])[0] for yaw in views]
-    return [config.clip(split, index, index, [0])[0], *others]
+    motions = [standing_motion(rng, yaw) for yaw in list(VIEWS.values())[:num_photos]]
+    return [render_clip(subject, motion, config.height, config.width, [0])[0] for motion in motions]
 
 
 def draw_footage(config: ProceduralFashionConfig, split: str, index: int) -> list[Footage]:
@@ -220,7 +224,15 @@ def run_trial(trial: Trial) -> list[dict]:
             for phase, values in trial.phases.items()
         }
         configs = None if trial.lora is None else build_lora_configs(**trial.lora)
-        train_subject(Accelerator(cpu=True), pipeline, samples, arguments, configs, trial.loss)
+        train_subject(
+            Accelerator(cpu=True),
+            pipeline,
+            samples,
+            arguments,
+            configs,
+            trial.loss,
+            num_cached_crops=trial.num_cached_crops,
+        )
     return records
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from benchmarks.subject_report import print_report, run_all, summarize
 from benchmarks.subject_trials import Trial
 from training import subject_options as groups
+from training.animation import model_digest
+from training.hub import load_pipeline
 from training.option_parsing import option_values, parse
 
 
@@ -50,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def plan_trials(options: argparse.Namespace) -> list[Trial]:
     """All trials, those of one subject one after another."""
     subject, lora, decoder, objective, run = options.finetune
-    trials = []
+    digest, trials = model_digest(load_pipeline(options.model)), []
     for index in range(options.num_subjects):
         for num_photos in options.num_photos:
             common = run.loop_arguments(num_photos) | {"checkpointing_steps": None}
@@ -60,6 +62,7 @@ def plan_trials(options: argparse.Namespace) -> list[Trial]:
             trials.append(
                 Trial(
                     model=options.model,
+                    digest=digest,
                     split=options.split,
                     index=index,
                     num_photos=num_photos,
@@ -68,6 +71,7 @@ def plan_trials(options: argparse.Namespace) -> list[Trial]:
                     lora=lora.config_arguments() if lora.train_mode == "lora" else None,
                     phases={phase: values for phase, values in phases.items() if values["max_train_steps"]},
                     loss=objective.loss_arguments(),
+                    num_cached_crops=subject.num_cached_crops,
                     num_inference_steps=options.num_inference_steps,
                 )
             )

@@ -23,12 +23,12 @@ def share_of_torso(iuv, part):
 
 def test_the_photos_show_the_front_the_back_and_the_sides():
     front, back, left, right = draw_photos(CONFIG, "validation", 3, 4)
-    assert np.array_equal(front.image, CONFIG.clip("validation", 3, 3, [0])[0].image), "one photo is the clip's first"
     assert share_of_torso(front.iuv, TORSO_FRONT) > 0.8
     assert share_of_torso(back.iuv, TORSO_BACK) > 0.8
     for side in (left, right):
         assert 0.05 < share_of_torso(side.iuv, TORSO_BACK) < 0.95
-    assert len(draw_photos(CONFIG, "validation", 3, 1)) == 1
+    (alone,) = draw_photos(CONFIG, "validation", 3, 1)
+    assert np.array_equal(alone.image, front.image), "the reference is the same, however many there are"
 
 
 def test_the_footage_turns_once_around_and_says_what_shows_the_back():
