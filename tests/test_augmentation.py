@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from pipeline_dreampose import fit_image, fit_pose_maps, iuv_to_pose_map, resize_pose_maps
-from training.data.augmentation import read_cells, shown_box
+from training.data.augmentation import read_cells, read_levels, shown_box, to_pixel_values
 
 
 SKIN, WALL = (200, 80, 120), (20, 240, 60)
@@ -98,3 +98,23 @@ def test_colours_are_left_alone():
 def test_what_is_no_iuv_is_refused():
     with pytest.raises(ValueError, match="`iuv` must be an RGB picture, got mode 'L'"):
         read_cells(Image.new("L", (8, 8)), (0, 0, 8, 8), (8, 8), (2, 2))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+@pytest.mark.parametrize("size", [(24, 32), (30, 30)], ids=["of the canvas", "to be fitted"])
+def test_levels_become_the_pixel_values_that_the_plug_in_makes(mode, size):
+    bands = {"RGB": 3, "L": 1, "RGBA": 4}[mode]
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
+    picture = Image.fromarray(values.squeeze())
+    assert picture.mode == mode
+    for box in ((0, 0, *size), (2, 3, 18, 27)):
+        levels = read_levels(picture, box, (24, 32))
+        assert levels.dtype == torch.uint8 and levels.shape == (3, 32, 24)
+        assert torch.equal(to_pixel_values(levels), fit_image(picture.crop(box), 32, 24))
+
+
+def test_levels_of_see_through_pictures_are_laid_over_white():
+    picture = Image.new("RGB", (24, 32), (10, 20, 30))
+    picture.info["transparency"] = (10, 20, 30)  # as a PNG may say
+    levels = read_levels(picture, (0, 0, 24, 32), (24, 32))
+    assert torch.equal(to_pixel_values(levels), fit_image(picture, 32, 24)) and levels.min() == 255

@@ -61,13 +61,14 @@ def test_a_sample_shows_one_crop_of_its_reference_and_one_of_its_target(photos, 
     known = {}
     for photo in range(2):
         for crop, (pixel_values, pose_map) in enumerate(crops_of(direct, photo, 3)):
-            pictures = {"reference_pixel_values": pixel_values[None], "target_pixel_values": pixel_values[None]}
+            levels = ((pixel_values + 1) * 127.5).round().byte()[None]
+            pictures = {"reference_image": levels, "target_image": levels}
             encoded = {name: value[0] for name, value in loss.encode_batch(pictures).items()}
             known[photo, crop] = encoded | {"pose_window": pose_map.repeat(5, 1, 1)}
     seen = Counter()
     for position in range(60):
         sample, other = cached[position], direct[position]
-        assert set(sample) == set(other) - {"reference_pixel_values", "target_pixel_values"} | {
+        assert set(sample) == set(other) - {"reference_image", "target_image"} | {
             "image_latents", "image_embeds", "target_mean", "target_std"
         }  # fmt: skip
         for name in ("noise", "posterior_noise", "timestep_draw", "dropout_draw"):
@@ -149,7 +150,7 @@ def test_the_prior_is_encoded_too_and_keeps_its_share(photos, dataset, pipeline,
     for position in range(80):
         sample, other = cached[position], direct[position]
         assert torch.equal(sample["noise"], other["noise"])
-        if not torch.equal(other["target_pixel_values"], prior[position]["target_pixel_values"]):
+        if not torch.equal(other["target_image"], prior[position]["target_image"]):
             continue
         num_priors += 1
         (number,) = [

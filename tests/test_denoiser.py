@@ -26,10 +26,10 @@ def pipeline():
 def make_batch(shape, size=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     cells = (size, shape.channels, shape.height, shape.width)
-    pixels = (torch.randint(256, (2, size, 3, HEIGHT, WIDTH), generator=generator) / 127.5) - 1
+    images = torch.randint(256, (2, size, 3, HEIGHT, WIDTH), generator=generator, dtype=torch.uint8)
     return {
-        "reference_pixel_values": pixels[0],
-        "target_pixel_values": pixels[1],
+        "reference_image": images[0],
+        "target_image": images[1],
         "pose_window": torch.rand(size, 10, shape.height, shape.width, generator=generator),
         "posterior_noise": torch.randn(cells, generator=generator),
         "noise": torch.randn(cells, generator=generator),
@@ -72,7 +72,7 @@ def test_states_of_training_equal_the_pipelines(pipeline, train_image_encoder):
     batch, seen = make_batch(shape), []
     pipeline.unet.register_forward_pre_hook(lambda unet, args: seen.append(args))
     for draw, pixel_values in (
-        (0.99, batch["reference_pixel_values"]),
+        (0.99, batch["reference_image"] / 127.5 - 1),
         (0.0, torch.full((4, 3, HEIGHT, WIDTH), -1.0)),
     ):
         batch["dropout_draw"] = torch.full((4,), draw)

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline_dreampose import fit_image, iuv_to_pose_map, pose_window, resize_pose_maps
+from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import (
     BadRow,
     FramePairs,
@@ -47,7 +48,7 @@ def test_a_sample_is_the_target_with_the_real_poses_around_it(dataset, shape):
         expected = pose_window(resize_pose_maps(maps, 40, 32), row, 2)
         target = samples.read_target(row)
         assert torch.equal(target["pose_window"], expected)
-        assert torch.equal(target["target_pixel_values"], fit_image(dataset[row]["image"], 80, 64))
+        assert torch.equal(to_pixel_values(target["target_image"]), fit_image(dataset[row]["image"], 80, 64))
     inside = samples.read_target(3)["pose_window"].view(5, 2, 40, 32)
     assert len({frame.numpy().tobytes() for frame in inside}) == 5, "five real poses, not one five times"
 
@@ -106,7 +107,7 @@ def test_reference_and_target_come_from_one_video(dataset, shape):
         for position in range(20):
             sample = samples[position]
             reference, target = (
-                rows[sample[f"{name}_pixel_values"].numpy().tobytes()] for name in ("reference", "target")
+                rows[to_pixel_values(sample[f"{name}_image"]).numpy().tobytes()] for name in ("reference", "target")
             )
             assert reference["video_id"] == target["video_id"]
             references.append(reference["frame_index"])
@@ -132,7 +133,7 @@ def test_the_order_of_the_draws(dataset, shape):
     timestep, dropout = (torch.rand((), generator=generator) for _ in range(2))
     for settings in ({}, {"min_crop_scale": 0.5}, {"max_reference_distance": 5}, {"bad_rows": "skip"}):
         sample = FramePairs(dataset, shape, 3, PairSettings(noise_offset=0.5, **settings))[5]
-        assert torch.equal(sample["reference_pixel_values"], fit_image(dataset[reference]["image"], 80, 64))
+        assert torch.equal(to_pixel_values(sample["reference_image"]), fit_image(dataset[reference]["image"], 80, 64))
         assert torch.equal(sample["noise"], noise) and torch.equal(sample["posterior_noise"], posterior_noise)
         assert (sample["timestep_draw"], sample["dropout_draw"]) == (timestep, dropout)
 

@@ -26,7 +26,7 @@ def stream(dataset, tmp_path_factory):
 
 def key(sample):
     """A sample by its draws, which no two share, and its pictures."""
-    return sample["noise"].numpy().tobytes() + sample["target_pixel_values"].numpy().tobytes()
+    return sample["noise"].numpy().tobytes() + sample["target_image"].numpy().tobytes()
 
 
 def keys(samples):
@@ -35,10 +35,8 @@ def keys(samples):
 
 def targets(samples, dataset):
     """The rows of the data set that samples have as their targets."""
-    pictures = {
-        FramePairs(dataset, SHAPE, 0).read_pixel_values(row).numpy().tobytes(): row for row in range(len(dataset))
-    }
-    return [pictures[sample["target_pixel_values"].numpy().tobytes()] for sample in samples]
+    pictures = {FramePairs(dataset, SHAPE, 0).read_image(row).numpy().tobytes(): row for row in range(len(dataset))}
+    return [pictures[sample["target_image"].numpy().tobytes()] for sample in samples]
 
 
 def test_samples_are_those_of_the_mapped_data_set(dataset, stream):

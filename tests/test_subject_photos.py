@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline_dreampose import fit_image
 from tests.tiny_components import get_dummy_image, get_dummy_iuv, save_photo
+from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import FramePairs, LatentShape, sample_generator
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
@@ -58,7 +59,9 @@ def test_each_target_has_its_own_pose_and_its_own_crop(drawn, fit):
         sample = samples[position]
         window = sample["pose_window"].view(5, 2, HEIGHT, WIDTH)
         assert all(torch.equal(window[0], pose) for pose in window), "a photo has no neighbours"
-        (_, seen), (_, shown) = (recognise(sample[f"{name}_pixel_values"]) for name in ("reference", "target"))
+        (_, seen), (_, shown) = (
+            recognise(to_pixel_values(sample[f"{name}_image"])) for name in ("reference", "target")
+        )
         assert iou(window[0].any(dim=0), shown) >= 0.98
         others.append(iou(seen, shown))
     assert np.mean(others) < 0.8
@@ -68,7 +71,7 @@ def test_every_photo_is_reference_and_target_of_every_one(drawn, shape):
     samples, pairs = SubjectPairs(load_photos(drawn), shape, 0, PairSettings(min_crop_scale=0.6)), Counter()
     for position in range(36):
         sample = samples[position]
-        pairs[tuple(recognise(sample[f"{name}_pixel_values"])[0] for name in ("reference", "target"))] += 1
+        pairs[tuple(recognise(to_pixel_values(sample[f"{name}_image"]))[0] for name in ("reference", "target"))] += 1
     assert len(samples) == 3 and len(pairs) == 9
     assert [sum(count for pair, count in pairs.items() if pair[1] == name) for name in WALLS] == [12] * 3
 
@@ -80,14 +83,16 @@ def test_one_photo_makes_pairs_of_two_crops(drawn, tmp_path):
     samples = SubjectPairs(photos, PIXELS, 0, PairSettings(min_crop_scale=0.6))
     for position in range(4):
         sample = samples[position]
-        assert not torch.equal(sample["reference_pixel_values"], sample["target_pixel_values"])
+        assert not torch.equal(sample["reference_image"], sample["target_image"])
         (reference, _), (target, shown) = (
-            recognise(sample[f"{name}_pixel_values"]) for name in ("reference", "target")
+            recognise(to_pixel_values(sample[f"{name}_image"])) for name in ("reference", "target")
         )
         assert reference == target == "front" and iou(sample["pose_window"][:2].any(dim=0), shown) >= 0.98
     whole = SubjectPairs(photos, PIXELS, 0, PairSettings())[0]
-    assert torch.equal(whole["reference_pixel_values"], whole["target_pixel_values"])
-    assert torch.equal(whole["target_pixel_values"], fit_image(Image.open(drawn / "front.png"), HEIGHT, WIDTH))
+    assert torch.equal(whole["reference_image"], whole["target_image"])
+    assert torch.equal(
+        to_pixel_values(whole["target_image"]), fit_image(Image.open(drawn / "front.png"), HEIGHT, WIDTH)
+    )
 
 
 def test_items_are_those_of_stage_one_and_depend_on_seed_and_position_alone(drawn, dataset, shape):
@@ -112,7 +117,7 @@ def test_the_prior_has_its_share(tmp_path, dataset, shape):
     is_prior = []
     for position in range(200):
         item, other = mixed[position], prior[position]
-        is_prior.append(torch.equal(item["target_pixel_values"], other["target_pixel_values"]))
+        is_prior.append(torch.equal(item["target_image"], other["target_image"]))
         expected = other if is_prior[-1] else alone[position]
         assert all(torch.equal(value, item[name]) for name, value in expected.items())
     # 50 of 200 have a standard deviation of 6.1.

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, clip_pixel_values, encode_pixels
+from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import LatentShape
 from training.objective import (
     denoising_loss,
@@ -294,13 +295,13 @@ class StageOneLoss:
     @torch.no_grad()
     def encode_batch(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A batch of `FramePairs` samples as one of `LatentFramePairs` samples."""
-        posterior = encode_pixels(batch["target_pixel_values"], self.vae)
+        posterior = encode_pixels(to_pixel_values(batch["target_image"]), self.vae)
         encoded = {"target_mean": posterior.mean.float(), "target_std": posterior.std.float()}
-        return batch | encoded | self.encode_references(batch["reference_pixel_values"])
+        return batch | encoded | self.encode_references(to_pixel_values(batch["reference_image"]))
 
     def __call__(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict]:
         """Loss and logs of one batch."""
-        if "target_pixel_values" in batch:
+        if "target_image" in batch:
             batch = self.encode_batch(batch)
         drop_image, drop_pose = drop_conditions(batch["dropout_draw"], *self.dropout_probs)
         # What the trained parts take is replaced, not what they make of it, so that gradients flow through the null

@@ -16,6 +16,7 @@ from torch import nn
 
 from pipeline_dreampose import DreamPosePipeline
 from training.checkpoints import checkpoint_step, resolve_checkpoint
+from training.data.augmentation import to_pixel_values
 from training.data.crop_cache import CachedSubjectPairs
 from training.data.latent_cache import FrameEncoders
 from training.data.subject_photos import SubjectPairs
@@ -156,7 +157,7 @@ def _is_through(arguments: Mapping[str, Any]) -> bool:
 def reconstruct(module: VAETrainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss and logs of the decoder for the targets of a batch, restored from the mean of their posterior."""
     noise = torch.zeros_like(batch["posterior_noise"])
-    return named_loss(module, {"pixel_values": batch["target_pixel_values"], "noise": noise})
+    return named_loss(module, {"pixel_values": to_pixel_values(batch["target_image"]), "noise": noise})
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
 from training.animation import draw_strip
+from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import BadRow, FramePairs
 from training.metrics import l1, psnr, ssim, temporal_error
 from training.pictures import write_gif, write_video
@@ -202,7 +203,7 @@ def _read_photo(samples: FramePairs, row: int) -> Image.Image:
 
 def _read_target(samples: FramePairs, row: int) -> tuple[list[Image.Image], int, torch.Tensor]:
     """The IUV pictures of a row's window as they are stored, its place among them, and its picture."""
-    truth = samples.read_target(row)["target_pixel_values"]
+    truth = to_pixel_values(samples.read_target(row)["target_image"])
     window, place = samples.window_rows(row)
     return _read_poses(samples, window), place, truth
 

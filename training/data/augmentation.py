@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline_dreampose import fit_pose_maps, iuv_to_pose_map, resize_pose_maps
+from pipeline_dreampose import fit_image, fit_pose_maps, iuv_to_pose_map, resize_pose_maps
 
 
 FITS = ("whole", "crop")
@@ -48,6 +48,30 @@ def shown_box(
     width, height = (max(1, min(limit, round(side * unit))) for side, limit in zip(canvas, size))
     left, top = (int(draw * (limit - side) + 0.5) for draw, side, limit in zip(draws[1:], (width, height), size))
     return left, top, left + width, top + height
+
+
+def read_levels(image: Image.Image, box: tuple[int, int, int, int], canvas: tuple[int, int]) -> torch.Tensor:
+    """What the canvas shows of a part of a picture, in 8 bit.
+
+    Of what it costs to bring a picture from a loader's process to the device, its bytes are the most, and pixel values
+    have four times as many.
+
+    Args:
+        image (`PIL.Image.Image`): In any mode.
+        box (`tuple[int, int, int, int]`): The part that is shown, from [`shown_box`].
+        canvas (`tuple[int, int]`): `W` and `H`.
+    Returns:
+        `torch.Tensor`: Shape `(3, H, W)`, uint8; [`to_pixel_values`] makes of it what `fit_image` gives.
+    """
+    part = image.crop(box)
+    if part.mode == "RGB" and part.size == canvas and not part.has_transparency_data:
+        return torch.from_numpy(np.array(part)).permute(2, 0, 1)
+    return ((fit_image(part, canvas[1], canvas[0]) + 1) * 127.5).round().byte()
+
+
+def to_pixel_values(levels: torch.Tensor) -> torch.Tensor:
+    """Levels of 8 bit, shape `(..., 3, H, W)` -> pixel values in `[-1, 1]`, float32."""
+    return levels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
 
 
 @lru_cache(maxsize=16)

@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from pipeline_dreampose import pose_window
+from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import FramePairs, sample_generator
 from training.data.latent_cache import FrameEncoders
 from training.data.subject_photos import SubjectPairs
@@ -103,8 +104,9 @@ def _encode_samples(pairs: FramePairs, encoders: FrameEncoders, positions: list[
     samples = [pairs[position] for position in positions]
     references, targets, windows = (
         torch.stack([sample[name] for sample in samples])
-        for name in ("reference_pixel_values", "target_pixel_values", "pose_window")
+        for name in ("reference_image", "target_image", "pose_window")
     )
+    references, targets = to_pixel_values(references), to_pixel_values(targets)
     encoded = encoders.encode_pictures(targets) | encoders.encode_references(references)
     latents = encoders.encode_pictures(references)["mean"]
     return encoded | {"image_latents": latents, "pose_window": windows.mul(255).round().byte()}

@@ -18,8 +18,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch.utils.data import Dataset
 
-from pipeline_dreampose import fit_image, pose_window
-from training.data.augmentation import read_cells, shown_box
+from pipeline_dreampose import pose_window
+from training.data.augmentation import read_cells, read_levels, shown_box, to_pixel_values
 from training.data.pair_settings import PairSettings
 from training.data.pose_memo import PoseMemo
 
@@ -86,9 +86,9 @@ class LatentShape:
 class FramePairs(Dataset):
     """Training samples: a reference and a target frame of one video, the target's real pose window, and all draws.
 
-    Items hold `reference_pixel_values` and `target_pixel_values` [3,H,W] in [-1,1], `pose_window` [2(2r+1),h,w] in
-    [0,1], `posterior_noise` and `noise` [C,h,w], and `timestep_draw` and `dropout_draw`, uniform in [0,1). Where bad
-    rows are skipped, `num_bad_rows` counts those that an item was asked of before.
+    Items hold `reference_image` and `target_image` [3,H,W] in 8 bit, `pose_window` [2(2r+1),h,w] in [0,1],
+    `posterior_noise` and `noise` [C,h,w], and `timestep_draw` and `dropout_draw`, uniform in [0,1). Where bad rows are
+    skipped, `num_bad_rows` counts those that an item was asked of before.
 
     Args:
         dataset (`datasets.Dataset`): Rows with `video_id`, `frame_index`, `image` and `iuv`.
@@ -154,22 +154,20 @@ class FramePairs(Dataset):
 
     def read_reference(self, row: int) -> dict[str, torch.Tensor]:
         """What a sample holds of its reference."""
-        return {"reference_pixel_values": self.read_pixel_values(row)}
+        return {"reference_image": self.read_image(row)}
 
     def read_target(self, row: int, crop: list[float] | None = None) -> dict[str, torch.Tensor]:
         """What a sample holds of its target: the picture and the real poses around it, all by one crop's draws."""
-        pixel_values, pose_map = self.read_frame(row, crop)
+        image, pose_map = self._read_frame(row, crop)
         rows, centre = self.window_rows(row)
         pose_maps = [pose_map if r == row else self.read_pose_map(r, crop) for r in rows]
         window = pose_window(torch.stack(pose_maps), centre, self.settings.pose_radius)
-        return {"target_pixel_values": pixel_values, "pose_window": window}
+        return {"target_image": image, "pose_window": window}
 
     def read_frame(self, row: int, crop: list[float] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The picture of a row, [3,H,W] in [-1,1], and its pose map at latent size, [2,h,w] in [0,1]."""
-        image, (pose_map, size) = self._read(row, "image"), self._read_pose(row, crop)
-        if image.size != size:
-            raise self.bad_row(row, f"its picture has {image.size} pixels and its pose map {size}")
-        return self._pixel_values(image, self._box(image, crop)), pose_map
+        image, pose_map = self._read_frame(row, crop)
+        return to_pixel_values(image), pose_map
 
     def read_pose_map(self, row: int, crop: list[float] | None = None) -> torch.Tensor:
         """The pose map of a row at latent size, [2,h,w] in [0,1]."""
@@ -177,8 +175,12 @@ class FramePairs(Dataset):
 
     def read_pixel_values(self, row: int, crop: list[float] | None = None) -> torch.Tensor:
         """The picture of a row, [3,H,W] in [-1,1]."""
+        return to_pixel_values(self.read_image(row, crop))
+
+    def read_image(self, row: int, crop: list[float] | None = None) -> torch.Tensor:
+        """The picture of a row, [3,H,W] in 8 bit."""
         image = self._read(row, "image")
-        return self._pixel_values(image, self._box(image, crop))
+        return read_levels(image, self._box(image, crop), self.shape.canvas)
 
     def window_rows(self, row: int) -> tuple[list[int], int]:
         """The rows of a pose window, fewer at a video's ends, where it repeats its border, and the place of `row`."""
@@ -211,8 +213,12 @@ class FramePairs(Dataset):
             return shown_box(picture.size, self.shape.canvas, self.settings.fit)
         return shown_box(picture.size, self.shape.canvas, self.settings.fit, self.settings.min_crop_scale, crop)
 
-    def _pixel_values(self, image: Image.Image, box: tuple[int, int, int, int]) -> torch.Tensor:
-        return fit_image(image.crop(box), self.shape.pixel_height, self.shape.pixel_width)
+    def _read_frame(self, row: int, crop: list[float] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The picture of a row, [3,H,W] in 8 bit, and its pose map at latent size."""
+        image, (pose_map, size) = self._read(row, "image"), self._read_pose(row, crop)
+        if image.size != size:
+            raise self.bad_row(row, f"its picture has {image.size} pixels and its pose map {size}")
+        return read_levels(image, self._box(image, crop), self.shape.canvas), pose_map
 
     def _read_pose(self, row: int, crop: list[float] | None = None) -> tuple[torch.Tensor, tuple[int, int]]:
         """The pose map of a row at latent size, [2,h,w] in [0,1], and width and height of its IUV picture."""

@@ -126,8 +126,7 @@ class SubjectPairs(FramePairs):
     def read_crops(self, reference: int, target: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """What a sample holds of two photos, each seen as one draw has it."""
         crops = torch.rand(2, 3, generator=generator).tolist() if self.settings.min_crop_scale < 1 else [None, None]
-        pixel_values = self.read_pixel_values(reference, crops[0])
-        return {"reference_pixel_values": pixel_values} | self.read_target(target, crops[1])
+        return {"reference_image": self.read_image(reference, crops[0])} | self.read_target(target, crops[1])
 
 
 def _read_row(path: Path) -> dict:
