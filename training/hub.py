@@ -21,6 +21,8 @@ from pipeline_dreampose import DreamPosePipeline
 logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
+SAMPLE_STEM = "sample"  # the name of a card's own picture, less its suffix
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp")  # of pictures on a card
 INDEX_NAME = "model_index.json"
 CODE_NAME = "pipeline_dreampose.py"
 COPY_NAME = "pipeline.py"  # where `custom_pipeline="you/name"` looks for the code

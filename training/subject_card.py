@@ -2,17 +2,23 @@
 # Licensed under the Apache License, Version 2.0
 """The card of a subject of stage 2, from `model_card/subject.md`; from `base.md` where all weights were trained."""
 
+import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, hf_hub_download
 
 from training.hub import CARD_NAME
 from training.model_card import TAGS, find_hub_id, write_card
 
 
+logger = logging.getLogger(__name__)
+
 PARTS = {"denoiser": "UNet and adapter", "decoder": "the VAE's decoder"}  # what trains in each phase
+
+LICENSE_NAME = "[a-z0-9.-]+"  # what the Hub takes as one
 
 
 def write_subject_card(
@@ -53,6 +59,7 @@ def write_subject_card(
         ValueError: If `repo_id` is no id, or `picture` no picture's file.
     """
     is_lora = rank is not None
+    terms = {} if license else read_license_terms(base_model, revision)
     data = f"{num_photos} photo{'s' if num_photos > 1 else ''} of that person"
     return write_card(
         output_dir,
@@ -62,6 +69,7 @@ def write_subject_card(
         revision=revision,
         relation="adapter" if is_lora else "finetune",
         license=license or read_license(base_model, revision),
+        license_terms=terms,
         measured_on={"dataset_type": "local", "dataset_name": "pictures of that person"},
         tags=(*TAGS, "lora") if is_lora else TAGS,
         options_yaml=options_yaml,
@@ -72,24 +80,65 @@ def write_subject_card(
         num_photos=num_photos,
         is_trained=True,
         amount=_name_amount(num_steps, num_samples),
+        phases=list(num_steps),
         parts=" and ".join(PARTS[phase] for phase in PARTS if phase in num_steps),
         rank=rank,
     )
 
 
 def read_license(model: str, revision: str | None = None) -> str | None:
-    """The licence that a model's own card states; `None` if it states none, or there is no card to be had.
+    """The licence that a model's own card states; `None` if it states none that the Hub would take or several, or
+    there is no card to be had.
 
     Args:
         model (`str`): A folder or a Hub id.
         revision (`str`, *optional*): Of the repository on the Hub.
     """
+    stated = _read_front_matter(model, revision).get("license")
+    if isinstance(stated, list) and len(stated) == 1:
+        (stated,) = stated
+    return stated if _is_match(LICENSE_NAME, stated) else None
+
+
+def read_license_terms(model: str, revision: str | None = None) -> dict[str, str]:
+    """The `license_name` and `license_link` that a model's own card states where its licence is `other`.
+
+    Args:
+        model (`str`): A folder or a Hub id.
+        revision (`str`, *optional*): Of the repository on the Hub.
+    Returns:
+        `dict[str, str]`: Those of the two that the Hub would take; a link to a file of the repository is one to there.
+    """
+    if read_license(model, revision) != "other":
+        return {}
+    data, terms = _read_front_matter(model, revision), {}
+    if _is_match(LICENSE_NAME, data.get("license_name")):
+        terms["license_name"] = data["license_name"]
+    link = data.get("license_link")
+    if _is_match(r"[\w.-]+", link) and find_hub_id(model):
+        link = f"https://huggingface.co/{model}/blob/{revision or 'main'}/{link}"
+    if _is_match(r"https?://[^\s()|<>\"']+", link):
+        terms["license_link"] = link
+    return terms
+
+
+def _is_match(rule: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(rule, value) is not None
+
+
+def _read_front_matter(model: str, revision: str | None) -> dict[str, Any]:
+    """That of a model's own card, of which nothing is known; empty if there is none that can be read."""
     try:
         path = Path(model) / CARD_NAME
-        path = path if Path(model).exists() else hf_hub_download(model, CARD_NAME, revision=revision)
-        return ModelCard.load(path).data.license
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
+        path = path if Path(model).exists() else Path(hf_hub_download(model, CARD_NAME, revision=revision))
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return {}
+    try:
+        return ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    except Exception as error:  # whatever the library meets in a file of unknown origin
+        logger.warning(f"The card of {model} could not be read: {error}")
+        return {}
 
 
 def _name_amount(num_steps: Mapping[str, int], num_samples: int | None) -> str:

@@ -16,7 +16,7 @@ from pipeline_dreampose import DreamPosePipeline
 from training.comparison import draw_before_after
 from training.hub import card_patterns
 from training.lora import write_subject_file
-from training.model_card import find_hub_id
+from training.model_card import find_hub_id, try_write_card
 from training.subject_card import write_subject_card
 
 
@@ -82,19 +82,8 @@ def write_subject(
         card |= {"picture": Path(picture)}
     elif hub_sample and drawn is not None:
         card |= {"picture": drawn, "caption": CAPTION}
-    try:
-        write_subject_card(
-            output_dir,
-            repo_id=repo_id if repo_id and "/" in repo_id else None,
-            base_model=base_model,
-            revision=revision,
-            num_photos=len(photos),
-            num_steps=num_steps,
-            rank=rank if layers else None,
-            **card,
-        )
-    except (OSError, ValueError) as error:
-        logger.warning(f"The card of {output_dir} could not be written: {error}")
+    card |= {"base_model": base_model, "revision": revision, "num_photos": len(photos), "num_steps": num_steps}
+    try_write_card(write_subject_card, output_dir, repo_id, rank=rank if layers else None, **card)
     return [*card_patterns(output_dir), LORA_WEIGHT_NAME_SAFE] if layers else None
 
 
