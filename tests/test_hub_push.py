@@ -280,7 +280,7 @@ def subject_words(base, photos, output_dir, *more):
     return [
         "--pretrained_model_name_or_path", str(base), "--instance_data_dir", str(photos), "--output_dir",
         str(output_dir), "--max_train_steps", "1", "--decoder_max_train_steps", "0", "--train_batch_size", "2",
-        "--learning_rate", "1e-2", "--rank", "2", "--checkpointing_steps", "1",
+        "--gradient_accumulation_steps", "1", "--learning_rate", "1e-2", "--rank", "2", "--checkpointing_steps", "1",
         "--sample_inference_steps", "1", "--resume_from_checkpoint", "latest", "--push_to_hub", *more,
     ]  # fmt: skip
 

@@ -69,7 +69,7 @@ def load_pipeline(
             id; the same for `lora` and a subject of this model.
     """
     if Path(model).exists():
-        found = _class_name(Path(model) / INDEX_NAME)
+        found = class_name(Path(model) / INDEX_NAME)
         if found != "DreamPosePipeline":
             raise ValueError(f"`model` must be the folder of a DreamPosePipeline, got {str(model)!r}, {found}.")
     dtype = getattr(torch, dtype or ("float16" if torch.device(device).type == "cuda" else "float32"))
@@ -87,8 +87,12 @@ def load_pipeline(
     return pipeline
 
 
-def _class_name(index: Path) -> str:
-    """The pipeline class that a `model_index.json` names, or what is wrong with the file."""
+def class_name(index: Path) -> str:
+    """The pipeline class that a `model_index.json` names, or what is wrong with the file.
+
+    Args:
+        index (`Path`): The file.
+    """
     if not index.is_file():
         return "which has no model_index.json"
     try:
@@ -213,7 +217,7 @@ def pipeline_patterns(folder: Path) -> list[str]:
     Raises:
         ValueError: If there is none.
     """
-    found = _class_name(folder / INDEX_NAME)
+    found = class_name(folder / INDEX_NAME)
     if found != "DreamPosePipeline":
         raise ValueError(f"`folder` must be the folder of a DreamPosePipeline, got {str(folder)!r}, {found}.")
     names = [glob.escape(name) for name in (INDEX_NAME, CODE_NAME, COPY_NAME) if (folder / name).is_file()]

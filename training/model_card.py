@@ -51,7 +51,7 @@ def write_base_card(
     repo_id: str | None,
     base_model: str,
     revision: str | None = None,
-    dataset: str,
+    dataset: str | None = None,
     options_yaml: str = "",
     figures: Mapping[str, float] | None = None,
     picture: Path | None = None,
@@ -67,7 +67,8 @@ def write_base_card(
         repo_id (`str`, *optional*): Where it will be pushed, `OWNER/NAME`.
         base_model (`str`): What the training started from, as `training.denoiser.load_base_pipeline` takes it.
         revision (`str`, *optional*): Of `base_model` on the Hub.
-        dataset (`str`): What it was trained on, as `training.data.prepared.load_prepared` takes it.
+        dataset (`str`, *optional*): What it was trained on, as `training.data.prepared.load_prepared` takes it;
+            `None` for converted weights.
         options_yaml (`str`, *optional*): The run's options; [`public_settings`] of them are shown.
         figures (`Mapping[str, float]`, *optional*): Of the last validation, by name.
         picture (`Path`, *optional*): Of a photo, poses and frames; becomes `sample` in `output_dir`. Nobody may be on
@@ -82,7 +83,7 @@ def write_base_card(
     Raises:
         ValueError: If `repo_id` is no id, or `picture` no picture's file.
     """
-    base_id, data_id = find_hub_id(base_model), find_hub_id(dataset)
+    base_id, data_id = find_hub_id(base_model), find_hub_id(dataset) if dataset else None
     if license is None and base_id in STABLE_DIFFUSION:
         license = "creativeml-openrail-m"
     return write_card(
@@ -95,7 +96,7 @@ def write_base_card(
         license=license,
         data_id=data_id,
         measured_on={
-            "dataset_type": data_id or (PROCEDURAL if is_drawn(dataset) else "local"),
+            "dataset_type": data_id or (PROCEDURAL if dataset and is_drawn(dataset) else "local"),
             "dataset_name": data_id or _name_data(dataset),
             "dataset_split": "validation",
         },
@@ -284,7 +285,9 @@ def _name_base(base_id: str | None, revision: str | None) -> str:
     return f"[{base_id}](https://huggingface.co/{base_id}){at}"
 
 
-def _name_data(dataset: str) -> str:
+def _name_data(dataset: str | None) -> str:
+    if dataset is None:
+        return "data that is not known"
     if is_drawn(dataset):
         return f"procedurally drawn figures (`{dataset}`)"
     if find_hub_id(dataset) is None:

@@ -4,7 +4,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ def write_subject_card(
     repo_id: str | None,
     base_model: str,
     revision: str | None = None,
-    num_photos: int,
-    num_steps: Mapping[str, int],
+    num_photos: int | None = None,
+    num_steps: Mapping[str, int] | None = None,
     rank: int | None,
     num_samples: int | None = None,
     options_yaml: str = "",
@@ -36,6 +36,8 @@ def write_subject_card(
     picture: Path | None = None,
     caption: str = "Pictures made with it",
     license: str | None = None,
+    parts: Sequence[str] | None = None,
+    conversion: str = "",
 ) -> Path:
     """Write the card of a subject beside it. No name of a folder and no secret gets into it.
 
@@ -44,8 +46,9 @@ def write_subject_card(
         repo_id (`str`, *optional*): Where it will be pushed, `OWNER/NAME`.
         base_model (`str`): The pipeline that it was trained on, a folder or a Hub id.
         revision (`str`, *optional*): Of `base_model` on the Hub.
-        num_photos (`int`): How many photos it was trained on.
-        num_steps (`Mapping[str, int]`): Optimizer steps of each phase that was not skipped, `denoiser` or `decoder`.
+        num_photos (`int`, *optional*): How many photos it was trained on, as far as that is known.
+        num_steps (`Mapping[str, int]`, *optional*): Optimizer steps of each phase that was not skipped, `denoiser` or
+            `decoder`.
         rank (`int`, *optional*): Of the LoRA; `None` for a pipeline of which all weights were trained.
         num_samples (`int`, *optional*): Samples of a step, over all processes.
         options_yaml (`str`, *optional*): The run's options; those that may be published are shown.
@@ -53,14 +56,16 @@ def write_subject_card(
         picture (`Path`, *optional*): Becomes `sample` in `output_dir`. Nobody may be on it who did not agree.
         caption (`str`, *optional*): Of the picture.
         license (`str`, *optional*): As the Hub names it; by default that of `base_model`'s own card, if it has one.
+        parts (`Sequence[str]`, *optional*): What of the model the LoRA is of; by default what `num_steps` were of.
+        conversion (`str`, *optional*): Of converted weights: where they came from, in place of how they were trained.
     Returns:
         `Path`: The card, `README.md`.
     Raises:
         ValueError: If `repo_id` is no id, or `picture` no picture's file.
     """
-    is_lora = rank is not None
+    is_lora, num_steps = rank is not None, num_steps or {}
     terms = {} if license else read_license_terms(base_model, revision)
-    data = f"{num_photos} photo{'s' if num_photos > 1 else ''} of that person"
+    data = f"{num_photos} photo{'' if num_photos == 1 else 's'} of that person"
     return write_card(
         output_dir,
         "subject.md" if is_lora else "base.md",
@@ -81,7 +86,8 @@ def write_subject_card(
         is_trained=True,
         amount=_name_amount(num_steps, num_samples),
         phases=list(num_steps),
-        parts=" and ".join(PARTS[phase] for phase in PARTS if phase in num_steps),
+        parts=" and ".join(parts or [PARTS[phase] for phase in PARTS if phase in num_steps]),
+        conversion=conversion,
         rank=rank,
     )
 
