@@ -679,6 +679,8 @@ def test_of_what_a_card_names_only_pictures_and_its_evaluation_are_pushed(tmp_pa
     )
     found = ["README.md", "a.png", "d.JPG", "e.gif", "evaluation/evaluation.json", "w.webp"]
     assert card_patterns(folder) == found
+    (folder / "README.md").write_bytes(b"![a](a.png) ![b](data:image/png;base64," + 5000 * b"A" + b") \xff\xfe")
+    assert card_patterns(folder) == ["README.md", "a.png"]
     for front in ("widget: 5", "widget: [a]", "widget: [{output: {url: 5}}]", "- a", "widget: ["):
         (folder / "README.md").write_text(f"---\n{front}\n---\n![a](a.png)")
         assert card_patterns(folder) == ["README.md", "a.png"]

@@ -5,6 +5,7 @@
 import glob
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -244,7 +245,7 @@ def card_patterns(folder: Path) -> list[str]:
     """
     if not (folder / CARD_NAME).is_file():
         return []
-    text = (folder / CARD_NAME).read_text(encoding="utf-8")
+    text = (folder / CARD_NAME).read_text(encoding="utf-8", errors="replace")
     named = re.findall(r"\]\(\s*<?([^()<>\s]+)>?(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)", text)
     names = [normpath(name) for name in [*named, *_widget_addresses(text)]]
     return [CARD_NAME, *dict.fromkeys(glob.escape(name) for name in names if _may_be_shown(folder, name))]
@@ -252,7 +253,8 @@ def card_patterns(folder: Path) -> list[str]:
 
 def _may_be_shown(folder: Path, name: str) -> bool:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not (folder / name).is_file():
+    # `Path.is_file` fails for what is too long a name, such as a picture that the card itself holds.
+    if path.is_absolute() or ".." in path.parts or not os.path.isfile(folder / name):
         return False
     return path.suffix.lower() in PICTURE_SUFFIXES or path.parts[0] == "evaluation"
 
@@ -275,10 +277,10 @@ def _changes(
     names = list(filter_repo_objects(paths, allow_patterns=list(patterns)))
     contents: dict[str, Path | bytes] = {name: folder / name for name in names}
     if CARD_NAME in contents:
-        card = (folder / CARD_NAME).read_text(encoding="utf-8")
+        card = (folder / CARD_NAME).read_bytes()
         for placeholder in PLACEHOLDERS:
-            card = card.replace(f'"{placeholder}"', f'"{repo_id}"')
-        contents[CARD_NAME] = card.encode()
+            card = card.replace(f'"{placeholder}"'.encode(), f'"{repo_id}"'.encode())
+        contents[CARD_NAME] = card
     gone = sorted(remote & OWN_PICTURES - contents.keys()) if CARD_NAME in contents else []
     deletions = [CommitOperationDelete(name, is_folder=False) for name in gone]
     return deletions + [CommitOperationAdd(name, content) for name, content in contents.items()]
