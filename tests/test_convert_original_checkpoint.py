@@ -508,7 +508,7 @@ def test_an_extracted_subject_has_a_card(converted, release, tmp_path):
     text = " ".join(card.text.split())
     assert "lora" in card.data.tags and card.data.pipeline_tag == "image-to-video" and card.data.base_model is None
     for part in (
-        "a LoRA of UNet and VAE, taken from checkpoints of the authors' release.",
+        "a LoRA of UNet and VAE, taken from checkpoints as the authors' release writes them.",
         'pipe.load_lora_weights("path/to/this/folder")',
         "the best approximation of rank 1,",
         f"It leaves {facts['relative_error']:.2%} of the difference",

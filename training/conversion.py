@@ -30,7 +30,6 @@ from training.subject_card import write_subject_card
 # What black and white of pictures, 0 and 1 of pose maps, may have been to the weights.
 RANGES = {"minus_one_one": (-1.0, 1.0), "zero_one": (0.0, 1.0)}
 PART_NAMES = {"unet": "UNet", "adapter": "adapter", "vae": "VAE"}  # as cards have them
-RELEASE = "[release](https://github.com/johannakarras/DreamPose), whose repository is under the MIT licence,"
 # How the release is called by its own README.
 SAMPLING = {
     "default_num_inference_steps": 100,
@@ -237,7 +236,8 @@ def describe_conversion(pipeline: DreamPosePipeline, parts: Iterable[str]) -> st
     images, poses = ("[{:g}, {:g}]".format(*pipeline.config[f"{kind}_range"]) for kind in ("image", "pose"))
     steps, image_scale, pose_scale = (f"{pipeline.config[name]:g}" for name in SAMPLING)
     text = (
-        f"{', '.join(others)} and {last} are checkpoints of the authors' {RELEASE} converted"
+        f"{', '.join(others)} and {last} are checkpoints of the authors'"
+        " [release](https://github.com/johannakarras/DreamPose), whose repository is under the MIT licence, converted"
         " by `training/convert_original_checkpoint.py`. Which ranges of values they were trained with is not"
         f" documented. Chosen here: pictures are {images} to the VAE (`image_range`), pose maps {poses} to the UNet"
         " (`pose_range`). If frames come out pale or dark, or do not follow the poses, the other choice may be right."
@@ -330,8 +330,9 @@ def describe_extraction(facts: Mapping[str, Any]) -> str:
     """
     num_left = sum(value for name, value in facts.items() if name.endswith("_num_left"))
     text = (
-        f"A subject's checkpoints of the authors' {RELEASE} differ from the model above. Of the difference, each layer"
-        f" holds the best approximation of rank {facts['rank']}, a truncated singular value decomposition by"
+        "A subject's checkpoints, as the authors' [release](https://github.com/johannakarras/DreamPose) writes them,"
+        " differ from the model above. Of the difference, each layer holds the best approximation of rank"
+        f" {facts['rank']}, a truncated singular value decomposition by"
         f" `training/convert_original_checkpoint.py`. It leaves {facts['relative_error']:.2%} of the difference"
         f" (Frobenius norm), among it that of {num_left} biases and norms, which no LoRA carries. How the checkpoints"
         " were trained is not known here."
