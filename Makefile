@@ -14,7 +14,7 @@ COMMUNITY ?= build/community
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast quality style tiny tiny-code hub-tiny community benchmark clean
+.PHONY: help demo test test-fast quality style tiny tiny-code hub-tiny hub-id community benchmark clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -51,9 +51,12 @@ tiny-code:  ## rewrite the embedded model's copies of the plug-in
 	cp pipeline_dreampose.py model_card/tiny/pipeline_dreampose.py
 	cp pipeline_dreampose.py model_card/tiny/adapter/dreampose_adapter.py
 
-hub-tiny: $(VENV)/.installed  ## push the embedded model to the Hub, to HUB_ID=you/dreampose-tiny (private)
-	$(if $(HUB_ID),,$(error `make hub-tiny` wants HUB_ID=you/dreampose-tiny))
+# Without HUB_ID nothing is installed either.
+hub-tiny: $(if $(HUB_ID),$(VENV)/.installed,hub-id)  ## push the embedded model to the Hub, to HUB_ID=you/dreampose-tiny (private)
 	$(BIN)/python training/push_model.py --folder model_card/tiny --hub_model_id "$(HUB_ID)" $(HUB_ARGS)
+
+hub-id:
+	@echo "make hub-tiny wants HUB_ID=you/dreampose-tiny" >&2; exit 1
 
 benchmark: $(VENV)/.installed-test  ## what a frame and a training step cost (half size; hours on a CPU)
 	$(BIN)/python -m benchmarks.sampling --size half

@@ -358,6 +358,54 @@ def test_a_unet_without_a_window_of_poses(in_channels):
         )
 
 
+def test_a_size_that_is_not_the_adapter_s(bases, release, tmp_path):
+    words = save_release(tmp_path, release)
+    message = "`height` and `width` must be those of the pictures .*, got 64 and 32, which make 128 cells .* takes 96"
+    with pytest.raises(ValueError, match=message):
+        convert(bases, tmp_path / "pipeline", *words, "--height", 64)
+
+
+def test_a_pipeline_is_no_base_of_another(bases, converted, release, tmp_path):
+    words = save_release(tmp_path, release)
+    message = f"`base` must be a Stable Diffusion 1.x, got '{converted}', which is a DreamPosePipeline already"
+    with pytest.raises(ValueError, match=message):
+        convert(bases, tmp_path / "pipeline", *words, "--base", converted)
+    assert not (tmp_path / "pipeline").exists()
+
+
+@pytest.mark.parametrize("subject", [False, True])
+def test_what_is_not_ours_is_not_written_over(bases, converted, release, tmp_path, subject):
+    output = tmp_path / "output"
+    words = save_release(tmp_path / "checkpoints", add_differences(release, rank=1) if subject else release)
+
+    def write():
+        if subject:
+            run(*words, "--subject_of", converted, "--rank", 1, "--output_dir", output)
+        else:
+            convert(bases, output, *words)
+
+    output.write_text("")
+    with pytest.raises(ValueError, match="`output_dir` must be a new or empty folder, or .* which is a file"):
+        write()
+    output.unlink()
+    output.mkdir()
+    (output / "README.md").write_text("Of something else.")
+    other = "pytorch_lora_weights.safetensors" if not subject else "model_index.json"
+    (output / other).write_text("{}")
+    with pytest.raises(ValueError, match="`output_dir` must be a new or empty folder, or .* holds README.md, "):
+        write()
+    assert (output / "README.md").read_text() == "Of something else."
+    (output / other).unlink()
+    (output / "README.md").unlink()
+    if not subject:
+        (output / "unet").mkdir()  # of a run that was stopped
+    write()
+    first = (output / "README.md").read_text()
+    (output / "README.md").write_text("Of an earlier output.")
+    write()
+    assert (output / "README.md").read_text() == first
+
+
 def test_bases_that_are_none(bases, release, tmp_path):
     paths = dict(zip(release, (tmp_path / f"{part}.pth" for part in release)))
     save_release(tmp_path, release)
@@ -450,6 +498,25 @@ def test_a_difference_of_this_rank_is_recovered(converted, release, tmp_path, ca
     size = (tmp_path / "anna" / FILE).stat().st_size
     assert "unet: rank 2 in " in output and "leaves 0.00% of the difference" in output
     assert f"all: 0.00% left; {tmp_path / 'anna' / FILE} has {size / 1e6:.2f} MB" in output
+
+
+def test_an_extracted_subject_has_a_card(converted, release, tmp_path):
+    subject = add_differences({part: release[part] for part in ("unet", "vae")}, rank=2)
+    words = save_release(tmp_path / "checkpoints", subject)
+    run(*words, "--subject_of", converted, "--rank", 1, "--output_dir", tmp_path / "anna")
+    card, facts = ModelCard.load(tmp_path / "anna" / "README.md"), read_facts(tmp_path / "anna")[0]
+    text = " ".join(card.text.split())
+    assert "lora" in card.data.tags and card.data.pipeline_tag == "image-to-video" and card.data.base_model is None
+    for part in (
+        "a LoRA of UNet and VAE, taken from checkpoints as the authors' release writes them.",
+        'pipe.load_lora_weights("path/to/this/folder")',
+        "the best approximation of rank 1,",
+        f"It leaves {facts['relative_error']:.2%} of the difference",
+        "Versions: torch",
+    ):
+        assert part in text, part
+    for word in ("None", "{{", "{%", "photos of that person", " steps", str(tmp_path)):
+        assert word not in text, word
 
 
 def convert_names(models):

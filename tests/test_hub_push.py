@@ -3,6 +3,7 @@ refuses, and every way to load what was pushed.
 """
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -18,7 +19,8 @@ import pytest
 import torch
 import yaml
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE as SUBJECT_FILE
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
@@ -26,8 +28,9 @@ from tests.hub_server import TOKEN, Hub, card_errors
 from tests.launch import ROOT
 from tests.test_loading import HIDDEN_LIBRARIES, files_of, run_fresh
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, save_photo
+from training import push_model
 from training.data.procedural_fashion import ProceduralFashionConfig
-from training.hub import pipeline_patterns
+from training.hub import PushError, card_patterns, explain_push, pipeline_patterns, push_folder
 from training.model_card import find_hub_id, public_settings, write_base_card
 
 
@@ -277,7 +280,7 @@ def subject_words(base, photos, output_dir, *more):
     return [
         "--pretrained_model_name_or_path", str(base), "--instance_data_dir", str(photos), "--output_dir",
         str(output_dir), "--max_train_steps", "1", "--decoder_max_train_steps", "0", "--train_batch_size", "2",
-        "--learning_rate", "1e-2", "--rank", "2", "--checkpointing_steps", "1",
+        "--gradient_accumulation_steps", "1", "--learning_rate", "1e-2", "--rank", "2", "--checkpointing_steps", "1",
         "--sample_inference_steps", "1", "--resume_from_checkpoint", "latest", "--push_to_hub", *more,
     ]  # fmt: skip
 
@@ -364,7 +367,8 @@ def test_what_broke_is_sent_by_the_command_that_it_names(work, hub, pushes):
 
 @pytest.mark.slow
 def test_a_connection_that_breaks(work, hub, pushes):
-    assert re.search("^PushError: .* 'someone/cut': Error while uploading 'unet/.*Error: .* --private", pushes["cut"])
+    start = r"^PushError: Nothing was pushed to 'someone/cut' \(`hub_model_id`\), the connection to the Hub broke: "
+    assert re.search(start + "Error while uploading 'unet/.*Error: .* --private", pushes["cut"])
     assert pushes["retried"] == f"{hub.endpoint}/someone/cut" and len(hub.commits[CUT]) == 2
     sent = [path for path in hub.paths("PUT") if f"/{CUT}/" in path]
     unet = oid(work / "output", WEIGHTS[1])
@@ -435,6 +439,8 @@ def test_a_subject_is_pushed_with_its_card_and_pictures(work, hub, pushes):
 )
 def test_a_subject_that_could_not_be_pushed_is_pushed_later(work, hub, pushes, name, message):
     pattern = rf"`hub_model_id` must name a repository .*, got '(?:someone/)?{name}': .*"
+    if name == "broken":
+        pattern = r"Nothing was pushed to 'someone/broken' \(`hub_model_id`\), the connection to the Hub broke: .*"
     messages = re.findall(pattern, pushes["output"])
     # Who may not write hears of it at the start of the run and at its end.
     assert len(messages) == (2 if name in ("denied", "mistaken") else 1) and re.search(message, messages[-1])
@@ -463,6 +469,7 @@ def test_the_embedded_model_is_pushed_as_it_stands(hub, pushes):
         "evaluation/evaluation.json", "evaluation/evaluation.png"
     }  # fmt: skip
     assert files.keys() == here.keys() - unused | {".gitattributes", "pipeline.py"}
+    here["README.md"] = here["README.md"].replace(b'"you/dreampose-tiny"', b'"someone/dreampose-tiny"')
     assert all(files[path] == here.get(path, here["pipeline_dreampose.py"]) for path in files if path[0] != ".")
     assert len(hub.commits[TINY]) == 2 and TINY in hub.private
     assert pushes["card of someone/dreampose-tiny"] == ModelCard.load(folder / "README.md").data.to_dict()
@@ -494,9 +501,7 @@ def snippet_of(card):
 def test_the_cards_snippets_and_every_route_from_the_hub(work, hub, pushes):
     for name in ("pushed", "alice", "dreampose-tiny"):
         snippet = snippet_of(hub.files(f"models/someone/{name}")["README.md"].decode())
-        (work / f"snippet of {name}.py").write_text(
-            snippet.replace('"you/dreampose-tiny"', '"someone/dreampose-tiny"')
-        )
+        (work / f"snippet of {name}.py").write_text(snippet)
     commits = {"pushed": hub.commits[PUSHED][1][0], "alice": hub.commits[ALICE][1][0], "base": hub.resolve(BASE)[0]}
     (work / "commits.json").write_text(json.dumps(commits))
     files = {"model_index.json": b'{"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1"}'}
@@ -658,6 +663,150 @@ def test_only_files_of_the_pipeline_are_pushed(tmp_path):
     assert patterns == names + [f"{part}/*" for part in PARTS]
     with pytest.raises(ValueError, match="`folder` must be the folder of a DreamPosePipeline, got .*no model_index"):
         pipeline_patterns(tmp_path / "unet")
+
+
+def test_of_what_a_card_names_only_pictures_and_its_evaluation_are_pushed(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "evaluation").mkdir(parents=True)
+    names = ["a.png", "b c.png", "d.JPG", "e.gif", "w.webp", "evaluation/evaluation.json", "evaluation/x.png"]
+    for name in [*names, "options.yaml", "log.jsonl", "evil.json", "../outside.png", "evaluation/../secret.txt"]:
+        (folder / name).write_text("")
+    (folder / "README.md").write_text(
+        "---\nwidget:\n- text: a\n  output:\n    url: w.webp\n- text: b\n  output:\n    url: ../outside.png\n---\n"
+        "![a](a.png \"A title\") ![a](./a.png) ![d](d.JPG 'x') [e]( <e.gif> ) [j](evaluation/evaluation.json)"
+        '[o](options.yaml) [l](log.jsonl "x") [e](evil.json) [p](../outside.png) [q](evaluation/../secret.txt)'
+        f"[r]({folder}/a.png) [s](https://example.com/a.png) [m](missing.png) [t](#use)"
+    )
+    found = ["README.md", "a.png", "d.JPG", "e.gif", "evaluation/evaluation.json", "w.webp"]
+    assert card_patterns(folder) == found
+    (folder / "README.md").write_bytes(b"![a](a.png) ![b](data:image/png;base64," + 5000 * b"A" + b") \xff\xfe")
+    assert card_patterns(folder) == ["README.md", "a.png"]
+    for front in ("widget: 5", "widget: [a]", "widget: [{output: {url: 5}}]", "- a", "widget: ["):
+        (folder / "README.md").write_text(f"---\n{front}\n---\n![a](a.png)")
+        assert card_patterns(folder) == ["README.md", "a.png"]
+
+
+@pytest.fixture
+def small_hub(monkeypatch):
+    """A Hub to this process itself, whose libraries were imported for another one."""
+    with Hub() as hub:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        for name, value in (("HF_HUB_DISABLE_XET", True), ("HF_HUB_OFFLINE", False)):
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setattr("training.hub.HfApi", lambda: HfApi(hub.endpoint, token=TOKEN))
+        yield hub
+
+
+def save_lora_folder(folder, card):
+    folder.mkdir(exist_ok=True)
+    (folder / SUBJECT_FILE).write_bytes(b"weights")
+    (folder / "options.yaml").write_text("instance_data_dir: /home/zoe")
+    (folder / "README.md").write_text(card)
+    Image.new("RGB", (8, 8)).save(folder / "sample.png")
+    return folder
+
+
+def test_a_picture_that_the_card_no_longer_shows_is_deleted_by_the_same_commit(small_hub, tmp_path):
+    folder = save_lora_folder(tmp_path / "alice", "![a](sample.png) ![b](before_after.png)")
+    Image.new("RGB", (8, 8)).save(folder / "before_after.png")
+    push_folder(folder, "alice")
+    files = {".gitattributes", SUBJECT_FILE, "README.md"}
+    assert small_hub.files(ALICE).keys() == files | {"sample.png", "before_after.png"}
+    small_hub.commit(ALICE, {"other.png": b"put there by somebody", "sample.mp4": b"", "in/sample.png": b""})
+    others, num_commits = {"other.png", "sample.mp4", "in/sample.png"}, len(small_hub.commits[ALICE])
+
+    push_folder(folder, "alice", allow_patterns=[SUBJECT_FILE])
+    assert len(small_hub.commits[ALICE]) == num_commits, "a card that is not sent anew still shows them"
+    (folder / "README.md").write_text("![b](before_after.png)")
+    push_folder(folder, "someone/alice")
+    assert small_hub.files(ALICE).keys() == files | others | {"before_after.png"}
+    (folder / "README.md").write_text("No picture.")
+    push_folder(folder, "someone/alice")
+    assert small_hub.files(ALICE).keys() == files | others
+    assert len(small_hub.commits[ALICE]) == num_commits + 2
+    assert "sample.png" in small_hub.commits[ALICE][1][1], "the history keeps it"
+
+
+def test_a_subject_is_pushed_with_a_snippet_that_names_its_repository(small_hub, tmp_path):
+    card = '![a](sample.png) pipe.load_lora_weights("path/to/this/folder") [o](options.yaml)'
+    folder = save_lora_folder(tmp_path / "output", card)
+    words = ["--folder", str(folder), "--hub_model_id", "alice"]
+    assert push_model.main(push_model.parse_args(words)) == f"{small_hub.endpoint}/someone/alice"
+    files = small_hub.files(ALICE)
+    assert files.keys() == {".gitattributes", "README.md", SUBJECT_FILE, "sample.png"}
+    assert b'pipe.load_lora_weights("someone/alice")' in files["README.md"] and ALICE in small_hub.private
+    assert (folder / "README.md").read_text() == card, "the folder's own card is as it was"
+    (folder / SUBJECT_FILE).unlink()
+    with pytest.raises(ValueError, match="`folder` must be the folder of a DreamPosePipeline, got .*no model_index"):
+        push_model.main(push_model.parse_args(words))
+
+
+def test_a_folder_is_checked_before_it_is_written_to(small_hub, tmp_path):
+    (tmp_path / "pipeline_dreampose.py").write_text("code")
+    with pytest.raises(ValueError, match="`folder` must be the folder of a DreamPosePipeline"):
+        push_folder(tmp_path, "pushed")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline_dreampose.py"]
+    (tmp_path / "model_index.json").write_text('{"_class_name": "DreamPosePipeline"}')
+    (tmp_path / "pipeline.py").mkdir()  # which cannot be written, as a folder of somebody else's
+    message = r"^Nothing was pushed to 'pushed' \(`hub_model_id`\): IsADirectoryError: .* later: hf upload pushed .*$"
+    with pytest.raises(PushError, match=message):
+        push_folder(tmp_path, "pushed")
+    assert small_hub.commits == {}
+
+
+def raise_in_a_push(error, is_of_file):
+    """As the client does: of a file, in words of its own."""
+    if is_of_file:
+        raise RuntimeError("Error while uploading 'a' to the Hub.") from error
+    raise error
+
+
+# The library of huggingface_hub's client, which is another in another of its versions.
+CLIENT = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+REFUSED = HfHubHTTPError("no", response=CLIENT.Response(403, request=CLIENT.Request("PUT", "http://127.0.0.1")))
+BROKE = "Nothing was pushed to 'you/a' (`hub_model_id`), the connection to the Hub broke: "
+LOCAL = "Nothing was pushed to 'you/a' (`hub_model_id`): "
+NO_RIGHT = "`hub_model_id` must name a repository that can be written, got 'you/a': "
+
+
+@pytest.mark.parametrize("is_of_file", [False, True])
+@pytest.mark.parametrize(
+    "error, start",
+    [
+        (CLIENT.ReadError("gone"), BROKE),
+        (CLIENT.ConnectTimeout("late"), BROKE),
+        (ConnectionResetError("reset"), BROKE),
+        (RuntimeError("Cannot send a request, as the client has been closed."), BROKE),
+        (PermissionError(13, "No", "unet"), LOCAL),
+        (FileNotFoundError(2, "No", "unet"), LOCAL),
+        (REFUSED, NO_RIGHT),
+        (HFValidationError("a/b/c"), NO_RIGHT),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_who_is_at_fault(error, start, is_of_file):
+    with pytest.raises(PushError) as refusal, explain_push("hub_model_id", "you/a", "Later."):
+        raise_in_a_push(error, is_of_file)
+    rest = str(refusal.value).removeprefix(start)
+    assert rest != str(refusal.value) and rest.endswith(". Later.") and "\n" not in rest
+    reason = "the token may not write there" if error is REFUSED else f"{type(error).__name__}: "
+    assert rest.startswith(("Error while uploading 'a' to the Hub: " if is_of_file else "") + reason)
+
+
+def test_a_hub_that_is_not_there(small_hub, tmp_path):
+    folder = save_lora_folder(tmp_path / "alice", "")
+    small_hub.server.shutdown()
+    small_hub.server.server_close()
+    with pytest.raises(PushError, match="^Nothing was pushed to 'alice' .*, the connection to the Hub broke: Connect"):
+        push_folder(folder, "alice")
+
+
+@pytest.mark.slow
+def test_make_wants_an_id_before_it_installs_anything(tmp_path):
+    command = ["make", "hub-tiny", f"VENV={tmp_path / 'venv'}", "HUB_ID="]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert process.returncode != 0 and "make hub-tiny wants HUB_ID=you/dreampose-tiny" in process.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_is_one_clear_error(tmp_path):

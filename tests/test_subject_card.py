@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pipeline_dreampose import DreamPosePipeline
 from tests.launch import ROOT
@@ -23,7 +23,9 @@ from tests.tiny_components import (
 from training import model_card, subject_results
 from training.comparison import draw_before_after
 from training.data.subject_photos import load_photos
-from training.subject_card import read_license, write_subject_card
+from training.model_card import try_write_card, write_base_card
+from training.pictures import UnreadablePictures, copy_without_metadata
+from training.subject_card import read_license, read_license_terms, write_subject_card
 from training.subject_options import SubjectSampleOptions
 from training.subject_results import write_subject
 
@@ -142,7 +144,7 @@ def test_cards_of_what_is_on_this_machine_alone(tmp_path):
     path = write_subject_card(tmp_path / "full", **how, num_steps={"denoiser": 2}, rank=None, options_yaml="seed: 0")
     text, data = path.read_text(), ModelCard.load(path).data.to_dict()
     assert data["tags"] == list(model_card.TAGS) and "load_lora_weights" not in text
-    assert "of stage 2: UNet,\nadapter and VAE decoder were trained on one person.\n" in text and "stage 1" not in text
+    assert "of stage 2:\nUNet and adapter were trained on one person.\n" in text and "stage 1" not in text
     assert "It was trained on 1 photo of that person\nwith their DensePose maps, for 2 steps of UNet and" in text
     assert "`training/finetune.py --config`" in text and "{%" not in text and "\n\n\n" not in text
     assert 'from_pretrained("path/to/this/folder", trust' in text
@@ -152,11 +154,122 @@ def test_the_licence_is_that_of_the_model_s_own_card(tmp_path, monkeypatch):
     assert read_license(str(tmp_path)) is None
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     assert read_license(str(tmp_path)) == "mit"
-    for text in ("# No front matter", "---\nlicense: [\n---\n", "---\ntags: [a]\n---\n"):
+    for text in (
+        "# No front matter",
+        "---\nlicense: [\n---\n",
+        "---\ntags: [a]\n---\n",
+        "---\nlicense: [mit, apache-2.0]\n---\n",
+        "---\nlicense: {mit: 1}\n---\n",
+        "---\nlicense: 5\n---\n",
+        "---\nlicense: Apache 2.0\n---\n",
+        "---\nlicense: mit\ntags: 5\n---\n",
+        "---\n- mit\n---\n",
+    ):
         (tmp_path / "README.md").write_text(text)
         assert read_license(str(tmp_path)) is None
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert read_license("someone/base") is None and read_license("a/b/c") is None
+
+
+def test_a_licence_of_several_does_not_fail_a_card(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: [mit, apache-2.0]\n---\n")
+    how = {"base_model": str(tmp_path), "num_photos": 1, "num_steps": {"denoiser": 1}, "rank": 4}
+    path = write_subject_card(tmp_path / "lora", repo_id=None, **how)
+    assert ModelCard.load(path).data.license is None and "started from | as stated there |" in path.read_text()
+    (tmp_path / "README.md").write_text("---\nlicense: [mit]\n---\n")
+    assert read_license(str(tmp_path)) == "mit"
+
+
+def test_a_licence_of_its_own_is_named_on_the_card(tmp_path, monkeypatch):
+    link = "https://example.com/LICENSE"
+    text = "---\nlicense: other\nlicense_name: our-own\nlicense_link: {}\n---\n"
+    (tmp_path / "README.md").write_text(text.format(link))
+    terms = {"license_name": "our-own", "license_link": link}
+    assert read_license_terms(str(tmp_path)) == terms
+    how = {"repo_id": None, "base_model": str(tmp_path), "num_photos": 1, "num_steps": {"denoiser": 1}}
+    for rank in (4, None):
+        path = write_subject_card(tmp_path / "out", **how, rank=rank)
+        assert ModelCard.load(path).data.to_dict().items() >= ({"license": "other"} | terms).items()
+        assert f"started from | [our-own]({link}) |" in path.read_text()
+    path = write_subject_card(tmp_path / "out", **how, rank=4, license="mit")
+    assert "our-own" not in path.read_text() and ModelCard.load(path).data.license == "mit"
+
+    # A file's name leads nowhere from here, but for a repository on the Hub.
+    (tmp_path / "README.md").write_text(text.format("LICENSE.md"))
+    assert read_license_terms(str(tmp_path)) == {"license_name": "our-own"}
+    monkeypatch.setattr("training.subject_card.hf_hub_download", lambda *_, **__: str(tmp_path / "README.md"))
+    link = "https://huggingface.co/someone/base/blob/v1/LICENSE.md"
+    assert read_license_terms("someone/base", "v1") == {"license_name": "our-own", "license_link": link}
+    for other in ("license_name: [a]\nlicense_link: 5", "license_name: A B\nlicense_link: javascript:x"):
+        (tmp_path / "README.md").write_text(f"---\nlicense: other\n{other}\n---\n")
+        assert read_license_terms(str(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("phases", [("denoiser",), ("decoder",), ("denoiser", "decoder")])
+@pytest.mark.parametrize("rank", [4, None])
+def test_a_card_speaks_of_what_was_trained(tmp_path, phases, rank):
+    how = {"repo_id": None, "base_model": str(tmp_path), "num_photos": 1, "rank": rank}
+    text = write_subject_card(tmp_path, **how, num_steps=dict.fromkeys(phases, 1)).read_text()
+    text = " ".join(text.split())
+    assert ("learn by the mean squared error" in text) == ("denoiser" in phases)
+    assert ("The decoder learns by" in text) == ("decoder" in phases)
+    parts = {"denoiser": "UNet and adapter", "decoder": "the VAE's decoder"}
+    names = " and ".join(parts[phase] for phase in phases)
+    verb = "was" if phases == ("decoder",) else "were"
+    assert (f"a LoRA of {names}, trained" if rank else f"of stage 2: {names} {verb} trained on one person.") in text
+    assert "  " not in text and ". Versions: torch" in text
+
+
+def test_no_run_fails_for_what_a_card_is_made_of(tmp_path, caplog):
+    def write(output_dir, repo_id):
+        raise TypeError(f"unhashable {repo_id}")
+
+    assert try_write_card(write, tmp_path, "alice") is None
+    assert f"The card of {tmp_path} could not be written: unhashable None" in caplog.text
+    path = try_write_card(write_base_card, tmp_path, "you/alice", base_model="a/b", dataset="procedural")
+    assert '"you/alice"' in path.read_text()
+
+
+def test_a_picture_on_a_card_tells_nothing_but_itself(tmp_path):
+    """Left half red, right half blue, to be turned by a quarter, as a phone stores it."""
+    photo = Image.new("RGB", (64, 32), "red")
+    photo.paste("blue", (32, 0, 64, 32))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "Camera of Zoe"
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    for suffix, how in ((".jpg", {"comment": "of Zoe"}), (".png", {}), (".webp", {"xmp": b"<x>of Zoe</x>"})):
+        photo.save(tmp_path / f"photo{suffix}", exif=exif, **how)
+        assert b"of Zoe" in (tmp_path / f"photo{suffix}").read_bytes()
+        card = write_base_card(
+            tmp_path, repo_id=None, base_model="a/b", dataset="procedural", picture=tmp_path / f"photo{suffix}"
+        )
+        sample = tmp_path / f"sample{suffix}"
+        assert f"(sample{suffix})" in card.read_text() and b"Zoe" not in sample.read_bytes()
+        with Image.open(sample) as image:
+            assert dict(image.getexif()) == {} and image.size == (32, 64)
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+        assert pixels[:24, :, 0].min() > 200 > 50 > pixels[40:, :, 0].max(), "what was left is above"
+    copy_without_metadata(tmp_path / "photo.jpg", tmp_path / "photo.jpg")
+    assert b"Zoe" not in (tmp_path / "photo.jpg").read_bytes()
+
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
+    how = {"save_all": True, "append_images": frames[1:], "duration": [40, 80, 120], "loop": 0}
+    for suffix, more in ((".gif", {"comment": "of Zoe"}), (".webp", {"exif": exif, "lossless": True})):
+        frames[0].save(tmp_path / f"video{suffix}", **how, **more)
+        assert b"of Zoe" in (tmp_path / f"video{suffix}").read_bytes()
+        copy_without_metadata(tmp_path / f"video{suffix}", tmp_path / f"copy{suffix}")
+        assert b"Zoe" not in (tmp_path / f"copy{suffix}").read_bytes()
+        with Image.open(tmp_path / f"copy{suffix}") as image:
+            assert image.n_frames == 3 and image.info["loop"] == 0
+            for number, frame in enumerate(frames):
+                image.seek(number)
+                image.load()
+                assert image.info["duration"] == how["duration"][number]
+                assert np.allclose(image.convert("RGB").getpixel((4, 4)), frame.getpixel((4, 4)), atol=8)
+
+    (tmp_path / "none.png").write_text("none")
+    with pytest.raises(UnreadablePictures, match="`picture` must be a readable picture, got '.*none.png'"):
+        copy_without_metadata(tmp_path / "none.png", tmp_path / "copy.png")
 
 
 def test_pictures_before_and_after(tmp_path, photos):

@@ -4,6 +4,7 @@
 subject as a LoRA on one.
 """
 
+import inspect
 import re
 import textwrap
 import zipfile
@@ -13,18 +14,22 @@ from typing import Any
 
 import torch
 from diffusers import PNDMScheduler
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import nn
 from transformers import CLIPImageProcessor
 
 from pipeline_dreampose import DreamPosePipeline
-from training.denoiser import load_base_pipeline, load_dreampose_index
+from training.denoiser import load_base_pipeline, load_dreampose_index, load_index
+from training.hub import CODE_NAME, INDEX_NAME, class_name
 from training.lora import write_subject_file
 from training.lora_extraction import Extraction, extract_lora
-from training.model_card import find_hub_id
+from training.model_card import find_hub_id, try_write_card
+from training.subject_card import write_subject_card
 
 
 # What black and white of pictures, 0 and 1 of pose maps, may have been to the weights.
 RANGES = {"minus_one_one": (-1.0, 1.0), "zero_one": (0.0, 1.0)}
+PART_NAMES = {"unet": "UNet", "adapter": "adapter", "vae": "VAE"}  # as cards have them
 # How the release is called by its own README.
 SAMPLING = {
     "default_num_inference_steps": 100,
@@ -158,6 +163,11 @@ def convert_checkpoints(
     weights = {part: read_checkpoint(path, part) for part, path in checkpoints.items()}
     size = (height, width, find_pose_radius(weights["unet"]))
     try:
+        found = load_index(base, revision)["_class_name"]
+        if "DreamPosePipeline" in (found, found[-1]):
+            raise ValueError(
+                f"`base` must be a Stable Diffusion 1.x, got {base!r}, which is a DreamPosePipeline already."
+            )
         pipeline = load_base_pipeline(base, *size, revision, image_encoder_name_or_path)
     except OSError as error:
         names = f"{base!r} and {image_encoder_name_or_path!r}"
@@ -167,6 +177,7 @@ def convert_checkpoints(
         ) from error
     except ValueError as error:
         raise _renamed_error(error, "base") from error
+    _check_size(pipeline, weights["adapter"], height, width)
     for part, tensors in weights.items():
         check_weights(part, getattr(pipeline, part), tensors)
     for part, tensors in weights.items():
@@ -179,6 +190,41 @@ def convert_checkpoints(
     return pipeline
 
 
+def _check_size(pipeline: DreamPosePipeline, weights: Mapping[str, torch.Tensor], height: int, width: int) -> None:
+    """Refuse a size that is not that of the adapter's pictures; whatever else is wrong with it is found later."""
+    name = "vae_projection.weight"
+    expected = tuple(pipeline.adapter.state_dict()[name].shape)
+    found = tuple(weights[name].shape) if name in weights else ()
+    if len(found) == 2 and found[0] == expected[0] and found[1] != expected[1]:
+        raise ValueError(
+            f"`height` and `width` must be those of the pictures that the `adapter` was trained with, got {height} and"
+            f" {width}, which make {expected[1]} cells of a channel, where it takes {found[1]}."
+        )
+
+
+def check_output_dir(output_dir: Path, is_subject: bool) -> None:
+    """Refuse to write among files of something else, such as over its README.md.
+
+    Args:
+        output_dir (`Path`): Where a pipeline or subject is to go.
+        is_subject (`bool`): Which of the two.
+    Raises:
+        ValueError: If it is neither new nor empty nor holds one of an earlier time.
+    """
+    names = sorted(path.name for path in output_dir.iterdir()) if output_dir.is_dir() else []
+    if is_subject:
+        is_earlier = LORA_WEIGHT_NAME_SAFE in names and INDEX_NAME not in names
+    else:
+        parts = {*inspect.signature(DreamPosePipeline).parameters, CODE_NAME}  # of a run that was stopped
+        is_earlier = class_name(output_dir / INDEX_NAME) == "DreamPosePipeline" or parts.issuperset(names)
+    if (output_dir.exists() and not output_dir.is_dir()) or (names and not is_earlier):
+        kind = "subject" if is_subject else "DreamPose pipeline"
+        raise ValueError(
+            f"`output_dir` must be a new or empty folder, or that of a {kind} to be written over, got"
+            f" {str(output_dir)!r}, which {f'holds {_list_some(names, 3)}' if names else 'is a file'}."
+        )
+
+
 def describe_conversion(pipeline: DreamPosePipeline, parts: Iterable[str]) -> str:
     """What the card of converted weights says of where they came from.
 
@@ -186,8 +232,7 @@ def describe_conversion(pipeline: DreamPosePipeline, parts: Iterable[str]) -> st
         pipeline (`DreamPosePipeline`): From [`convert_checkpoints`].
         parts (`Iterable[str]`): Those with a checkpoint of the release's.
     """
-    names = {"unet": "UNet", "adapter": "adapter", "vae": "VAE"}
-    *others, last = (names[part] for part in parts)
+    *others, last = (PART_NAMES[part] for part in parts)
     images, poses = ("[{:g}, {:g}]".format(*pipeline.config[f"{kind}_range"]) for kind in ("image", "pose"))
     steps, image_scale, pose_scale = (f"{pipeline.config[name]:g}" for name in SAMPLING)
     text = (
@@ -199,6 +244,10 @@ def describe_conversion(pipeline: DreamPosePipeline, parts: Iterable[str]) -> st
         f" As in the release, CLIP sees a centre crop of the photo, and the defaults are PNDM with {steps} steps and"
         f" guidance scales of {image_scale} (photo) and {pose_scale} (pose)."
     )
+    return _fill(text)
+
+
+def _fill(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
@@ -216,7 +265,7 @@ def extract_subject(
         checkpoints (`Mapping[str, Path]`): Of the subject's `unet`, `adapter` and `vae`, or of some of them.
         base (`str`): Folder or Hub id of the DreamPose pipeline that the subject was trained from.
         rank (`int`): Of every layer.
-        output_dir (`Path`): Folder for `pytorch_lora_weights.safetensors`.
+        output_dir (`Path`): Folder for `pytorch_lora_weights.safetensors` and its card.
         revision (`str`, *optional*): Branch, tag or commit of `base` on the Hub.
         device (`str`, *optional*): Decomposes the weights; CUDA's if there is one, else the CPU.
     Returns:
@@ -234,16 +283,7 @@ def extract_subject(
             f"`device` must be one that computes in float64, got {device!r}: {_one_line(error)}"
         ) from error
     weights = {part: read_checkpoint(path, part) for part, path in checkpoints.items()}
-    try:
-        load_dreampose_index(base, revision)
-    except ValueError as error:
-        raise _renamed_error(error, "subject_of") from error
-    try:
-        pipeline = DreamPosePipeline.from_pretrained(base, revision=revision, dtype=torch.float32)
-    except OSError as error:
-        raise ValueError(
-            f"`subject_of` must be a DreamPose pipeline's folder or Hub id, got {base!r}: {_one_line(error)}"
-        ) from error
+    pipeline = _load_subject_of(base, revision)
     for part, tensors in weights.items():
         check_weights(part, getattr(pipeline, part), tensors)
     found = {}
@@ -262,7 +302,42 @@ def extract_subject(
             arguments[f"{part}_lora_layers"] = extraction.layers
             arguments[f"{part}_lora_adapter_metadata"] = extraction.config
     facts = {"base_model": find_hub_id(base), "revision": revision, **_subject_facts(found, rank)}
-    return _report(found, facts, write_subject_file(output_dir, arguments, facts))
+    path = write_subject_file(output_dir, arguments, facts)
+    names = [PART_NAMES[part] for part, extraction in found.items() if extraction.layers]
+    how = {"parts": names, "conversion": describe_extraction(facts), "revision": revision, "rank": rank}
+    try_write_card(write_subject_card, Path(output_dir), base_model=base, **how)
+    return _report(found, facts, path)
+
+
+def _load_subject_of(base: str, revision: str | None) -> DreamPosePipeline:
+    try:
+        load_dreampose_index(base, revision)
+    except ValueError as error:
+        raise _renamed_error(error, "subject_of") from error
+    try:
+        return DreamPosePipeline.from_pretrained(base, revision=revision, dtype=torch.float32)
+    except OSError as error:
+        raise ValueError(
+            f"`subject_of` must be a DreamPose pipeline's folder or Hub id, got {base!r}: {_one_line(error)}"
+        ) from error
+
+
+def describe_extraction(facts: Mapping[str, Any]) -> str:
+    """What the card of an extracted subject says of where it came from.
+
+    Args:
+        facts (`Mapping[str, Any]`): Those that its file holds.
+    """
+    num_left = sum(value for name, value in facts.items() if name.endswith("_num_left"))
+    text = (
+        "A subject's checkpoints, as the authors' [release](https://github.com/johannakarras/DreamPose) writes them,"
+        " differ from the model above. Of the difference, each layer holds the best approximation of rank"
+        f" {facts['rank']}, a truncated singular value decomposition by"
+        f" `training/convert_original_checkpoint.py`. It leaves {facts['relative_error']:.2%} of the difference"
+        f" (Frobenius norm), among it that of {num_left} biases and norms, which no LoRA carries. How the checkpoints"
+        " were trained is not known here."
+    )
+    return _fill(text)
 
 
 def _subject_facts(found: Mapping[str, Extraction], rank: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ python training/convert_original_checkpoint.py --unet unet_epoch_499.pth --adapt
 import argparse
 from pathlib import Path
 
-from training.conversion import RANGES, convert_checkpoints, describe_conversion, extract_subject
+from training.conversion import RANGES, check_output_dir, convert_checkpoints, describe_conversion, extract_subject
 from training.model_card import write_base_card
 from training.options import DataOptions, ModelOptions
 from training.pictures import spare_inputs
@@ -40,7 +40,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     checkpoint = "checkpoint (.pth) of the release; only tensors are read, never code"
     add("--unet", type=Path, help=f"{checkpoint}, such as unet_epoch_20.pth")
     add("--adapter", type=Path, help=f"{checkpoint}, such as adapter_20.pth")
-    add("--vae", type=Path, help=f"{checkpoint}, such as vae_1499.pth (default: the base's)")
+    vae = "such as vae_1499.pth (default: the base's; with --subject_of: the LoRA leaves the VAE as it is)"
+    add("--vae", type=Path, help=f"{checkpoint}, {vae}")
     add("--output_dir", type=Path, required=True, help="folder of the pipeline, or of the subject's LoRA")
     stable_diffusion = "Hub id or folder of the Stable Diffusion 1.x that they were trained from"
     add("--base", help=f"{stable_diffusion} (default: {CONVERSION['base']})")
@@ -79,6 +80,7 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 def main(options: argparse.Namespace) -> None:
     source = options.base if options.subject_of is None else options.subject_of
     spare_inputs("output_dir", [options.output_dir], [path for path in [Path(source)] if path.exists()])
+    check_output_dir(options.output_dir, options.subject_of is not None)
     if options.subject_of is not None:
         how = (options.rank, options.output_dir, options.revision, options.device)
         print("\n".join(extract_subject(options.checkpoints, options.subject_of, *how)))
@@ -91,7 +93,6 @@ def main(options: argparse.Namespace) -> None:
         repo_id=None,
         base_model=options.base,
         revision=options.revision,
-        dataset="ubc_fashion",
         conversion=describe_conversion(pipeline, options.checkpoints),
     )
     ranges = f"image_range {options.image_range}, pose_range {options.pose_range}"

@@ -5,15 +5,20 @@
 import glob
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
 
 import torch
-from huggingface_hub import HfApi, get_token
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import filter_repo_objects
 
 from pipeline_dreampose import DreamPosePipeline
 
@@ -21,6 +26,13 @@ from pipeline_dreampose import DreamPosePipeline
 logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
+SAMPLE_STEM = "sample"  # the name of a card's own picture, less its suffix
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp")  # of pictures on a card
+BEFORE_AFTER_NAME = "before_after.png"
+# What this project itself puts beside cards: off the card, it is to be off the Hub.
+OWN_PICTURES = {BEFORE_AFTER_NAME, *(SAMPLE_STEM + suffix for suffix in PICTURE_SUFFIXES)}
+# What stands in a card's snippet, quoted, while it is not known where the card will be.
+PLACEHOLDERS = ("path/to/this/folder", "you/dreampose-tiny")
 INDEX_NAME = "model_index.json"
 CODE_NAME = "pipeline_dreampose.py"
 COPY_NAME = "pipeline.py"  # where `custom_pipeline="you/name"` looks for the code
@@ -58,7 +70,7 @@ def load_pipeline(
             id; the same for `lora` and a subject of this model.
     """
     if Path(model).exists():
-        found = _class_name(Path(model) / INDEX_NAME)
+        found = class_name(Path(model) / INDEX_NAME)
         if found != "DreamPosePipeline":
             raise ValueError(f"`model` must be the folder of a DreamPosePipeline, got {str(model)!r}, {found}.")
     dtype = getattr(torch, dtype or ("float16" if torch.device(device).type == "cuda" else "float32"))
@@ -76,8 +88,12 @@ def load_pipeline(
     return pipeline
 
 
-def _class_name(index: Path) -> str:
-    """The pipeline class that a `model_index.json` names, or what is wrong with the file."""
+def class_name(index: Path) -> str:
+    """The pipeline class that a `model_index.json` names, or what is wrong with the file.
+
+    Args:
+        index (`Path`): The file.
+    """
     if not index.is_file():
         return "which has no model_index.json"
     try:
@@ -125,37 +141,46 @@ def push_folder(
     repo_id: str,
     *,
     private: bool = True,
-    commit_message: str = "Upload a DreamPose pipeline",
+    commit_message: str | None = None,
     allow_patterns: Sequence[str] | None = None,
 ) -> str:
-    """Push a saved pipeline to the Hub, in one commit of what has changed there.
+    """Push a saved pipeline or subject to the Hub, in one commit of what has changed there.
 
-    Files that the Hub has already, from an earlier push or from one that was cut off, are not sent again.
+    Files that the Hub has already, from an earlier push or from one that was cut off, are not sent again. A picture of
+    an earlier card that is not on this one is deleted by the same commit; the repository's history keeps it. The
+    card's snippet gets the repository's id where it has one of `PLACEHOLDERS`; the file in `folder` stays as it is.
 
     Args:
-        folder (`Path`): Written by `save_pretrained`, with a card. It gets a copy of its code as `pipeline.py`, for
-            `custom_pipeline=repo_id`.
+        folder (`Path`): Written by `save_pretrained` or `save_lora_weights`, with a card. A pipeline's gets a copy of
+            its code as `pipeline.py`, for `custom_pipeline=repo_id`.
         repo_id (`str`): `OWNER/NAME`, or `NAME` for the token's own; made if there is none.
         private (`bool`, *optional*, defaults to `True`): As `make_repo` takes it.
-        commit_message (`str`, *optional*): First line of the commit's message.
-        allow_patterns (`Sequence[str]`, *optional*): What is sent; by default, [`pipeline_patterns`], so that
-            checkpoints, logs, options and whatever else lies in the folder stay there.
+        commit_message (`str`, *optional*): First line of the commit's message; by default, what is uploaded.
+        allow_patterns (`Sequence[str]`, *optional*): What is sent; by default, [`pipeline_patterns`], or
+            [`subject_patterns`] of a folder that holds a subject alone, so that checkpoints, logs, options and
+            whatever else lies in the folder stay there.
     Returns:
         `str`: Address of the repository.
     Raises:
         PushError: If it failed; names the command that pushes it later.
-        ValueError: If `folder` holds no pipeline and `allow_patterns` is `None`.
+        ValueError: If `folder` holds neither pipeline nor subject and `allow_patterns` is `None`.
     """
-    folder = Path(folder)
-    if (folder / CODE_NAME).is_file():
-        shutil.copyfile(folder / CODE_NAME, folder / COPY_NAME)
+    folder, kind = Path(folder), "pipeline"
+    if allow_patterns is None and (folder / LORA_WEIGHT_NAME_SAFE).is_file() and not (folder / INDEX_NAME).exists():
+        allow_patterns, kind = subject_patterns(folder), "subject"
     patterns = pipeline_patterns(folder) if allow_patterns is None else list(allow_patterns)
+    has_code = allow_patterns is None and (folder / CODE_NAME).is_file()
+    patterns += [COPY_NAME] if has_code and COPY_NAME not in patterns else []
     command = ["hf", "upload", repo_id, str(folder), *(["--private"] if private else [])]
     command += [word for pattern in patterns for word in ("--include", pattern)]
     advice = f"Everything is in {str(folder)!r}; this pushes it later: {shlex.join(command)}"
     with explain_push("hub_model_id", repo_id, advice):
+        if has_code:
+            shutil.copyfile(folder / CODE_NAME, folder / COPY_NAME)
         api, full_id = HfApi(), _make_repo(repo_id, private)
-        api.upload_folder(folder_path=folder, repo_id=full_id, commit_message=commit_message, allow_patterns=patterns)
+        operations = _changes(folder, patterns, full_id, set(api.list_repo_files(full_id)))
+        message = commit_message or f"Upload a DreamPose {kind}"
+        api.create_commit(full_id, operations, commit_message=message)
         return f"{api.endpoint}/{full_id}"
 
 
@@ -164,7 +189,7 @@ def try_push(
     repo_id: str,
     *,
     private: bool = True,
-    commit_message: str = "Upload a DreamPose pipeline",
+    commit_message: str | None = None,
     allow_patterns: Sequence[str] | None = None,
 ) -> bool:
     """[`push_folder`] at the end of a run that must not fail for it: what goes wrong is a warning.
@@ -193,7 +218,7 @@ def pipeline_patterns(folder: Path) -> list[str]:
     Raises:
         ValueError: If there is none.
     """
-    found = _class_name(folder / INDEX_NAME)
+    found = class_name(folder / INDEX_NAME)
     if found != "DreamPosePipeline":
         raise ValueError(f"`folder` must be the folder of a DreamPosePipeline, got {str(folder)!r}, {found}.")
     names = [glob.escape(name) for name in (INDEX_NAME, CODE_NAME, COPY_NAME) if (folder / name).is_file()]
@@ -202,16 +227,63 @@ def pipeline_patterns(folder: Path) -> list[str]:
     return names + card_patterns(folder) + [f"{name}/*" for name in parts if (folder / name).is_dir()]
 
 
+def subject_patterns(folder: Path) -> list[str]:
+    """The files of a saved subject, as patterns: its weights, its card and what that shows or refers to.
+
+    Args:
+        folder (`Path`): The subject's.
+    """
+    return [*card_patterns(folder), LORA_WEIGHT_NAME_SAFE]
+
+
 def card_patterns(folder: Path) -> list[str]:
-    """The card and the files that it shows or refers to, as patterns; none if there is no card.
+    """The card with the pictures that it shows and the files under `evaluation/` that it refers to, as patterns; none
+    if there is no card. Whatever else the folder holds is not sent, even if the card refers to it.
 
     Args:
         folder (`Path`): Where they lie.
     """
     if not (folder / CARD_NAME).is_file():
         return []
-    named = re.findall(r"\]\(([^():#]+)\)", (folder / CARD_NAME).read_text(encoding="utf-8"))
-    return [CARD_NAME, *dict.fromkeys(glob.escape(name) for name in named if (folder / name).is_file())]
+    text = (folder / CARD_NAME).read_text(encoding="utf-8", errors="replace")
+    named = re.findall(r"\]\(\s*<?([^()<>\s]+)>?(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)", text)
+    names = [normpath(name) for name in [*named, *_widget_addresses(text)]]
+    return [CARD_NAME, *dict.fromkeys(glob.escape(name) for name in names if _may_be_shown(folder, name))]
+
+
+def _may_be_shown(folder: Path, name: str) -> bool:
+    path = PurePosixPath(name)
+    # `Path.is_file` fails for what is too long a name, such as a picture that the card itself holds.
+    if path.is_absolute() or ".." in path.parts or not os.path.isfile(folder / name):
+        return False
+    return path.suffix.lower() in PICTURE_SUFFIXES or path.parts[0] == "evaluation"
+
+
+def _widget_addresses(text: str) -> list[str]:
+    """Of the pictures that a card's front matter names; none where it is not as the Hub would have it."""
+    try:
+        widget = ModelCard(text, ignore_metadata_errors=True).data.get("widget") or []
+        addresses = [example["output"]["url"] for example in widget]
+    except Exception:  # whatever the library meets in a file of unknown origin
+        return []
+    return [address for address in addresses if isinstance(address, str)]
+
+
+def _changes(
+    folder: Path, patterns: Sequence[str], repo_id: str, remote: set[str]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """What a commit is made of: the files of these patterns, less those pictures that the card no longer shows."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = list(filter_repo_objects(paths, allow_patterns=list(patterns)))
+    contents: dict[str, Path | bytes] = {name: folder / name for name in names}
+    if CARD_NAME in contents:
+        card = (folder / CARD_NAME).read_bytes()
+        for placeholder in PLACEHOLDERS:
+            card = card.replace(f'"{placeholder}"'.encode(), f'"{repo_id}"'.encode())
+        contents[CARD_NAME] = card
+    gone = sorted(remote & OWN_PICTURES - contents.keys()) if CARD_NAME in contents else []
+    deletions = [CommitOperationDelete(name, is_folder=False) for name in gone]
+    return deletions + [CommitOperationAdd(name, content) for name, content in contents.items()]
 
 
 @contextmanager
@@ -223,14 +295,28 @@ def explain_push(argument: str, repo_id: str, advice: str) -> Iterator[None]:
         repo_id (`str`): The repository.
         advice (`str`): What to do now; ends the message.
     Raises:
-        PushError: Of one line, without the token.
+        PushError: Of one line, without the token. It says whether the repository, the connection or something on
+            this machine is at fault.
     """
     try:
         yield
-    except Exception as error:  # of the Hub, of its client and of the connection, which share no class
-        raise PushError(
-            f"`{argument}` must name a repository that can be written, got {repo_id!r}: {_reason(error)}. {advice}"
-        ) from error
+    except Exception as error:  # of the Hub, of its client, of the connection and of files, which share no class
+        is_of_file = type(error) is RuntimeError and error.__cause__ is not None
+        cause = error.__cause__ if is_of_file else error
+        if getattr(cause, "response", None) is not None or isinstance(cause, HFValidationError):
+            start = f"`{argument}` must name a repository that can be written, got {repo_id!r}"
+        elif _is_broken_connection(cause):
+            start = f"Nothing was pushed to {repo_id!r} (`{argument}`), the connection to the Hub broke"
+        else:
+            start = f"Nothing was pushed to {repo_id!r} (`{argument}`)"
+        raise PushError(f"{start}: {_reason(error)}. {advice}") from error
+
+
+def _is_broken_connection(error: BaseException) -> bool:
+    """Whether no answer came: the client's own errors, and what it says where one thread's failure closed it."""
+    is_clients = any(base.__module__.startswith("httpx") for base in type(error).__mro__)  # httpx, and its follower
+    is_closed = isinstance(error, RuntimeError) and "client has been closed" in str(error)
+    return is_clients or is_closed or isinstance(error, ConnectionError | TimeoutError)
 
 
 def _make_repo(repo_id: str, private: bool) -> str:

@@ -4,10 +4,10 @@
 model is and came from, without paths or secrets.
 """
 
+import logging
 import math
 import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from training.data.prepared import PROCEDURAL
-from training.hub import CARD_NAME
+from training.hub import CARD_NAME, PICTURE_SUFFIXES, SAMPLE_STEM
+from training.pictures import copy_without_metadata
 
+
+logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent.parent / "model_card"
 TAGS = ("dreampose", "image-to-video", "pose", "densepose", "fashion", "diffusers-training")
@@ -35,7 +38,6 @@ STABLE_DIFFUSION = {
     "runwayml/stable-diffusion-v1-5",
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 # Options whose values name repositories on the Hub, or folders.
 SOURCES = ("pretrained_model_name_or_path", "image_encoder_name_or_path", "train_data", "prior_dataset")
 PRIVATE_OPTIONS = re.compile(r"_dir$|^hub_|^push_|^resume_|token|secret|password|credential|api_key")
@@ -49,7 +51,7 @@ def write_base_card(
     repo_id: str | None,
     base_model: str,
     revision: str | None = None,
-    dataset: str,
+    dataset: str | None = None,
     options_yaml: str = "",
     figures: Mapping[str, float] | None = None,
     picture: Path | None = None,
@@ -65,7 +67,8 @@ def write_base_card(
         repo_id (`str`, *optional*): Where it will be pushed, `OWNER/NAME`.
         base_model (`str`): What the training started from, as `training.denoiser.load_base_pipeline` takes it.
         revision (`str`, *optional*): Of `base_model` on the Hub.
-        dataset (`str`): What it was trained on, as `training.data.prepared.load_prepared` takes it.
+        dataset (`str`, *optional*): What it was trained on, as `training.data.prepared.load_prepared` takes it;
+            `None` for converted weights.
         options_yaml (`str`, *optional*): The run's options; [`public_settings`] of them are shown.
         figures (`Mapping[str, float]`, *optional*): Of the last validation, by name.
         picture (`Path`, *optional*): Of a photo, poses and frames; becomes `sample` in `output_dir`. Nobody may be on
@@ -80,7 +83,7 @@ def write_base_card(
     Raises:
         ValueError: If `repo_id` is no id, or `picture` no picture's file.
     """
-    base_id, data_id = find_hub_id(base_model), find_hub_id(dataset)
+    base_id, data_id = find_hub_id(base_model), find_hub_id(dataset) if dataset else None
     if license is None and base_id in STABLE_DIFFUSION:
         license = "creativeml-openrail-m"
     return write_card(
@@ -93,7 +96,7 @@ def write_base_card(
         license=license,
         data_id=data_id,
         measured_on={
-            "dataset_type": data_id or (PROCEDURAL if is_drawn(dataset) else "local"),
+            "dataset_type": data_id or (PROCEDURAL if dataset and is_drawn(dataset) else "local"),
             "dataset_name": data_id or _name_data(dataset),
             "dataset_split": "validation",
         },
@@ -119,6 +122,7 @@ def write_card(
     license: str | None,
     measured_on: Mapping[str, str],
     caption: str,
+    license_terms: Mapping[str, str] | None = None,
     data_id: str | None = None,
     tags: Sequence[str] = TAGS,
     options_yaml: str = "",
@@ -137,6 +141,7 @@ def write_card(
         license (`str`, *optional*): As the Hub names it.
         measured_on (`Mapping[str, str]`): What the figures are of, as arguments of `EvalResult`.
         caption (`str`): Of the picture.
+        license_terms (`Mapping[str, str]`, *optional*): Of the licence `other`: its `license_name` and `license_link`.
         data_id (`str`, *optional*): Of the training data on the Hub.
         tags (`Sequence[str]`, *optional*): For the Hub's search.
         options_yaml (`str`, *optional*): The run's options; [`public_settings`] of them are shown.
@@ -161,6 +166,7 @@ def write_card(
     ]
     data = ModelCardData(
         license=license,
+        **(license_terms or {}),
         pipeline_tag="image-to-video",
         base_model=base_id,
         base_model_relation=relation if base_id else None,
@@ -176,13 +182,34 @@ def write_card(
         template_path=str(TEMPLATES / template),
         versions=", ".join(f"{name} {version(name)}" for name in LIBRARIES),
         settings=yaml.safe_dump(settings, sort_keys=False).strip() if settings else "",
-        base_license=LICENSES.get(license, license) or "as stated there",
+        base_license=_name_license(license, license_terms or {}),
         **fields,
     )
     card = populate_model_card(card, tags=list(tags))
     card.text = card.text.rstrip() + "\n"
     card.save(output_dir / CARD_NAME)
     return output_dir / CARD_NAME
+
+
+def try_write_card(
+    write: Callable[..., Path], output_dir: Path, repo_id: str | None = None, **card: Any
+) -> Path | None:
+    """Write a card at the end of a run, which must not fail for it: what goes wrong is a warning.
+
+    Args:
+        write (`Callable`): [`write_base_card`] or [`training.subject_card.write_subject_card`].
+        output_dir (`Path`): Where the card goes.
+        repo_id (`str`, *optional*): Where it will be pushed, as far as that is known: `OWNER/NAME`, or `NAME`, for
+            which the push puts the full one into the card.
+        card: Further arguments of `write`.
+    Returns:
+        `Path` or `None`: The card, if it could be written.
+    """
+    try:
+        return write(output_dir, repo_id=repo_id if repo_id and "/" in repo_id else None, **card)
+    except Exception as error:  # of whatever the folder, the picture and the base model's own card hold
+        logger.warning(f"The card of {output_dir} could not be written: {error}")
+        return None
 
 
 def find_hub_id(name: str) -> str | None:
@@ -236,14 +263,19 @@ def is_drawn(dataset: str) -> bool:
 
 
 def _copy_sample(picture: Path, output_dir: Path) -> str:
-    """Put a picture beside the card; returns its name there."""
+    """Put a picture beside the card, without what else its file tells; returns its name there."""
     if not picture.is_file() or picture.suffix.lower() not in PICTURE_SUFFIXES:
         names = ", ".join(PICTURE_SUFFIXES)
         raise ValueError(f"`picture` must be a file of {names}, got {str(picture)!r}.")
-    sample = output_dir / f"sample{picture.suffix.lower()}"
-    if not (sample.exists() and sample.samefile(picture)):
-        shutil.copyfile(picture, sample)
+    sample = output_dir / f"{SAMPLE_STEM}{picture.suffix.lower()}"
+    copy_without_metadata(picture, sample)
     return sample.name
+
+
+def _name_license(license: str | None, terms: Mapping[str, str]) -> str:
+    """A licence for the card's text; that of the base where it is not known."""
+    name = terms.get("license_name") or LICENSES.get(license, license) or "as stated there"
+    return f"[{name}]({terms['license_link']})" if "license_link" in terms else name
 
 
 def _name_base(base_id: str | None, revision: str | None) -> str:
@@ -253,7 +285,9 @@ def _name_base(base_id: str | None, revision: str | None) -> str:
     return f"[{base_id}](https://huggingface.co/{base_id}){at}"
 
 
-def _name_data(dataset: str) -> str:
+def _name_data(dataset: str | None) -> str:
+    if dataset is None:
+        return "data that is not known"
     if is_drawn(dataset):
         return f"procedurally drawn figures (`{dataset}`)"
     if find_hub_id(dataset) is None:

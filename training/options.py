@@ -284,7 +284,8 @@ class HubOptions:
     hub_private_repo: bool = _option(True, "Keep a repository that is made anew private.")
     hub_picture: str | None = _option(
         None,
-        "Picture for the card, of people who agreed; with `procedural` data the last validation's, if none is given.",
+        "Picture for the card, of people who agreed; if none is given, stage 1 on `procedural` data shows its last"
+        " validation and stage 2 what `hub_sample` asks for.",
     )
     hub_license: str | None = _option(
         None,

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence, UnidentifiedImageError
 
 from pipeline_dreampose import to_rgb
 
@@ -192,6 +192,38 @@ def heat_map(
         return picture
 
     return picture_grid([[cell(value) for value in row] for row in values], titles, gap=2, row_titles=row_titles)
+
+
+def copy_without_metadata(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Write a picture or animation anew, in the format of its file: what its file tells of place, time, camera and
+    person stays behind. It is turned as its EXIF data say; a colour profile, which says what its colours are, is kept.
+
+    Args:
+        source (`str` or `os.PathLike`): The file.
+        target (`str` or `os.PathLike`): The new one, of the same suffix; may be `source`.
+    Raises:
+        UnreadablePictures: If it is no picture of a format that can be written.
+    """
+    is_jpeg = Path(target).suffix.lower() in (".jpg", ".jpeg")  # a phone's may hold a second picture
+    try:
+        with Image.open(source) as image:
+            frames = [image] if is_jpeg else ImageSequence.Iterator(image)
+            frames = [(ImageOps.exif_transpose(frame), frame.info.get("duration", 0)) for frame in frames]
+            how = {"quality": 95} if Path(target).suffix.lower() != ".png" else {}
+            needs_rgb = is_jpeg and image.mode not in ("L", "RGB")
+            if "icc_profile" in image.info and not needs_rgb:
+                how["icc_profile"] = image.info["icc_profile"]
+            if len(frames) > 1:
+                how |= {"save_all": True, "duration": [duration for _, duration in frames]}
+                how |= {"loop": image.info["loop"]} if "loop" in image.info else {}
+        pictures = [frame.convert("RGB") if needs_rgb else frame for frame, _ in frames]
+        for picture in pictures:
+            picture.info = {key: picture.info[key] for key in ("transparency",) if key in picture.info}
+        if len(pictures) > 1:
+            how["append_images"] = pictures[1:]
+        pictures[0].save(target, **how)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UnreadablePictures(f"`picture` must be a readable picture, got {str(source)!r}: {error}.") from error
 
 
 def spare_inputs(name: str, outputs: Sequence[Path], inputs: Sequence[Path]) -> None:

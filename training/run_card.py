@@ -2,17 +2,13 @@
 # Licensed under the Apache License, Version 2.0
 """The card of what a stage-1 run made, from what the run left; a run that is through does not fail for it."""
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from training.model_card import is_drawn, write_base_card
+from training.model_card import is_drawn, try_write_card, write_base_card
 from training.run_log import read_figures
 from training.validation import strip_path
-
-
-logger = logging.getLogger(__name__)
 
 
 def describe_run(
@@ -36,15 +32,9 @@ def describe_run(
     strip = strip_path(output_dir, num_steps)
     if picture is None and is_drawn(dataset) and strip.exists():
         picture = strip
-    try:
-        write_base_card(
-            Path(output_dir),
-            repo_id=repo_id if repo_id and "/" in repo_id else None,
-            dataset=dataset,
-            num_steps=num_steps,
-            figures=read_figures(output_dir, num_steps, "validation/"),
-            picture=picture,
-            **card,
-        )
-    except (OSError, ValueError) as error:
-        logger.warning(f"The card of {output_dir} could not be written: {error}")
+
+    def write(output_dir: Path, **card: Any) -> Path:
+        return write_base_card(output_dir, figures=read_figures(output_dir, num_steps, "validation/"), **card)
+
+    card |= {"dataset": dataset, "num_steps": num_steps, "picture": picture}
+    try_write_card(write, Path(output_dir), repo_id, **card)

@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from pipeline_dreampose import DreamPosePipeline
 from training.comparison import draw_before_after
-from training.hub import card_patterns
+from training.hub import BEFORE_AFTER_NAME, subject_patterns
 from training.lora import write_subject_file
-from training.model_card import find_hub_id
+from training.model_card import find_hub_id, try_write_card
 from training.subject_card import write_subject_card
 
 
 logger = logging.getLogger(__name__)
 
 TITLE = "Upload a DreamPose subject"  # of its commits on the Hub
-PICTURE_NAME = "before_after.png"
 CAPTION = "The same photo and poses, without the subject and with it"
 
 
@@ -82,27 +80,16 @@ def write_subject(
         card |= {"picture": Path(picture)}
     elif hub_sample and drawn is not None:
         card |= {"picture": drawn, "caption": CAPTION}
-    try:
-        write_subject_card(
-            output_dir,
-            repo_id=repo_id if repo_id and "/" in repo_id else None,
-            base_model=base_model,
-            revision=revision,
-            num_photos=len(photos),
-            num_steps=num_steps,
-            rank=rank if layers else None,
-            **card,
-        )
-    except (OSError, ValueError) as error:
-        logger.warning(f"The card of {output_dir} could not be written: {error}")
-    return [*card_patterns(output_dir), LORA_WEIGHT_NAME_SAFE] if layers else None
+    card |= {"base_model": base_model, "revision": revision, "num_photos": len(photos), "num_steps": num_steps}
+    try_write_card(write_subject_card, output_dir, repo_id, rank=rank if layers else None, **card)
+    return subject_patterns(output_dir) if layers else None
 
 
 def _try_to_draw(
     output_dir: Path, pipeline: DreamPosePipeline, photos: datasets.Dataset, num_inference_steps: int, seed: int
 ) -> Path | None:
     """The pictures' file, or `None`, with a warning, if they could not be drawn."""
-    path = output_dir / PICTURE_NAME
+    path = output_dir / BEFORE_AFTER_NAME
     try:
         draw_before_after(pipeline, output_dir, photos, num_inference_steps, seed).save(path)
     except Exception as error:  # of the memory or of whatever the sampling asks of the machine
