@@ -15,7 +15,6 @@ Of the phases, "encoding" is the making of the cached crops, "denoiser" UNet and
 """
 
 import argparse
-import json
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +25,8 @@ import torch
 
 from benchmarks.sampling_procedures import SIZES
 from benchmarks.subject_phases import Setting, count_setting, measure_setting
+from training.quantization import check_quantizable
+from training.settings_file import write_json
 from training.subject_options import LoraOptions, SubjectOptions, SubjectTrainOptions
 
 
@@ -65,6 +66,10 @@ def build_settings() -> dict[str, Setting]:
 def main(options: argparse.Namespace) -> dict:
     """Count or measure, print and write the report, which is returned."""
     on_cuda, report = options.device == "cuda", {}
+    if on_cuda and not torch.cuda.is_available():
+        raise ValueError("`device` must be meta or cpu where there is no CUDA, got cuda.")
+    if options.device != "meta" and any(build_settings()[name].quantize_base for name in options.settings):
+        check_quantizable()
     for name in options.settings:
         setting = build_settings()[name]
         report[name] = {"setting": asdict(setting)}
@@ -82,10 +87,13 @@ def main(options: argparse.Namespace) -> dict:
     facts = {"kind": kind, "size": options.size, "device": torch.cuda.get_device_name() if on_cuda else None}
     suffix = "" if options.device == "meta" else f"_{options.device}"
     output = options.output or Path(__file__).with_name(f"subject_memory{suffix}.json")
-    output.write_text(json.dumps(facts | {"versions": versions, "settings": report}, indent=2) + "\n")
+    write_json(output, facts | {"versions": versions, "settings": report})
     print(f"Wrote {output}.")
     return report
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except ValueError as error:
+        raise SystemExit(f"subject_memory.py: error: {error}") from None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import nn
 
@@ -160,6 +161,7 @@ def measure_setting(size: str, setting: Setting, device: str, num_steps: int, fo
         num_steps (`int`): Optimizer steps of each phase.
         folder (`Path`): For a drawn photo, checkpoints and, in 4 bit, the weights to load.
     """
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a setting before, whose precision may be another
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=setting.mixed_precision)
     pipe = build_pipeline(size, "cpu", torch.float32)
     if setting.quantize_base:

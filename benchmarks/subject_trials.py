@@ -18,15 +18,14 @@ from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
 from training.baselines import measure, to_tensor, vae_round_trip
-from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashion, ProceduralFashionConfig
 from training.data.procedural_scene import Frame, Motion, render_clip
 from training.data.subject_photos import IUV_ENDING, SubjectPairs, load_photos
 from training.denoiser import load_subject_base
 from training.lora import build_lora_configs
-from training.samples import open_samples
 from training.subject import train_subject
+from training.subject_samples import open_pairs
 
 
 VIEWS = {"front": 0.0, "back": np.pi, "left": np.pi / 2, "right": -np.pi / 2}  # of the photos, the angle of each
@@ -242,10 +241,5 @@ def _open_pairs(trial: Trial, pipeline: DreamPosePipeline, photos: Sequence[Fram
     for number, frame in enumerate(photos):
         Image.fromarray(frame.image).save(folder / f"photo{number}.png")
         Image.fromarray(frame.iuv).save(folder / f"photo{number}{IUV_ENDING}.png")
-    shape = LatentShape.of(pipeline.vae, pipeline.config.default_height, pipeline.config.default_width)
-    dataset, share = trial.prior
     seed = next(iter(trial.phases.values()))["seed"]
-    prior = None
-    if dataset is not None:
-        prior = open_samples(dataset, shape, seed, PairSettings(pipeline.pose_radius))
-    return SubjectPairs(load_photos(folder), shape, seed, PairSettings(**trial.pairs), prior, share)
+    return open_pairs(pipeline, load_photos(folder), seed, PairSettings(**trial.pairs), *trial.prior)

@@ -5,11 +5,13 @@ that no photo shows.
 
     python -m benchmarks.subjects --output results.json [options of this script] -- [options of training/finetune.py]
 
-Every trial is kept in the folder `--work_dir`, so that a stopped run is simply started again.
+Every trial is kept in the folder `--work_dir`, so that a stopped run is simply started again. What README tells of was
+
+    python -m benchmarks.subjects --split validation --num_subjects 4 --num_photos 1 --num_inference_steps 10 \\
+        --curve_steps 25 --output benchmarks/subjects_validation.json -- --config benchmarks/subjects_validation.yaml
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -22,13 +24,17 @@ from training import subject_options as groups
 from training.animation import model_digest
 from training.hub import load_pipeline
 from training.option_parsing import option_values, parse
+from training.settings_file import write_json
 
 
-OPTIONS = (
-    *(groups.SubjectOptions, groups.LoraOptions, groups.DecoderOptions, groups.SubjectObjectiveOptions),
-    groups.SubjectTrainOptions,
+STAGE_TWO = (groups.SubjectOptions, groups.LoraOptions, groups.DecoderOptions)
+OPTIONS = (*STAGE_TWO, groups.SubjectObjectiveOptions, groups.SubjectTrainOptions)
+# Of finetune.py's options: a trial has its own of the first, runs in float32 on the CPU, and keeps no checkpoint.
+NOT_TAKEN = (
+    *("pretrained_model_name_or_path", "revision", "instance_data_dir", "densepose", "person", "height", "width"),
+    *("quantize_base", "output_dir", "resume_from_checkpoint", "validation_steps", "checkpointing_steps", "report_to"),
+    *("mixed_precision", "allow_tf32", "channels_last", "checkpoints_total_limit", "gradient_checkpointing"),
 )
-POSE_RADIUS = 2
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,19 +52,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     place = argv.index("--") if "--" in argv else len(argv)
     options = parser.parse_args(argv[:place])
     options.finetune = parse(OPTIONS, argv[place + 1 :])
+    values, defaults = option_values(*options.finetune), option_values(*(kind() for kind in OPTIONS))
+    for name in NOT_TAKEN:
+        if values[name] != defaults[name]:
+            raise ValueError(f"`{name}` must be left as it is, since trials do not take it, got {values[name]!r}.")
+    if not values["max_train_steps"] and not values["decoder_max_train_steps"]:
+        raise ValueError("`max_train_steps` and `decoder_max_train_steps` must not both be 0, which trains nothing.")
     return options
 
 
 def plan_trials(options: argparse.Namespace) -> list[Trial]:
     """All trials, those of one subject one after another."""
     subject, lora, decoder, objective, run = options.finetune
-    digest, trials = model_digest(load_pipeline(options.model)), []
+    pipeline, trials = load_pipeline(options.model), []
+    digest = model_digest(pipeline)
     for index in range(options.num_subjects):
         for num_photos in options.num_photos:
             common = run.loop_arguments(num_photos) | {"checkpointing_steps": None}
             common |= {"validation_steps": options.curve_steps or 10**9}
             phases = {"denoiser": common, "decoder": common | decoder.loop_arguments()}
-            settings = vars(subject.settings(POSE_RADIUS, objective.noise_offset))
+            settings = vars(subject.settings(pipeline.pose_radius, objective.noise_offset))
             trials.append(
                 Trial(
                     model=options.model,
@@ -85,7 +98,7 @@ def main(options: argparse.Namespace) -> dict:
     report = {
         "settings": {
             **{name: str(v) for name, v in vars(options).items() if name not in ("finetune", "output", "work_dir")},
-            "finetune": option_values(*options.finetune),
+            "finetune": {n: v for n, v in option_values(*options.finetune).items() if n not in NOT_TAKEN},
         },
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("torch", "diffusers", "peft")},
@@ -96,8 +109,7 @@ def main(options: argparse.Namespace) -> dict:
     }
     print_report(report)
     if options.output is not None:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"Wrote {options.output}.")
+        write_json(options.output, report)
     return report
 
 

@@ -141,6 +141,13 @@ def test_the_loss_needs_no_encoder_and_is_that_of_the_pictures(photos, pipeline,
         assert value.item() == pytest.approx(expected.item(), rel=2e-3)
 
 
+def test_whole_photos_leave_the_prior_as_many_samples(photos, dataset, shape, encoders):
+    prior = FramePairs(dataset, shape, 1)
+    cached = cache(SubjectPairs(photos, shape, 1, PairSettings(), prior, 0.99), encoders, 3)
+    assert len(cached.crops["mean"]) == 2 and len(cached.prior.samples["mean"]) == 2 * 3
+    assert len({float(cached[position]["target_mean"].sum()) for position in range(60)}) >= 6
+
+
 def test_the_prior_is_encoded_too_and_keeps_its_share(photos, dataset, pipeline, shape, encoders):
     prior = FramePairs(dataset, shape, 1)
     direct = SubjectPairs(photos, shape, 1, CROPS, prior, 0.25)

@@ -1,17 +1,20 @@
 """What the figures of stage 2 stand on: the drawn subjects, their photos and footage, and the sums."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.subject_report import summarize, trial_path
 from benchmarks.subject_trials import draw_footage, draw_photos
-from benchmarks.subjects import main, parse_args, plan_trials
+from benchmarks.subjects import NOT_TAKEN, main, parse_args, plan_trials
 from tests.tiny_components import get_dummy_pipeline
 from training.data.procedural_fashion import ProceduralFashionConfig
+from training.option_parsing import option_values
 
 
+STORED = Path(__file__).parent.parent / "benchmarks" / "subjects_validation.json"
 CONFIG = ProceduralFashionConfig()
 TORSO_BACK, TORSO_FRONT = 1, 2  # DensePose's parts
 
@@ -57,6 +60,28 @@ def test_gains_are_taken_subject_by_subject():
     assert after["improved"]["all"]["psnr"] == 2 and after["improved"]["all"]["l1"] == 1
     assert after["gain_by_subject"]["all"]["psnr"] == [1.0, 3.0]
     assert after["gains"]["all"]["cloth_psnr"]["n"] == 0
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            ["--mixed_precision", "bf16"],
+            "`mixed_precision` must be left as it is.*, got 'bf16'",
+        ),
+        (["--max_train_steps", "0", "--decoder_max_train_steps", "0"], "must not both be 0, which trains nothing"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse_args(["--", *flags])
+
+
+def test_the_stored_figures_are_of_the_settings_beside_them():
+    stored = json.loads(STORED.read_text())["settings"]["finetune"]
+    options = parse_args(["--", "--config", str(STORED.with_suffix(".yaml"))]).finetune
+    values = option_values(*options)
+    assert stored == {name: value for name, value in values.items() if name not in NOT_TAKEN}
 
 
 @pytest.mark.slow

@@ -159,9 +159,18 @@ def test_the_report_and_that_what_saves_memory_does(tmp_path):
 
 @pytest.mark.slow
 def test_what_is_measured_on_a_gpu_runs_here_and_measures_nothing(tmp_path):
-    words = ["--size", "tiny", "--settings", "default", "--device", "cpu", "--steps", "1"]
-    report = main(parse_args([*words, "--output", str(tmp_path / "report.json")]))
+    words = ["--size", "tiny", "--settings", "default", "bf16", "--device", "cpu", "--steps", "1"]
+    report = main(parse_args([*words, "--output", str(tmp_path / "new" / "report.json")]))
+    assert set(report) == {"default", "bf16"}, "one precision after the other"
     assert report["default"]["max_memory_allocated"] == {"denoiser": None, "decoder": None}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA, so nothing is refused")
+def test_a_measurement_without_cuda_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="`device` must be meta or cpu where there is no CUDA, got cuda"):
+        main(parse_args(["--device", "cuda"]))
+    with pytest.raises(ValueError, match="quantize_base"):
+        main(parse_args(["--device", "cpu", "--settings", "default", "smallest"]))
 
 
 def test_the_figures_that_are_stored_hold_the_limits_and_are_those_of_the_readme():

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from pipeline_dreampose import pose_window
@@ -35,8 +36,8 @@ class CachedSubjectPairs(SubjectPairs):
     instead of pictures. Which crops a sample shows is its own draw, by its position.
 
     Args:
-        pairs (`SubjectPairs`): What is encoded: photos, and as many samples of the prior, if there is one, as there
-            are crops in all.
+        pairs (`SubjectPairs`): What is encoded: photos, and of the prior, if there is one, `num_crops` samples for
+            each photo.
         encoders (`FrameEncoders`): The models, whose image encoder is frozen; they are not kept.
         num_crops (`int`): Of each photo; one, the photo as it is, where `min_crop_scale` is 1.
         show_progress (`bool`, *optional*, defaults to `True`): A bar over what is encoded.
@@ -46,7 +47,7 @@ class CachedSubjectPairs(SubjectPairs):
         self.num_crops = num_crops if pairs.settings.min_crop_scale < 1 else 1
         count, prior = len(pairs) * self.num_crops, pairs.prior
         if prior is not None:
-            prior = _CachedPrior(prior, encoders, count, show_progress)
+            prior = _CachedPrior(prior, encoders, len(pairs) * num_crops, show_progress)
         super().__init__(pairs.dataset, pairs.shape, pairs.seed, pairs.settings, prior, pairs.prior_prob)
         self.scaling_factor = encoders.vae.config.scaling_factor
         self.crops = _encode_all(count, partial(self._encode, encoders), "Crops", show_progress)
@@ -79,19 +80,22 @@ class CachedSubjectPairs(SubjectPairs):
         return encoded | {"pose_maps": pose_maps.mul(255).round().byte()}
 
 
-class _CachedPrior(FramePairs):
+class _CachedPrior(Dataset):
     """Samples of other subjects, of which the first `num_samples` are encoded, to be drawn from."""
 
     def __init__(self, pairs: FramePairs, encoders: FrameEncoders, num_samples: int, show_progress: bool):
-        super().__init__(pairs.dataset, pairs.shape, pairs.seed, pairs.settings)
-        self.num_samples, self.scaling_factor = num_samples, encoders.vae.config.scaling_factor
+        self.pairs, self.num_samples, self.scaling_factor = pairs, num_samples, encoders.vae.config.scaling_factor
         self.samples = _encode_all(num_samples, partial(_encode_samples, pairs, encoders), "Prior", show_progress)
 
-    def read_sample(self, row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """One of those that are encoded, whatever the row, with draws of its own."""
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        """One of those that are encoded, with the draws of its position."""
+        generator = sample_generator(self.pairs.seed, position)
         number = int(torch.randint(self.num_samples, (), generator=generator))
         sample = {name: tensor[number].float() for name, tensor in self.samples.items()}
-        return self._draws(generator) | {
+        return self.pairs.draw(generator) | {
             "image_latents": sample["image_latents"] * self.scaling_factor,
             "image_embeds": sample["image_embeds"],
             "target_mean": sample["mean"],

@@ -147,7 +147,7 @@ class FramePairs(Dataset):
             near = np.array(near)[distances <= self.settings.max_reference_distance]
         choice = int(torch.randint(len(near), (), generator=generator))
         reference = near[0] if self.settings.reference_frames == "first" else near[choice]
-        draws = self._draws(generator)
+        draws = self.draw(generator)
         # Drawn last: a crop changes no other draw.
         crop = torch.rand(3, generator=generator).tolist() if self.settings.min_crop_scale < 1 else None
         return self.read_reference(int(reference)) | self.read_target(row, crop) | draws
@@ -234,7 +234,8 @@ class FramePairs(Dataset):
             self.pose_memo.put(row, pose_map, iuv.size)
         return pose_map, iuv.size
 
-    def _draws(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def draw(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """What a sample draws besides its frames: `posterior_noise`, `noise`, `timestep_draw` and `dropout_draw`."""
         size = (self.shape.channels, self.shape.height, self.shape.width)
         noise = torch.randn(size, generator=generator)
         return {

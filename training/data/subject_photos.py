@@ -119,7 +119,7 @@ class SubjectPairs(FramePairs):
             `dict[str, torch.Tensor]`: As in the docstring of `FramePairs`.
         """
         reference = int(torch.randint(len(self), (), generator=generator))
-        draws = self._draws(generator)
+        draws = self.draw(generator)
         # Drawn last: a crop changes no other draw.
         return self.read_crops(reference, row, generator) | draws
 
