@@ -55,7 +55,6 @@ def run_all(trials: Sequence[Trial], work_dir: Path, num_processes: int) -> list
     paths = [trial_path(trial, work_dir) for trial in trials]
     missing = [(trial, path) for trial, path in zip(trials, paths) if not path.exists()]
     if missing:
-        os.environ["OMP_NUM_THREADS"] = "1"  # read when the processes start
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_process) as pool:
             jobs = [pool.submit(_run_and_keep, *job) for job in missing]

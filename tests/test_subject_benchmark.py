@@ -1,6 +1,7 @@
 """What the figures of stage 2 stand on: the drawn subjects, their photos and footage, and the sums."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,9 @@ def test_trials_are_kept_and_tell_before_from_after(tmp_path):
     words += ["--output", str(tmp_path / "report.json")]
     flags = ["--", "--max_train_steps", "2", "--decoder_max_train_steps", "3", "--train_batch_size", "2"]
     options = parse_args([*words, *flags, "--learning_rate", "1e-2", "--decoder_learning_rate", "1e-2"])
+    environment = dict(os.environ)
     report = main(options)
+    assert dict(os.environ) == environment, "what processes of its own need is no matter of others"
     rows = report["num_photos"][1]
     assert [(row["phase"], row["step"]) for row in rows] == [("before", 0), ("denoiser", 2), ("decoder", 3)]
     for group, changes in {"all": [True, True], "vae_round_trip": [False, True]}.items():
