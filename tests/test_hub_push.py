@@ -287,7 +287,7 @@ def subject_words(base, photos, output_dir, *more):
 
 def tiny_words():
     """What `make hub-tiny` gives the entry point."""
-    command = ["make", "--dry-run", "hub-tiny", "HUB_ID=dreampose-tiny"]
+    command = ["make", "--no-print-directory", "--dry-run", "hub-tiny", "HUB_ID=dreampose-tiny"]
     lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     python, script, *words = shlex.split(lines[-1])
     assert (Path(python).name, script) == ("python", "training/push_model.py")
