@@ -167,6 +167,7 @@ def build_ddim():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_range", ["minus_one_one", "zero_one"])
 @pytest.mark.parametrize("pose_range", ["minus_one_one", "zero_one"])
 def test_a_converted_pipeline_denoises_as_the_release_does(bases, release, tmp_path, image_range, pose_range):
