@@ -39,6 +39,7 @@ def test_the_samples_are_those_of_the_direct_way(dataset, pipeline, shape, tmp_p
     folder = precompute_latents(tmp_path, direct, encoders_of(pipeline, train_image_encoder), batch_size=4)
     assert len(shards(folder)) == 4 and {path.name for path in folder.iterdir()} == {*shards(folder), "facts.json"}
     cached = LatentFramePairs(dataset, shape, 1, direct.settings, LatentCache(folder))
+    assert direct.pose_memo is not None and cached.pose_memo is None, "what the cache has is not kept again"
     Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, train_image_encoder)
     loss = StageOneLoss(pipeline, None, shape)
     for position in (0, 17, 40):

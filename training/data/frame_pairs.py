@@ -99,6 +99,8 @@ class FramePairs(Dataset):
         ValueError: If `dataset` has no rows.
     """
 
+    keeps_poses = True  # of those that read pictures
+
     def __init__(self, dataset, shape: LatentShape, seed: int, settings: PairSettings = PairSettings()):
         if len(dataset) == 0:
             raise ValueError("`dataset` must have at least one row, got 0.")
@@ -110,7 +112,7 @@ class FramePairs(Dataset):
         self.names = dataset.select_columns(["video_id", "frame_index"])
         self.frame_indices = np.array(self.names["frame_index"][:])
         # A random crop has a map of its own, which is never met again.
-        is_repeated = settings.min_crop_scale == 1
+        is_repeated = self.keeps_poses and settings.min_crop_scale == 1
         self.pose_memo = PoseMemo.open(len(dataset), shape.height, shape.width) if is_repeated else None
 
     def __len__(self) -> int:

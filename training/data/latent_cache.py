@@ -299,6 +299,8 @@ class LatentFramePairs(FramePairs):
         ValueError: If samples show random crops.
     """
 
+    keeps_poses = False  # the cache has them
+
     def __init__(self, dataset, shape: LatentShape, seed: int, settings: PairSettings, cache: LatentCache):
         settings.check_cacheable()
         super().__init__(dataset, shape, seed, settings)
