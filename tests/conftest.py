@@ -1,9 +1,11 @@
 """What several test files start from; a file that needs another defines a fixture of the same name."""
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from pipeline_dreampose import DreamPosePipeline
+from tests.densepose_exports import TupleExport
 from tests.tiny_components import get_dummy_components
 from training.data.frame_pairs import LatentShape
 from training.data.procedural_fashion import load_procedural_fashion
@@ -38,3 +40,11 @@ def pipeline():
 def shape(pipeline):
     """The sizes of these frames and their latents."""
     return LatentShape.of(pipeline.vae, 80, 64)
+
+
+@pytest.fixture(scope="module")
+def densepose(tmp_path_factory):
+    """A TorchScript that "finds" the IUV that is painted into a picture, in one box; nobody where it is black."""
+    path = tmp_path_factory.mktemp("densepose") / "model.pt"
+    torch.jit.script(TupleExport()).save(path)
+    return path

@@ -2,23 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from tests.densepose_exports import TupleExport
 from training.data import photo_poses
 from training.data.detections import Detection
 from training.data.photo_poses import make_iuv_pictures
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.subject_photos import load_photos
-
-
-@pytest.fixture(scope="module")
-def densepose(tmp_path_factory):
-    """It "finds" the IUV that is painted into a picture, in one box; nobody where the picture is black."""
-    path = tmp_path_factory.mktemp("densepose") / "model.pt"
-    torch.jit.script(TupleExport()).save(path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,8 @@ import sys
 import datasets
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from tests.densepose_exports import TupleExport
 from tests.launch import ROOT
 from training.data import clip_poses, preparation
 from training.data.clip_poses import ClipDropped, PoseSettings
@@ -25,13 +23,6 @@ from training.pictures import iterate_pictures, write_video
 NOBODY = Image.new("RGB", (64, 80))
 PERSON = Image.new("RGB", (64, 80), (120, 90, 10))  # one plain part, since a video's codec changes codes
 SETTINGS = PoseSettings(max_gap=1)
-
-
-@pytest.fixture(scope="module")
-def densepose(tmp_path_factory):
-    path = tmp_path_factory.mktemp("densepose") / "model.pt"
-    torch.jit.script(TupleExport()).save(path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.densepose_exports import DictExport, TupleExport
+from tests.densepose_exports import DictExport
 from tests.video_server import VideoServer, video_bytes
 from training.data import ubc_fashion
 from training.data.clip_rows import FEATURES, clip_rows
@@ -45,13 +45,6 @@ def video_dir(tmp_path_factory):
         write_video(pictures, folder / f"{name}.mp4", fps=25)
     (folder / f"{TRAIN[3]}.mp4").write_text("no video")
     return folder
-
-
-@pytest.fixture(scope="module")
-def densepose(tmp_path_factory):
-    path = tmp_path_factory.mktemp("densepose") / "model.pt"
-    torch.jit.script(TupleExport()).save(path)
-    return path
 
 
 @pytest.fixture
