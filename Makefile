@@ -14,7 +14,7 @@ COMMUNITY ?= build/community
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast quality style tiny tiny-code hub-tiny hub-id community benchmark clean
+.PHONY: help demo test test-fast quality style tiny tiny-code hub-tiny hub-id community benchmark reproduce clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -61,6 +61,11 @@ hub-id:
 benchmark: $(VENV)/.installed-test  ## what a frame and a training step cost (half size; hours on a CPU)
 	$(BIN)/python -m benchmarks.sampling --size half
 	$(BIN)/python -m benchmarks.training_step --size half
+
+# Both go on where they were stopped.
+reproduce: $(VENV)/.installed-test  ## the paper's claims at the small model's size (hours on a CPU)
+	$(BIN)/python -m benchmarks.subjects --output benchmarks/subjects.json -- --config benchmarks/subjects.yaml
+	$(BIN)/python -m benchmarks.ablation
 
 community:  ## write the file for diffusers' examples/community, with its row and section of the README there
 	mkdir -p $(COMMUNITY)

@@ -4,17 +4,14 @@
 
 import hashlib
 import json
-import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
+from benchmarks.kept_jobs import run_missing
 from benchmarks.subject_trials import RECORDS_VERSION, Trial, run_trial
 from training.metrics import mean_and_standard_error
 
@@ -29,16 +26,8 @@ def trial_path(trial: Trial, work_dir: Path) -> Path:
     return work_dir / f"{trial.split}-{trial.index:03d}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
-def _start_process() -> None:
-    torch.set_num_threads(1)  # a process a core is faster than one of two threads
-    os.environ["TQDM_DISABLE"] = "1"
-
-
-def _run_and_keep(trial: Trial, path: Path) -> None:
-    records = run_trial(trial)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"trial": asdict(trial), "records": records}))
-    part.rename(path)
+def _run(trial: Trial) -> dict[str, Any]:
+    return {"trial": asdict(trial), "records": run_trial(trial)}
 
 
 def run_all(trials: Sequence[Trial], work_dir: Path, num_processes: int) -> list[list[dict]]:
@@ -51,20 +40,8 @@ def run_all(trials: Sequence[Trial], work_dir: Path, num_processes: int) -> list
     Returns:
         `list[list[dict]]`: In the order of `trials`.
     """
-    work_dir.mkdir(parents=True, exist_ok=True)
-    paths = [trial_path(trial, work_dir) for trial in trials]
-    missing = [(trial, path) for trial, path in zip(trials, paths) if not path.exists()]
-    if missing:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_process) as pool:
-            jobs = [pool.submit(_run_and_keep, *job) for job in missing]
-            try:
-                for job in tqdm(as_completed(jobs), total=len(trials), initial=len(trials) - len(jobs), unit="trial"):
-                    job.result()
-            except BaseException:  # what was not begun need not be
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    return [json.loads(path.read_text())["records"] for path in paths]
+    jobs = {trial_path(trial, work_dir): (trial,) for trial in trials}
+    return [result["records"] for result in run_missing(_run, jobs, num_processes)]
 
 
 def summarize(results: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict]:

@@ -75,8 +75,11 @@ LAYERS = [
         "training.validation",
     },
     {
+        "benchmarks.ablation_arms",
+        "benchmarks.ablation_report",
         "benchmarks.data_layouts",
         "benchmarks.guidance_pairs",
+        "benchmarks.kept_jobs",
         "benchmarks.memory_counting",
         "benchmarks.sampling_procedures",
         "benchmarks.subject_phases",

@@ -86,11 +86,12 @@ def test_states_of_training_equal_the_pipelines(pipeline, train_image_encoder):
         assert torch.equal(window, batch["pose_window"] if draw else torch.zeros_like(window))
 
 
-@pytest.mark.parametrize("train_image_encoder", [False, True])
-def test_a_step_changes_exactly_what_trains(pipeline, train_image_encoder):
+@pytest.mark.parametrize("train_image_encoder, train_adapter", [(False, True), (True, True), (False, False)])
+def test_a_step_changes_exactly_what_trains(pipeline, train_image_encoder, train_adapter):
     shape = LatentShape.of(pipeline.vae, HEIGHT, WIDTH)
     pipeline.vae.requires_grad_(False)
-    module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, train_image_encoder)
+    trained = {"train_image_encoder": train_image_encoder, "train_adapter": train_adapter}
+    module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, **trained)
     before = {k: v.clone() for name in ("unet", "adapter", "image_encoder", "vae") for k, v in named(pipeline, name)}
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-2)
     loss, _ = StageOneLoss(pipeline, DDPMScheduler(), shape)(module, make_batch(shape))
@@ -98,7 +99,7 @@ def test_a_step_changes_exactly_what_trains(pipeline, train_image_encoder):
     optimizer.step()
     after = {k: v for name in ("unet", "adapter", "image_encoder", "vae") for k, v in named(pipeline, name)}
     changed = {k for k in before if not torch.equal(before[k], after[k])}
-    trains = {k for k in before if k.startswith(("unet.", "adapter."))}
+    trains = {k for k in before if k.startswith(("unet.", "adapter.") if train_adapter else "unet.")}
     if train_image_encoder:
         trains |= {k for k in before if k.startswith("image_encoder.") and "post_layernorm" not in k}
     assert loss.isfinite() and changed == trains

@@ -199,17 +199,22 @@ class Denoiser(nn.Module):
 
     Args:
         unet (`UNet2DConditionModel`): Widened.
-        adapter (`DreamPoseAdapter`): Trained with the UNet.
+        adapter (`DreamPoseAdapter`): Trained with the UNet unless `train_adapter` says otherwise.
         image_encoder (`CLIPVisionModel`, *optional*):
             Frozen unless `train_image_encoder`; `None` where all that comes in has its tokens.
         train_image_encoder (`bool`, *optional*, defaults to `False`): For models without a pretrained CLIP.
+        train_adapter (`bool`, *optional*, defaults to `True`): Without, a new adapter's output stays CLIP's tokens.
     """
 
-    def __init__(self, unet, adapter, image_encoder=None, train_image_encoder: bool = False):
+    def __init__(
+        self, unet, adapter, image_encoder=None, train_image_encoder: bool = False, train_adapter: bool = True
+    ):
         super().__init__()
         self.unet, self.adapter, self.image_encoder = unet, adapter, image_encoder
         for parameter in (*unet.parameters(), *adapter.parameters()):
             parameter.requires_grad_(parameter.is_floating_point())  # 4-bit weights come as whole numbers
+        if not train_adapter:
+            adapter.requires_grad_(False)
         if image_encoder is not None:
             image_encoder.requires_grad_(train_image_encoder)
             freeze_post_layernorm(image_encoder)

@@ -58,6 +58,9 @@ class ModelOptions:
     train_image_encoder: bool = _option(
         False, "Train the image encoder too; only for one that has no weights yet. A pretrained CLIP stays frozen."
     )
+    train_adapter: bool = _option(
+        True, "Train the adapter; without, a new one passes CLIP's tokens on and the VAE's stay unused (an ablation)."
+    )
     gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory, slower.")
     torch_compile_backend: str | None = _option(
         None, "Compile the UNet by this backend of torch.compile (`inductor` is usual), `none` to run it as it is."

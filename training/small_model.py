@@ -76,7 +76,12 @@ def build_unet(
 
 
 def build_pipeline(
-    vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: int, width: int, unet_channels: tuple[int, ...]
+    vae: AutoencoderKL,
+    image_encoder: CLIPVisionModel,
+    height: int,
+    width: int,
+    unet_channels: tuple[int, ...],
+    pose_radius: int = 2,
 ) -> DreamPosePipeline:
     """A pipeline of trained encoders and an untrained UNet and adapter, for stage 1 to start from.
 
@@ -86,7 +91,7 @@ def build_pipeline(
     shape = LatentShape.of(vae, height, width)
     sample_size = (shape.height, shape.width)
     unet = build_unet(shape.channels, image_encoder.config.hidden_size, sample_size, unet_channels)
-    widen_conv_in(unet)
+    widen_conv_in(unet, pose_radius)
     return DreamPosePipeline(
         vae=vae,
         unet=unet,

@@ -41,7 +41,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple:
 def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -> int:
     """Train the pipeline's UNet and adapter in place; returns the number of steps."""
     model, data, pairs, objective, run, held_out, _ = options
-    module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, model.train_image_encoder)
+    trains = {"train_image_encoder": model.train_image_encoder, "train_adapter": model.train_adapter}
+    module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, **trains)
     pipeline.vae.requires_grad_(False)
     if model.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
