@@ -138,7 +138,7 @@ def picture_grid(
     if len(sizes) != 1:
         raise ValueError(f"`rows` must hold pictures of one size, got {sorted(sizes)}.")
     width, height = sizes.pop()
-    text_height = max(12, width // 10)
+    text_height = min(max(12, width // 10), 24)
     font = ImageFont.load_default(text_height)
     top = 0 if titles is None else text_height + 2 * gap
     left = 0 if row_titles is None else int(max(map(font.getlength, row_titles))) + 2 * gap
