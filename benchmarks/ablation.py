@@ -13,7 +13,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.ablation_arms import ARMS, SCHEDULE, Held, compare_noise, draw_data, run_arm
+from benchmarks.ablation_arms import ARMS, SCHEDULE, Held, compare_noise, draw_data, encoders_of, run_arm
 from benchmarks.ablation_report import format_table, judge, values_of, values_of_subjects
 from benchmarks.kept_jobs import run_missing
 from training.animation import model_digest
@@ -56,12 +56,14 @@ def main(options: argparse.Namespace) -> dict:
     """Run what is missing, print the table and write the report, which is returned."""
     names = ("num_clips", "frames_per_clip", "num_consecutive", "num_inference_steps")
     settings = {name: getattr(options, name) for name in (*names, "num_train", "max_train_steps")}
-    settings |= {"model": model_digest(load_pipeline(options.model, "cpu")), "schedule": SCHEDULE.read_text()}
+    model = load_pipeline(options.model, "cpu")
+    settings |= {"encoders": encoders_of(model).facts(), "schedule": SCHEDULE.read_text()}
     if not has_settings(options.work_dir / "settings.json", settings, "work_dir"):
         write_json(options.work_dir / "settings.json", settings)
     held = Held(**{name: getattr(options, name) for name in names})
     arms = run_arms(options, held)
-    noise = {options.work_dir / "noise.json": (options.model, held)}
+    # Of the arms' settings only the encoders are the model's; here all of it matters.
+    noise = {options.work_dir / f"noise-{model_digest(model)}.json": (options.model, held)}
     (compared,) = run_missing(compare_noise, noise, 1, "comparison")
     sides = {("noise", name): [values_of(clips)] for name, clips in compared.items()}
     for (arm, _), result in arms.items():

@@ -63,6 +63,11 @@ class Held:
         )
 
 
+def encoders_of(pipe: DreamPosePipeline) -> FrameEncoders:
+    """What all arms take of a pipeline."""
+    return FrameEncoders(pipe.vae, pipe.image_encoder, pipe.feature_extractor)
+
+
 def draw_data(model: str, work_dir: Path, num_train: int) -> None:
     """Draw the first clips of the training split and encode their frames once for all arms.
 
@@ -81,8 +86,7 @@ def draw_data(model: str, work_dir: Path, num_train: int) -> None:
     size = pipe.config.default_height, pipe.config.default_width
     dataset, shape = load_prepared(str(parquet.parent), "train"), LatentShape.of(pipe.vae, *size)
     pairs = FramePairs(dataset, shape, 0, PairSettings(reference_frames="first"))
-    encoders = FrameEncoders(pipe.vae, pipe.image_encoder, pipe.feature_extractor)
-    precompute_latents(work_dir / "latents", pairs, encoders)
+    precompute_latents(work_dir / "latents", pairs, encoders_of(pipe))
 
 
 def train_arm(model: str, arm: str, seed: int, work_dir: Path, schedule: dict[str, Any]) -> Path:

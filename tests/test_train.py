@@ -286,6 +286,19 @@ def test_two_processes_train_as_one(base, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_share_a_stream_in_half_precision(base, tmp_path):
+    more = ["--streaming", "--mixed_precision", "bf16", "--train_batch_size", "1", "--max_train_steps", "2"]
+    launch_two_processes("training/train.py", arguments(base, tmp_path, *more))
+    assert len(losses(tmp_path)) == 2 and all(0 < loss < 10 for loss in losses(tmp_path))
+    state = json.loads((tmp_path / "checkpoint-000002" / "state.json").read_text())
+    assert state["world"]["num_processes"] == 2 and len(state["stream_positions"]) == 2
+    before, after = weights(base), weights(tmp_path)
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    changed = {key.partition(".")[0] for key in after if key not in before or not torch.equal(before[key], after[key])}
+    assert changed == {"unet", "adapter"}, "what is frozen comes back from half precision as it was"
+
+
+@pytest.mark.slow
 def test_a_launched_run_is_stopped_by_its_process_group_and_goes_on(base, tmp_path):
     """SIGTERM to the launcher alone would orphan its children; the group gets all of them."""
     words = arguments(base, tmp_path / "run", "--train_batch_size", "1", "--resume_from_checkpoint", "latest")
