@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -18,6 +19,8 @@ from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
 from training.baselines import measure, to_tensor, vae_round_trip
+from training.data.frame_pairs import FramePairs
+from training.data.frame_stream import FEATURES
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashion, ProceduralFashionConfig
 from training.data.procedural_scene import Frame, Motion, render_clip
@@ -33,6 +36,7 @@ BACK = -0.5  # cosine of the yaw below which a frame shows the back
 OWN_FRAMES, TURN_FRAMES = (5, 7, 9, 12), (5, 7, 9, 11)
 RECORDS_VERSION = f"1, drawing {ProceduralFashion.BUILDER_CONFIGS[0].version}"  # raise it with what is measured
 _TURN_POSITION = 1000  # of the motions that become turns, behind those of the clips
+_CLIP_POSITION = 2000  # of the motions that a filmed subject is learnt from
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Trial:
         loss (`dict`): Keyword arguments of `StageOneLoss`.
         num_cached_crops (`int`): As `train_subject` takes it.
         num_inference_steps (`int`): Of all predictions.
+        num_clips (`int`, *optional*, defaults to 0): So many clips of other motions are learnt from, and no photo.
     """
 
     model: str
@@ -66,6 +71,13 @@ class Trial:
     loss: dict[str, Any]
     num_cached_crops: int
     num_inference_steps: int
+    num_clips: int = 0
+
+
+class FilmedPairs(SubjectPairs):
+    """Samples of a subject that was filmed: real windows, and any frame of a clip as the reference, as in stage 1."""
+
+    read_sample = FramePairs.read_sample
 
 
 @dataclass(frozen=True)
@@ -236,10 +248,25 @@ def run_trial(trial: Trial) -> list[dict]:
 
 
 def _open_pairs(trial: Trial, pipeline: DreamPosePipeline, photos: Sequence[Frame], folder: Path) -> SubjectPairs:
-    """Samples of the photos, written to a folder and read from there as `training/finetune.py` does."""
+    """Samples of the photos, written to a folder and read from there as `training/finetune.py` does, or of clips."""
     folder.mkdir()
     for number, frame in enumerate(photos):
         Image.fromarray(frame.image).save(folder / f"photo{number}.png")
         Image.fromarray(frame.iuv).save(folder / f"photo{number}{IUV_ENDING}.png")
     seed = next(iter(trial.phases.values()))["seed"]
-    return open_pairs(pipeline, load_photos(folder), seed, PairSettings(**trial.pairs), *trial.prior)
+    pairs = open_pairs(pipeline, load_photos(folder), seed, PairSettings(**trial.pairs), *trial.prior)
+    if not trial.num_clips:
+        return pairs
+    clips = draw_clips(ProceduralFashionConfig(), trial.split, trial.index, trial.num_clips)
+    return FilmedPairs(clips, pairs.shape, seed, pairs.settings, pairs.prior, pairs.prior_prob)
+
+
+def draw_clips(config: ProceduralFashionConfig, split: str, index: int, num_clips: int) -> datasets.Dataset:
+    """The subject in motions that it is not measured in, one row a frame."""
+    first = _CLIP_POSITION + index * num_clips
+    frames = [
+        {"video_id": str(number), "frame_index": k, "image": Image.fromarray(f.image), "iuv": Image.fromarray(f.iuv)}
+        for number in range(num_clips)
+        for k, f in enumerate(config.clip(split, index, first + number))
+    ]
+    return datasets.Dataset.from_list(frames, features=FEATURES)

@@ -43,6 +43,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="of the drawn subjects")
     parser.add_argument("--num_subjects", type=int, default=20)
     parser.add_argument("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4])
+    filmed = "learn from so many clips of other motions, and not from photos: what the model can gain at all"
+    parser.add_argument("--num_clips", type=int, default=0, help=filmed)
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--curve_steps", type=int, help="measure every so many steps too; by default at ends only")
     parser.add_argument("--num_processes", type=int, default=os.cpu_count(), help="trials at a time, one thread each")
@@ -86,6 +88,7 @@ def plan_trials(options: argparse.Namespace) -> list[Trial]:
                     loss=objective.loss_arguments(),
                     num_cached_crops=subject.num_cached_crops,
                     num_inference_steps=options.num_inference_steps,
+                    num_clips=options.num_clips,
                 )
             )
     return trials

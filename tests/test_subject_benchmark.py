@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.subject_report import summarize, trial_path
-from benchmarks.subject_trials import draw_footage, draw_photos
+from benchmarks.subject_trials import FilmedPairs, draw_clips, draw_footage, draw_photos
 from benchmarks.subjects import NOT_TAKEN, main, parse_args, plan_trials
 from tests.tiny_components import get_dummy_pipeline
+from training.data.frame_pairs import LatentShape
+from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.option_parsing import option_values
 
@@ -42,6 +45,17 @@ def test_the_footage_turns_once_around_and_says_what_shows_the_back():
     assert len(turn.iuv) == 16 and turn.shows_back == [False, True, True, False]
     backs = [share_of_torso(turn.iuv[i], TORSO_BACK) for i in turn.frame_indices]
     assert min(backs[1:3]) > max(backs[0], backs[3])
+
+
+def test_a_filmed_subject_moves_in_other_motions_and_has_real_windows():
+    clips = draw_clips(CONFIG, "validation", 3, 2)
+    assert len(clips) == 32 and set(clips["video_id"]) == {"0", "1"}
+    looks = [np.asarray(clips[0]["image"]), CONFIG.clip("validation", 3, 2006, [0])[0].image]
+    assert np.array_equal(*looks), "the motions after those of the subjects before"
+    settings = PairSettings()
+    sample = FilmedPairs(clips, LatentShape(4, 20, 16, 80, 64), 0, settings).read_sample(8, torch.Generator())
+    poses = sample["pose_window"].unflatten(0, (5, 2)).flatten(1).unique(dim=0)
+    assert poses.shape[0] == 5, "five poses that differ, where a photo has one five times"
 
 
 def record(phase, step, psnr, l1):
