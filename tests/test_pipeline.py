@@ -112,8 +112,15 @@ def reference_video(components, photo, iuvs, s_i, s_p, num_steps, seed):
 # The method
 
 
-@pytest.mark.parametrize("num_frames, chunk_size", [(1, 8), (2, 1), (5, 3)])
-@pytest.mark.parametrize("s_i, s_p", [(0, 0), (1, 1), (1, 0), (0, 1), (1, 2), (2, 2), (2, 1.5), (8, 3)])
+SCALES = [(0, 0), (1, 1), (1, 0), (0, 1), (1, 2), (2, 2), (2, 1.5), (8, 3)]
+
+
+# Every pair of scales on two frames; those of one, two and three branches on other lengths and chunks.
+@pytest.mark.parametrize(
+    "s_i, s_p, num_frames, chunk_size",
+    [(*scales, 2, 1) for scales in SCALES]
+    + [(*scales, *length) for scales in [(1, 1), (1, 2), (8, 3)] for length in [(1, 8), (5, 3)]],
+)
 def test_agrees_with_the_method(shared_pipe, s_i, s_p, num_frames, chunk_size):
     photo, iuvs = get_dummy_image(3), [get_dummy_iuv(i) for i in range(num_frames)]
     frames = shared_pipe(
@@ -243,9 +250,10 @@ def test_batch_equals_singles(shared_pipe):
 
 
 def test_images_and_poses_in_every_form(shared_pipe):
+    settings = {"num_inference_steps": 1, "output_type": "pt"}
     images, iuvs = [get_dummy_image(i) for i in range(2)], [get_dummy_iuv(i) for i in range(3)]
     maps = torch.stack([iuv_to_pose_map(iuv) for iuv in iuvs])
-    expected = shared_pipe(images, iuvs, generator=seeded(), output_type="pt").frames
+    expected = shared_pipe(images, iuvs, generator=seeded(), **settings).frames
     array = np.stack([np.array(image) for image in images])
     for form in (
         array,
@@ -254,7 +262,7 @@ def test_images_and_poses_in_every_form(shared_pipe):
         [array[0], images[1]],
         tuple(images),
     ):
-        frames = shared_pipe(form, iuvs, generator=seeded(), output_type="pt").frames
+        frames = shared_pipe(form, iuvs, generator=seeded(), **settings).frames
         assert difference(frames, expected) < 1e-6
     batched = maps.expand(2, -1, -1, -1, -1)
     for form in (
@@ -266,11 +274,11 @@ def test_images_and_poses_in_every_form(shared_pipe):
         [iuvs, iuvs],
         [np.array(i) for i in iuvs],
     ):
-        frames = shared_pipe(images, form, generator=seeded(), output_type="pt").frames
+        frames = shared_pipe(images, form, generator=seeded(), **settings).frames
         assert difference(frames, expected) < 1e-6
-    one = shared_pipe(images[0], iuvs, generator=seeded(), output_type="pt").frames
+    one = shared_pipe(images[0], iuvs, generator=seeded(), **settings).frames
     for form in (array[0], array[:1], torch.from_numpy(array[0]).permute(2, 0, 1), [images[0]], [[images[0]]]):
-        assert difference(shared_pipe(form, iuvs, generator=seeded(), output_type="pt").frames, one) < 1e-6
+        assert difference(shared_pipe(form, iuvs, generator=seeded(), **settings).frames, one) < 1e-6
 
 
 def test_several_photos_of_a_subject(shared_pipe):
