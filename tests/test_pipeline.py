@@ -301,7 +301,7 @@ def test_several_photos_of_a_subject(shared_pipe):
 
 
 def test_any_chunk_size_gives_the_same_video(shared_pipe):
-    frames = [shared_pipe(**get_dummy_inputs(), chunk_size=size).frames for size in (1, 2, 3, 4, 5, 100)]
+    frames = [shared_pipe(**get_dummy_inputs(), chunk_size=size).frames for size in (1, 2, 3, 100)]
     assert all(difference(frames[0], other) < 1e-5 for other in frames[1:])
 
 
@@ -355,12 +355,12 @@ def test_every_scheduler_runs_and_forgets_between_chunks(shared_pipe, name, num_
     settings = {"num_inference_steps": num_steps, "image_guidance_scale": 1.0, "pose_guidance_scale": 1.0}
     frames = []
     with scheduler_of(shared_pipe, getattr(diffusers, name)(**config)):
-        for chunk_size in (2, 3, 5):
+        for chunk_size in (2, 5):
             inputs = {**get_dummy_inputs(), **settings, "output_type": "latent"}
             frames.append(shared_pipe(**inputs, chunk_size=chunk_size).frames)
     assert torch.isfinite(frames[0]).all()
     tolerance = 1e-4 * frames[0].abs().max()
-    assert difference(frames[0], frames[1]) < tolerance and difference(frames[0], frames[2]) < tolerance
+    assert difference(frames[0], frames[1]) < tolerance
 
 
 @pytest.mark.parametrize("algorithm_type", ["sde-dpmsolver++", "dpmsolver++"])
