@@ -1,5 +1,7 @@
 """What several test files start from; a file that needs another defines a fixture of the same name."""
 
+import gc
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -9,6 +11,11 @@ from tests.densepose_exports import TupleExport
 from tests.tiny_components import get_dummy_components
 from training.data.frame_pairs import LatentShape
 from training.data.procedural_fashion import load_procedural_fashion
+
+
+def pytest_collection_finish():
+    """Keep the imported libraries out of garbage collection, which otherwise looks through them all each time."""
+    gc.freeze()
 
 
 def reset_accelerate():

@@ -112,8 +112,15 @@ def reference_video(components, photo, iuvs, s_i, s_p, num_steps, seed):
 # The method
 
 
-@pytest.mark.parametrize("num_frames, chunk_size", [(1, 8), (2, 1), (5, 3)])
-@pytest.mark.parametrize("s_i, s_p", [(0, 0), (1, 1), (1, 0), (0, 1), (1, 2), (2, 2), (2, 1.5), (8, 3)])
+SCALES = [(0, 0), (1, 1), (1, 0), (0, 1), (1, 2), (2, 2), (2, 1.5), (8, 3)]
+
+
+# Every pair of scales on two frames; those of one, two and three branches on other lengths and chunks.
+@pytest.mark.parametrize(
+    "s_i, s_p, num_frames, chunk_size",
+    [(*scales, 2, 1) for scales in SCALES]
+    + [(*scales, *length) for scales in [(1, 1), (1, 2), (8, 3)] for length in [(1, 8), (5, 3)]],
+)
 def test_agrees_with_the_method(shared_pipe, s_i, s_p, num_frames, chunk_size):
     photo, iuvs = get_dummy_image(3), [get_dummy_iuv(i) for i in range(num_frames)]
     frames = shared_pipe(
@@ -243,9 +250,10 @@ def test_batch_equals_singles(shared_pipe):
 
 
 def test_images_and_poses_in_every_form(shared_pipe):
+    settings = {"num_inference_steps": 1, "output_type": "pt"}
     images, iuvs = [get_dummy_image(i) for i in range(2)], [get_dummy_iuv(i) for i in range(3)]
     maps = torch.stack([iuv_to_pose_map(iuv) for iuv in iuvs])
-    expected = shared_pipe(images, iuvs, generator=seeded(), output_type="pt").frames
+    expected = shared_pipe(images, iuvs, generator=seeded(), **settings).frames
     array = np.stack([np.array(image) for image in images])
     for form in (
         array,
@@ -254,7 +262,7 @@ def test_images_and_poses_in_every_form(shared_pipe):
         [array[0], images[1]],
         tuple(images),
     ):
-        frames = shared_pipe(form, iuvs, generator=seeded(), output_type="pt").frames
+        frames = shared_pipe(form, iuvs, generator=seeded(), **settings).frames
         assert difference(frames, expected) < 1e-6
     batched = maps.expand(2, -1, -1, -1, -1)
     for form in (
@@ -266,11 +274,11 @@ def test_images_and_poses_in_every_form(shared_pipe):
         [iuvs, iuvs],
         [np.array(i) for i in iuvs],
     ):
-        frames = shared_pipe(images, form, generator=seeded(), output_type="pt").frames
+        frames = shared_pipe(images, form, generator=seeded(), **settings).frames
         assert difference(frames, expected) < 1e-6
-    one = shared_pipe(images[0], iuvs, generator=seeded(), output_type="pt").frames
+    one = shared_pipe(images[0], iuvs, generator=seeded(), **settings).frames
     for form in (array[0], array[:1], torch.from_numpy(array[0]).permute(2, 0, 1), [images[0]], [[images[0]]]):
-        assert difference(shared_pipe(form, iuvs, generator=seeded(), output_type="pt").frames, one) < 1e-6
+        assert difference(shared_pipe(form, iuvs, generator=seeded(), **settings).frames, one) < 1e-6
 
 
 def test_several_photos_of_a_subject(shared_pipe):
@@ -293,7 +301,7 @@ def test_several_photos_of_a_subject(shared_pipe):
 
 
 def test_any_chunk_size_gives_the_same_video(shared_pipe):
-    frames = [shared_pipe(**get_dummy_inputs(), chunk_size=size).frames for size in (1, 2, 3, 4, 5, 100)]
+    frames = [shared_pipe(**get_dummy_inputs(), chunk_size=size).frames for size in (1, 2, 3, 100)]
     assert all(difference(frames[0], other) < 1e-5 for other in frames[1:])
 
 
@@ -347,12 +355,12 @@ def test_every_scheduler_runs_and_forgets_between_chunks(shared_pipe, name, num_
     settings = {"num_inference_steps": num_steps, "image_guidance_scale": 1.0, "pose_guidance_scale": 1.0}
     frames = []
     with scheduler_of(shared_pipe, getattr(diffusers, name)(**config)):
-        for chunk_size in (2, 3, 5):
+        for chunk_size in (2, 5):
             inputs = {**get_dummy_inputs(), **settings, "output_type": "latent"}
             frames.append(shared_pipe(**inputs, chunk_size=chunk_size).frames)
     assert torch.isfinite(frames[0]).all()
     tolerance = 1e-4 * frames[0].abs().max()
-    assert difference(frames[0], frames[1]) < tolerance and difference(frames[0], frames[2]) < tolerance
+    assert difference(frames[0], frames[1]) < tolerance
 
 
 @pytest.mark.parametrize("algorithm_type", ["sde-dpmsolver++", "dpmsolver++"])
