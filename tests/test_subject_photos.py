@@ -19,11 +19,9 @@ from training.data.subject_photos import SubjectPairs, load_photos
 
 SKIN = (200, 80, 120)
 WALLS = {"back": (20, 240, 60), "front": (30, 60, 240), "side": (20, 230, 230)}
-HEIGHT, WIDTH = 480, 384
-# A latent cell for each pixel, so that silhouettes differ by no more than the rounding at their rims; a shift of all
-# by two pixels, whatever its direction, brings some below this share.
+HEIGHT, WIDTH = 960, 768
+# A latent cell for each pixel, so that silhouettes differ by no more than the rounding at their rims.
 PIXELS = LatentShape(1, HEIGHT, WIDTH, HEIGHT, WIDTH)
-COINCIDE = 0.97
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +29,7 @@ def drawn(tmp_path_factory):
     """Three poses of a drawn figure, one colour where its IUV is and another wall in each, of three aspects."""
     folder = tmp_path_factory.mktemp("drawn")
     for number, (stem, wall) in enumerate(WALLS.items()):
-        config = ProceduralFashionConfig(height=360, width=200 + 75 * number)
+        config = ProceduralFashionConfig(height=720, width=400 + 150 * number)
         iuv = config.clip("test", 0, 0, [5 * number])[0].iuv
         image = np.where(iuv[..., 2:] > 0, np.uint8(SKIN), np.uint8(wall))
         save_photo(folder, stem, Image.fromarray(image), Image.fromarray(iuv))
@@ -53,6 +51,7 @@ def recognise(pixel_values):
     return name, distance(pixel_values, SKIN) < distance(pixel_values, WALLS[name])
 
 
+@pytest.mark.slow  # large pictures, so that a shift by two pixels shows
 @pytest.mark.parametrize("fit", ["whole", "crop"])
 def test_each_target_has_its_own_pose_and_its_own_crop(drawn, fit):
     """The silhouettes of target and pose coincide, those of reference and target do not."""
@@ -64,7 +63,7 @@ def test_each_target_has_its_own_pose_and_its_own_crop(drawn, fit):
         (_, seen), (_, shown) = (
             recognise(to_pixel_values(sample[f"{name}_image"])) for name in ("reference", "target")
         )
-        assert iou(window[0].any(dim=0), shown) >= COINCIDE
+        assert iou(window[0].any(dim=0), shown) >= 0.98
         others.append(iou(seen, shown))
     assert np.mean(others) < 0.8
 
@@ -89,7 +88,7 @@ def test_one_photo_makes_pairs_of_two_crops(drawn, tmp_path):
         (reference, _), (target, shown) = (
             recognise(to_pixel_values(sample[f"{name}_image"])) for name in ("reference", "target")
         )
-        assert reference == target == "front" and iou(sample["pose_window"][:2].any(dim=0), shown) >= COINCIDE
+        assert reference == target == "front" and iou(sample["pose_window"][:2].any(dim=0), shown) >= 0.98
     whole = SubjectPairs(photos, PIXELS, 0, PairSettings())[0]
     assert torch.equal(whole["reference_image"], whole["target_image"])
     assert torch.equal(
