@@ -12,7 +12,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from PIL import Image
 
-from pipeline_dreampose import fit_image
+from pipeline_dreampose import DreamPosePipeline, fit_image
 from tests.judge_exports import save_inception
 from tests.launch import launch_two_processes
 from tests.tiny_components import NUM_FRAMES, get_dummy_image, get_dummy_iuv, get_dummy_pipeline
@@ -23,6 +23,7 @@ from training.clips import Clip, draw_run, load_clips
 from training.data.frame_pairs import group_videos
 from training.data.prepared import load_prepared
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
+from training.hub import default_size
 from training.warping import match_surface, warp_photo
 
 
@@ -499,6 +500,23 @@ def test_frames_of_any_size_are_measured_at_the_models_own(odd_frames, tmp_path)
     assert rows["warp of the reference"]["seen_l1"]["mean"] < rows["copy of the reference"]["seen_l1"]["mean"]
     with Image.open(tmp_path / "results" / "evaluation.png") as pictures:
         assert pictures.width == 6 * (24 + 4) - 4
+
+
+def test_the_size_is_the_models_own(model, tmp_path, monkeypatch):
+    assert default_size(str(model)) == (64, 80)
+    with pytest.raises(ValueError, match="`model` must be the folder of a DreamPosePipeline, .* no model_index.json"):
+        default_size(str(tmp_path))
+    index = {"_class_name": "StableDiffusionPipeline"}
+    monkeypatch.setattr(DreamPosePipeline, "load_config", lambda name: index)
+    with pytest.raises(ValueError, match="`model` must be a DreamPosePipeline, got 'some/one', a StableDiffusionPipe"):
+        default_size("some/one")
+
+    def fail(name):
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(DreamPosePipeline, "load_config", fail)
+    with pytest.raises(ValueError, match="`model` must be a pipeline's folder or a Hub id, got 'some/one': no such"):
+        default_size("some/one")
 
 
 def test_an_error_is_one_line_and_comes_before_the_model(model, tmp_path, monkeypatch):
