@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 
 from benchmarks.guidance_pairs import METRICS, draw_heat, draw_pictures, measure_pair, pair_name, pair_path
 from training.animation import model_digest, open_frames
+from training.clip_options import add_clip_options, check_clip_options
 from training.clips import load_clips
-from training.hub import load_pipeline
+from training.hub import default_size, load_pipeline
 from training.metrics import mean_and_standard_error
 from training.settings_file import write_json
 
@@ -31,10 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("--model", default="model_card/tiny", help="pipeline folder or Hub id")
-    add("--dataset", default="procedural")
-    add("--split", default="validation")
-    add("--num_clips", type=int, default=6)
-    add("--frames_per_clip", type=int, default=2)
+    add_clip_options(parser, split="validation", num_clips=6, frames_per_clip=2)
     add("--image_scales", nargs="+", type=float, default=SCALES)
     add("--pose_scales", nargs="+", type=float, default=SCALES)
     add("--num_inference_steps", type=int, help="default: the model's own")
@@ -47,7 +45,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> dict:
     """Measure what is missing, draw it and write the report, which is returned."""
-    clips = list(load_clips(options.dataset, options.split, options.num_clips, options.frames_per_clip))
+    check_clip_options(options)
+    chosen, size = (options.num_clips, options.frames_per_clip), default_size(options.model)
+    clips = load_clips(options.dataset, options.split, *chosen, size=size)  # each is read when it is measured
     pipe = load_pipeline(options.model, options.device)
     pipe.set_progress_bar_config(disable=True)
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "resume", "scale")}

@@ -9,6 +9,7 @@ python -m benchmarks.schedulers --model model_card/tiny
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from pipeline_dreampose import DreamPosePipeline
 from training import metrics
 from training.animation import model_digest, open_frames
 from training.baselines import sample_frames, to_tensor
+from training.clip_options import add_clip_options, check_clip_options
 from training.clips import Clip, load_clips
-from training.hub import load_pipeline
+from training.hub import default_size, load_pipeline
 from training.pictures import heat_map
 from training.settings_file import write_json
 
@@ -40,10 +42,7 @@ SUFFIX = ".values.json"
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="model_card/tiny", help="pipeline folder or Hub id")
-    parser.add_argument("--dataset", default="procedural")
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--num_clips", type=int, default=15)
-    parser.add_argument("--frames_per_clip", type=int, default=2)
+    add_clip_options(parser, split="validation", num_clips=15, frames_per_clip=2)
     parser.add_argument("--schedulers", nargs="+", choices=SCHEDULERS, default=DEFAULT)
     parser.add_argument("--steps", nargs="+", type=int, default=[4, 6, 10, 15, 25, 50, 100])
     parser.add_argument("--reference_steps", type=int, default=100, help="of DDIM, against which all are compared")
@@ -54,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure_clips(pipe: DreamPosePipeline, clips: list[Clip], name: str, steps: int) -> torch.Tensor:
+def measure_clips(pipe: DreamPosePipeline, clips: Sequence[Clip], name: str, steps: int) -> torch.Tensor:
     """PSNR of each clip, shape (num_clips,), all from the same noise."""
     class_name, changes = SCHEDULERS[name]
     pipe.scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config, **changes)
@@ -76,7 +75,9 @@ def print_report(report: dict, names: list[str], steps: list[int]) -> None:
 
 def main(options: argparse.Namespace) -> dict:
     """Measure what is missing, print and write the report, which is returned."""
-    clips = list(load_clips(options.dataset, options.split, options.num_clips, options.frames_per_clip))
+    check_clip_options(options)
+    chosen, size = (options.num_clips, options.frames_per_clip), default_size(options.model)
+    clips = load_clips(options.dataset, options.split, *chosen, size=size)  # each is read when it is measured
     pipe = load_pipeline(options.model, options.device)
     pipe.set_progress_bar_config(disable=True)
     folder = options.output.with_name(f".{options.output.stem}.parts")

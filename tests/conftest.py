@@ -1,6 +1,7 @@
 """What several test files start from; a file that needs another defines a fixture of the same name."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from accelerate.state import AcceleratorState
 from pipeline_dreampose import DreamPosePipeline
 from tests.densepose_exports import TupleExport
 from tests.tiny_components import get_dummy_components
+from training.clips import Clips
 from training.data.frame_pairs import LatentShape
 from training.data.procedural_fashion import load_procedural_fashion
 
@@ -33,6 +35,30 @@ def fresh_accelerate_state():
 def dataset(tmp_path_factory):
     """Six videos of six frames, 80x64 pixels."""
     return load_procedural_fashion("smoke", "train", cache_dir=str(tmp_path_factory.mktemp("datasets")))
+
+
+@pytest.fixture(scope="module")
+def odd_frames(dataset, tmp_path_factory):
+    """A prepared folder, split `validation`: three of these videos with frames of a size that no UNet divides."""
+    names, box, folder = ("image", "iuv", "layers"), (1, 2, 62, 79), tmp_path_factory.mktemp("odd")
+    rows = dataset.select(range(18)).map(lambda row: {name: row[name].crop(box) for name in names})
+    (folder / "data").mkdir()
+    rows.to_parquet(folder / "data" / "validation-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture
+def clips_held(monkeypatch):
+    """How many clips are in memory, counted whenever one is read."""
+    read, references, held = Clips.__getitem__, [], []
+
+    def count(self, index):
+        references.append(weakref.ref(clip := read(self, index)))
+        held.append(sum(reference() is not None for reference in references))
+        return clip
+
+    monkeypatch.setattr(Clips, "__getitem__", count)
+    return held
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from pipeline_dreampose import fit_image, fit_pose_maps, iuv_to_pose_map, resize_pose_maps
-from training.data.augmentation import read_cells, read_levels, shown_box, to_pixel_values
+from training.data.augmentation import read_cells, read_labels, read_levels, shown_box, to_pixel_values
 
 
 SKIN, WALL = (200, 80, 120), (20, 240, 60)
@@ -61,6 +61,26 @@ def test_cells_are_those_of_the_whole_map(size):
     for box in ((0, 0, *size), (3, 5, size[0] - 8, size[1] - 1)):
         maps = fit_pose_maps(iuv_to_pose_map(iuv.crop(box))[None], 80, 64)
         assert torch.equal(read_cells(iuv, box, (64, 80), (16, 20)), resize_pose_maps(maps, 20, 16)[0])
+
+
+@pytest.mark.parametrize("size", [(64, 80), (80, 64), (100, 37)])
+def test_labels_are_those_of_the_fitted_map(size):
+    codes = np.random.default_rng(1).integers(0, 25, (size[1], size[0], 3), dtype=np.uint8)
+    iuv = Image.fromarray(codes)
+    for box in ((0, 0, *size), (3, 5, size[0] - 8, size[1] - 1)):
+        fitted = read_labels(iuv, box, (64, 80))
+        assert fitted.mode == "RGB" and fitted.size == (64, 80)
+        expected = fit_pose_maps(iuv_to_pose_map(iuv.crop(box))[None], 80, 64)[0]
+        assert torch.equal(iuv_to_pose_map(fitted), expected)
+    assert read_labels(iuv, (0, 0, *size), size).tobytes() == iuv.tobytes()
+
+
+def test_labels_by_hand():
+    picture = Image.fromarray(np.array([[1, 2], [3, 4]], np.uint8))
+    expected = [[0, 1, 1, 2, 2, 0], [0, 1, 1, 2, 2, 0], [0, 3, 3, 4, 4, 0], [0, 3, 3, 4, 4, 0]]
+    fitted = read_labels(picture, (0, 0, 2, 2), (6, 4))
+    assert fitted.mode == "L" and np.asarray(fitted).tolist() == expected
+    assert np.asarray(read_labels(fitted, (1, 0, 5, 4), (2, 2))).tolist() == [[1, 2], [3, 4]]
 
 
 def test_boxes_by_hand():

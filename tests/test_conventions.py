@@ -26,6 +26,7 @@ LAYERS = [
     {
         "training.data",
         "training.denoiser",
+        "training.devices",
         "training.learned_metrics",
         "training.lora",
         "training.lora_extraction",
@@ -58,6 +59,7 @@ LAYERS = [
     {"training.loop"},
     {
         "training.baselines",
+        "training.clip_options",
         "training.clip_records",
         "training.clips",
         "training.evaluation_page",

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -8,16 +9,21 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from PIL import Image
 
+from pipeline_dreampose import DreamPosePipeline, fit_image
 from tests.judge_exports import save_inception
 from tests.launch import launch_two_processes
 from tests.tiny_components import NUM_FRAMES, get_dummy_image, get_dummy_iuv, get_dummy_pipeline
-from training import baselines, evaluation
+from training import baselines, evaluation, metrics
+from training import clips as clips_module
 from training.clip_records import ClipRecord
 from training.clips import Clip, draw_run, load_clips
+from training.data.frame_pairs import group_videos
 from training.data.prepared import load_prepared
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
+from training.hub import default_size
 from training.warping import match_surface, warp_photo
 
 
@@ -127,6 +133,92 @@ def test_a_prepared_folder_has_no_counterpart_in_this_motion(clips, tmp_path):
     assert clip.targets[0].tobytes() == clips[0].targets[0].tobytes()
     assert clip.other_reference is not None
     assert clip.layers is clip.other_targets is clip.moved is None
+
+
+def test_frames_that_have_the_size_are_left_as_they_are(clips):
+    fitted = load_clips("procedural/smoke", "test", 2, 2, num_consecutive=3, size=(64, 80))
+    for same, clip in zip(fitted, clips, strict=True):
+        for name in ("iuv", "targets", "layers", "other_targets", "other_layers", "run_targets", "run_layers"):
+            pairs = zip(getattr(same, name), getattr(clip, name), strict=True)
+            assert all(a.mode == b.mode and a.tobytes() == b.tobytes() for a, b in pairs), name
+        assert same.reference.tobytes() == clip.reference.tobytes()
+        assert same.other_reference.tobytes() == clip.other_reference.tobytes()
+        assert same.frame_indices == clip.frame_indices and same.moved == clip.moved
+
+
+def write_frames(folder, frames):
+    """A prepared folder, split `test`, of two videos with these pictures by column, a dict a frame."""
+    (folder / "data").mkdir(parents=True)
+    rows = [{"video_id": v, "frame_index": i, **frame} for v in ("a", "b") for i, frame in enumerate(frames)]
+    features = {"video_id": datasets.Value("string"), "frame_index": datasets.Value("int32")}
+    features |= {name: datasets.Image() for name in frames[0]}
+    rows = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+    rows.to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_picture_poses_and_layers_keep_to_each_other_on_another_canvas(tmp_path, scale):
+    """A rectangle of 20 x 40 units, fitted into 80 x 80 pixels: each unit is two pixels, 20 lie on each side."""
+    image = Image.new("RGB", (20 * scale, 40 * scale), (20, 240, 60))
+    iuv, layers = Image.new("RGB", image.size), Image.new("L", image.size)
+    box = tuple(side * scale for side in (5, 10, 15, 30))
+    for picture, value in ((image, (200, 80, 120)), (iuv, (70, 90, 2)), (layers, 3)):
+        picture.paste(value, box)
+    folder = write_frames(tmp_path, [{"image": image, "iuv": iuv, "layers": layers}] * 5)
+    clip = load_clips(folder, "test", 2, 1, num_consecutive=3, size=(80, 80))[0]
+    expected = np.zeros((80, 80), bool)
+    expected[20:60, 30:50] = True
+    for picture in (clip.reference, clip.other_reference, *clip.targets, *clip.run_targets):
+        assert picture.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(picture)[..., 0] > 110, expected)
+        assert (np.asarray(picture)[:, :20] == (20, 240, 60)).all(), "borders are continued"
+    assert len(clip.iuv) == 5 and len(clip.run_layers) == 3
+    for picture in clip.iuv:
+        np.testing.assert_array_equal(picture, expected[..., None] * np.uint8([70, 90, 2]))
+    for picture in (*clip.layers, *clip.run_layers):
+        np.testing.assert_array_equal(picture, expected * np.uint8(3))
+
+
+def test_drawn_counterparts_are_fitted_as_the_clips_are():
+    clip = load_clips("procedural/smoke", "test", 2, 2, size=(128, 128))[0]
+    config = ProceduralFashion(config_name="smoke").config
+    for i, picture, layers in zip(clip.frame_indices, clip.other_targets, clip.other_layers, strict=True):
+        drawn = config.counterpart("test", 1, 0)[i]
+        expected = fit_image(Image.fromarray(drawn.image), 128, 128)
+        torch.testing.assert_close(baselines.to_tensor([picture])[0] * 2 - 1, expected, atol=1e-6, rtol=0)
+        # 64 x 80 becomes 102 x 128, and 13 stay free on each side.
+        assert set(np.unique(layers)) == set(np.unique(drawn.layers))
+        assert not np.asarray(layers)[:, :13].any() and not np.asarray(layers)[:, 115:].any()
+
+
+@pytest.mark.parametrize(("column", "size"), [("iuv", (24, 30)), ("layers", (12, 16))])
+def test_a_frame_of_two_sizes_is_refused(tmp_path, column, size):
+    frame = {"image": get_dummy_image(), "iuv": get_dummy_iuv(), "layers": Image.new("L", (24, 32))}
+    odd = frame | {column: frame[column].resize(size)}
+    clips = load_clips(write_frames(tmp_path, [frame, odd, odd, odd]), "test", 2, 1, size=(24, 32))
+    message = r"`dataset` must hold pictures of one size in a frame, got {'image': \(24, 32\), .* of video 'a'"
+    with pytest.raises(ValueError, match=message):
+        clips[0]
+
+
+def test_poses_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
+    iuv = [get_dummy_iuv(i) for i in range(20)]
+    folder = write_frames(tmp_path, [{"image": get_dummy_image(i), "iuv": iuv[i]} for i in range(20)])
+    fit, fitted = clips_module.fit_labels, []
+    monkeypatch.setattr(clips_module, "fit_labels", lambda *args: fitted.append(args) or fit(*args))
+    clip = load_clips(folder, "test", 2, 1)[0]
+    assert not fitted
+    pipe = get_dummy_pipeline(scheduler=EulerAncestralDiscreteScheduler())  # whose steps draw noise for each frame
+    sampled = baselines.sample_frames(pipe, clip.reference, clip.iuv, [19, 7], (24, 32), seed=3)
+    assert len(fitted) == 8, "frames 5 to 9, and 17 to 19 at the end of the clip"
+    whole = pipe(
+        clip.reference, iuv, generator=torch.Generator().manual_seed(3), frame_indices=[19, 7], output_type="pt"
+    )
+    assert torch.equal(sampled, whole.frames[0])
+    assert clip.iuv[7].tobytes() == iuv[7].tobytes() and len(fitted) == 8, "what was read is kept"
+    with pytest.raises(IndexError):
+        clip.iuv[20]
 
 
 def test_the_default_data_set_is_one(monkeypatch):
@@ -268,7 +360,7 @@ def test_the_warp_knows_each_frame_s_uv(dummy_clip):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    get_dummy_pipeline().save_pretrained(folder)
+    get_dummy_pipeline(default_height=80, default_width=64).save_pretrained(folder)
     return folder
 
 
@@ -315,6 +407,7 @@ def test_the_script_writes_figures_tables_and_pictures(whole):
     assert written["versions"]["torch"] == torch.__version__ and written["machine"]["cores"] >= 1
     assert written["settings"]["num_inference_steps"] == 1 and written["scheduler"] == "DDIMScheduler"
     assert written["model_defaults"]["num_inference_steps"] == 2
+    assert written["model_defaults"]["width"] == 64 and written["model_defaults"]["height"] == 80
     assert 0 <= written["share_moved"] <= 1 and written["seconds"] > 0
     assert written["num_processes"] == 1 and written["num_measured"] == 2
     assert (folder / "evaluation.md").read_text() in printed
@@ -381,6 +474,49 @@ def test_networks_from_files_add_their_metrics(model, tmp_path):
     assert fid["model"]["n"] == 4 and fid["model"]["standard_error"] is None
     assert fid["warp of the reference"]["mean"] < fid["model"]["mean"], "the model is untrained"
     assert "temporal_error" not in rows["model"]
+
+
+@pytest.mark.slow
+def test_frames_of_any_size_are_measured_at_the_models_own(odd_frames, tmp_path):
+    pipe = get_dummy_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    rows = run(tmp_path / "model", tmp_path / "results", dataset=odd_frames, split="validation")["rows"]
+    stored, copies, predictions = load_prepared(str(odd_frames), "validation"), [], []
+    chosen = load_clips(str(odd_frames), "validation", 2, 2)
+    for seed, (clip, frames) in enumerate(zip(chosen, itertools.islice(group_videos(stored).values(), 2))):
+        assert clip.reference.size == (61, 77)
+        poses = [stored[row]["iuv"] for row in frames]
+        photo, *truth = (
+            fit_image(stored[frames[i]]["image"], 32, 24)[None] / 2 + 0.5 for i in (0, *clip.frame_indices)
+        )
+        copies += [metrics.psnr(photo, target).item() for target in truth]
+        sampled = pipe(
+            stored[frames[0]]["image"], poses, num_inference_steps=1, frame_indices=clip.frame_indices,
+            generator=torch.Generator().manual_seed(seed), output_type="pt",
+        ).frames[0]  # fmt: skip
+        predictions.append(metrics.psnr(sampled, torch.cat(truth)).mean().item())
+    assert rows["copy of the reference"]["psnr"]["mean"] == pytest.approx(np.mean(copies), abs=1e-4)
+    assert rows["model"]["psnr"]["mean"] == pytest.approx(np.mean(predictions), abs=1e-4)
+    assert rows["warp of the reference"]["seen_l1"]["mean"] < rows["copy of the reference"]["seen_l1"]["mean"]
+    with Image.open(tmp_path / "results" / "evaluation.png") as pictures:
+        assert pictures.width == 6 * (24 + 4) - 4
+
+
+def test_the_size_is_the_models_own(model, tmp_path, monkeypatch):
+    assert default_size(str(model)) == (64, 80)
+    with pytest.raises(ValueError, match="`model` must be the folder of a DreamPosePipeline, .* no model_index.json"):
+        default_size(str(tmp_path))
+    index = {"_class_name": "StableDiffusionPipeline"}
+    monkeypatch.setattr(DreamPosePipeline, "load_config", lambda name: index)
+    with pytest.raises(ValueError, match="`model` must be a DreamPosePipeline, got 'some/one', a StableDiffusionPipe"):
+        default_size("some/one")
+
+    def fail(name):
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(DreamPosePipeline, "load_config", fail)
+    with pytest.raises(ValueError, match="`model` must be a pipeline's folder or a Hub id, got 'some/one': no such"):
+        default_size("some/one")
 
 
 def test_an_error_is_one_line_and_comes_before_the_model(model, tmp_path, monkeypatch):

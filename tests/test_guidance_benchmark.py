@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from benchmarks import guidance
+from pipeline_dreampose import fit_image
 from tests.tiny_components import get_dummy_pipeline
+from training import metrics
 from training.baselines import measure
 from training.clips import load_clips
 
@@ -16,7 +18,7 @@ from training.clips import load_clips
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    get_dummy_pipeline().save_pretrained(folder)
+    get_dummy_pipeline(default_height=80, default_width=64).save_pretrained(folder)
     return folder
 
 
@@ -39,13 +41,13 @@ def test_every_pair_is_measured_and_drawn(whole):
     assert json.loads((folder / "report.json").read_text()) == report
     assert sorted(path.name for path in folder.iterdir()) == ["report.json", "report_frames.png", "report_heat.png"]
     clips = load_clips("procedural/smoke", "validation", 2, 1)
-    pipe, psnr = get_dummy_pipeline(), {}
+    pipe, psnr = get_dummy_pipeline(), {}  # whose own size is another: the clips' is named
     for r, image_scale in enumerate((0, 2)):
         for c, pose_scale in enumerate((1, 0.5)):
             figures = []
             for index, clip in enumerate(clips):
                 frames = pipe(
-                    clip.reference, clip.iuv, 80, 64, 1, image_scale, pose_scale, clip.frame_indices,
+                    clip.reference, list(clip.iuv), 80, 64, 1, image_scale, pose_scale, clip.frame_indices,
                     generator=torch.Generator().manual_seed(index), output_type="pt",
                 ).frames[0]  # fmt: skip
                 figures.append(measure(frames, clip.targets, clip.layers))
@@ -84,3 +86,22 @@ def test_a_sweep_that_was_stopped_goes_on(model, whole, tmp_path, monkeypatch):
     measured.clear()
     assert run(model, tmp_path, "--resume")["pairs"] == whole[1]["pairs"]
     assert measured == [(2, 1), (2, 0.5)]
+
+
+@pytest.mark.slow
+def test_frames_of_any_size_and_one_clip_at_a_time(odd_frames, tmp_path, clips_held):
+    pipe = get_dummy_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    report = run(tmp_path / "model", tmp_path, "--dataset", odd_frames, "--num_clips", "3")
+    assert len(clips_held) == 4 * 3 + 1 and max(clips_held) <= 2, "each pair reads them, and the pictures the first"
+    psnr = []
+    for seed, clip in enumerate(load_clips(str(odd_frames), "validation", 3, 1)):
+        frames = pipe(
+            clip.reference, list(clip.iuv), num_inference_steps=1, image_guidance_scale=2, pose_guidance_scale=0.5,
+            frame_indices=clip.frame_indices, generator=torch.Generator().manual_seed(seed), output_type="pt",
+        ).frames[0]  # fmt: skip
+        truth = fit_image(clip.targets[0], 32, 24)[None] / 2 + 0.5
+        psnr.append(metrics.psnr(frames, truth).item())
+    assert report["pairs"]["2, 0.5"]["psnr"]["mean"] == pytest.approx(np.mean(psnr), abs=1e-4)
+    with Image.open(tmp_path / "report_frames.png") as pictures:
+        assert pictures.height < 3 * 77

@@ -2,11 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import schedulers
 from benchmarks.schedulers import main, parse_args
+from pipeline_dreampose import fit_image
 from tests.tiny_components import get_dummy_pipeline
+from training import metrics
+from training.clips import load_clips
 
 
 @pytest.mark.slow
@@ -51,3 +56,22 @@ def test_by_default_the_four_schedulers_take_4_to_100_steps():
     options = parse_args([])
     assert options.schedulers == ["DDIM", "PNDM", "DPM-Solver++", "UniPC"]
     assert min(options.steps) == 4 and max(options.steps) == options.reference_steps == 100
+
+
+@pytest.mark.slow
+def test_frames_of_any_size_and_one_clip_at_a_time(odd_frames, tmp_path, clips_held):
+    pipe = get_dummy_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--dataset", str(odd_frames), "--num_clips", "3", "--steps", "1"]
+    words += ["--frames_per_clip", "1", "--reference_steps", "2", "--schedulers", "DDIM", "UniPC"]
+    report = main(parse_args([*words, "--output", str(tmp_path / "report.json")]))
+    assert len(clips_held) == 3 * 3 and max(clips_held) <= 2, "each scheduler at each number of steps reads them"
+    psnr = []
+    for seed, clip in enumerate(load_clips(str(odd_frames), "validation", 3, 1)):
+        frames = pipe(
+            clip.reference, list(clip.iuv), num_inference_steps=2, frame_indices=clip.frame_indices,
+            generator=torch.Generator().manual_seed(seed), output_type="pt",
+        ).frames[0]  # fmt: skip
+        truth = fit_image(clip.targets[0], 32, 24)[None] / 2 + 0.5
+        psnr.append(metrics.psnr(frames, truth).item())
+    assert report["reference"]["mean"] == pytest.approx(np.mean(psnr), abs=1e-4)

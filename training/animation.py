@@ -9,7 +9,7 @@ A frame depends on its window, the shared noise and the seed alone, so it does n
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from training.settings_file import has_settings, write_json
 SETTINGS_NAME = "settings.json"
 
 
-def digest(pictures: Sequence[Image.Image] | torch.Tensor) -> str:
+def digest(pictures: Iterable[Image.Image] | torch.Tensor) -> str:
     """Tell pictures (or maps) from others: a short hash of their sizes and pixels."""
     if isinstance(pictures, torch.Tensor):
         pictures = [pictures.numpy()]

@@ -55,7 +55,7 @@ def sample_frames(
     Args:
         pipe (`DreamPosePipeline`): The model.
         photo (`PIL.Image.Image`): The reference.
-        iuv (`Sequence[PIL.Image.Image]`): Of the whole clip.
+        iuv (`Sequence[PIL.Image.Image]`): Of the whole clip; those of the frames' windows alone are looked at.
         frame_indices (`Sequence[int]`): Which frames.
         size (`tuple[int, int]`): Width and height of a frame.
         seed (`int`): Of the noise, which all frames share: a frame does not depend on which others are asked for.
@@ -63,9 +63,14 @@ def sample_frames(
     Returns:
         `torch.Tensor`: Shape `[T, 3, H, W]`, range `[0, 1]`, on the CPU.
     """
+    radius, last = pipe.pose_radius, len(iuv) - 1
+    windows = {min(max(i + offset, 0), last) for i in frame_indices for offset in range(-radius, radius + 1)}
+    # Every frame keeps its place, which the noise of its steps depends on: where no window reaches, nobody stands.
+    nobody = Image.new("RGB", iuv[frame_indices[0]].size)
+    poses = [iuv[i] if i in windows else nobody for i in range(len(iuv))]
     options = {"width": size[0], "height": size[1], "frame_indices": list(frame_indices), **call_options}
     generator = torch.Generator().manual_seed(seed)
-    return pipe(photo, list(iuv), generator=generator, output_type="pt", **options).frames[0]
+    return pipe(photo, poses, generator=generator, output_type="pt", **options).frames[0]
 
 
 def predict_clip(pipe: DreamPosePipeline, clip: Clip, seed: int, **call_options) -> dict[str, torch.Tensor]:

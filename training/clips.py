@@ -4,20 +4,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import datasets
 import numpy as np
 from PIL import Image
 
+from training.data.augmentation import read_labels, read_levels, shown_box
 from training.data.frame_pairs import group_videos
 from training.data.prepared import PROCEDURAL, load_prepared
 from training.data.procedural_fashion import ProceduralFashion
+from training.pictures import to_pictures
 from training.warping import SurfaceMatch, match_surface
 
 
 QUARTER_TURN = np.pi / 2
 WINDOW_RADIUS = 2  # frames on each side of DreamPose's five
 CLEAR_ARM_MOVEMENT = np.pi / 5  # an arm this far from where it hangs in the photo
+KEPT_POSES = 64  # of a clip; evaluation looks at fewer again and again, those around its targets
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Clip:
 
     name: str
     reference: Image.Image
-    iuv: list[Image.Image]
+    iuv: Sequence[Image.Image]
     frame_indices: list[int]
     targets: list[Image.Image]
     layers: list[Image.Image] | None = None
@@ -53,6 +57,31 @@ class Clip:
         return self._matches[index]
 
 
+class ClipPoses(Sequence[Image.Image]):
+    """The IUV pictures of a clip, each read when it is asked for; the last `KEPT_POSES` are kept.
+
+    Args:
+        rows (`datasets.Dataset`): With column `iuv`.
+        frames (`Sequence[int]`): Row numbers of the clip's frames.
+        size (`tuple[int, int]`, *optional*): As `load_clips` takes it.
+    """
+
+    def __init__(self, rows: datasets.Dataset, frames: Sequence[int], size: tuple[int, int] | None = None):
+        self.frames, column = frames, rows.select_columns(["iuv"])
+
+        @lru_cache(maxsize=KEPT_POSES)
+        def read(row: int) -> Image.Image:
+            return fit_labels(column[row]["iuv"].convert("RGB"), size)
+
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self._read(self.frames[index])
+
+
 class Clips(Sequence[Clip]):
     """The first clips of a split, each read when it is asked for. What `load_clips` gives.
 
@@ -64,6 +93,9 @@ class Clips(Sequence[Clip]):
         num_clips (`int`): How many clips.
         frames_per_clip, num_consecutive, seed (`int`): As `load_clips` takes them.
         config_name (`str`, *optional*): Of the drawing, where the clips are drawn.
+        size (`tuple[int, int]`, *optional*): As `load_clips` takes it.
+    Raises:
+        ValueError: When a clip is read, if poses or layers of a frame have another size than its picture.
     """
 
     def __init__(
@@ -76,10 +108,12 @@ class Clips(Sequence[Clip]):
         num_consecutive: int,
         seed: int,
         config_name: str | None = None,
+        size: tuple[int, int] | None = None,
     ):
         self.rows, self.split, self.videos, self.num_clips = rows, split, list(videos.items()), num_clips
         self.frames_per_clip, self.num_consecutive, self.seed = frames_per_clip, num_consecutive, seed
-        self.config_name = config_name
+        self.config_name, self.size = config_name, size
+        self.pictures = rows.select_columns([name for name in ("image", "iuv", "layers") if name in rows.column_names])
 
     def __len__(self) -> int:
         return self.num_clips
@@ -91,30 +125,77 @@ class Clips(Sequence[Clip]):
         targets = draw_targets(len(frames), self.frames_per_clip, np.random.default_rng([self.seed, index]))
         run = draw_run(len(frames), self.num_consecutive, np.random.default_rng([self.seed, index, 1]))
         other = (index + 1) % len(self.videos)
-        clip = self.rows.select(frames)
-        drawn = self.config_name is not None
-        facts = _drawn_facts(self.config_name, self.split, index, other, targets) if drawn else {}
-        layers = clip["layers"] if "layers" in clip.column_names else None
+        facts = {}
+        if self.config_name is not None:
+            facts = _drawn_facts(self.config_name, self.split, index, other, targets)
+            facts["other_targets"] = [fit_picture(picture, self.size) for picture in facts["other_targets"]]
+            facts["other_layers"] = [fit_labels(layers, self.size) for layers in facts["other_layers"]]
+        pictures, layers = self._read([frames[i] for i in targets])
+        run_pictures, run_layers = self._read([frames[i] for i in run])
         return Clip(
             name=name,
             reference=self._photo(index),
-            iuv=[iuv.convert("RGB") for iuv in clip["iuv"]],
+            iuv=ClipPoses(self.rows, frames, self.size),
             frame_indices=targets,
-            targets=[clip[i]["image"].convert("RGB") for i in targets],
-            layers=None if layers is None else [layers[i] for i in targets],
+            targets=pictures,
+            layers=layers,
             other_reference=self._photo(other),
             run_indices=run,
-            run_targets=[clip[i]["image"].convert("RGB") for i in run],
-            run_layers=None if layers is None else [layers[i] for i in run],
+            run_targets=run_pictures,
+            run_layers=run_layers,
             **facts,
         )
 
     def _photo(self, index: int) -> Image.Image:
-        return self.rows[self.videos[index][1][0]]["image"].convert("RGB")
+        pictures, _ = self._read(self.videos[index][1][:1])
+        return pictures[0]
+
+    def _read(self, frames: Sequence[int]) -> tuple[list[Image.Image], list[Image.Image] | None]:
+        """Pictures and, if there are such, layers of some rows."""
+        read = [self.pictures[row] for row in frames]
+        for row, frame in zip(frames, read, strict=True):
+            sizes = {name: picture.size for name, picture in frame.items()}
+            if len(set(sizes.values())) > 1:
+                place = self.rows.select_columns(["frame_index", "video_id"])[row]
+                raise ValueError(
+                    f"`dataset` must hold pictures of one size in a frame, got {sizes} in frame"
+                    f" {place['frame_index']} of video {place['video_id']!r}."
+                )
+        pictures = [fit_picture(frame["image"], self.size) for frame in read]
+        has_layers = "layers" in self.pictures.column_names
+        return pictures, [fit_labels(frame["layers"], self.size) for frame in read] if has_layers else None
+
+
+def fit_picture(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """A picture as a trainer's canvas shows it: whole, its borders continued; mode RGB.
+
+    Args:
+        picture (`PIL.Image.Image`): In any mode.
+        size (`tuple[int, int]`, *optional*): Width and height of the canvas; the picture's own if `None`.
+    """
+    canvas = size or picture.size
+    return to_pictures(read_levels(picture, shown_box(picture.size, canvas), canvas)[None])[0]
+
+
+def fit_labels(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """An IUV picture, or layers, where [`fit_picture`] has the picture, each value one that was there; 0 around them.
+
+    Args:
+        picture (`PIL.Image.Image`): In a mode of 8 bit.
+        size (`tuple[int, int]`, *optional*): Width and height of the canvas; the picture's own if `None`.
+    """
+    canvas = size or picture.size
+    return read_labels(picture, shown_box(picture.size, canvas), canvas)
 
 
 def load_clips(
-    dataset: str, split: str, num_clips: int, frames_per_clip: int, seed: int = 0, num_consecutive: int = 0
+    dataset: str,
+    split: str,
+    num_clips: int,
+    frames_per_clip: int,
+    seed: int = 0,
+    num_consecutive: int = 0,
+    size: tuple[int, int] | None = None,
 ) -> Clips:
     """Load the first clips of a split with target frames drawn by `seed`; the photo is a clip's first frame.
 
@@ -129,6 +210,8 @@ def load_clips(
         seed (`int`, *optional*, defaults to 0): Of the choice of target frames.
         num_consecutive (`int`, *optional*, defaults to 0): Frames a clip that follow one another, drawn by themselves;
             0 for none, else at least 3, and a clip must hold as many besides its first.
+        size (`tuple[int, int]`, *optional*): Width and height that frames are fitted to, as the trainer fits them; a
+            frame of that size is left as it is, and all are if `None`.
     Returns:
         `Clips`: A sequence of `num_clips` clips, read one at a time.
     Raises:
@@ -152,7 +235,7 @@ def load_clips(
                 f"`num_consecutive` must be 0 or lie within [3, {longest}] for {video_id}, got {num_consecutive}."
             )
     config_name = (config_name or "tiny") if procedural else None
-    return Clips(rows, split, chosen, num_clips, frames_per_clip, num_consecutive, seed, config_name)
+    return Clips(rows, split, chosen, num_clips, frames_per_clip, num_consecutive, seed, config_name, size)
 
 
 def draw_targets(num_frames: int, count: int, rng: np.random.Generator) -> list[int]:

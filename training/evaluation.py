@@ -10,17 +10,19 @@ import argparse
 import shutil
 import time
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 
 from accelerate import PartialState
 
 from training.animation import digest, model_digest, open_frames
+from training.clip_options import add_clip_options, check_clip_options
 from training.clip_records import SUFFIX, ClipRecord, join_features, measure_clips, record_clip, record_path
 from training.clips import load_clips
 from training.evaluation_page import write_results
 from training.figures import add_set_distances, describe_run, summarize
-from training.hub import load_pipeline
-from training.learned_metrics import LearnedMetrics
+from training.hub import default_size, load_pipeline
+from training.learned_metrics import LearnedMetrics, check_judges
 
 
 CALL_OPTIONS = ("num_inference_steps", "image_guidance_scale", "pose_guidance_scale", "chunk_size")
@@ -31,12 +33,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, help="pipeline folder or Hub id")
     add("--lora", help="a subject trained on that model: file, folder or Hub id")
-    add("--dataset", default="procedural", help="`procedural`, a prepared folder or a Hub id (default: procedural)")
-    add("--split", default="test")
+    add_clip_options(parser, split="test", num_clips=40, frames_per_clip=4)
     add("--output", type=Path, default=Path("results"), help="folder of evaluation.json, .md, .png and .html")
     add("--resume", action="store_true", help="go on with the clips of an evaluation that was stopped")
-    add("--num_clips", type=int, default=40)
-    add("--frames_per_clip", type=int, default=4)
     run = "frames a clip that follow one another, for temporal error and flicker; 0 for none (default: 6)"
     add("--num_consecutive", type=int, default=6, help=run)
     add("--num_inference_steps", type=int, help="default: the model's own, as for the scales")
@@ -56,19 +55,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> dict:
     start = time.perf_counter()
+    check_clip_options(options)
+    check_judges(options.inception, options.i3d, options.num_consecutive)
     # A process that is through waits for the others.
     state = PartialState(cpu=options.device == "cpu", timeout=timedelta(hours=24))
     options.device = options.device or str(state.device)
     asked = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items() if name != "resume"}
     chosen = options.num_clips, options.frames_per_clip, options.seed, options.num_consecutive
     with state.main_process_first():  # one draws or downloads
-        clips = load_clips(options.dataset, options.split, *chosen)
+        clips = load_clips(options.dataset, options.split, *chosen, default_size(options.model))
         pipe = load_pipeline(options.model, options.device, options.dtype, options.lora)
         judges = options.identity_encoder, options.inception, options.i3d, options.num_consecutive
         learned = LearnedMetrics(pipe, *judges)
         folder = options.output / ".clips"
         if state.is_main_process:
-            begun = asked | {"model": model_digest(pipe), "clips": digest([clips[0].reference, *clips[0].iuv])}
+            first = clips[0]
+            begun = asked | {"model": model_digest(pipe), "clips": digest(chain([first.reference], first.iuv))}
             begun |= {"judges": learned.notes}
             for name in ("lora", "output", "scale", "device"):  # the model is its weights, the rest is not measured
                 begun.pop(name)

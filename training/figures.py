@@ -156,7 +156,7 @@ def markdown_tables(rows: Figures, notes: Mapping[str, str]) -> str:
 
 def describe_run(pipe: DreamPosePipeline) -> dict[str, Any]:
     """What figures depend on besides the options: the model's own defaults, its scheduler, versions and machine."""
-    defaults = ("num_inference_steps", "image_guidance_scale", "pose_guidance_scale")
+    defaults = ("width", "height", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")
     cpu_info = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     names = [line.split(":")[1].strip() for line in cpu_info if line.startswith("model name")]
     return {

@@ -21,6 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects
 
 from pipeline_dreampose import DreamPosePipeline
+from training.devices import check_device
 
 
 logger = logging.getLogger(__name__)
@@ -66,18 +67,13 @@ def load_pipeline(
     Returns:
         `DreamPosePipeline`: With all components on `device`.
     Raises:
-        ValueError: If `model` is a folder that holds no DreamPose pipeline, or neither a folder nor to be had as a Hub
-            id; the same for `lora` and a subject of this model.
+        ValueError: If there is no such `device`, or `model` is a folder that holds no DreamPose pipeline, or neither a
+            folder nor to be had as a Hub id; the same for `lora` and a subject of this model.
     """
-    if Path(model).exists():
-        found = class_name(Path(model) / INDEX_NAME)
-        if found != "DreamPosePipeline":
-            raise ValueError(f"`model` must be the folder of a DreamPosePipeline, got {str(model)!r}, {found}.")
-    dtype = getattr(torch, dtype or ("float16" if torch.device(device).type == "cuda" else "float32"))
-    try:
+    device = check_device(device)
+    dtype = getattr(torch, dtype or ("float16" if device.type == "cuda" else "float32"))
+    with _explain_model(model):
         pipeline = DreamPosePipeline.from_pretrained(model, dtype=dtype).to(device)
-    except OSError as error:
-        raise ValueError(f"`model` must be a pipeline's folder or a Hub id, got {str(model)!r}: {error}") from error
     if lora is not None:
         try:
             pipeline.load_lora_weights(lora)
@@ -86,6 +82,34 @@ def load_pipeline(
         pipeline.fuse_lora()  # no slower than without it
         pipeline.unload_lora_weights()
     return pipeline
+
+
+def default_size(model: str) -> tuple[int, int]:
+    """Width and height of the frames that a saved pipeline makes by itself; its weights are not read.
+
+    Args:
+        model (`str`): Its folder or a Hub id.
+    Raises:
+        ValueError: As [`load_pipeline`] refuses `model`.
+    """
+    with _explain_model(model):
+        index = DreamPosePipeline.load_config(model)
+    if not {"default_width", "default_height"} <= index.keys():
+        raise ValueError(f"`model` must be a DreamPosePipeline, got {str(model)!r}, a {index.get('_class_name')}.")
+    return index["default_width"], index["default_height"]
+
+
+@contextmanager
+def _explain_model(model: str) -> Iterator[None]:
+    """Refuse a folder of something else at once, and turn what loading raises for a missing one into the error."""
+    if Path(model).exists():
+        found = class_name(Path(model) / INDEX_NAME)
+        if found != "DreamPosePipeline":
+            raise ValueError(f"`model` must be the folder of a DreamPosePipeline, got {str(model)!r}, {found}.")
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"`model` must be a pipeline's folder or a Hub id, got {str(model)!r}: {error}") from error
 
 
 def class_name(index: Path) -> str:

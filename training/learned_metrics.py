@@ -30,6 +30,19 @@ VIDEO_LENGTH = 16  # frames of FVD-16f
 VIDEO_SIDE = 224
 
 
+def check_judges(inception: Path | None = None, i3d: Path | None = None, num_consecutive: int = 0) -> None:
+    """Refuse files that do not exist, and `i3d` without 16 frames, by a `ValueError`; [`LearnedMetrics`] does, too.
+
+    Args:
+        inception, i3d, num_consecutive: As [`LearnedMetrics`] takes them.
+    """
+    if i3d is not None and num_consecutive != VIDEO_LENGTH:
+        raise ValueError(f"`i3d` must come with `num_consecutive` {VIDEO_LENGTH}, got {num_consecutive}.")
+    for argument, path in (("inception", inception), ("i3d", i3d)):
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"`{argument}` must be a TorchScript file, got {str(path)!r}, which does not exist.")
+
+
 class LearnedMetrics:
     """The judges that can be had.
 
@@ -54,8 +67,7 @@ class LearnedMetrics:
         num_consecutive: int = 0,
     ):
         self.device, self.notes = pipe.device, {}
-        if i3d is not None and num_consecutive != VIDEO_LENGTH:
-            raise ValueError(f"`i3d` must come with `num_consecutive` {VIDEO_LENGTH}, got {num_consecutive}.")
+        check_judges(inception, i3d, num_consecutive)
         self.image_encoder, self.feature_extractor = pipe.image_encoder, pipe.feature_extractor
         self.notes["identity_distance"] = "by the model's own image encoder"
         if identity_encoder is not None:
@@ -90,8 +102,6 @@ class LearnedMetrics:
         if path is None:
             self.notes[metric] = f"left out: needs the weights that `--{argument}` names"
             return None
-        if not Path(path).is_file():
-            raise ValueError(f"`{argument}` must be a TorchScript file, got {str(path)!r}, which does not exist.")
         try:
             module = torch.jit.load(str(path), map_location=self.device).eval()
         except RuntimeError as error:

@@ -86,6 +86,35 @@ def _pixels_of_cells(
     return (*np.maximum(numbers - 1, 0), numbers[0] > 0)
 
 
+def _read_nearest(
+    picture: Image.Image, box: tuple[int, int, int, int], canvas: tuple[int, int], cells: tuple[int, int]
+) -> np.ndarray:
+    """The values at the pixels that the cells show, zeros where they show none."""
+    left, top, right, bottom = box
+    rows, columns, is_inside = _pixels_of_cells((right - left, bottom - top), canvas, cells)
+    values = np.asarray(picture)[rows + top, columns + left]
+    values[~is_inside] = 0
+    return values
+
+
+def read_labels(picture: Image.Image, box: tuple[int, int, int, int], canvas: tuple[int, int]) -> Image.Image:
+    """What the canvas shows of a part of a picture whose values mean something each and cannot be mixed, as IUV.
+
+    It keeps to the pictures of [`read_levels`]: nearest neighbour, and zeros where their borders are continued.
+
+    Args:
+        picture (`PIL.Image.Image`): In a mode of 8 bit.
+        box (`tuple[int, int, int, int]`): The part that is shown, from [`shown_box`].
+        canvas (`tuple[int, int]`): `W` and `H`.
+    Returns:
+        `PIL.Image.Image`: Of the canvas's size, in the mode of `picture`.
+    """
+    part = picture.crop(box)
+    if part.size == canvas:
+        return part
+    return Image.fromarray(_read_nearest(picture, box, canvas, canvas))
+
+
 def read_cells(
     iuv: Image.Image, box: tuple[int, int, int, int], canvas: tuple[int, int], cells: tuple[int, int]
 ) -> torch.Tensor:
@@ -105,7 +134,4 @@ def read_cells(
     """
     if iuv.mode != "RGB":
         raise ValueError(f"`iuv` must be an RGB picture, got mode {iuv.mode!r}.")
-    left, top, right, bottom = box
-    rows, columns, is_inside = _pixels_of_cells((right - left, bottom - top), canvas, cells)
-    codes = np.asarray(iuv)[rows + top, columns + left]
-    return iuv_to_pose_map(codes * is_inside[..., None].astype(np.uint8))
+    return iuv_to_pose_map(_read_nearest(iuv, box, canvas, cells))

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from PIL import Image
 
 from training.data.detections import Detection, detections_from_torchscript
+from training.devices import check_device
 
 
 def find_densepose(path: str | os.PathLike) -> Path:
@@ -58,11 +59,7 @@ class DensePoseEstimator:
     """
 
     def __init__(self, path: str | os.PathLike, device: str | torch.device = "cpu"):
-        path, self.device = find_densepose(path), torch.device(device)
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"`device` must be one of this machine, got {str(device)!r}: {error}") from error
+        path, self.device = find_densepose(path), check_device(device)
         if importlib.util.find_spec("torchvision"):
             importlib.import_module("torchvision")  # exports use its operators, which importing it registers
         try:
