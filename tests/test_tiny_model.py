@@ -1,6 +1,8 @@
 """The embedded default: it loads where only diffusers and transformers are, and it does not get worse."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,3 +98,16 @@ def test_size_and_formats():
         "unet",
         "vae",
     }
+
+
+def test_documents_have_the_stored_figures():
+    card, readme = (TINY / "README.md").read_text(), (ROOT / "README.md").read_text()
+    tables = (TINY / "evaluation" / "evaluation.md").read_text().split("\n\n")
+    assert all(table.strip() in readme for table in tables[:3]), "whole frames, parts of frames, time"
+    assert tables[0].strip() in card
+    stored = json.loads((TINY / "evaluation" / "evaluation.json").read_text())
+    for name, value in re.findall(r"- type: (\w+)\n      value: ([\d.]+)", card):
+        assert float(value) == round(stored["rows"]["model"][name]["mean"], 4), name
+    defaults = json.loads((TINY / "model_index.json").read_text())
+    assert all(value == defaults[f"default_{name}"] for name, value in stored["model_defaults"].items())
+    assert (ROOT / "benchmarks" / "ablation.md").read_text().strip() in readme

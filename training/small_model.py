@@ -109,7 +109,7 @@ def build_pipeline(
         default_height=height,
         default_width=width,
         default_num_inference_steps=15,
-        default_image_guidance_scale=1.0,
+        default_image_guidance_scale=2.0,
         default_pose_guidance_scale=2.0,
     )
 
