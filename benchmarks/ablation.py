@@ -13,7 +13,18 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.ablation_arms import ARMS, SCHEDULE, Held, compare_noise, draw_data, encoders_of, run_arm
+from benchmarks.ablation_arms import (
+    ARMS,
+    DRAWING,
+    SCALES,
+    SCHEDULE,
+    UNET_CHANNELS,
+    Held,
+    compare_noise,
+    draw_data,
+    encoders_of,
+    run_arm,
+)
 from benchmarks.ablation_report import format_table, judge, values_of, values_of_subjects
 from benchmarks.kept_jobs import run_missing
 from training.animation import model_digest
@@ -57,7 +68,8 @@ def main(options: argparse.Namespace) -> dict:
     names = ("num_clips", "frames_per_clip", "num_consecutive", "num_inference_steps")
     settings = {name: getattr(options, name) for name in (*names, "num_train", "max_train_steps")}
     model = load_pipeline(options.model, "cpu")
-    settings |= {"encoders": encoders_of(model).facts(), "schedule": SCHEDULE.read_text()}
+    settings |= {"encoders": encoders_of(model).facts(), "schedule": SCHEDULE.read_text(), "arms": ARMS}
+    settings |= {"scales": SCALES, "unet_channels": UNET_CHANNELS, "drawing": DRAWING}
     if not has_settings(options.work_dir / "settings.json", settings, "work_dir"):
         write_json(options.work_dir / "settings.json", settings)
     held = Held(**{name: getattr(options, name) for name in names})
@@ -67,12 +79,12 @@ def main(options: argparse.Namespace) -> dict:
     (compared,) = run_missing(compare_noise, noise, 1, "comparison")
     sides = {("noise", name): [values_of(clips)] for name, clips in compared.items()}
     for (arm, _), result in arms.items():
-        for name in ("guided", "unguided"):
+        for name in SCALES:
             sides.setdefault((arm, name), []).append(values_of(result[name]))
     if options.subjects.exists():
         sides |= values_of_subjects(json.loads(options.subjects.read_text()))
     report = {
-        "settings": settings | {"arms": options.arms, "seeds": options.seeds, "model": options.model},
+        "settings": settings | {"seeds": options.seeds, "model": options.model},
         "versions": {name: version(name) for name in ("torch", "diffusers")},
         "training_cpu_seconds": {f"{arm}, seed {s}": r["training_cpu_seconds"] for (arm, s), r in arms.items()},
         "claims": judge(sides),

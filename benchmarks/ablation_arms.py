@@ -23,14 +23,14 @@ from training.data.frame_pairs import FramePairs, LatentShape
 from training.data.latent_cache import FrameEncoders, precompute_latents
 from training.data.pair_settings import PairSettings
 from training.data.prepared import load_prepared
-from training.data.procedural_fashion import load_procedural_fashion
+from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
 from training.hub import load_pipeline
 from training.small_model import build_pipeline
 
 
 ROOT = Path(__file__).parent.parent
 SCHEDULE = Path(__file__).with_name("ablation.yaml")
-UNET_CHANNELS = (32, 64, 96)
+UNET_CHANNELS = [32, 64, 96]
 NO_DROPOUT = ("image_dropout_prob", "pose_dropout_prob", "joint_dropout_prob")
 ARMS = {  # name -> what it changes of the schedule
     "full": {},
@@ -38,7 +38,8 @@ ARMS = {  # name -> what it changes of the schedule
     "one_pose": {"pose_radius": 0},
     "no_dropout": dict.fromkeys(NO_DROPOUT, 0.0),
 }
-SCALES = {"guided": (2.0, 2.0), "unguided": (1.0, 1.0)}
+DRAWING = str(ProceduralFashion.BUILDER_CONFIGS[0].version)
+SCALES = {"guided": [2.0, 2.0], "unguided": [1.0, 1.0]}  # photo, pose
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def train_arm(model: str, arm: str, seed: int, work_dir: Path, schedule: dict[st
     base = load_pipeline(model, "cpu")
     torch.manual_seed(seed)
     size = base.config.default_height, base.config.default_width
-    build_pipeline(base.vae, base.image_encoder, *size, UNET_CHANNELS, pose_radius).save_pretrained(output / "start")
+    start = build_pipeline(base.vae, base.image_encoder, *size, tuple(UNET_CHANNELS), pose_radius)
+    start.save_pretrained(output / "start")
     flags = {
         "config": SCHEDULE,
         "pretrained_model_name_or_path": output / "start",
@@ -145,15 +147,21 @@ def run_arm(
         `dict`: By key of `SCALES` the figures of each clip, and `training_cpu_seconds` (of the part after the last
             start, where it was stopped).
     """
+    before = children_cpu_seconds()
     folder = train_arm(model, arm, seed, Path(work_dir), schedule)
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     pipe = load_pipeline(str(folder), "cpu")
     pipe.set_progress_bar_config(disable=True)
-    results = {"training_cpu_seconds": round(spent.ru_utime + spent.ru_stime, 1)}
+    results = {"training_cpu_seconds": round(children_cpu_seconds() - before, 1)}
     for name, (image_scale, pose_scale) in SCALES.items():
         scales = {"image_guidance_scale": image_scale, "pose_guidance_scale": pose_scale}
         results[name] = [measure_clip(pipe, clip, i, held, **scales) for i, clip in enumerate(held.clips())]
     return results
+
+
+def children_cpu_seconds() -> float:
+    """What the processes that this one started and that have ended took of the CPU."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def measure_clip(pipe: DreamPosePipeline, clip: Clip, seed: int, held: Held, **call_options) -> dict[str, float]:

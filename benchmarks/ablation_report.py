@@ -22,7 +22,7 @@ class Claim:
 
     Args:
         question (`str`): What is held to be better, beside what.
-        paper (`str`): The figures of the paper's table of ablations, arXiv:2304.06025, for both sides.
+        paper (`str`): The figures of the paper's table of ablations, arXiv:2304.06025, first of what is held better.
         better, worse (`tuple[str, str]`): Arm and key of its figures, on both sides.
         metric (`str`): The metric that decides.
         remark (`str`): What must be known to read the row.
@@ -36,6 +36,13 @@ class Claim:
     remark: str = ""
 
 
+CAPTION = (
+    "First side minus second, ± one standard error over clips (of stage 2: subjects); L1, hem L1 and flicker are"
+    " better where they fall. **Bold** decides, with the mean of each seed in brackets: *confirmed* wants two standard"
+    " errors and each seed on the same side. Two trained pairs are few, so a difference that is small beside that of"
+    " the seeds is no more than an indication. The paper's figures are levels, of the first side and of the second,"
+    " after stage 2; the arms here are of stage 1."
+)
 FROM_TRIALS = "stage 2 of the small model, `benchmarks/subjects.py`"
 CLAIMS = [
     Claim(
@@ -176,7 +183,7 @@ def judge(sides: Mapping[tuple[str, str], Sequence[Values]]) -> list[dict[str, A
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The claims as a Markdown table: what decides, the differences in all figures, the verdict.
+    """The claims as a Markdown table with its caption: what decides, the differences, the verdict.
 
     Args:
         rows (`Sequence[Mapping]`): Of `judge`.
@@ -187,7 +194,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [_cell(name, row["differences"].get(name), name == row["metric"]) for name in SHOWN]
         question = row["question"] + (f" ({row['remark']})" if row["remark"] else "")
         lines.append(f"| {question} | {row['paper']} | {' | '.join(cells)} | {row['verdict']} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", CAPTION]) + "\n"
 
 
 def _cell(name: str, difference: Mapping[str, Any] | None, decides: bool) -> str:
@@ -196,4 +203,5 @@ def _cell(name: str, difference: Mapping[str, Any] | None, decides: bool) -> str
     digits, mark = METRICS[name].digits + 1, "**" if decides else ""
     error = difference["standard_error"]
     text = f"{difference['mean']:+.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
-    return mark + text + mark
+    seeds = ", ".join(f"{mean:+.{digits}f}" for mean in difference["seeds"])
+    return mark + text + mark + (f" ({seeds})" if decides and len(difference["seeds"]) > 1 else "")

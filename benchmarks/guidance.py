@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("--model", default="model_card/tiny", help="pipeline folder or Hub id")
-    add_clip_options(parser, split="validation", num_clips=6, frames_per_clip=2)
+    add_clip_options(parser, split="validation", num_clips=8, frames_per_clip=2)
     add("--image_scales", nargs="+", type=float, default=SCALES)
     add("--pose_scales", nargs="+", type=float, default=SCALES)
     add("--num_inference_steps", type=int, help="default: the model's own")
@@ -51,6 +51,7 @@ def main(options: argparse.Namespace) -> dict:
     pipe = load_pipeline(options.model, options.device)
     pipe.set_progress_bar_config(disable=True)
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "resume", "scale")}
+    settings["num_inference_steps"] = options.num_inference_steps or pipe.config.default_num_inference_steps
     folder = options.output.with_name(f".{options.output.stem}.pairs")
     # Which pairs are asked for is no setting of a pair: a run that goes on may want others.
     scales = ("image_scales", "pose_scales")

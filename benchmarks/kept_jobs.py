@@ -46,7 +46,8 @@ def run_missing(
             try:
                 for job in tqdm(as_completed(begun), total=len(jobs), initial=len(jobs) - len(begun), unit=unit):
                     job.result()
-            except BaseException:  # what was not begun need not be
+            except BaseException as error:  # what was not begun need not be; what was, ends first
+                tqdm.write(f"A {unit} failed, the others that are running are waited for: {error!r}")
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return [json.loads(path.read_text()) for path in jobs]

@@ -42,7 +42,7 @@ SUFFIX = ".values.json"
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="model_card/tiny", help="pipeline folder or Hub id")
-    add_clip_options(parser, split="validation", num_clips=15, frames_per_clip=2)
+    add_clip_options(parser, split="validation", num_clips=8, frames_per_clip=2)
     parser.add_argument("--schedulers", nargs="+", choices=SCHEDULERS, default=DEFAULT)
     parser.add_argument("--steps", nargs="+", type=int, default=[4, 6, 10, 15, 25, 50, 100])
     parser.add_argument("--reference_steps", type=int, default=100, help="of DDIM, against which all are compared")

@@ -1,14 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
 """What stage 2 gives: drawn subjects that stage 1 never saw, learnt from one photo and from four, measured on poses
-that no photo shows.
+that no photo shows. Every trial is kept in `--work_dir`: a stopped run is simply started again.
 
     python -m benchmarks.subjects --output results.json [options of this script] -- [options of training/finetune.py]
-
-Every trial is kept in the folder `--work_dir`, so that a stopped run is simply started again. What README tells of was
-
-    python -m benchmarks.subjects --split validation --num_subjects 4 --num_photos 1 --num_inference_steps 10 \\
-        --curve_steps 25 --output benchmarks/subjects_validation.json -- --config benchmarks/subjects_validation.yaml
 """
 
 import argparse
@@ -43,9 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="of the drawn subjects")
     parser.add_argument("--num_subjects", type=int, default=20)
     parser.add_argument("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4])
-    filmed = "learn from so many clips of other motions, and not from photos: what the model can gain at all"
-    parser.add_argument("--num_clips", type=int, default=0, help=filmed)
-    parser.add_argument("--num_inference_steps", type=int, default=25)
+    parser.add_argument("--num_clips", type=int, default=0, help="learn from so many clips of other motions, no photo")
+    parser.add_argument("--num_inference_steps", type=int, default=10)
     parser.add_argument("--curve_steps", type=int, help="measure every so many steps too; by default at ends only")
     parser.add_argument("--num_processes", type=int, default=os.cpu_count(), help="trials at a time, one thread each")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/subjects"))
@@ -58,6 +52,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in NOT_TAKEN:
         if values[name] != defaults[name]:
             raise ValueError(f"`{name}` must be left as it is, since trials do not take it, got {values[name]!r}.")
+    if options.num_clips and (len(options.num_photos), values["num_cached_crops"]) != (1, 0):
+        raise ValueError("`num_clips` must be 0, or `num_photos` one number and `num_cached_crops` 0, got others.")
     if not values["max_train_steps"] and not values["decoder_max_train_steps"]:
         raise ValueError("`max_train_steps` and `decoder_max_train_steps` must not both be 0, which trains nothing.")
     return options

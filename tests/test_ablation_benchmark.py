@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import ablation
-from benchmarks.ablation_arms import ARMS, start_from
+from benchmarks.ablation_arms import ARMS, SCALES, start_from
 from benchmarks.ablation_report import CLAIMS, compare, format_table, judge, values_of_subjects, verdict
 from benchmarks.kept_jobs import run_missing
 from tests.tiny_components import get_dummy_image, get_dummy_iuv, get_dummy_pipeline
@@ -49,14 +49,16 @@ def test_only_what_was_measured_is_judged():
     own, decoder = (row["differences"]["ssim"] for row in rows)
     assert (own["mean"], decoder["mean"]) == (0.5, 0.125)
     assert rows[0]["verdict"] == "confirmed" and rows[1]["verdict"] == "not decided at this size"
-    *_, line = format_table(rows).strip().splitlines()
+    *_, line, _, caption = format_table(rows).strip().splitlines()
+    assert caption.startswith("First side minus second")
     assert line.startswith("| the VAE's decoder trained too") and "| **+0.1250 ± 0.1250** | +0.0000 ± 0.0000 |" in line
 
 
-def test_every_claim_names_arms_that_are_trained():
-    for claim in CLAIMS:
-        for arm, _ in (claim.better, claim.worse):
-            assert arm in {*ARMS, "noise", "photos 1", "photos 4"}
+def test_every_claim_names_sides_that_are_measured():
+    sides = {(arm, scale) for arm in ARMS for scale in SCALES}
+    sides |= {("noise", f"{kind}_noise") for kind in ("shared", "independent")}
+    sides |= {(f"photos {n}", point) for n in (1, 4) for point in ("before", "denoiser", "end")}
+    assert all({claim.better, claim.worse} <= sides for claim in CLAIMS)
 
 
 def test_given_noise_starts_where_the_pipeline_starts():
@@ -84,7 +86,7 @@ def test_arms_are_trained_measured_and_kept(tmp_path):
     report = ablation.main(ablation.parse_args(words))
     assert json.loads((tmp_path / "report.json").read_text())["settings"]["max_train_steps"] == 2
     assert [row["metric"] for row in report["claims"]] == ["flicker"], "the full model, with which arms are compared"
-    assert (tmp_path / "report.md").read_text().count("\n") == 3
+    assert (tmp_path / "report.md").read_text().count("\n") == 5
     adapters = {
         arm: load_file(tmp_path / "work" / f"{arm}-3" / "adapter" / "diffusion_pytorch_model.safetensors")
         for arm in ("clip_only", "one_pose")

@@ -92,6 +92,13 @@ def test_options_that_would_be_ignored_are_refused(flags, message):
         parse_args(["--", *flags])
 
 
+@pytest.mark.parametrize("words", [["--num_photos", "1", "4", "--", "--num_cached_crops", "0"], ["--num_photos", "1"]])
+def test_clips_take_the_place_of_photos_and_their_crops(words):
+    with pytest.raises(ValueError, match="`num_clips` must be 0, or `num_photos` one number and `num_cached_crops` 0"):
+        parse_args(["--num_clips", "2", *words])
+    assert parse_args(["--num_clips", "2", "--num_photos", "1", "--", "--num_cached_crops", "0"]).num_clips == 2
+
+
 def test_the_stored_figures_are_of_the_settings_beside_them():
     stored = json.loads(STORED.read_text())["settings"]["finetune"]
     options = parse_args(["--", "--config", str(STORED.with_suffix(".yaml"))]).finetune

@@ -58,5 +58,6 @@ def check_clip_options(options: argparse.Namespace) -> None:
         for value in values if isinstance(values, list) else [values]:
             if value is not None and not is_valid(value):
                 raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
-    if options.device is not None:
-        check_device(options.device)
+    device = getattr(options, "device", None)
+    if device is not None:
+        check_device(device)

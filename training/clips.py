@@ -58,7 +58,7 @@ class Clip:
 
 
 class ClipPoses(Sequence[Image.Image]):
-    """The IUV pictures of a clip, each read when it is asked for; the last `KEPT_POSES` are kept.
+    """The IUV pictures of a clip, each read when it is asked for by its number; the last `KEPT_POSES` are kept.
 
     Args:
         rows (`datasets.Dataset`): With column `iuv`.

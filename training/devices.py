@@ -16,6 +16,6 @@ def check_device(device: str | torch.device) -> torch.device:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"`device` must be one of this machine, got {str(device)!r}: {reason}") from error
     return torch.device(device)

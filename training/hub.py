@@ -95,7 +95,10 @@ def default_size(model: str) -> tuple[int, int]:
     with _explain_model(model):
         index = DreamPosePipeline.load_config(model)
     if not {"default_width", "default_height"} <= index.keys():
-        raise ValueError(f"`model` must be a DreamPosePipeline, got {str(model)!r}, a {index.get('_class_name')}.")
+        raise ValueError(
+            f"`model` must be a DreamPosePipeline, whose index has `default_width` and `default_height`, got"
+            f" {str(model)!r}, a {index.get('_class_name')}."
+        )
     return index["default_width"], index["default_height"]
 
 

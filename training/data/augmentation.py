@@ -103,7 +103,7 @@ def read_labels(picture: Image.Image, box: tuple[int, int, int, int], canvas: tu
     It keeps to the pictures of [`read_levels`]: nearest neighbour, and zeros where their borders are continued.
 
     Args:
-        picture (`PIL.Image.Image`): In a mode of 8 bit.
+        picture (`PIL.Image.Image`): In mode L or RGB.
         box (`tuple[int, int, int, int]`): The part that is shown, from [`shown_box`].
         canvas (`tuple[int, int]`): `W` and `H`.
     Returns:
