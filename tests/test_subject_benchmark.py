@@ -18,7 +18,7 @@ from training.data.procedural_fashion import ProceduralFashionConfig
 from training.option_parsing import option_values
 
 
-STORED = Path(__file__).parent.parent / "benchmarks" / "subjects_validation.json"
+STORED = Path(__file__).parent.parent / "benchmarks" / "subjects.json"
 CONFIG = ProceduralFashionConfig()
 TORSO_BACK, TORSO_FRONT = 1, 2  # DensePose's parts
 

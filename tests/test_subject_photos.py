@@ -77,6 +77,16 @@ def test_every_photo_is_reference_and_target_of_every_one(drawn, shape):
     assert [sum(count for pair, count in pairs.items() if pair[1] == name) for name in WALLS] == [12] * 3
 
 
+def test_the_first_photo_is_the_only_reference_where_stage_one_took_first_frames(drawn, shape):
+    settings, photos = PairSettings(reference_frames="first"), load_photos(drawn)
+    samples = SubjectPairs(photos, shape, 0, settings)
+    first = samples.read_image(0)
+    assert all(torch.equal(samples[position]["reference_image"], first) for position in range(9))
+    plain, targets = SubjectPairs(photos, shape, 0, PairSettings()), [samples[p]["target_image"] for p in range(9)]
+    assert all(torch.equal(plain[p]["target_image"], target) for p, target in enumerate(targets)), "no draw moves"
+    assert len({target.numpy().tobytes() for target in targets}) == 3, "each is a target"
+
+
 def test_one_photo_makes_pairs_of_two_crops(drawn, tmp_path):
     for name in ("front.png", "front_iuv.png"):
         shutil.copy(drawn / name, tmp_path)

@@ -40,6 +40,11 @@ class SubjectOptions:
     fit: Literal["whole", "crop"] = _option(
         "whole", "Show a photo of another aspect whole, its borders continued, or cut its middle out."
     )
+    reference_frames: Literal["any", "first"] = _option(
+        "any",
+        "Which photos serve as the reference: any, or the first by name, such as a front view, where stage 1 took the"
+        " first frames of clips; likewise of the prior's clips.",
+    )
     min_crop_scale: float = _option(
         0.8, "Reference and target each show one random part of a photo with at least so much of its sides."
     )
@@ -64,7 +69,8 @@ class SubjectOptions:
 
     def settings(self, pose_radius: int = 2, noise_offset: float = 0.0) -> PairSettings:
         """What `training.data.subject_photos` takes of these options."""
-        return PairSettings(pose_radius, fit=self.fit, min_crop_scale=self.min_crop_scale, noise_offset=noise_offset)
+        names = ("reference_frames", "fit", "min_crop_scale")
+        return PairSettings(pose_radius, noise_offset=noise_offset, **{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def open_photo(path: Path) -> Image.Image:
 
 
 class SubjectPairs(FramePairs):
-    """Training samples of one subject, with the items of [`FramePairs`]: reference and target are any of its photos.
+    """Training samples of one subject, with the items of [`FramePairs`]: the target is any of its photos, and so is
+    the reference, or it is the first one, as `reference_frames` has it.
 
     Each of the two shows a random part of its photo, by a draw of its own, as `min_crop_scale` has it; the poses are
     the target's, by the target's draw. With a single photo, reference and target are two parts of it.
@@ -118,7 +119,8 @@ class SubjectPairs(FramePairs):
         Returns:
             `dict[str, torch.Tensor]`: As in the docstring of `FramePairs`.
         """
-        reference = int(torch.randint(len(self), (), generator=generator))
+        choice = int(torch.randint(len(self), (), generator=generator))
+        reference = 0 if self.settings.reference_frames == "first" else choice
         draws = self.draw(generator)
         # Drawn last: a crop changes no other draw.
         return self.read_crops(reference, row, generator) | draws
