@@ -70,7 +70,7 @@ runs/prior/train.parquet: | $(VENV)/.installed-test
 
 # Both benchmarks go on where they were stopped.
 reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## the paper's claims at the small model's size (hours on a CPU)
-	$(BIN)/python -m benchmarks.subjects --output benchmarks/subjects.json -- --config benchmarks/subjects.yaml
+	$(BIN)/python -m benchmarks.subjects --num_subjects 6 --output benchmarks/subjects.json -- --config benchmarks/subjects.yaml
 	$(BIN)/python -m benchmarks.ablation
 
 community:  ## write the file for diffusers' examples/community, with its row and section of the README there
