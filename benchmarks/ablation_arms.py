@@ -189,7 +189,7 @@ def compare_noise(model: str, held: Held) -> dict[str, list[dict[str, float]]]:
     results: dict[str, list] = {"shared_noise": [], "independent_noise": []}
     for seed, clip in enumerate(held.clips()):
         _, image_latents = pipe.encode_image(to_tensor([clip.reference]) * 2 - 1)
-        shape = (len(clip.run_indices), *image_latents.shape[1:])
+        shape = (len(clip.iuv), *image_latents.shape[1:])  # `latents` are those of a clip's frames, of one or of all
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         where = clip.reference, clip.iuv, clip.run_indices, clip.run_targets[0].size, seed
         for name, draw in (("shared_noise", noise[:1]), ("independent_noise", noise)):
