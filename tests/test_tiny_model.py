@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,10 +105,6 @@ def test_documents_have_the_stored_figures():
     whole_parts_time = [table.strip() for table in tables[:3]]
     assert all(table in document for table in whole_parts_time for document in (readme, card))
     stored = json.loads((TINY / "evaluation" / "evaluation.json").read_text())
-    on_card = re.findall(r"- type: (\w+)\n      value: ([\d.]+)", card)
-    assert len(on_card) == 6
-    for name, value in on_card:
-        assert float(value) == round(stored["rows"]["model"][name]["mean"], 4), name
     defaults = json.loads((TINY / "model_index.json").read_text())
     assert all(value == defaults[f"default_{name}"] for name, value in stored["model_defaults"].items())
     assert (ROOT / "benchmarks" / "ablation.md").read_text().strip() in readme
