@@ -47,7 +47,7 @@ def run_missing(
                 for job in tqdm(as_completed(begun), total=len(jobs), initial=len(jobs) - len(begun), unit=unit):
                     job.result()
             except BaseException as error:  # what was not begun need not be; what was, ends first
-                tqdm.write(f"A {unit} failed, the others that are running are waited for: {error!r}")
+                tqdm.write(f"{error!r}: each {unit} that is running is waited for.")
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return [json.loads(path.read_text()) for path in jobs]

@@ -75,7 +75,7 @@ class Trial:
 
 
 class FilmedPairs(SubjectPairs):
-    """Samples of a subject that was filmed: real windows, and any frame of a clip as the reference, as in stage 1."""
+    """Samples of a subject that was filmed: real windows, and references from the same clip, as in stage 1."""
 
     read_sample = FramePairs.read_sample
 

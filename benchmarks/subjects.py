@@ -53,7 +53,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if values[name] != defaults[name]:
             raise ValueError(f"`{name}` must be left as it is, since trials do not take it, got {values[name]!r}.")
     if options.num_clips and (len(options.num_photos), values["num_cached_crops"]) != (1, 0):
-        raise ValueError("`num_clips` must be 0, or `num_photos` one number and `num_cached_crops` 0, got others.")
+        got = f"{options.num_clips}, {options.num_photos} and {values['num_cached_crops']}"
+        raise ValueError(f"`num_clips` must be 0, or `num_photos` one number and `num_cached_crops` 0, got {got}.")
     if not values["max_train_steps"] and not values["decoder_max_train_steps"]:
         raise ValueError("`max_train_steps` and `decoder_max_train_steps` must not both be 0, which trains nothing.")
     return options

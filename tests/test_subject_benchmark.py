@@ -94,7 +94,7 @@ def test_options_that_would_be_ignored_are_refused(flags, message):
 
 @pytest.mark.parametrize("words", [["--num_photos", "1", "4", "--", "--num_cached_crops", "0"], ["--num_photos", "1"]])
 def test_clips_take_the_place_of_photos_and_their_crops(words):
-    with pytest.raises(ValueError, match="`num_clips` must be 0, or `num_photos` one number and `num_cached_crops` 0"):
+    with pytest.raises(ValueError, match="`num_clips` must be 0, or .* and `num_cached_crops` 0, got 2, .* and"):
         parse_args(["--num_clips", "2", *words])
     assert parse_args(["--num_clips", "2", "--num_photos", "1", "--", "--num_cached_crops", "0"]).num_clips == 2
 
