@@ -11,8 +11,9 @@ from PIL import Image
 from pipeline_dreampose import DreamPosePipeline
 from training.animation import write_frame
 from training.baselines import measure, sample_frames
+from training.charts import heat_map
 from training.clips import Clip
-from training.pictures import enlarge, heat_map, picture_grid, to_pictures
+from training.pictures import enlarge, picture_grid, to_pictures
 from training.settings_file import write_json
 
 

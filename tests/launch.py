@@ -1,6 +1,7 @@
 """`accelerate launch` of an entry point with two real CPU processes."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,19 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
+def free_port():
+    """A port of loopback that nobody listens on, so that tests run side by side."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def start_two_processes(script, words):
     """Start `script` (relative to the project) with arguments, in a process group of its own."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-        "--num_cpu_threads_per_process", "1",
+        "--num_cpu_threads_per_process", "1", "--main_process_port", str(free_port()),
     ]  # fmt: skip
     # Without the variable two processes start that do not know of each other.
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

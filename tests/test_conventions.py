@@ -39,6 +39,7 @@ LAYERS = [
     {
         "training.animation",
         "training.batches",
+        "training.charts",
         "training.checkpoints",
         "training.comparison",
         "training.conversion",

@@ -2,7 +2,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
+from tests.launch import ROOT, free_port
 from training.checkpoints import list_checkpoints
 from training.interruption import StopSignals, TrainingInterrupted, ignore_stop_signals
 from training.loop import _Run, train
@@ -25,7 +25,6 @@ from training.run_log import LogWindow, start_log
 from training.schedule import PositionBatchSampler, get_lr_curve, seed_step
 
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow  # nearly all of them train
 SETTINGS = {"train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 2, "ema_decay": 0.8}
 
@@ -447,10 +446,9 @@ def run_as_one_of_two(output_dir):
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
     code = f"from tests.test_loop import run_as_one_of_two; run_as_one_of_two({str(tmp_path)!r})"
     processes = [
         subprocess.Popen(

@@ -121,19 +121,6 @@ def test_a_grid_places_its_pictures_and_leaves_empty_cells_white():
         pictures.picture_grid([[picture(), picture(size=(9, 9))]])
 
 
-def test_a_heat_map_colours_its_cells_by_their_numbers():
-    drawn = pictures.heat_map([[1.0, 2.0], [3.0, None]], ["a", "b"], ["x", "y"], digits=1)
-    corners = [drawn.getpixel((drawn.width - dx, drawn.height - dy)) for dy in (90, 44) for dx in (170, 84)]
-    assert corners == [(68, 1, 84), (33, 145, 140), (253, 231, 37), (160, 160, 160)]
-    cell = np.asarray(drawn)[-44:, -170:-86]
-    assert (cell == (0, 0, 0)).all(axis=-1).any(), "black figures on yellow"
-    cell = np.asarray(drawn)[-90:-46, -170:-86]
-    assert (cell == (255, 255, 255)).all(axis=-1).any(), "white figures on violet"
-    assert pictures.heat_map([[1.0, 1.0]], ["a", "b"], ["x"]).getpixel((drawn.width - 84, drawn.height - 48))
-    with pytest.raises(ValueError, match="`values` must hold a number"):
-        pictures.heat_map([[None]], ["a"], ["x"])
-
-
 def test_enlarging_keeps_a_plain_colour():
     enlarged = pictures.enlarge(picture(), 3)
     assert enlarged.size == (24, 30) and set(enlarged.get_flattened_data()) == {(255, 0, 0)}

@@ -20,7 +20,6 @@ class UnreadablePictures(ValueError):
     """A picture or video that cannot be read."""
 
 
-_HEAT = ((68, 1, 84), (33, 145, 140), (253, 231, 37))  # from the least over the middle to the most
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -155,43 +154,6 @@ def picture_grid(
     for r, title in enumerate(row_titles or ()):
         draw.text((left - gap, top + r * (height + gap) + height / 2), title, "black", font, anchor="rm")
     return grid
-
-
-def heat_map(
-    values: Sequence[Sequence[float | None]], titles: Sequence[str], row_titles: Sequence[str], digits: int = 2
-) -> Image.Image:
-    """Draw a table of numbers on colours from dark violet (the least) over green to yellow (the most).
-
-    Args:
-        values (`Sequence[Sequence[float or None]]`): Rows of numbers; `None` gives a grey cell.
-        titles (`Sequence[str]`): Written above the columns.
-        row_titles (`Sequence[str]`): Written to the left of the rows.
-        digits (`int`, *optional*, defaults to 2): Written behind the point.
-    Returns:
-        `PIL.Image.Image`: Mode RGB.
-    Raises:
-        ValueError: If there is no number.
-    """
-    known = [value for row in values for value in row if value is not None]
-    if not known:
-        raise ValueError(f"`values` must hold a number, got {values}.")
-    least, most = min(known), max(known)
-    font = ImageFont.load_default(14)
-
-    def cell(value: float | None) -> Image.Image:
-        share = 0.5 if value is None or most == least else (value - least) / (most - least)
-        color = (
-            (160, 160, 160)
-            if value is None
-            else tuple(int(round(np.interp(share, (0, 0.5, 1), channel))) for channel in zip(*_HEAT, strict=True))
-        )
-        picture = Image.new("RGB", (84, 44), color)
-        text = "–" if value is None else f"{value:.{digits}f}"
-        ink = "black" if picture.convert("L").getpixel((0, 0)) > 128 else "white"
-        ImageDraw.Draw(picture).text((42, 22), text, ink, font, anchor="mm")
-        return picture
-
-    return picture_grid([[cell(value) for value in row] for row in values], titles, gap=2, row_titles=row_titles)
 
 
 def copy_without_metadata(source: str | os.PathLike, target: str | os.PathLike) -> None:
