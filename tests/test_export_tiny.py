@@ -9,8 +9,11 @@ from safetensors.torch import load_file
 
 from pipeline_dreampose import DreamPosePipeline
 from tests.tiny_components import get_dummy_components
+from training import export_tiny
+from training.charts import line_chart
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.export_tiny import main, parse_args
+from training.run_log import append_log
 
 
 def test_export(tmp_path):
@@ -43,3 +46,23 @@ def test_the_default_sample_turns_round_in_something_loose():
     motion = config.motion("test", options.motion)
     assert np.ptp(motion.yaw) > np.pi and options.subject != options.motion
     assert config.subject("test", options.subject).bottom in ("skirt", "dress")
+
+
+def test_settings_and_logs_are_kept_and_both_legs_are_one_curve(tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    for number, name in enumerate(export_tiny.RUNS):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "options.yaml").write_text(f"output_dir: runs/{name}\n")
+        append_log(runs / name, 5, {"loss": 1.0 + number})
+        append_log(runs / name, 10, {"loss": 0.5, "validation/psnr": 20.0 + number, "validation/ssim": 0.9})
+    drawn = []
+    monkeypatch.setattr(
+        export_tiny, "line_chart", lambda curves, title: drawn.append(curves) or line_chart(curves, title)
+    )
+    main(parse_args(["--runs", str(runs), "--model_dir", str(tmp_path / "tiny"), "--sample_dir", str(tmp_path)]))
+    kept = tmp_path / "tiny" / "training"
+    assert (kept / "vae.yaml").read_text() == "output_dir: runs/vae\n"
+    assert (kept / "stage1.jsonl").read_text() == (runs / "stage1" / "log.jsonl").read_text()
+    loss, psnr = drawn[0]["stage 1"], drawn[1]["stage 1"]
+    assert loss == [(5, 3.0), (10, 0.5), (15, 4.0), (20, 0.5)] and psnr == [(10, 22.0), (20, 23.0)]
+    assert Image.open(kept / "curves.png").width > 3 * 500

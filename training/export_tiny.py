@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0
 """Ship the embedded default: a trained small pipeline in half precision, and the sample that the demo animates.
 
-python training/export_tiny.py --pipeline runs/tiny/stage1 --model_dir model_card/tiny --sample_dir model_card/sample
+python training/export_tiny.py --pipeline runs/tiny/stage1_continued --runs runs/tiny
 """
 
 import argparse
@@ -12,15 +12,27 @@ from pathlib import Path
 
 from PIL import Image
 
+from training.charts import line_chart
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.procedural_scene import render_clip
 from training.denoiser import sampling_scheduler
 from training.hub import load_pipeline
+from training.pictures import picture_grid
+from training.run_log import LOG_NAME, read_log
+
+
+RUNS = ("vae", "image_encoder", "stage1", "stage1_continued")
+CURVES = {
+    "loss": "Loss",
+    "validation/psnr": "PSNR of held-out frames, dB",
+    "validation/ssim": "SSIM of held-out frames",
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Ship a trained small pipeline and the demo's sample.")
     parser.add_argument("--pipeline", help="folder that stage 1 wrote; without it only the sample is written")
+    parser.add_argument("--runs", type=Path, help="folder of the runs behind it, whose settings and logs are kept")
     parser.add_argument("--model_dir", type=Path, default=Path("model_card/tiny"))
     parser.add_argument("--image_guidance_scale", type=float, help="stored default (default: as it is)")
     parser.add_argument("--pose_guidance_scale", type=float, help="stored default (default: as it is)")
@@ -47,6 +59,23 @@ def export_pipeline(options: argparse.Namespace) -> None:
             path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
 
 
+def export_training(runs: Path, folder: Path) -> None:
+    """Keep settings and log of each run, and draw the curves of stage 1, both legs as one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in RUNS:
+        shutil.copyfile(runs / name / "options.yaml", folder / f"{name}.yaml")
+        shutil.copyfile(runs / name / LOG_NAME, folder / f"{name}.jsonl")
+    records, begin = [], 0
+    for name in RUNS[2:]:
+        records += [record | {"step": begin + record["step"]} for record in read_log(runs / name)]
+        begin = records[-1]["step"]
+    charts = [
+        line_chart({"stage 1": [(record["step"], record[value]) for record in records if value in record]}, title)
+        for value, title in CURVES.items()
+    ]
+    picture_grid([charts]).save(folder / "curves.png", optimize=True)
+
+
 def export_sample(options: argparse.Namespace) -> None:
     """Draw a held-out subject's photo, and the IUV of a held-out motion that is not its own."""
     config = ProceduralFashionConfig(name="sample", num_frames=options.num_frames)
@@ -64,6 +93,9 @@ def main(options: argparse.Namespace) -> None:
     if options.pipeline is not None:
         export_pipeline(options)
         print(f"Wrote {options.model_dir}.")
+    if options.runs is not None:
+        export_training(options.runs, options.model_dir / "training")
+        print(f"Wrote {options.model_dir / 'training'}.")
     export_sample(options)
     print(f"Wrote {options.sample_dir}.")
 

@@ -83,11 +83,16 @@ def append_log(output_dir: str | os.PathLike, global_step: int, record: Mapping[
         file.write(line + "\n")
 
 
+def read_log(output_dir: str | os.PathLike) -> list[dict[str, float]]:
+    """The log's records, in the order of their steps; none if there is no log."""
+    path = Path(output_dir) / LOG_NAME
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def read_figures(output_dir: str | os.PathLike, global_step: int, prefix: str) -> dict[str, float]:
     """The values that a step logged under names with this prefix, by what follows it; empty if it logged none."""
-    path, figures = Path(output_dir) / LOG_NAME, {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        record = json.loads(line)
+    figures = {}
+    for record in read_log(output_dir):
         if record["step"] == global_step:
             figures |= {name.removeprefix(prefix): v for name, v in record.items() if name.startswith(prefix)}
     return figures
