@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     argv = sys.argv[1:] if argv is None else argv
     place = argv.index("--") if "--" in argv else len(argv)
     options = parser.parse_args(argv[:place])
-    options.finetune = parse(OPTIONS, argv[place + 1 :])
+    options.finetune = parse(OPTIONS, argv[place + 1 :], presets="finetune")
     values, defaults = option_values(*options.finetune), option_values(*(kind() for kind in OPTIONS))
     for name in NOT_TAKEN:
         if values[name] != defaults[name]:

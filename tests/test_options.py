@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from training import finetune, train_encoders
 from training.data.pair_settings import PairSettings
 from training.denoiser import StageOneLoss
 from training.loop import train
@@ -35,13 +36,13 @@ STAGE_1 = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOption
 ENCODERS = (EncoderOptions, DataOptions, TrainOptions)
 STAGE_2 = (SubjectOptions, LoraOptions, DecoderOptions, SubjectObjectiveOptions, SubjectTrainOptions, HubOptions)
 PRESETS = {
-    "paper": STAGE_1,
-    "subject_paper": STAGE_2,
-    "tiny": STAGE_1,
-    "tiny_continued": STAGE_1,
-    "tiny_vae": ENCODERS,
-    "tiny_image_encoder": ENCODERS,
-    "tiny_pipeline": ENCODERS,
+    "train/paper": STAGE_1,
+    "train/tiny": STAGE_1,
+    "train/tiny_continued": STAGE_1,
+    "train_encoders/tiny_vae": ENCODERS,
+    "train_encoders/tiny_image_encoder": ENCODERS,
+    "train_encoders/tiny_pipeline": ENCODERS,
+    "finetune/paper": STAGE_2,
 }
 
 
@@ -61,7 +62,7 @@ def test_defaults_preset_file_and_flags_win_in_this_order(tmp_path):
     )
     assert run.learning_rate == 3e-3 and data.height == 96
     # What neither names comes from the preset, and what the preset does not name from the defaults.
-    preset = yaml.safe_load((PRESETS_DIR / "tiny.yaml").read_text())
+    preset = yaml.safe_load((PRESETS_DIR / "train" / "tiny.yaml").read_text())
     assert data.width == preset["width"] != DataOptions.width and model.train_image_encoder is True
     assert "adam_beta1" not in preset and run.adam_beta1 == 0.9 and pairs.pose_radius == 2
 
@@ -76,7 +77,7 @@ def test_none_booleans_and_lists(tmp_path):
     config = write(
         tmp_path, "vae_channels: [8, 16]\nema_decay: null\ncheckpoints_total_limit: none\nchannels_last: false\n"
     )
-    encoders, _, run = parse(ENCODERS, ["--preset", "tiny_vae", "--config", config])
+    encoders, _, run = parse(ENCODERS, ["--preset", "tiny_vae", "--config", config], presets="train_encoders")
     assert encoders.vae_channels == [8, 16]
     assert (run.ema_decay, run.checkpoints_total_limit, run.channels_last) == (None, None, False)
     encoders, _, run = parse(ENCODERS, ["--channels_last", "--ema_decay", "0.5", "--vae_channels", "4", "8"])
@@ -225,11 +226,13 @@ def test_what_is_saved_is_read_back(tmp_path):
 def test_every_preset_parses(name, kinds):
     hints = {key: hint for kind in kinds for key, hint in typing.get_type_hints(kind).items()}
     assert read_config(PRESETS_DIR / f"{name}.yaml", hints)
-    assert len(parse(kinds, ["--preset", name])) == len(kinds)
+    folder, preset = name.split("/")
+    assert len(parse(kinds, ["--preset", preset], presets=folder)) == len(kinds)
 
 
 def test_every_preset_is_tested():
-    assert {path.stem for path in PRESETS_DIR.iterdir()} == set(PRESETS)
+    files = PRESETS_DIR.rglob("*.yaml")
+    assert {path.relative_to(PRESETS_DIR).with_suffix("").as_posix() for path in files} == set(PRESETS)
 
 
 def test_the_paper_preset_has_the_paper_s_settings():
@@ -243,7 +246,7 @@ def test_the_paper_preset_has_the_paper_s_settings():
 
 
 def test_the_paper_preset_of_a_subject_has_the_paper_s_settings():
-    _, lora, decoder, objective, run, _ = parse(STAGE_2, ["--preset", "subject_paper"])
+    _, lora, decoder, objective, run, *_ = finetune.parse_args(["--preset", "paper"])
     assert lora.train_mode == "full"
     assert (run.max_train_steps, run.learning_rate) == (500, 1e-5)
     assert (decoder.decoder_max_train_steps, decoder.decoder_learning_rate) == (1500, 5e-5)
@@ -251,7 +254,9 @@ def test_the_paper_preset_of_a_subject_has_the_paper_s_settings():
 
 
 def test_the_tiny_presets_lead_from_one_to_the_next():
-    encoders = [parse(ENCODERS, ["--preset", f"tiny_{name}"]) for name in ("vae", "image_encoder", "pipeline")]
+    encoders = [
+        train_encoders.parse_args(["--preset", f"tiny_{name}"]) for name in ("vae", "image_encoder", "pipeline")
+    ]
     folders = [run.output_dir for *_, run in encoders]
     pipeline = encoders[2][0]
     assert [pipeline.vae_dir, pipeline.image_encoder_dir] == folders[:2]

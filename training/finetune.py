@@ -31,7 +31,7 @@ OPTIONS = (
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple:
     """The option groups, in the order of `OPTIONS`."""
-    return parse(OPTIONS, argv, description=__doc__)
+    return parse(OPTIONS, argv, description=__doc__, presets="finetune")
 
 
 def check(options: tuple) -> dict[str, Any]:

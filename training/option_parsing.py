@@ -19,17 +19,23 @@ import yaml
 from transformers import HfArgumentParser
 
 
-PRESETS_DIR = Path(__file__).parent / "presets"
+PRESETS_DIR = Path(__file__).parent / "presets"  # with a folder for each entry point
 OPTIONS_NAME = "options.yaml"
 
 
-def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None) -> tuple:
+def parse(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    presets: str = "train",
+) -> tuple:
     """Parse a command line into one instance of each dataclass: defaults < `--preset` < `--config` < flags.
 
     Args:
         dataclass_types (`Sequence[type]`): Option dataclasses without a field in common.
         argv (`Sequence[str]`, *optional*): Arguments without the program's name; `sys.argv[1:]` if `None`.
         description (`str`, *optional*): First lines of `--help`.
+        presets (`str`, *optional*, defaults to `"train"`): Folder in `training/presets` of the presets to choose from.
     Returns:
         `tuple`: The instances, in the order of `dataclass_types`.
     Raises:
@@ -38,16 +44,16 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, de
     """
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser = HfArgumentParser(dataclass_types, description=description, allow_abbrev=False)
-    presets = sorted(path.stem for path in PRESETS_DIR.glob("*.yaml"))
+    files_by_preset = {path.stem: path for path in sorted((PRESETS_DIR / presets).glob("*.yaml"))}
     for target in (files, parser):
-        target.add_argument("--preset", choices=presets, help="Settings that come with the project.")
+        target.add_argument("--preset", choices=list(files_by_preset), help="Settings that come with the project.")
         target.add_argument("--config", help="YAML file of settings, `name: value`; wins over the preset.")
     hints = {name: hint for kind in dataclass_types for name, hint in typing.get_type_hints(kind).items()}
     _accept_none(parser, hints)
     named, flags = files.parse_known_args(argv)
     arguments = []
     if named.preset is not None:
-        arguments += read_config(PRESETS_DIR / f"{named.preset}.yaml", hints)
+        arguments += read_config(files_by_preset[named.preset], hints)
     if named.config is not None:
         arguments += read_config(named.config, hints)
     # Without `look_for_args_file=False` a file beside the script would be read in silence.

@@ -38,7 +38,7 @@ OPTIONS = (EncoderOptions, DataOptions, TrainOptions)
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple:
     """The option groups, in the order of `OPTIONS`."""
-    return parse(OPTIONS, argv, description=__doc__)
+    return parse(OPTIONS, argv, description=__doc__, presets="train_encoders")
 
 
 def train_vae(accelerator: Accelerator, encoder: EncoderOptions, data: DataOptions, run: TrainOptions) -> None:
