@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file
@@ -110,6 +110,13 @@ def test_lr_curve_is_that_of_the_stepped_scheduler(name):
         scheduler.step()
 
 
+def test_restarts_and_powers_of_the_lr_curve():
+    """Two falls from 1 to 0 in 12 steps, and (1 - x)^2 down to diffusers' end of 1e-7."""
+    twice = get_lr_curve("cosine_with_restarts", 1.0, 0, 12, lr_num_cycles=2)
+    assert [twice(step) for step in (0, 3, 6, 9)] == pytest.approx([1, 0.5, 1, 0.5])
+    assert get_lr_curve("polynomial", 1.0, 0, 12, lr_power=2.0)(6) == pytest.approx(0.25, abs=1e-6)
+
+
 def test_step_seeds_differ_by_seed_step_and_process():
     def draw(*numbers):
         seed_step(*numbers)
@@ -141,10 +148,10 @@ def test_resuming_equals_an_undisturbed_run_exactly(tmp_path):
     whole = run(tmp_path / "whole", network(0.3), **settings)
     for _ in range(2):
         with pytest.raises(TrainingInterrupted):
-            run(tmp_path / "parts", network(0.3), signalling(4), **settings)
+            run(tmp_path / "parts", network(0.3), signalling(6), **settings)  # between two records of the log
     data = Samples()
     parts = run(tmp_path / "parts", network(0.3), data=data, **settings)
-    assert data.positions == list(range(32, 64))
+    assert data.positions == list(range(48, 64))
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts") and len(curve(tmp_path / "whole")) == 4
     assert torch.equal(weights(whole), weights(parts))
     for name in ("model", "optimizer", "ema"):
@@ -307,6 +314,26 @@ def test_validation_sees_the_average_in_eval_mode_and_leaves_no_trace(tmp_path):
     assert torch.equal(weights(run(tmp_path / "without", network(0.3), max_train_steps=5)), weights(validated))
 
 
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_validation_that_was_cut_off_is_made_up_for(tmp_path, step):
+    """Killed in the validation of a step, also of the last: the run that goes on begins with it, once."""
+    seen = []
+
+    def validate(module, global_step):
+        seen.append(global_step)
+        if global_step == step and seen.count(step) == 1:
+            raise KeyboardInterrupt
+        return {"l1": 0.5 * global_step}
+
+    settings = {"max_train_steps": 5, "validation_steps": 2, "checkpointing_steps": 1, "validate": validate}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, **settings)
+    for _ in range(2):
+        run(tmp_path, resume_from_checkpoint="latest", **settings)
+    assert seen == sorted([2, 4, 5, step])
+    assert [line["step"] for line in records(tmp_path, "validation/l1")] == [2, 4, 5]
+
+
 # What goes wrong
 
 
@@ -411,14 +438,13 @@ def test_counts_below_one_are_refused(tmp_path, name):
 def test_what_cannot_be_trained_or_resumed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`module` must have parameters that require gradients"):
         run(tmp_path, network().requires_grad_(False), max_train_steps=2)
-    sharded = SimpleNamespace(distributed_type=DistributedType.FSDP)
-    with pytest.raises(ValueError, match="`accelerator` must run one process or DDP, got DistributedType.FSDP"):
-        run(tmp_path, accelerator=sharded, max_train_steps=2)
     run(tmp_path, max_train_steps=2)
     with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond"):
         run(tmp_path, max_train_steps=2)
     with pytest.raises(ValueError, match="must fit the model, got missing .*frozen.weight"):
         run(tmp_path, network().requires_grad_(True), max_train_steps=2, resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match="`max_train_steps` must be at least the checkpoint's step, 2, got 1"):
+        run(tmp_path, max_train_steps=1, resume_from_checkpoint="latest")
 
 
 # Two processes
@@ -443,6 +469,13 @@ def run_as_one_of_two(output_dir):
             max_train_steps=4)  # fmt: skip
     except TrainingInterrupted as interruption:
         Path(f"{output_dir}/stopped-{accelerator.process_index}").write_text(str(interruption.code))
+    # Folders of their own, of which only the first process's gets a checkpoint.
+    own = f"{output_dir}/own-{accelerator.process_index}"
+    run(own, accelerator=accelerator, max_train_steps=2)
+    try:
+        run(own, accelerator=accelerator, max_train_steps=4, resume_from_checkpoint="latest")
+    except ValueError as error:
+        Path(f"{output_dir}/refused-{accelerator.process_index}").write_text(str(error))
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
@@ -476,6 +509,9 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     assert [line["num_skipped_steps"] for line in records(tmp_path / "bad")] == [1]
     assert [(tmp_path / f"stopped-{rank}").read_text() for rank in range(2)] == ["143", "143"]
     assert [path.name for path in list_checkpoints(tmp_path / "stop")] == ["checkpoint-000002"]
+    for rank in range(2):
+        message = (tmp_path / f"refused-{rank}").read_text()
+        assert "`output_dir` must be one folder for all processes, got checkpoints of steps [2, 0]" in message
 
 
 def test_weights_have_their_own_names_whatever_accelerate_compiles(tmp_path):

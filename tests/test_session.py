@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 
 from training.session import open_session
 
@@ -29,3 +30,10 @@ def test_a_run_ends_its_trackers_however_it_ends(tmp_path):
             tracker.finish, finish = lambda: finished.append(finish()), tracker.finish
             raise RuntimeError("out of memory")
     assert len(finished) == 1
+
+
+def test_pieces_of_weights_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match="accelerate must run one process or DDP, got DistributedType.FSDP"):
+        with open_session(tmp_path, {}):
+            pass

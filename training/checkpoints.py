@@ -236,6 +236,8 @@ def _library_versions() -> dict[str, str]:
 
 
 def _sync_to_disk(path: Path) -> None:
+    if os.name == "nt":
+        return  # where neither folders nor files opened for reading can be synced
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -28,7 +28,7 @@ from training.batches import load_batches
 from training.checkpoints import resolve_checkpoint
 from training.interruption import StopSignals, TrainingInterrupted
 from training.optimizer import build_optimizer
-from training.run_log import LogWindow, append_log, measure_memory, start_log
+from training.run_log import LogWindow, append_log, measure_memory, read_figures, start_log
 from training.run_state import RunState
 from training.schedule import get_lr_curve, seed_step
 
@@ -51,6 +51,8 @@ def train(
     gradient_accumulation_steps: int = 1,
     lr_scheduler: str = "cosine",
     lr_warmup_steps: int = 0,
+    lr_num_cycles: int = 1,
+    lr_power: float = 1.0,
     adam_beta1: float = 0.9,
     adam_beta2: float = 0.999,
     adam_weight_decay: float = 1e-2,
@@ -87,7 +89,9 @@ def train(
         train_batch_size (`int`): Samples of one micro-batch of one process.
         learning_rate (`float`): Peak of the schedule.
         gradient_accumulation_steps (`int`): Micro-batches of one optimizer step.
-        lr_scheduler, lr_warmup_steps (`str`, `int`): Name for `diffusers.optimization.get_scheduler`; warm-up.
+        lr_scheduler, lr_warmup_steps, lr_num_cycles, lr_power:
+            As `diffusers.optimization.get_scheduler` takes them; cycles are of `cosine_with_restarts`, the power of
+            `polynomial`.
         adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): AdamW.
         use_8bit_adam (`bool`): Its moments in 8 bit, by bitsandbytes on CUDA.
         max_grad_norm (`float`, *optional*): Clip the norm over all trained parameters; `None` does not clip.
@@ -128,7 +132,7 @@ def train(
         tracker_prefix=tracker_prefix,
         first_tracker_step=first_tracker_step,
     )
-    _check(accelerator, module, settings)
+    _check(module, settings)
     checkpoint = resolve_checkpoint(output_dir, resume_from_checkpoint)
     module.to(accelerator.device)  # where the optimizer is to find it
     optimizer = build_optimizer(
@@ -140,11 +144,10 @@ def train(
         use_8bit_adam,
     )
     accelerator.gradient_accumulation_steps = gradient_accumulation_steps
-    lr_curve = get_lr_curve(lr_scheduler, learning_rate, lr_warmup_steps, max_train_steps)
+    lr_curve = get_lr_curve(lr_scheduler, learning_rate, lr_warmup_steps, max_train_steps, lr_num_cycles, lr_power)
     try:
         run = _Run(accelerator, module, optimizer, settings, lr_curve, ema_decay)
-        if checkpoint is not None:
-            run.resume(checkpoint)
+        run.resume(checkpoint)
         if accelerator.is_main_process:
             start_log(output_dir, run.state.global_step)
         with StopSignals() as stop, closing(run.load_data(dataset, dataloader_num_workers, collate_fn)) as batches:
@@ -176,16 +179,13 @@ class _Settings:
         return global_step == self.max_train_steps or (every is not None and global_step % every == 0)
 
 
-def _check(accelerator: Accelerator, module: nn.Module, settings: _Settings) -> None:
+def _check(module: nn.Module, settings: _Settings) -> None:
     others = ("output_dir", "max_grad_norm", "seed", "tracker_prefix", "first_tracker_step")
     for name, value in vars(settings).items():
         if name not in others and value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ValueError("`module` must have parameters that require gradients, got none.")
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        # Their weights and states lie in pieces, which the checkpoints here do not put together.
-        raise ValueError(f"`accelerator` must run one process or DDP, got {accelerator.distributed_type}.")
 
 
 class _Run:
@@ -204,15 +204,26 @@ class _Run:
         self.num_nonfinite_in_row = 0
         self.saved_step = None
         self.saved_positions = None  # of a stream, in the checkpoint that the run goes on from
-        self.window = LogWindow()
 
-    def resume(self, path: Path) -> None:
+    def resume(self, path: Path | None) -> None:
+        """Go on from a checkpoint, if there is one; all processes must have found the same."""
+        if path is not None:
+            self.load(path)
+        steps = gather_object([self.state.global_step])
+        if len(set(steps)) > 1:
+            raise ValueError(f"`output_dir` must be one folder for all processes, got checkpoints of steps {steps}.")
+        if steps[0] > self.settings.max_train_steps:
+            limit = self.settings.max_train_steps
+            raise ValueError(f"`max_train_steps` must be at least the checkpoint's step, {steps[0]}, got {limit}.")
+
+    def load(self, path: Path) -> None:
         state = self.state.load(path)
         self.saved_positions = state.get("stream_positions")
         if state["world"]["global_batch_size"] != self.global_batch:
             logger.warning(
                 f"The global batch size changes from {state['world']['global_batch_size']} to {self.global_batch};"
-                f" going on at sample {state['num_samples']}, unlike an undisturbed run."
+                f" going on at sample {state['num_samples']}, unlike an undisturbed run. Steps count on, so give"
+                " `max_train_steps`: epochs are counted in batches of the new size."
             )
         if path.resolve().parent == self.settings.output_dir.resolve():
             self.saved_step = self.state.global_step
@@ -249,22 +260,22 @@ class _Run:
             disable=not self.accelerator.is_main_process,
         )
         with progress:
+            if self.state.global_step > 0:
+                self.validate(validate, only_missing=True)
             while self.state.global_step < settings.max_train_steps:
                 signum = self.step(loss_fn, batches, stop)
                 progress.update()
                 if settings.is_due(settings.logging_steps, self.state.global_step):
-                    record = self.window.reduce() | {"num_skipped_steps": self.state.num_skipped_steps}
+                    record = self.state.window.reduce() | {"num_skipped_steps": self.state.num_skipped_steps}
                     self.log(record | measure_memory(self.accelerator.device))
-                    self.window = LogWindow()
+                    self.state.window = LogWindow()
                     shown = {name: record[name] for name in ("loss", "lr", "samples_per_second") if name in record}
                     progress.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
                 if signum or settings.is_due(settings.checkpointing_steps, self.state.global_step):
                     self.save()
                 if signum:
                     raise self.interruption(signum)
-                wants_validation = settings.validation_steps is not None
-                if wants_validation and settings.is_due(settings.validation_steps, self.state.global_step):
-                    self.validate(validate)
+                self.validate(validate)
 
     def step(self, loss_fn, batches, stop) -> int:
         """One optimizer step over its micro-batches; returns the signal that some process got, or 0."""
@@ -277,7 +288,7 @@ class _Run:
                 loss, logs = loss_fn(self.prepared, batch)
                 self.accelerator.backward(loss)
             losses.append(loss.detach().float())
-            self.window.add(logs)
+            self.state.window.add(logs)
         # One small exchange a step, so that all processes agree on skipping and on stopping.
         shared = torch.stack([torch.stack(losses).mean(), torch.tensor(float(stop.signum), device=losses[0].device)])
         shared = self.accelerator.gather(shared[None]).cpu()
@@ -287,9 +298,9 @@ class _Run:
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.global_step += 1
         self.state.num_samples += self.global_batch
-        self.window.num_samples += self.global_batch
-        self.window.seconds += time.perf_counter() - start
-        self.window.add({"loss": loss, "lr": lr, "grad_norm": grad_norm})
+        self.state.window.num_samples += self.global_batch
+        self.state.window.seconds += time.perf_counter() - start
+        self.state.window.add({"loss": loss, "lr": lr, "grad_norm": grad_norm})
         self.count_nonfinite(loss, grad_norm)
         return signum
 
@@ -329,23 +340,32 @@ class _Run:
         )
         return TrainingInterrupted(128 + signum)
 
-    def validate(self, validate) -> None:
+    def validate(self, validate, only_missing: bool = False) -> None:
+        """Validate if it is due; with `only_missing` unless it is done, as where a run was killed before or in it."""
+        settings, step = self.settings, self.state.global_step
+        if settings.validation_steps is None or not settings.is_due(settings.validation_steps, step):
+            return
         if self.accelerator.is_main_process and validate is not None:
-            modes = {part: part.training for part in self.state.module.modules()}
-            self.state.module.eval()
-            if self.state.ema is not None:
-                self.state.ema.store(self.state.trained.values())
-                self.state.take_average()
-            try:
-                with torch.no_grad(), self.accelerator.autocast():
-                    figures = validate(self.state.module, self.state.global_step)
-                self.log({f"validation/{name}": value for name, value in figures.items()})
-            finally:
-                if self.state.ema is not None:
-                    self.state.ema.restore(self.state.trained.values())
-                for part, mode in modes.items():
-                    part.training = mode
+            if not (only_missing and read_figures(settings.output_dir, step, "validation/")):
+                self.measure(validate)
         self.accelerator.wait_for_everyone()
+
+    def measure(self, validate) -> None:
+        """Log what `validate` gives for the averaged weights."""
+        modes = {part: part.training for part in self.state.module.modules()}
+        self.state.module.eval()
+        if self.state.ema is not None:
+            self.state.ema.store(self.state.trained.values())
+            self.state.take_average()
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                figures = validate(self.state.module, self.state.global_step)
+            self.log({f"validation/{name}": value for name, value in figures.items()})
+        finally:
+            if self.state.ema is not None:
+                self.state.ema.restore(self.state.trained.values())
+            for part, mode in modes.items():
+                part.training = mode
 
     def log(self, record: Mapping[str, float]) -> None:
         """To the trackers, and as one line of the log file."""

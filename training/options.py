@@ -199,6 +199,8 @@ class TrainOptions:
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
     ] = _option("constant", "Schedule of the learning rate.")
     lr_warmup_steps: int = _option(0, "Optimizer steps until the learning rate is at its peak.")
+    lr_num_cycles: int = _option(1, "Times that `cosine_with_restarts` falls from the peak.")
+    lr_power: float = _option(1.0, "Exponent of `polynomial`.")
     adam_beta1: float = _option(0.9, "AdamW's decay of the first moment.")
     adam_beta2: float = _option(0.999, "AdamW's decay of the second moment.")
     adam_weight_decay: float = _option(1e-2, "AdamW's weight decay.")
@@ -226,9 +228,10 @@ class TrainOptions:
             self,
             *("num_train_epochs", "train_batch_size", "gradient_accumulation_steps"),
             *("checkpointing_steps", "checkpoints_total_limit", "logging_steps", "validation_steps"),
-            "max_nonfinite_steps",
+            *("max_nonfinite_steps", "lr_num_cycles"),
         )
-        _check(self, "a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate", "adam_epsilon")
+        names = ("learning_rate", "adam_epsilon", "lr_power")
+        _check(self, "a finite number above 0", lambda value: 0 < value < math.inf, *names)
         _check(self, "above 0", lambda value: value > 0, "max_grad_norm")
         _check(self, "within [0, 1)", lambda value: 0 <= value < 1, "adam_beta1", "adam_beta2", "ema_decay")
         _check_not_negative(

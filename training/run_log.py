@@ -40,11 +40,15 @@ class LogWindow:
             value = value.detach() if isinstance(value, torch.Tensor) else float(value)
             self.values.setdefault(name, []).append(value)
 
+    def as_json(self) -> dict[str, Any]:
+        """Its fields, as plain numbers."""
+        values = {name: [float(value) for value in values] for name, values in self.values.items()}
+        return {"values": values, "num_samples": self.num_samples, "seconds": self.seconds}
+
     def reduce(self) -> dict[str, float]:
         """Means over the window and all processes of the finite values of each name, and `samples_per_second`."""
-        own = {name: [float(value) for value in values] for name, values in self.values.items()}
         merged: dict[str, list[float]] = {}
-        for values in gather_object([own]):
+        for values in gather_object([self.as_json()["values"]]):
             for name, numbers in values.items():
                 merged.setdefault(name, []).extend(number for number in numbers if math.isfinite(number))
         means = {name: sum(numbers) / len(numbers) for name, numbers in merged.items() if numbers}
@@ -73,7 +77,10 @@ def start_log(output_dir: str | os.PathLike, global_step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             logger.warning(f"Dropping a line of {path} that was cut short.")
-    path.write_text("".join(kept), encoding="utf-8")
+    # Never half a log, even if the run dies right here.
+    beside = path.with_suffix(".tmp")
+    beside.write_text("".join(kept), encoding="utf-8")
+    os.replace(beside, path)
 
 
 def append_log(output_dir: str | os.PathLike, global_step: int, record: Mapping[str, float]) -> None:

@@ -21,6 +21,7 @@ from training.checkpoints import (
     save_checkpoint,
 )
 from training.optimizer import flatten_optimizer_state, restore_optimizer_state
+from training.run_log import LogWindow
 
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class RunState:
         self.global_step = 0  # optimizer steps done
         self.num_samples = 0  # of all processes
         self.num_skipped_steps = 0
+        self.window = LogWindow()  # since the last record of the log
         self.stream_positions: list[list[int]] | None = None  # of a stream, of each of this process's data workers
 
     def load(self, path: Path) -> dict[str, Any]:
@@ -78,6 +80,9 @@ class RunState:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         for name in COUNTS:
             setattr(self, name, state[name])
+        windows = state.get("log_windows", [])
+        if len(windows) == self.accelerator.num_processes:
+            self.window = LogWindow(**windows[self.accelerator.process_index])
         return state
 
     def save(self, output_dir: Path, checkpoints_total_limit: int | None, world: Mapping[str, Any]) -> None:
@@ -102,6 +107,7 @@ class RunState:
             "optimizer": type(self.optimizer).__name__,
             "ema_optimization_step": None if self.ema is None else self.ema.optimization_step,
             "scaler": None if scaler is None else scaler.state_dict(),
+            "log_windows": gather_object([self.window.as_json()]),
             "stream_positions": None if positions is None else gather_object([positions]),
             "world": dict(world),
         }

@@ -55,7 +55,12 @@ class PositionBatchSampler(Sampler[list[int]]):
 
 
 def get_lr_curve(
-    lr_scheduler: str, learning_rate: float, lr_warmup_steps: int, max_train_steps: int
+    lr_scheduler: str,
+    learning_rate: float,
+    lr_warmup_steps: int,
+    max_train_steps: int,
+    lr_num_cycles: int = 1,
+    lr_power: float = 1.0,
 ) -> Callable[[int], float]:
     """The learning rate as a plain function of the optimizer step, by `diffusers.optimization.get_scheduler`.
 
@@ -64,7 +69,12 @@ def get_lr_curve(
     # The schedules are closures over an optimizer's defaults; a stand-in is enough to get at them.
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=learning_rate)
     scheduler = get_scheduler(
-        lr_scheduler, optimizer, num_warmup_steps=lr_warmup_steps, num_training_steps=max_train_steps
+        lr_scheduler,
+        optimizer,
+        num_warmup_steps=lr_warmup_steps,
+        num_training_steps=max_train_steps,
+        num_cycles=lr_num_cycles,
+        power=lr_power,
     )
     return lambda global_step: learning_rate * scheduler.lr_lambdas[0](global_step)
 

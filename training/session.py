@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 
 from training.trackers import installed_trackers
@@ -37,7 +37,7 @@ def open_session(
         report_to (`str`, *optional*): A tracker, or `"all"` that are installed.
         allow_tf32 (`bool`, *optional*, defaults to `False`): TensorFloat-32 for matrices of float32 on CUDA.
     Raises:
-        ValueError: If a tracker is not installed.
+        ValueError: If a tracker is not installed, or accelerate is set to anything but one process or DDP.
     """
     trackers = installed_trackers(report_to)
     matmul_precision = torch.get_float32_matmul_precision()
@@ -50,6 +50,9 @@ def open_session(
         # Who has made a share of a large latent cache, or waits for a validation, waits long.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        # Their weights and states lie in pieces, which the checkpoints here do not put together.
+        raise ValueError(f"accelerate must run one process or DDP, got {accelerator.distributed_type}.")
     set_seed(seed)
     if trackers:
         # Hyperparameters of a tracker are plain values.
