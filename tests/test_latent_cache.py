@@ -1,5 +1,6 @@
 """The latent cache: equal to the direct way, resumable, mapped, and refused where it is another's."""
 
+import copy
 import json
 import os
 import pickle
@@ -250,3 +251,11 @@ def is_bad(read, row):
 def test_what_is_no_cache_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`folder` must be a latent cache, got .* which has no facts.json"):
         LatentCache(tmp_path)
+
+
+def test_the_precision_that_encoders_are_held_in_is_another_cache(pipeline):
+    """Weights that half precision holds exactly, in float32 and in half, which rounds what they encode."""
+    exact = copy.deepcopy(pipeline.vae).half().float()
+    others = (pipeline.image_encoder, pipeline.feature_extractor)
+    in_float, in_half = (FrameEncoders(vae, *others).facts() for vae in (exact, copy.deepcopy(exact).half()))
+    assert {name for name in in_float if in_float[name] != in_half[name]} == {"vae"}

@@ -41,10 +41,11 @@ _DIGEST_LENGTH = 16
 
 
 def _digest_weights(module: nn.Module) -> str:
-    """Hexadecimal digits that tell a module's weights from others."""
+    """Hexadecimal digits that tell a module's weights, and the precision that they are held in, from others."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        values = tensor.detach().float().cpu().contiguous().numpy()
+        digest.update(f"{name} {tensor.dtype} ".encode() + values.tobytes())
     return digest.hexdigest()[:_DIGEST_LENGTH]
 
 
