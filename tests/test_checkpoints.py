@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from training import checkpoints
@@ -128,12 +129,14 @@ def test_resolve_finds_or_refuses(tmp_path):
     assert resolve_checkpoint(tmp_path, first) == first
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("I/O error: No space left")])
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, error):
+    """Python's own error, and the one that safetensors makes of it."""
     path = save(tmp_path, 1)
 
     def fail(tensors, filename):
         filename.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(checkpoints, "save_file", fail)
     with pytest.raises(RuntimeError, match="checkpoint-000002 could not be written .*No space left"):

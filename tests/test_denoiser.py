@@ -86,6 +86,30 @@ def test_states_of_training_equal_the_pipelines(pipeline, train_image_encoder):
         assert torch.equal(window, batch["pose_window"] if draw else torch.zeros_like(window))
 
 
+def test_the_loss_is_the_weighted_error_of_the_velocity(pipeline):
+    """Of v = sqrt(a) noise - sqrt(1 - a) x, each sample weighted by min(SNR, 5) / (SNR + 1) (arXiv:2303.09556)."""
+    shape = LatentShape.of(pipeline.vae, HEIGHT, WIDTH)
+    module, batch, seen = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder), make_batch(shape), []
+    pipeline.unet.register_forward_hook(lambda unet, inputs, output: seen.append((inputs, output)))
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    settings = {"snr_gamma": 5.0, "high_noise_fraction": 1.0, "high_noise_start": 400}
+    loss_fn = StageOneLoss(pipeline, scheduler, shape, 0.0, 0.0, 0.0, **settings)
+    loss, _ = loss_fn(module, batch)
+    ((unet_input, timesteps, *_), output) = seen[0]
+    prediction = output[0] if isinstance(output, tuple) else output.sample
+    assert timesteps.min() >= 400
+    encoded = loss_fn.encode_batch(batch)
+    latents = encoded["target_mean"] + encoded["target_std"] * batch["posterior_noise"]
+    latents = latents * pipeline.vae.config.scaling_factor
+    alpha = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * batch["noise"]
+    torch.testing.assert_close(unet_input[:, :LATENT_CHANNELS], noisy)
+    velocity = alpha.sqrt() * batch["noise"] - (1 - alpha).sqrt() * latents
+    snr = (alpha / (1 - alpha)).flatten()
+    errors = (prediction - velocity).square().mean((1, 2, 3))
+    torch.testing.assert_close(loss, (errors * snr.clamp(max=5) / (snr + 1)).mean())
+
+
 @pytest.mark.parametrize("train_image_encoder, train_adapter", [(False, True), (True, True), (False, False)])
 def test_a_step_changes_exactly_what_trains(pipeline, train_image_encoder, train_adapter):
     shape = LatentShape.of(pipeline.vae, HEIGHT, WIDTH)
@@ -149,6 +173,11 @@ def test_components_must_fit_before_anything_is_trained(tmp_path):
     ).save_pretrained(tmp_path / "sd")  # fmt: skip
     build_image_encoder(16, 8, 32, 1).save_pretrained(tmp_path / "clip")
     with pytest.raises(ValueError, match="`adapter` must fit `unet`: image_embed_dim must be 16; got 32"):
+        load_base_pipeline(str(tmp_path / "sd"), HEIGHT, WIDTH, image_encoder_name_or_path=str(tmp_path / "clip"))
+    with pytest.raises(ValueError, match="`image_encoder_name_or_path` must lead to a model .*, got '.*/clap'"):
+        load_base_pipeline(str(tmp_path / "sd"), HEIGHT, WIDTH, image_encoder_name_or_path=str(tmp_path / "clap"))
+    (tmp_path / "sd" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="`pretrained_model_name_or_path` must lead to a model that can be loaded"):
         load_base_pipeline(str(tmp_path / "sd"), HEIGHT, WIDTH, image_encoder_name_or_path=str(tmp_path / "clip"))
 
 

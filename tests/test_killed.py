@@ -1,7 +1,9 @@
 """Kill -9 at random moments, also while a checkpoint is written: a run that goes on equals an undisturbed one."""
 
 import multiprocessing
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,18 @@ def _has_got_on(folder, num_records):
     """Whether a life has logged a step and left a whole checkpoint."""
     log = folder / "log.jsonl"
     return log.exists() and len(log.read_text().splitlines()) > num_records and bool(list_checkpoints(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_process_ends_with_the_stated_exit_code(tmp_path, signum):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=train_to_the_end, args=(tmp_path,))
+    process.start()
+    while process.is_alive() and not _has_got_on(tmp_path, 0):
+        process.join(0.001)
+    os.kill(process.pid, signum)
+    process.join(120)
+    assert process.exitcode == 128 + signum
+    assert find_checkpoint_fault(list_checkpoints(tmp_path)[-1]) is None

@@ -31,7 +31,7 @@ def test_one_group_of_adamw_with_the_given_settings():
 def test_8_bit_wants_cuda_and_bitsandbytes(monkeypatch, is_installed):
     monkeypatch.setattr(optimizers, "is_bnb_available", lambda: is_installed)
     found = "is" if is_installed else "is not"
-    with pytest.raises(ValueError, match=rf"`use_8bit_adam` must go with CUDA .* on \['cpu'\]; .* {found} installed"):
+    with pytest.raises(ValueError, match=rf"`use_8bit_adam` must go with CUDA .* on cpu; .* {found} installed"):
         build_optimizer(Module().parameters(), 0.1, use_8bit_adam=True)
 
 

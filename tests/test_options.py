@@ -222,6 +222,17 @@ def test_what_is_saved_is_read_back(tmp_path):
     assert parse(STAGE_1, ["--config", str(path)]) == options
 
 
+def test_a_resumed_run_names_the_options_that_are_not_what_they_were(tmp_path, caplog):
+    save_options(tmp_path, *parse(STAGE_1, []))
+    save_options(tmp_path, *parse(STAGE_1, ["--resume_from_checkpoint", "latest"]))
+    assert not caplog.records
+    save_options(tmp_path, *parse(STAGE_1, ["--resume_from_checkpoint", "latest", "--seed", "3", "--width", "64"]))
+    (record,) = caplog.records
+    assert record.message == f"Unlike the run before in {tmp_path}: `width` 64 (was 512), `seed` 3 (was 0)."
+    save_options(tmp_path, *parse(STAGE_1, ["--seed", "4"]))
+    assert len(caplog.records) == 1, "a new run is one of its own"
+
+
 @pytest.mark.parametrize("name, kinds", PRESETS.items())
 def test_every_preset_parses(name, kinds):
     hints = {key: hint for kind in kinds for key, hint in typing.get_type_hints(kind).items()}
@@ -279,7 +290,7 @@ def test_loop_arguments_are_the_loop_s_keywords():
 
 def test_session_arguments_are_the_session_s():
     taken = set(inspect.signature(open_session).parameters)
-    assert set(TrainOptions().session_arguments()) == taken - {"settings"}
+    assert set(TrainOptions().session_arguments()) == taken - {"settings", "first_step"}
 
 
 def test_every_option_of_a_pair_reaches_the_samples():

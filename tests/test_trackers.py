@@ -51,6 +51,7 @@ def test_wandb_gets_figures_settings_a_strip_and_a_video(clip, tmp_path, monkeyp
         monkeypatch.setenv(f"WANDB_{name}", value)
     with open_session(tmp_path / "run", {"learning_rate": 1e-5, "ema_decay": None}, report_to="wandb") as accelerator:
         run = accelerator.trackers[0].run
+        assert run.id == (tmp_path / "run" / "wandb_id").read_text()
         accelerator.log({"loss": 0.5}, step=3)
         log_animation(accelerator, "validation/clip", *clip, step=3)
         assert dict(run.config) == {"learning_rate": 1e-5, "ema_decay": "None"}
@@ -64,6 +65,24 @@ def test_wandb_gets_figures_settings_a_strip_and_a_video(clip, tmp_path, monkeyp
     (strip,), (video,) = (list((tmp_path / "run").rglob(f"media/*/validation/*.{kind}")) for kind in ("png", "mp4"))
     assert np.array_equal(np.asarray(Image.open(strip)), np.asarray(Image.open(clip[0])))
     assert video.read_bytes() == clip[1].read_bytes()
+
+
+def test_a_run_that_goes_on_is_one_run_in_tensorboard(tmp_path):
+    """Killed after step 5 and gone on from step 3: what was logged of steps 4 and 5 first is gone."""
+    for first_step, loss in ((0, 1.0), (3, 2.0)):
+        with open_session(tmp_path, {}, report_to="tensorboard", first_step=first_step) as accelerator:
+            for step in range(first_step + 1, 6):
+                accelerator.log({"loss": loss}, step=step)
+    events = EventAccumulator(str(tmp_path / "logs" / "dreampose")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2)]
+
+
+def test_a_run_that_goes_on_has_its_id_at_wandb(tmp_path):
+    new, going_on, another = (
+        trackers.tracker_arguments(["wandb"], tmp_path / "run", step)["wandb"] for step in (0, 3, 0)
+    )
+    assert new == going_on == {"dir": str(tmp_path / "run"), "id": new["id"], "resume": "allow"}
+    assert another["id"] != new["id"] == going_on["id"]
 
 
 def test_without_trackers_nothing_is_written(tmp_path, clip):

@@ -20,9 +20,11 @@ from tests.conftest import reset_accelerate
 from tests.hub_server import TOKEN, Hub
 from tests.launch import ROOT, launch_two_processes, start_two_processes
 from tests.tiny_components import get_dummy_components, get_unet
+from training import samples, train
 from training.checkpoints import checkpoint_step, list_checkpoints
 from training.data.frame_stream import EndlessFrameStream
 from training.data.pair_settings import PairSettings
+from training.denoiser import vae_token_weight
 from training.train import main, parse_args
 
 
@@ -71,8 +73,23 @@ def test_trains_validates_and_writes_a_pipeline(base, tmp_path):
     strip, video = (Image.open(tmp_path / "validation" / f"step-000004.{suffix}") for suffix in ("png", "gif"))
     assert video.size == (64, 80) and video.n_frames == 6 and strip.width > 7 * 64 and strip.height > 3 * 80
     assert (tmp_path / "validation" / "step-000004.mp4").exists()
-    assert records[0]["vae_token_weight"] > 0 and records[0]["peak_memory_gib"] > 0.1
+    adapter = DreamPosePipeline.from_pretrained(base).adapter
+    assert records[0]["vae_token_weight"] == pytest.approx(vae_token_weight(adapter).item(), rel=1e-4)
+    assert records[0]["peak_memory_gib"] > 0.1
     assert "learning_rate: 0.001" in (tmp_path / "options.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_the_noise_offset_reaches_the_samples(base, tmp_path, monkeypatch):
+    seen = []
+
+    def open_samples(*source):
+        seen.append(source[-1])
+        return samples.open_samples(*source)
+
+    monkeypatch.setattr(train, "open_samples", open_samples)
+    main(parse_args(arguments(base, tmp_path, "--noise_offset", "0.25", "--max_train_steps", "1")))
+    assert [settings.noise_offset for settings in seen] == [0.25]
 
 
 @pytest.mark.slow
@@ -233,8 +250,9 @@ def test_a_run_pushes_what_it_made_with_its_card(base, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert f"{records[-1]['validation/psnr']:.4g}" in card and str(tmp_path) not in card
     assert not any(str(tmp_path).encode() in content for content in files.values()), "not even where parts came from"
+    said = (process.stdout.encode(), process.stderr.encode())
     written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert not any(TOKEN.encode() in content for content in [*written, *files.values(), process.stdout.encode()])
+    assert not any(TOKEN.encode() in content for content in [*written, *files.values(), *said])
 
 
 @pytest.mark.parametrize(
@@ -252,7 +270,7 @@ def test_a_run_pushes_what_it_made_with_its_card(base, tmp_path):
         (["--streaming", "--max_train_steps", "none"], "`max_train_steps` must be given with `streaming`"),
         (["--torch_compile_backend", "inducter"], "`torch_compile_backend` must be one of .*inductor.*'inducter'"),
         (["--hub_model_id", "a/b/c"], "`hub_model_id` must be a repository's id on the Hub, got 'a/b/c'"),
-        (["--use_8bit_adam"], "`use_8bit_adam` must go with CUDA and bitsandbytes"),
+        (["--latent_cache_dir", "not/made", "--use_8bit_adam"], "`use_8bit_adam` must go with CUDA and bitsandbytes"),
     ],
 )
 def test_bad_options_end_in_one_clear_error(base, tmp_path, flags, message, monkeypatch):

@@ -118,6 +118,12 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: st
     return path
 
 
+def starting_step(output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None) -> int:
+    """The step that a run starts from, 0 anew; arguments and errors are those of [`resolve_checkpoint`]."""
+    path = resolve_checkpoint(output_dir, resume_from_checkpoint)
+    return 0 if path is None else json.loads((path / STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+
+
 def save_checkpoint(
     output_dir: str | os.PathLike,
     global_step: int,

@@ -5,6 +5,8 @@
 Legend: `B` batch, `C` latent channels, `h w` latent cells, `T D` tokens and their width, `S` side of CLIP's square.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,6 +84,15 @@ def sampling_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler
     return DPMSolverMultistepScheduler.from_config(scheduler.config)
 
 
+@contextmanager
+def _naming(argument: str, value: Any) -> Iterator[None]:
+    """Files that cannot be loaded end in a `ValueError` that names the argument."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"`{argument}` must lead to a model that can be loaded, got {value!r}: {error}") from error
+
+
 def load_index(name: str, revision: str | None = None) -> dict:
     """What a pipeline's `model_index.json` holds; a `ValueError` if `name` leads to none."""
     try:
@@ -131,16 +142,19 @@ def load_base_pipeline(
     class_name = load_index(name, revision)["_class_name"]
     if "DreamPosePipeline" in (class_name, class_name[-1]):
         loading = {"dtype": torch.float32} | loading
-        pipeline = DreamPosePipeline.from_pretrained(name, revision=revision, **loading)
+        with _naming("pretrained_model_name_or_path", name):
+            pipeline = DreamPosePipeline.from_pretrained(name, revision=revision, **loading)
         if pipeline.pose_radius != pose_radius:
             raise ValueError(f"`pose_radius` must be the model's own, {pipeline.pose_radius}, got {pose_radius}.")
     else:
         # The text side has no part in DreamPose, so it is not even fetched.
         unused = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
         unused["requires_safety_checker"] = False
-        base = StableDiffusionPipeline.from_pretrained(name, revision=revision, **unused)
+        with _naming("pretrained_model_name_or_path", name):
+            base = StableDiffusionPipeline.from_pretrained(name, revision=revision, **unused)
         widen_conv_in(base.unet, pose_radius)
-        image_encoder = CLIPVisionModel.from_pretrained(image_encoder_name_or_path, dtype=torch.float32)
+        with _naming("image_encoder_name_or_path", image_encoder_name_or_path):
+            image_encoder = CLIPVisionModel.from_pretrained(image_encoder_name_or_path, dtype=torch.float32)
         pipeline = DreamPosePipeline(
             vae=base.vae,
             unet=base.unet,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training import subject_options as groups
+from training.checkpoints import starting_step
 from training.denoiser import load_subject_base
 from training.hub import try_make_repo, try_push
 from training.lora import build_lora_configs
@@ -59,7 +60,10 @@ def main(options: tuple) -> None:
     """Load, train both phases, write the subject to `output_dir`, and push it if asked to."""
     subject, lora, decoder, objective, run, hub, sample = options
     points, folder, name = check(options), Path(run.output_dir), subject.pretrained_model_name_or_path
-    with open_session(settings=option_values(*options), **run.session_arguments()) as accelerator:
+    # In the trackers one phase begins where the other ends.
+    first_step = sum(starting_step(folder / phase, point) for phase, point in points.items())
+    session = run.session_arguments() | {"settings": option_values(*options), "first_step": first_step}
+    with open_session(**session) as accelerator:
         photos = open_photos(accelerator, subject.instance_data_dir, subject.densepose, subject.person)
         is_main = accelerator.is_main_process
         if is_main:

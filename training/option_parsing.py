@@ -9,6 +9,7 @@ checked in one way, wherever a value comes from.
 import argparse
 import dataclasses
 import difflib
+import logging
 import os
 import typing
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+
+logger = logging.getLogger(__name__)
 
 PRESETS_DIR = Path(__file__).parent / "presets"  # with a folder for each entry point
 OPTIONS_NAME = "options.yaml"
@@ -109,11 +112,21 @@ def format_options(*options: Any) -> str:
 def save_options(output_dir: str | os.PathLike, *options: Any) -> Path:
     """Write [`format_options`] to `options.yaml` in `output_dir`, which is made if missing.
 
+    Options that a resumed run had otherwise before are named in a warning.
+
     Returns:
         `Path`: The file.
     """
     path = Path(output_dir) / OPTIONS_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
+    values = option_values(*options)
+    if values.get("resume_from_checkpoint") is not None and path.exists():
+        before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        changed = {name: value for name, value in values.items() if before.get(name, value) != value}
+        changed.pop("resume_from_checkpoint", None)
+        if changed:
+            changes = ", ".join(f"`{name}` {value} (was {before[name]})" for name, value in changed.items())
+            logger.warning(f"Unlike the run before in {output_dir}: {changes}.")
     path.write_text(format_options(*options), encoding="utf-8")
     return path
 

@@ -151,6 +151,10 @@ class ObjectiveOptions:
         _check_not_negative(self, "noise_offset")
         _check(self, "within [0, 999]", lambda value: 0 <= value <= 999, "high_noise_start")
 
+    def loss_arguments(self) -> dict[str, Any]:
+        """The keyword arguments of [`training.denoiser.StageOneLoss`] that these options stand for."""
+        return {name: value for name, value in vars(self).items() if name != "noise_offset"}
+
 
 @dataclass(frozen=True)
 class EncoderOptions:
@@ -265,7 +269,7 @@ class TrainOptions:
 
     def session_arguments(self) -> dict[str, Any]:
         """The keyword arguments of [`training.session.open_session`] that these options stand for."""
-        names = ("output_dir", "seed", "mixed_precision", "report_to", "allow_tf32")
+        names = ("output_dir", "seed", "mixed_precision", "report_to", "allow_tf32", "use_8bit_adam")
         return {name: getattr(self, name) for name in names}
 
 

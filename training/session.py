@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 
-from training.trackers import installed_trackers
+from training.optimizer import check_8bit_adam
+from training.trackers import installed_trackers, tracker_arguments
 
 
 PROJECT_NAME = "dreampose"
@@ -26,6 +27,8 @@ def open_session(
     mixed_precision: str | None = None,
     report_to: str | None = None,
     allow_tf32: bool = False,
+    use_8bit_adam: bool = False,
+    first_step: int = 0,
 ) -> Iterator[Accelerator]:
     """An accelerator with its trackers started; they end with the session, however it ends.
 
@@ -36,8 +39,11 @@ def open_session(
         mixed_precision (`str`, *optional*): `"no"`, `"fp16"`, `"bf16"`, or what accelerate is set to.
         report_to (`str`, *optional*): A tracker, or `"all"` that are installed.
         allow_tf32 (`bool`, *optional*, defaults to `False`): TensorFloat-32 for matrices of float32 on CUDA.
+        use_8bit_adam (`bool`, *optional*, defaults to `False`): Whether an optimizer of the run wants bitsandbytes.
+        first_step (`int`, *optional*, defaults to 0): Of a run that goes on: what its trackers have beyond it goes.
     Raises:
-        ValueError: If a tracker is not installed, or accelerate is set to anything but one process or DDP.
+        ValueError:
+            If a tracker or bitsandbytes is not installed, or accelerate is set to anything but one process or DDP.
     """
     trackers = installed_trackers(report_to)
     matmul_precision = torch.get_float32_matmul_precision()
@@ -53,11 +59,14 @@ def open_session(
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         # Their weights and states lie in pieces, which the checkpoints here do not put together.
         raise ValueError(f"accelerate must run one process or DDP, got {accelerator.distributed_type}.")
+    if use_8bit_adam:
+        check_8bit_adam(accelerator.device.type)
     set_seed(seed)
     if trackers:
         # Hyperparameters of a tracker are plain values.
         plain = {key: value if isinstance(value, (int, float)) else str(value) for key, value in settings.items()}
-        accelerator.init_trackers(PROJECT_NAME, plain, {"wandb": {"dir": str(output_dir)}})
+        if accelerator.is_main_process:
+            accelerator.init_trackers(PROJECT_NAME, plain, tracker_arguments(trackers, output_dir, first_step))
     try:
         yield accelerator
     finally:

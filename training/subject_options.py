@@ -126,10 +126,6 @@ class SubjectObjectiveOptions(ObjectiveOptions):
     pose_dropout_prob: float = _option(0.0, "Share of samples that see no pose.")
     joint_dropout_prob: float = _option(0.0, "Share of samples that see neither.")
 
-    def loss_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of [`training.denoiser.StageOneLoss`] that these options stand for."""
-        return {name: value for name, value in vars(self).items() if name != "noise_offset"}
-
 
 @dataclass(frozen=True)
 class SubjectTrainOptions(TrainOptions):

@@ -2,6 +2,8 @@
 # Licensed under the Apache License, Version 2.0
 """Pictures and videos to the trackers of a run; its figures go there by `Accelerator.log`."""
 
+import os
+import uuid
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,6 +32,24 @@ def installed_trackers(report_to: str | None) -> list[str]:
         names = ", ".join(TRACKERS)
         raise ValueError(f"`report_to` must be one of {names} that is installed (by pip), or all, got {report_to!r}.")
     return [report_to]
+
+
+def tracker_arguments(trackers: list[str], output_dir: str | os.PathLike, first_step: int) -> dict[str, dict]:
+    """What each tracker is started with, so that a run that goes on at `first_step` is one run in them too.
+
+    What TensorBoard has beyond that step is hidden; the id of the run at Weights & Biases is kept in
+    `OUTPUT_DIR/wandb_id`.
+    """
+    arguments = {}
+    if "tensorboard" in trackers and first_step > 0:
+        arguments["tensorboard"] = {"purge_step": first_step + 1}
+    if "wandb" in trackers:
+        file = Path(output_dir) / "wandb_id"
+        if first_step == 0 or not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(uuid.uuid4().hex[:8])
+        arguments["wandb"] = {"dir": str(output_dir), "id": file.read_text(), "resume": "allow"}
+    return arguments
 
 
 def log_animation(accelerator: Accelerator, name: str, strip: Path, video: Path, gif: Path, step: int) -> None:

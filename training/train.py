@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler
 
 from pipeline_dreampose import DreamPosePipeline
 from training import options as groups
-from training.checkpoints import resolve_checkpoint
+from training.checkpoints import starting_step
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
 from training.denoiser import Denoiser, StageOneLoss, load_base_pipeline
@@ -64,9 +64,8 @@ def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -
         samples = open_stream(accelerator, *source) if pairs.streaming else open_samples(*source)
         if pairs.latent_cache_dir is not None:
             samples = cache_samples(accelerator, pipeline, samples, pairs.latent_cache_dir, model.train_image_encoder)
-        loss_options = {name: value for name, value in vars(objective).items() if name != "noise_offset"}
         noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        loss_fn = StageOneLoss(pipeline, noise_scheduler, shape, **loss_options)
+        loss_fn = StageOneLoss(pipeline, noise_scheduler, shape, **objective.loss_arguments())
         arguments = run.loop_arguments(None if pairs.streaming else len(samples), accelerator.num_processes)
         train(accelerator, module, loss_fn, samples, validate=validate, **arguments)
     module.to(memory_format=torch.contiguous_format)
@@ -76,10 +75,11 @@ def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -
 def main(options: tuple) -> None:
     """Load, widen, train, write a pipeline folder to `output_dir`, and push it if asked to."""
     model, data, pairs, _, run, _, hub = options
-    resolve_checkpoint(run.output_dir, run.resume_from_checkpoint)
+    first_step = starting_step(run.output_dir, run.resume_from_checkpoint)
     if pairs.streaming:
         run.loop_arguments(None)
-    with open_session(settings=option_values(*options), **run.session_arguments()) as accelerator:
+    session = run.session_arguments() | {"settings": option_values(*options), "first_step": first_step}
+    with open_session(**session) as accelerator:
         size = (data.height, data.width, pairs.pose_radius)
         names = (model.revision, model.image_encoder_name_or_path)
         pipeline = load_base_pipeline(model.pretrained_model_name_or_path, *size, *names).to(accelerator.device)

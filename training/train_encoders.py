@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from transformers import CLIPVisionModel
 
+from training.checkpoints import starting_step
 from training.data.encoder_frames import ImageEncoderFrames, VAEFrames, read_pictures
 from training.data.frame_pairs import LatentShape
 from training.data.prepared import load_prepared
@@ -94,7 +95,9 @@ def main(options: tuple) -> None:
             raise ValueError(f"`{name}` must be the folder of a trained model, got {folder!r}.")
     if encoder.component != "vae" and run.validation_steps is not None:
         raise ValueError(f"`validation_steps` must be none but for the VAE, got {run.validation_steps}.")
-    with open_session(settings=option_values(*options), **run.session_arguments()) as accelerator:
+    first_step = starting_step(run.output_dir, run.resume_from_checkpoint)
+    session = run.session_arguments() | {"settings": option_values(*options), "first_step": first_step}
+    with open_session(**session) as accelerator:
         if accelerator.is_main_process:
             print(save_options(run.output_dir, *options).read_text())
         if encoder.component == "pipeline":
