@@ -30,7 +30,7 @@ from tests.test_loading import HIDDEN_LIBRARIES, files_of, run_fresh
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, save_photo
 from training import push_model
 from training.data.procedural_fashion import ProceduralFashionConfig
-from training.hub import PushError, card_patterns, explain_push, pipeline_patterns, push_folder
+from training.hub import PushError, card_patterns, explain_push, find_commit, pipeline_patterns, push_folder
 from training.model_card import find_hub_id, public_settings, write_base_card
 
 
@@ -816,3 +816,16 @@ def test_bad_input_is_one_clear_error(tmp_path):
     with pytest.raises(ValueError, match="`picture` must be a file of .png, .*, got '.*none.png'"):
         write_base_card(tmp_path, repo_id="a/b", picture=tmp_path / "none.png", **how)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_branch_stands_for_the_commit_that_it_led_to(tmp_path, monkeypatch):
+    """A LoRA's base is named by the commit that was loaded: branches move on."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--base"
+    for name, text in ((f"snapshots/{commit}/model_index.json", "{}"), ("refs/main", commit)):
+        (repository / name).parent.mkdir(parents=True)
+        (repository / name).write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert find_commit("someone/base") == find_commit("someone/base", "main") == commit
+    assert find_commit("someone/base", "v2") == "v2", "not in the cache"
+    assert find_commit(str(tmp_path)) is None, "a folder has no commits"

@@ -12,7 +12,7 @@ from typing import Any
 from training import subject_options as groups
 from training.checkpoints import starting_step
 from training.denoiser import load_subject_base
-from training.hub import try_make_repo, try_push
+from training.hub import find_commit, try_make_repo, try_push
 from training.lora import build_lora_configs
 from training.option_parsing import format_options, option_values, parse, save_options
 from training.options import HubOptions
@@ -87,7 +87,7 @@ def main(options: tuple) -> None:
             num_steps = {phase: values["max_train_steps"] for phase, values in arguments.items()}
             facts = {
                 "base_model": name,
-                "revision": subject.revision,
+                "revision": find_commit(name, subject.revision),
                 "rank": lora.rank,
                 "lora_alpha": lora.lora_alpha,
             }

@@ -16,7 +16,14 @@ from posixpath import normpath
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    get_token,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects
 
@@ -51,6 +58,14 @@ MEANINGS = {
 
 class PushError(ValueError):
     """A push to the Hub that failed, in one line; what should have been pushed is on the disk as before."""
+
+
+def find_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit of a pipeline that was loaded from the Hub, whatever branch or tag led to it; else `revision`."""
+    if Path(name).exists():
+        return revision
+    index = try_to_load_from_cache(name, INDEX_NAME, revision=revision)
+    return Path(index).parent.name if isinstance(index, str) else revision
 
 
 def load_pipeline(
