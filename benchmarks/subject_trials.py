@@ -167,6 +167,11 @@ class Examination:
         self.latents: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
+    def sample_new(self) -> torch.Tensor:
+        """The frames that no photo shows, [N,3,H,W], range [0, 1]."""
+        return self.pipeline.decode_latents(torch.cat([self._sample(part, False) for part in self.footage["new"]]))
+
+    @torch.no_grad()
     def denoise(self) -> dict[str, dict[str, float]]:
         """Sample and measure all frames: with their true windows, with the centre pose five times, and the photos."""
         for name, kind, is_still in (("all", "new", False), ("still_window", "new", True), ("photos", "photos", True)):

@@ -1,6 +1,7 @@
 """Stage 2 through its entry point, on a tiny pipeline and the photos of a drawn figure."""
 
 import json
+import math
 import signal
 from contextlib import nullcontext
 
@@ -200,6 +201,28 @@ def test_a_run_stopped_in_either_phase_equals_an_undisturbed_one(base, photos, t
     assert metadata(tmp_path / "whole") == metadata(tmp_path / "parts")
     with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond the starting step"):
         main(parse_args(arguments(base, photos, tmp_path / "parts", *crops)))
+
+
+@pytest.mark.slow
+def test_a_step_without_a_finite_loss_is_skipped_in_either_phase(base, photos, tmp_path, monkeypatch):
+    original = subject.train
+
+    def train(accelerator, module, loss_fn, samples, **keywords):
+        calls = []
+
+        def spoiled(module, batch):
+            loss, logs = loss_fn(module, batch)
+            calls.append(loss)
+            return (loss * math.nan if len(calls) == 2 else loss), logs
+
+        return original(accelerator, module, spoiled, samples, **keywords)
+
+    monkeypatch.setattr(subject, "train", train)
+    main(parse_args(arguments(base, photos, tmp_path, "--logging_steps", "1")))
+    for phase in ("denoiser", "decoder"):
+        records = [json.loads(line) for line in (tmp_path / phase / "log.jsonl").read_text().splitlines()]
+        assert [record["num_skipped_steps"] for record in records] == [0, 1, 1, 1]
+    assert all(value.isfinite().all() for value in load_file(tmp_path / FILE).values())
 
 
 @pytest.mark.slow

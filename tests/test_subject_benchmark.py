@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from benchmarks import subject_bound
+from benchmarks.subject_bound import take_from_photos
 from benchmarks.subject_report import summarize, trial_path
 from benchmarks.subject_trials import FilmedPairs, draw_clips, draw_footage, draw_photos
 from benchmarks.subjects import NOT_TAKEN, main, parse_args, plan_trials
@@ -45,6 +48,30 @@ def test_the_footage_turns_once_around_and_says_what_shows_the_back():
     assert len(turn.iuv) == 16 and turn.shows_back == [False, True, True, False]
     backs = [share_of_torso(turn.iuv[i], TORSO_BACK) for i in turn.frame_indices]
     assert min(backs[1:3]) > max(backs[0], backs[3])
+
+
+def test_what_photos_show_is_read_off_the_one_that_shows_it():
+    """A photo's own pose gives its own body; a back that the front does not show comes from the photo of the back."""
+    front, back = draw_photos(CONFIG, "validation", 3, 2)
+    pose, is_body = Image.fromarray(back.iuv), torch.from_numpy(back.iuv[..., 2] > 0)
+    truth = torch.from_numpy(back.image).permute(2, 0, 1) / 255
+    pixels, is_shown = take_from_photos([front, back], pose)
+    assert torch.equal(is_shown, is_body) and torch.equal(pixels[:, is_body], truth[:, is_body])
+    pixels, is_shown = take_from_photos([front], pose)
+    assert is_shown.sum() < 0.5 * is_body.sum(), "the front shows little of it"
+
+
+def test_the_bound_is_a_gain_over_the_model_s_own_frames(tmp_path):
+    """One subject of a model without training; an oracle takes what is better alone, so that it cannot lose."""
+    get_dummy_pipeline().save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--split", "validation", "--num_subjects", "2"]
+    words += ["--num_processes", "1"]
+    words += ["--num_inference_steps", "2", "--work_dir", str(tmp_path / "work"), "--output", str(tmp_path / "o.json")]
+    report = subject_bound.main(subject_bound.parse_args(words))
+    assert json.loads((tmp_path / "o.json").read_text()) == report
+    gains = {name: by["psnr"]["mean"] for name, by in report["gains"].items()}
+    assert 0 < gains["oracle_1"] < gains["oracle_4"] and gains["read_4"] < gains["oracle_4"]
+    assert len(list((tmp_path / "work").iterdir())) == 2
 
 
 def test_a_filmed_subject_moves_in_other_motions_and_has_real_windows():

@@ -1,0 +1,118 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""What a subject's photos could give at most: its texture read off them exactly, no training.
+
+The model's frames of `benchmarks.subjects`, before stage 2, in which the pixels of the body that a photo shows are
+taken from the photo by the true IUV of both; then only where they are nearer to the truth, which no model can know.
+
+python -m benchmarks.subject_bound --num_subjects 20 --output benchmarks/subject_bound.json
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from benchmarks.kept_jobs import run_missing
+from benchmarks.subject_trials import Examination, draw_footage, draw_photos
+from training.animation import model_digest
+from training.baselines import measure, to_tensor
+from training.data.procedural_fashion import ProceduralFashionConfig
+from training.data.procedural_scene import Frame
+from training.denoiser import load_subject_base
+from training.hub import load_pipeline
+from training.metrics import mean_and_standard_error
+from training.settings_file import write_json
+from training.warping import UV_TOLERANCE, match_surface, warp_photo
+
+
+METRICS = ("psnr", "ssim", "l1", "foreground_psnr")
+NUM_PHOTOS = (1, 4)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="model_card/tiny", help="pipeline folder or Hub id")
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="of the drawn subjects")
+    parser.add_argument("--num_subjects", type=int, default=20)
+    parser.add_argument("--num_inference_steps", type=int, default=10)
+    parser.add_argument("--num_processes", type=int, default=os.cpu_count(), help="subjects at a time")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/subject_bound"))
+    parser.add_argument("--output", type=Path, help="JSON")
+    return parser.parse_args(argv)
+
+
+def take_from_photos(photos: Sequence[Frame], iuv: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    """A frame's body as its photos show it.
+
+    Args:
+        photos (`Sequence[Frame]`): Of one size.
+        iuv (`PIL.Image.Image`): Of the frame, of their size.
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Pixels `[3, H, W]` in `[0, 1]`, each from the photo whose point of the
+        body is the nearest, and where one lies within `UV_TOLERANCE`, `[H, W]`.
+    """
+    warped, distances = [], []
+    for photo in photos:
+        image, photo_iuv = Image.fromarray(photo.image), Image.fromarray(photo.iuv)
+        match = match_surface(iuv, photo_iuv)
+        warped.append(warp_photo(image, photo_iuv, match))
+        distances.append(match.distance)
+    nearest = torch.stack(distances).min(dim=0)
+    pixels = torch.stack(warped).gather(0, nearest.indices.expand(1, 3, -1, -1))[0]
+    return pixels, nearest.values <= UV_TOLERANCE
+
+
+def measure_subject(model: str, split: str, index: int, num_inference_steps: int) -> dict[str, dict[str, float]]:
+    """Figures of one subject's frames: the model's own, and for each number of photos `read` and `oracle`."""
+    config = ProceduralFashionConfig()
+    photos, footage = draw_photos(config, split, index, max(NUM_PHOTOS)), draw_footage(config, split, index)
+    pipeline = load_subject_base(model, height=config.height, width=config.width)
+    examination = Examination(pipeline, photos[:1], footage, num_inference_steps)
+    predicted = examination.sample_new()
+    targets, layers = ([x for part in footage for x in getattr(part, name)] for name in ("targets", "layers"))
+    truth, poses = to_tensor(targets), [part.iuv[i] for part in footage for i in part.frame_indices]
+    frames = {"model": predicted}
+    for num_photos in NUM_PHOTOS:
+        shown = [take_from_photos(photos[:num_photos], iuv) for iuv in poses]
+        pixels, is_shown = torch.stack([s[0] for s in shown]), torch.stack([s[1] for s in shown])[:, None]
+        is_better = is_shown & ((pixels - truth).abs().sum(1, True) < (predicted - truth).abs().sum(1, True))
+        frames[f"read_{num_photos}"] = torch.where(is_shown, pixels, predicted)
+        frames[f"oracle_{num_photos}"] = torch.where(is_better, pixels, predicted)
+    return {name: measure(values, targets, layers) for name, values in frames.items()}
+
+
+def summarize(results: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict]]:
+    """Gains over the model's own frames, over subjects: mean and standard error by name and metric."""
+    values = {
+        name: {m: torch.tensor([r[name][m] - r["model"][m] for r in results], dtype=torch.float64) for m in METRICS}
+        for name in results[0]
+        if name != "model"
+    }
+    return {name: {m: mean_and_standard_error(v) for m, v in by.items()} for name, by in values.items()}
+
+
+def main(options: argparse.Namespace) -> dict:
+    """Measure what is missing, print the gains and write them, which are returned."""
+    digest = model_digest(load_pipeline(options.model))
+    model, split, num_steps = options.model, options.split, options.num_inference_steps
+    jobs = {
+        options.work_dir / f"{digest[:16]}-{split}-{num_steps}-{index:03d}.json": (model, split, index, num_steps)
+        for index in range(options.num_subjects)
+    }
+    gains = summarize(run_missing(measure_subject, jobs, options.num_processes, "subject"))
+    names = ("model", "split", "num_subjects", "num_inference_steps")
+    report = {"settings": {name: getattr(options, name) for name in names} | {"digest": digest}, "gains": gains}
+    for name, by_metric in gains.items():
+        cells = (f"{m} {v['mean']:+.3f} ±{v['standard_error']:.3f}" for m, v in by_metric.items())
+        print(f"{name:10}", "  ".join(cells))
+    if options.output is not None:
+        write_json(options.output, report)
+    return report
+
+
+if __name__ == "__main__":
+    main(parse_args())
