@@ -22,7 +22,7 @@ from training.subject_card import write_subject_card
 logger = logging.getLogger(__name__)
 
 TITLE = "Upload a DreamPose subject"  # of its commits on the Hub
-CAPTION = "The same photo and poses, without the subject and with it"
+CAPTION = "The poses that it was trained on, from the same photo, without the subject and with it"
 
 
 def write_subject(
