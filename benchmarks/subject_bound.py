@@ -38,6 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="model_card/tiny", help="pipeline folder or Hub id")
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="of the drawn subjects")
     parser.add_argument("--num_subjects", type=int, default=20)
+    parser.add_argument("--first_subject", type=int, default=0, help="number of the first of them")
     parser.add_argument("--num_inference_steps", type=int, default=10)
     parser.add_argument("--num_processes", type=int, default=os.cpu_count(), help="subjects at a time")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/subject_bound"))
@@ -101,10 +102,10 @@ def main(options: argparse.Namespace) -> dict:
     model, split, num_steps = options.model, options.split, options.num_inference_steps
     jobs = {
         options.work_dir / f"{digest[:16]}-{split}-{num_steps}-{index:03d}.json": (model, split, index, num_steps)
-        for index in range(options.num_subjects)
+        for index in range(options.first_subject, options.first_subject + options.num_subjects)
     }
     gains = summarize(run_missing(measure_subject, jobs, options.num_processes, "subject"))
-    names = ("model", "split", "num_subjects", "num_inference_steps")
+    names = ("model", "split", "num_subjects", "first_subject", "num_inference_steps")
     report = {"settings": {name: getattr(options, name) for name in names} | {"digest": digest}, "gains": gains}
     for name, by_metric in gains.items():
         cells = (f"{m} {v['mean']:+.3f} ±{v['standard_error']:.3f}" for m, v in by_metric.items())

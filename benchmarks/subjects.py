@@ -37,6 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="model_card/tiny", help="pipeline folder or Hub id")
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="of the drawn subjects")
     parser.add_argument("--num_subjects", type=int, default=20)
+    parser.add_argument("--first_subject", type=int, default=0, help="number of the first of them")
     parser.add_argument("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4])
     parser.add_argument("--num_clips", type=int, default=0, help="learn from so many clips of other motions, no photo")
     parser.add_argument("--num_inference_steps", type=int, default=10)
@@ -65,12 +66,11 @@ def plan_trials(options: argparse.Namespace) -> list[Trial]:
     subject, lora, decoder, objective, run = options.finetune
     pipeline, trials = load_pipeline(options.model), []
     digest = model_digest(pipeline)
-    for index in range(options.num_subjects):
+    for index in range(options.first_subject, options.first_subject + options.num_subjects):
         for num_photos in options.num_photos:
             common = run.loop_arguments(num_photos) | {"checkpointing_steps": None}
             common |= {"validation_steps": options.curve_steps or 10**9}
             phases = {"denoiser": common, "decoder": common | decoder.loop_arguments()}
-            settings = vars(subject.settings(pipeline.pose_radius, objective.noise_offset))
             trials.append(
                 Trial(
                     model=options.model,
@@ -78,7 +78,7 @@ def plan_trials(options: argparse.Namespace) -> list[Trial]:
                     split=options.split,
                     index=index,
                     num_photos=num_photos,
-                    pairs=settings,
+                    pairs=vars(subject.settings(pipeline.pose_radius, objective.noise_offset)),
                     prior=(subject.prior_dataset, subject.prior_prob),
                     lora=lora.config_arguments() if lora.train_mode == "lora" else None,
                     phases={phase: values for phase, values in phases.items() if values["max_train_steps"]},
