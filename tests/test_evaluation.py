@@ -202,6 +202,29 @@ def test_a_frame_of_two_sizes_is_refused(tmp_path, column, size):
         clips[0]
 
 
+def as_png(picture):
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("column", ["image", "iuv"])
+def test_a_picture_that_cannot_be_read_is_named(tmp_path, column):
+    frames = [{"image": get_dummy_image(), "iuv": get_dummy_iuv()} for _ in range(4)]
+    for frame in frames:
+        half = as_png(frame[column])[:60]
+        frame[column] = {"bytes": half, "path": None}
+    clips = load_clips(write_frames(tmp_path, frames), "test", 2, 1)
+    with pytest.raises(ValueError, match="`dataset` must hold readable pictures, got frame 1 of video 'a': "):
+        clips[0]
+
+
+def test_an_output_that_is_a_file_is_refused_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="`output` must be a folder, got '.*/file', which is a file"):
+        evaluation.main(evaluation.parse_args(["--model", "no/such", "--output", str(tmp_path / "file")]))
+
+
 def test_poses_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
     iuv = [get_dummy_iuv(i) for i in range(20)]
     folder = write_frames(tmp_path, [{"image": get_dummy_image(i), "iuv": iuv[i]} for i in range(20)])

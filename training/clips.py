@@ -57,6 +57,18 @@ class Clip:
         return self._matches[index]
 
 
+def _read_row(rows: datasets.Dataset, row: int) -> dict:
+    """A row with its pictures decoded; a `ValueError` that names the frame if one cannot be."""
+    try:
+        return rows[row]
+    except (OSError, SyntaxError) as error:  # what PIL raises
+        names = rows.select_columns(["frame_index", "video_id"])[row]
+        raise ValueError(
+            f"`dataset` must hold readable pictures, got frame {names['frame_index']} of video"
+            f" {names['video_id']!r}: {error}."
+        ) from error
+
+
 class ClipPoses(Sequence[Image.Image]):
     """The IUV pictures of a clip, each read when it is asked for by its number; the last `KEPT_POSES` are kept.
 
@@ -67,11 +79,11 @@ class ClipPoses(Sequence[Image.Image]):
     """
 
     def __init__(self, rows: datasets.Dataset, frames: Sequence[int], size: tuple[int, int] | None = None):
-        self.frames, column = frames, rows.select_columns(["iuv"])
+        self.frames, column = frames, rows.select_columns(["iuv", "frame_index", "video_id"])
 
         @lru_cache(maxsize=KEPT_POSES)
         def read(row: int) -> Image.Image:
-            return fit_labels(column[row]["iuv"].convert("RGB"), size)
+            return fit_labels(_read_row(column, row)["iuv"].convert("RGB"), size)
 
         self._read = read
 
@@ -113,7 +125,8 @@ class Clips(Sequence[Clip]):
         self.rows, self.split, self.videos, self.num_clips = rows, split, list(videos.items()), num_clips
         self.frames_per_clip, self.num_consecutive, self.seed = frames_per_clip, num_consecutive, seed
         self.config_name, self.size = config_name, size
-        self.pictures = rows.select_columns([name for name in ("image", "iuv", "layers") if name in rows.column_names])
+        names = ("image", "iuv", "layers", "frame_index", "video_id")
+        self.pictures = rows.select_columns([name for name in names if name in rows.column_names])
 
     def __len__(self) -> int:
         return self.num_clips
@@ -152,14 +165,13 @@ class Clips(Sequence[Clip]):
 
     def _read(self, frames: Sequence[int]) -> tuple[list[Image.Image], list[Image.Image] | None]:
         """Pictures and, if there are such, layers of some rows."""
-        read = [self.pictures[row] for row in frames]
-        for row, frame in zip(frames, read, strict=True):
-            sizes = {name: picture.size for name, picture in frame.items()}
+        read = [_read_row(self.pictures, row) for row in frames]
+        for frame in read:
+            sizes = {name: frame[name].size for name in ("image", "iuv", "layers") if name in frame}
             if len(set(sizes.values())) > 1:
-                place = self.rows.select_columns(["frame_index", "video_id"])[row]
                 raise ValueError(
                     f"`dataset` must hold pictures of one size in a frame, got {sizes} in frame"
-                    f" {place['frame_index']} of video {place['video_id']!r}."
+                    f" {frame['frame_index']} of video {frame['video_id']!r}."
                 )
         pictures = [fit_picture(frame["image"], self.size) for frame in read]
         has_layers = "layers" in self.pictures.column_names

@@ -57,6 +57,8 @@ def main(options: argparse.Namespace) -> dict:
     start = time.perf_counter()
     check_clip_options(options)
     check_judges(options.inception, options.i3d, options.num_consecutive)
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"`output` must be a folder, got {str(options.output)!r}, which is a file.")
     # A process that is through waits for the others.
     state = PartialState(cpu=options.device == "cpu", timeout=timedelta(hours=24))
     options.device = options.device or str(state.device)
