@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from benchmarks.kept_jobs import run_missing
 from benchmarks.subject_trials import RECORDS_VERSION, Trial, run_trial
+from training.charts import line_chart
 from training.metrics import mean_and_standard_error
+from training.pictures import picture_grid
+from training.settings_file import write_json
 
 
 METRICS = ("psnr", "ssim", "l1", "foreground_psnr", "silhouette_iou", "cloth_psnr")
@@ -74,6 +78,27 @@ def summarize(results: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict]:
 
 def _values(records: Sequence[Mapping[str, Any]], group: str, metric: str) -> torch.Tensor:
     return torch.tensor([record["figures"][group][metric] for record in records], dtype=torch.float64)
+
+
+def draw_curves(report: Mapping[str, Any]) -> Image.Image:
+    """Gains over the steps of UNet and adapter: the person in other poses, and the photos' own poses."""
+    charts = []
+    for num_photos, rows in report["num_photos"].items():
+        steps = [row for row in rows if row["phase"] in ("before", "denoiser")]
+        curves = {
+            name: [(row["step"], row["gains"][group]["foreground_psnr"]["mean"]) for row in steps]
+            for name, group in (("other poses", "all"), ("the photos' own poses", "photos"))
+        }
+        title = f"{num_photos} photo{'s' if int(num_photos) > 1 else ''}: gain in foreground PSNR, dB"
+        charts.append(line_chart(curves, title))
+    return picture_grid([charts])
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Write it as JSON and, where UNet and adapter were measured on the way, its curves beside that as PNG."""
+    write_json(path, report)
+    if any([row["phase"] for row in rows].count("denoiser") > 1 for rows in report["num_photos"].values()):
+        draw_curves(report).save(path.with_suffix(".png"), optimize=True)
 
 
 def print_report(report: Mapping[str, Any]) -> None:

@@ -13,13 +13,12 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.subject_report import print_report, run_all, summarize
+from benchmarks.subject_report import print_report, run_all, summarize, write_report
 from benchmarks.subject_trials import Trial
 from training import subject_options as groups
 from training.animation import model_digest
 from training.hub import load_pipeline
 from training.option_parsing import option_values, parse
-from training.settings_file import write_json
 
 
 STAGE_TWO = (groups.SubjectOptions, groups.LoraOptions, groups.DecoderOptions)
@@ -41,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4])
     parser.add_argument("--num_clips", type=int, default=0, help="learn from so many clips of other motions, no photo")
     parser.add_argument("--num_inference_steps", type=int, default=10)
-    parser.add_argument("--curve_steps", type=int, help="measure every so many steps too; by default at ends only")
+    parser.add_argument("--curve_steps", type=int, help="measure every so many steps too, and draw it beside the JSON")
     parser.add_argument("--num_processes", type=int, default=os.cpu_count(), help="trials at a time, one thread each")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/subjects"))
     parser.add_argument("--output", type=Path, help="JSON")
@@ -109,7 +108,7 @@ def main(options: argparse.Namespace) -> dict:
     }
     print_report(report)
     if options.output is not None:
-        write_json(options.output, report)
+        write_report(options.output, report)
     return report
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import subject_bound
+from benchmarks import subject_bound, subject_report
 from benchmarks.subject_bound import take_from_photos
 from benchmarks.subject_report import summarize, trial_path
 from benchmarks.subject_trials import FilmedPairs, draw_clips, draw_footage, draw_photos
 from benchmarks.subjects import NOT_TAKEN, main, parse_args, plan_trials
 from tests.tiny_components import get_dummy_pipeline
+from training.charts import line_chart
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
@@ -102,6 +103,23 @@ def test_gains_are_taken_subject_by_subject():
     assert after["improved"]["all"]["psnr"] == 2 and after["improved"]["all"]["l1"] == 1
     assert after["gain_by_subject"]["all"]["psnr"] == [1.0, 3.0]
     assert after["gains"]["all"]["cloth_psnr"]["n"] == 0
+
+
+def test_a_curve_has_the_gains_of_the_denoiser_s_steps(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(subject_report, "line_chart", lambda *chart: seen.append(chart) or line_chart(*chart))
+    results = [[record("before", 0, 20.0, 0.1), record("denoiser", 5, 21.0, 0.1), record("decoder", 3, 22.0, 0.1)]]
+    for step, value in zip(results[0], (10.0, 12.0, 19.0)):
+        for group, shift in (("all", 0.0), ("photos", 1.0)):
+            step["figures"][group] = dict.fromkeys(subject_report.METRICS, value + shift * (value > 10))
+    assert subject_report.draw_curves({"num_photos": {"4": summarize(results)}}).width == 560
+    ((curves, title),) = seen
+    assert curves == {"other poses": [(0, 0), (5, 2)], "the photos' own poses": [(0, 0), (5, 3)]}
+    assert title.startswith("4 photos: gain in foreground PSNR")
+    subject_report.write_report(tmp_path / "ends.json", {"num_photos": {"4": summarize(results)}})
+    on_the_way = [results[0][0], results[0][1], results[0][1] | {"step": 9}]
+    subject_report.write_report(tmp_path / "curve.json", {"num_photos": {"4": summarize([on_the_way])}})
+    assert {path.name for path in tmp_path.iterdir()} == {"ends.json", "curve.json", "curve.png"}
 
 
 @pytest.mark.parametrize(
