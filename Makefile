@@ -70,9 +70,16 @@ runs/prior/train.parquet: | $(VENV)/.installed-test
 	$(BIN)/python -c 'from training.data.procedural_fashion import load_procedural_fashion as load; load(num_train=200).to_parquet("$@.part")'
 	mv $@.part $@
 
-# Both benchmarks go on where they were stopped.
+# All benchmarks go on where they were stopped. Stage 2 is measured on subjects that no choice was made on.
+reproduce: SUBJECTS = --first_subject 20
+reproduce: STAGE_TWO = --config benchmarks/subjects.yaml
 reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## the paper's claims at the small model's size (hours on a CPU)
-	$(BIN)/python -m benchmarks.subjects --num_subjects 6 --output benchmarks/subjects.json -- --config benchmarks/subjects.yaml
+	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects.json -- $(STAGE_TWO)
+	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 8 --output benchmarks/subjects_full.json -- $(STAGE_TWO) \
+		--train_mode full --learning_rate 3e-4
+	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 8 --num_photos 1 --num_clips 8 \
+		--output benchmarks/subjects_filmed.json -- $(STAGE_TWO)
+	$(BIN)/python -m benchmarks.subject_bound --first_subject 20 --num_subjects 20 --output benchmarks/subject_bound.json
 	$(BIN)/python -m benchmarks.ablation
 
 community:  ## write the file for diffusers' examples/community, with its row and section of the README there
