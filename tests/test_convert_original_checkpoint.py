@@ -413,7 +413,7 @@ def test_bases_that_are_none(bases, release, tmp_path):
     how = {"image_range": "zero_one", "pose_range": "zero_one", "height": HEIGHT, "width": WIDTH}
     with pytest.raises(ValueError, match="`base` must be a pipeline's folder or Hub id, got .*none'"):
         convert_checkpoints(paths, str(tmp_path / "none"), str(bases / "clip"), **how)
-    message = "`base` and `image_encoder_name_or_path` must be folders or Hub ids of .*/none'"
+    message = "`image_encoder_name_or_path` must lead to a model that can be loaded, got .*/none'"
     with pytest.raises(ValueError, match=message) as refusal:
         convert_checkpoints(paths, str(bases / "sd"), str(tmp_path / "none"), **how)
     assert "\n" not in str(refusal.value)

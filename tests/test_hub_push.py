@@ -418,7 +418,7 @@ def test_a_subject_is_pushed_with_its_card_and_pictures(work, hub, pushes):
         "tags": ["dreampose", "image-to-video", "pose", "densepose", "fashion", "diffusers-training", "lora"],
         "widget": [
             {
-                "text": "The same photo and poses, without the subject and with it",
+                "text": "The poses that it was trained on, from the same photo, without the subject and with it",
                 "output": {"url": "sample.png"},
             }
         ],

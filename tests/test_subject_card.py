@@ -308,9 +308,7 @@ def test_pictures_go_on_the_card_when_it_was_said_so(tmp_path, photos, capsys):
 
     assert write_subject(*words, **how, hub_sample=True) == ["README.md", "sample.png", FILE]
     assert (out / "sample.png").read_bytes() == (out / "before_after.png").read_bytes()
-    assert (
-        "![The same photo and poses, without the subject and with it](sample.png)" in (out / "README.md").read_text()
-    )
+    assert f"![{subject_results.CAPTION}](sample.png)" in (out / "README.md").read_text()
     assert write_subject(*words, **how) == ["README.md", FILE], "what lies there from before is not pushed"
 
     Image.new("RGB", (8, 8)).save(tmp_path / "chosen.png")

@@ -169,12 +169,6 @@ def convert_checkpoints(
                 f"`base` must be a Stable Diffusion 1.x, got {base!r}, which is a DreamPosePipeline already."
             )
         pipeline = load_base_pipeline(base, *size, revision, image_encoder_name_or_path)
-    except OSError as error:
-        names = f"{base!r} and {image_encoder_name_or_path!r}"
-        raise ValueError(
-            f"`base` and `image_encoder_name_or_path` must be folders or Hub ids of Stable Diffusion 1.x and a CLIP"
-            f" vision model, got {names}: {_one_line(error)}"
-        ) from error
     except ValueError as error:
         raise _renamed_error(error, "base") from error
     _check_size(pipeline, weights["adapter"], height, width)

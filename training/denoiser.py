@@ -90,7 +90,8 @@ def _naming(argument: str, value: Any) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"`{argument}` must lead to a model that can be loaded, got {value!r}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`{argument}` must lead to a model that can be loaded, got {value!r}: {reason}") from error
 
 
 def load_index(name: str, revision: str | None = None) -> dict:
