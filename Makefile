@@ -77,8 +77,6 @@ reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## the paper's clai
 	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects.json -- $(STAGE_TWO)
 	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 8 --output benchmarks/subjects_full.json -- $(STAGE_TWO) \
 		--train_mode full --learning_rate 3e-4
-	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 8 --num_photos 1 --num_clips 8 \
-		--output benchmarks/subjects_filmed.json -- $(STAGE_TWO)
 	$(BIN)/python -m benchmarks.subject_bound --first_subject 20 --num_subjects 20 --output benchmarks/subject_bound.json
 	$(BIN)/python -m benchmarks.ablation
 
