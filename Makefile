@@ -70,14 +70,14 @@ runs/prior/train.parquet: | $(VENV)/.installed-test
 	$(BIN)/python -c 'from training.data.procedural_fashion import load_procedural_fashion as load; load(num_train=200).to_parquet("$@.part")'
 	mv $@.part $@
 
-# All benchmarks go on where they were stopped. Stage 2 is measured on subjects that no choice was made on.
+# All benchmarks go on where they were stopped. Stage 2 is measured on subjects that none of its settings was chosen on.
 reproduce: SUBJECTS = --first_subject 20
 reproduce: STAGE_TWO = --config benchmarks/subjects.yaml
 reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## the paper's claims at the small model's size (hours on a CPU)
 	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects.json -- $(STAGE_TWO)
 	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 8 --output benchmarks/subjects_full.json -- $(STAGE_TWO) \
 		--train_mode full --learning_rate 3e-4
-	$(BIN)/python -m benchmarks.subject_bound --first_subject 20 --num_subjects 20 --output benchmarks/subject_bound.json
+	$(BIN)/python -m benchmarks.subject_bound $(SUBJECTS) --num_subjects 20 --output benchmarks/subject_bound.json
 	$(BIN)/python -m benchmarks.ablation
 
 community:  ## write the file for diffusers' examples/community, with its row and section of the README there

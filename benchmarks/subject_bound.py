@@ -1,15 +1,14 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What a subject's photos could give at most: its texture read off them exactly, no training.
+"""What the body's texture in a subject's photos is worth: read off them by the true IUV, without training.
 
 The model's frames of `benchmarks.subjects`, before stage 2, in which the pixels of the body that a photo shows are
-taken from the photo by the true IUV of both; then only where they are nearer to the truth, which no model can know.
+taken from the photo at the nearest point; then only where they are nearer to the truth, which no model can know.
 
 python -m benchmarks.subject_bound --num_subjects 20 --output benchmarks/subject_bound.json
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,13 @@ import torch
 from PIL import Image
 
 from benchmarks.kept_jobs import run_missing
-from benchmarks.subject_trials import Examination, draw_footage, draw_photos
+from benchmarks.subject_trials import (
+    Examination,
+    add_subject_options,
+    draw_footage,
+    draw_photos,
+    numbers_of_subjects,
+)
 from training.animation import model_digest
 from training.baselines import measure, to_tensor
 from training.data.procedural_fashion import ProceduralFashionConfig
@@ -35,14 +40,7 @@ NUM_PHOTOS = (1, 4)
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="model_card/tiny", help="pipeline folder or Hub id")
-    parser.add_argument("--split", choices=("validation", "test"), default="test", help="of the drawn subjects")
-    parser.add_argument("--num_subjects", type=int, default=20)
-    parser.add_argument("--first_subject", type=int, default=0, help="number of the first of them")
-    parser.add_argument("--num_inference_steps", type=int, default=10)
-    parser.add_argument("--num_processes", type=int, default=os.cpu_count(), help="subjects at a time")
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/subject_bound"))
-    parser.add_argument("--output", type=Path, help="JSON")
+    add_subject_options(parser, Path("runs/subject_bound"))
     return parser.parse_args(argv)
 
 
@@ -102,7 +100,7 @@ def main(options: argparse.Namespace) -> dict:
     model, split, num_steps = options.model, options.split, options.num_inference_steps
     jobs = {
         options.work_dir / f"{digest[:16]}-{split}-{num_steps}-{index:03d}.json": (model, split, index, num_steps)
-        for index in range(options.first_subject, options.first_subject + options.num_subjects)
+        for index in numbers_of_subjects(options)
     }
     gains = summarize(run_missing(measure_subject, jobs, options.num_processes, "subject"))
     names = ("model", "split", "num_subjects", "first_subject", "num_inference_steps")

@@ -5,6 +5,8 @@
 A subject is measured in two motions, its own clip's and a full turn, always from its photo from the front.
 """
 
+import argparse
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +39,23 @@ OWN_FRAMES, TURN_FRAMES = (5, 7, 9, 12), (5, 7, 9, 11)
 RECORDS_VERSION = f"1, drawing {ProceduralFashion.BUILDER_CONFIGS[0].version}"  # raise it with what is measured
 _TURN_POSITION = 1000  # of the motions that become turns, behind those of the clips
 _CLIP_POSITION = 2000  # of the motions that a filmed subject is learnt from
+
+
+def add_subject_options(parser: argparse.ArgumentParser, work_dir: Path) -> None:
+    """The options of whatever measures drawn subjects one by one."""
+    parser.add_argument("--model", default="model_card/tiny", help="pipeline folder or Hub id")
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="of the drawn subjects")
+    parser.add_argument("--num_subjects", type=int, default=20)
+    parser.add_argument("--first_subject", type=int, default=0, help="number of the first of them")
+    parser.add_argument("--num_inference_steps", type=int, default=10)
+    parser.add_argument("--num_processes", type=int, default=os.cpu_count(), help="jobs at a time, one thread each")
+    parser.add_argument("--work_dir", type=Path, default=work_dir, help="has a file for each job that is through")
+    parser.add_argument("--output", type=Path, help="JSON")
+
+
+def numbers_of_subjects(options: argparse.Namespace) -> range:
+    """Those that these options choose."""
+    return range(options.first_subject, options.first_subject + options.num_subjects)
 
 
 @dataclass(frozen=True)

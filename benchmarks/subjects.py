@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.subject_report import print_report, run_all, summarize, write_report
-from benchmarks.subject_trials import Trial
+from benchmarks.subject_trials import Trial, add_subject_options, numbers_of_subjects
 from training import subject_options as groups
 from training.animation import model_digest
 from training.hub import load_pipeline
@@ -33,17 +33,10 @@ NOT_TAKEN = (
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="model_card/tiny", help="pipeline folder or Hub id")
-    parser.add_argument("--split", choices=("validation", "test"), default="test", help="of the drawn subjects")
-    parser.add_argument("--num_subjects", type=int, default=20)
-    parser.add_argument("--first_subject", type=int, default=0, help="number of the first of them")
+    add_subject_options(parser, Path("runs/subjects"))
     parser.add_argument("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4])
     parser.add_argument("--num_clips", type=int, default=0, help="learn from so many clips of other motions, no photo")
-    parser.add_argument("--num_inference_steps", type=int, default=10)
     parser.add_argument("--curve_steps", type=int, help="measure every so many steps too, and draw it beside the JSON")
-    parser.add_argument("--num_processes", type=int, default=os.cpu_count(), help="trials at a time, one thread each")
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/subjects"))
-    parser.add_argument("--output", type=Path, help="JSON")
     argv = sys.argv[1:] if argv is None else argv
     place = argv.index("--") if "--" in argv else len(argv)
     options = parser.parse_args(argv[:place])
@@ -65,7 +58,7 @@ def plan_trials(options: argparse.Namespace) -> list[Trial]:
     subject, lora, decoder, objective, run = options.finetune
     pipeline, trials = load_pipeline(options.model), []
     digest = model_digest(pipeline)
-    for index in range(options.first_subject, options.first_subject + options.num_subjects):
+    for index in numbers_of_subjects(options):
         for num_photos in options.num_photos:
             common = run.loop_arguments(num_photos) | {"checkpointing_steps": None}
             common |= {"validation_steps": options.curve_steps or 10**9}

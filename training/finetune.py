@@ -62,8 +62,9 @@ def main(options: tuple) -> None:
     points, folder, name = check(options), Path(run.output_dir), subject.pretrained_model_name_or_path
     # In the trackers one phase begins where the other ends.
     first_step = sum(starting_step(folder / phase, point) for phase, point in points.items())
-    session = run.session_arguments() | {"settings": option_values(*options), "first_step": first_step}
-    with open_session(**session) as accelerator:
+    with open_session(
+        settings=option_values(*options), first_step=first_step, **run.session_arguments()
+    ) as accelerator:
         photos = open_photos(accelerator, subject.instance_data_dir, subject.densepose, subject.person)
         is_main = accelerator.is_main_process
         if is_main:

@@ -78,8 +78,9 @@ def main(options: tuple) -> None:
     first_step = starting_step(run.output_dir, run.resume_from_checkpoint)
     if pairs.streaming:
         run.loop_arguments(None)
-    session = run.session_arguments() | {"settings": option_values(*options), "first_step": first_step}
-    with open_session(**session) as accelerator:
+    with open_session(
+        settings=option_values(*options), first_step=first_step, **run.session_arguments()
+    ) as accelerator:
         size = (data.height, data.width, pairs.pose_radius)
         names = (model.revision, model.image_encoder_name_or_path)
         pipeline = load_base_pipeline(model.pretrained_model_name_or_path, *size, *names).to(accelerator.device)

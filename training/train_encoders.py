@@ -96,8 +96,9 @@ def main(options: tuple) -> None:
     if encoder.component != "vae" and run.validation_steps is not None:
         raise ValueError(f"`validation_steps` must be none but for the VAE, got {run.validation_steps}.")
     first_step = starting_step(run.output_dir, run.resume_from_checkpoint)
-    session = run.session_arguments() | {"settings": option_values(*options), "first_step": first_step}
-    with open_session(**session) as accelerator:
+    with open_session(
+        settings=option_values(*options), first_step=first_step, **run.session_arguments()
+    ) as accelerator:
         if accelerator.is_main_process:
             print(save_options(run.output_dir, *options).read_text())
         if encoder.component == "pipeline":
