@@ -77,6 +77,9 @@ reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## the paper's clai
 	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects.json -- $(STAGE_TWO)
 	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 8 --output benchmarks/subjects_full.json -- $(STAGE_TWO) \
 		--train_mode full --learning_rate 3e-4
+	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 20 --num_photos 1 --output benchmarks/subjects_control.json \
+		-- $(STAGE_TWO) --prior_prob 0.9999 --decoder_max_train_steps 0
+	$(BIN)/python -m benchmarks.subject_sweep
 	$(BIN)/python -m benchmarks.subject_bound $(SUBJECTS) --num_subjects 20 --output benchmarks/subject_bound.json
 	$(BIN)/python -m benchmarks.ablation
 

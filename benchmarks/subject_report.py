@@ -17,11 +17,18 @@ from benchmarks.subject_trials import RECORDS_VERSION, Trial, run_trial
 from training.charts import line_chart
 from training.metrics import mean_and_standard_error
 from training.pictures import picture_grid
-from training.settings_file import write_json
 
 
 METRICS = ("psnr", "ssim", "l1", "foreground_psnr", "silhouette_iou", "cloth_psnr")
 GROUPS = ("all", "back", "still_window", "photos", "vae_round_trip")
+SWEPT = {  # what is compared of variations: group and metric
+    "psnr": ("all", "psnr"),
+    "ssim": ("all", "ssim"),
+    "foreground_psnr": ("all", "foreground_psnr"),
+    "back_foreground_psnr": ("back", "foreground_psnr"),
+    "own_pose_foreground_psnr": ("photos", "foreground_psnr"),
+}
+CURVES = {"other poses": "foreground_psnr", "the photos' own poses": "own_pose_foreground_psnr"}
 
 
 def trial_path(trial: Trial, work_dir: Path) -> Path:
@@ -80,27 +87,6 @@ def _values(records: Sequence[Mapping[str, Any]], group: str, metric: str) -> to
     return torch.tensor([record["figures"][group][metric] for record in records], dtype=torch.float64)
 
 
-def draw_curves(report: Mapping[str, Any]) -> Image.Image:
-    """Gains over the steps of UNet and adapter: the person in other poses, and the photos' own poses."""
-    charts = []
-    for num_photos, rows in report["num_photos"].items():
-        steps = [row for row in rows if row["phase"] in ("before", "denoiser")]
-        curves = {
-            name: [(row["step"], row["gains"][group]["foreground_psnr"]["mean"]) for row in steps]
-            for name, group in (("other poses", "all"), ("the photos' own poses", "photos"))
-        }
-        title = f"{num_photos} photo{'s' if int(num_photos) > 1 else ''}: gain in foreground PSNR, dB"
-        charts.append(line_chart(curves, title))
-    return picture_grid([charts])
-
-
-def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write it as JSON and, where UNet and adapter were measured on the way, its curves beside that as PNG."""
-    write_json(path, report)
-    if any([row["phase"] for row in rows].count("denoiser") > 1 for rows in report["num_photos"].values()):
-        draw_curves(report).save(path.with_suffix(".png"), optimize=True)
-
-
 def print_report(report: Mapping[str, Any]) -> None:
     """The gains as a table, a line for each number of photos, phase and step."""
     columns = [
@@ -122,3 +108,46 @@ def print_report(report: Mapping[str, Any]) -> None:
 def _cell(value: Mapping[str, float | int | None]) -> str:
     error = "" if value["standard_error"] is None else f" ±{value['standard_error']:.3f}"
     return "-" if value["mean"] is None else f"{value['mean']:+.3f}{error}"
+
+
+def compare_with_first(row: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+    """Gains of a variation, how many subjects gained in SSIM, and what of it is beyond the first variation's."""
+    by_subject = {name: row["gain_by_subject"][g][m] for name, (g, m) in SWEPT.items()}
+    others = {name: first["gain_by_subject"][g][m] for name, (g, m) in SWEPT.items()}
+    differences = {
+        name: torch.tensor(v, dtype=torch.float64) - torch.tensor(others[name], dtype=torch.float64)
+        for name, v in by_subject.items()
+    }
+    return {
+        "gains": {name: row["gains"][g][m] for name, (g, m) in SWEPT.items()},
+        "num_improved_ssim": row["improved"]["all"]["ssim"],
+        "beyond_the_first": {name: mean_and_standard_error(v) for name, v in differences.items()},
+    }
+
+
+def draw_sweep(report: Mapping[str, Any], settings: Mapping[str, Any]) -> Image.Image:
+    """Gain in foreground PSNR over each option of which several values were tried alone."""
+    points = {}
+    for variation in report.values():
+        for option, value in variation["differs_in"].items() if len(variation["differs_in"]) == 1 else ():
+            if not isinstance(value, bool):
+                points.setdefault(option, {})[value] = variation["gains"]
+    base = next(v["gains"] for v in report.values() if not v["differs_in"])
+    charts = []
+    for option, gains in points.items():
+        gains = sorted((gains | {settings[option]: base}).items())
+        curves = {name: [(value, by[metric]["mean"]) for value, by in gains] for name, metric in CURVES.items()}
+        charts.append(line_chart(curves, f"{option}: gain in foreground PSNR, dB"))
+    return picture_grid([charts[i : i + 2] for i in range(0, len(charts), 2)])
+
+
+def format_sweep(report: Mapping[str, Any]) -> str:
+    """Gains as a table in Markdown, mean ± standard error over subjects."""
+    lines = [f"| | {' | '.join(name.replace('_', ' ') for name in SWEPT)} |", "|---" * (len(SWEPT) + 1) + "|"]
+    for name, variation in report.items():
+        digits = {column: 3 if column == "ssim" else 2 for column in SWEPT}
+        cells = [
+            f"{v['mean']:+.{digits[c]}f} ± {v['standard_error']:.{digits[c]}f}" for c, v in variation["gains"].items()
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

@@ -89,7 +89,7 @@ LAYERS = [
         "benchmarks.subject_trials",
         "benchmarks.training_procedures",
     },
-    {"benchmarks.subject_report"},
+    {"benchmarks.subject_planning", "benchmarks.subject_report"},
 ]
 # Of an entry point; `training` for all others.
 EXTRAS = {

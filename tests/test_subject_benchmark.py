@@ -9,17 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import subject_bound, subject_report
+from benchmarks import subject_bound, subject_loading, subject_report, subject_sweep
 from benchmarks.subject_bound import take_from_photos
+from benchmarks.subject_planning import plan_trials, taken_options
 from benchmarks.subject_report import summarize, trial_path
 from benchmarks.subject_trials import FilmedPairs, draw_clips, draw_footage, draw_photos
-from benchmarks.subjects import NOT_TAKEN, main, parse_args, plan_trials
+from benchmarks.subjects import main, parse_args
 from tests.tiny_components import get_dummy_pipeline
 from training.charts import line_chart
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
-from training.option_parsing import option_values
 
 
 STORED = Path(__file__).parent.parent / "benchmarks" / "subjects.json"
@@ -105,21 +105,32 @@ def test_gains_are_taken_subject_by_subject():
     assert after["gains"]["all"]["cloth_psnr"]["n"] == 0
 
 
-def test_a_curve_has_the_gains_of_the_denoiser_s_steps(monkeypatch, tmp_path):
+def test_a_sweep_compares_subject_by_subject_with_its_first_variation(monkeypatch):
+    """Gains of (1, 3) and (2, 6) dB: 1 and 3 beyond; options of which values were tried alone have curves."""
     seen = []
     monkeypatch.setattr(subject_report, "line_chart", lambda *chart: seen.append(chart) or line_chart(*chart))
-    results = [[record("before", 0, 20.0, 0.1), record("denoiser", 5, 21.0, 0.1), record("decoder", 3, 22.0, 0.1)]]
-    for step, value in zip(results[0], (10.0, 12.0, 19.0)):
-        for group, shift in (("all", 0.0), ("photos", 1.0)):
-            step["figures"][group] = dict.fromkeys(subject_report.METRICS, value + shift * (value > 10))
-    assert subject_report.draw_curves({"num_photos": {"4": summarize(results)}}).width == 560
+
+    def row(*gains):
+        results = [[record("before", 0, 20.0, 0.1), record("denoiser", 5, 20.0, 0.1)] for _ in gains]
+        for (before, after), gain in zip(results, gains):
+            before["figures"] = {group: dict.fromkeys(subject_report.METRICS, 20.0) for group in subject_report.GROUPS}
+            after["figures"] = {group: dict.fromkeys(subject_report.METRICS, 20 + gain) for group in before["figures"]}
+            after["figures"]["photos"]["foreground_psnr"] += 1
+        return summarize(results)[-1]
+
+    differing = {"as it is": {}, "more": {"rank": 8}, "less": {"rank": 2}, "with": {"lora_conv_in": True}}
+    rows = dict(zip(differing, (row(1.0, 3.0), row(2.0, 6.0), row(0.0, 1.0), row(1.0, -1.0))))
+    report = {
+        name: {"differs_in": options} | subject_report.compare_with_first(rows[name], rows["as it is"])
+        for name, options in differing.items()
+    }
+    assert report["more"]["beyond_the_first"]["psnr"] == pytest.approx({"mean": 2.0, "standard_error": 1.0, "n": 2})
+    assert report["with"]["num_improved_ssim"] == 1
+    subject_report.draw_sweep(report, {"rank": 4, "lora_conv_in": False})
     ((curves, title),) = seen
-    assert curves == {"other poses": [(0, 0), (5, 2)], "the photos' own poses": [(0, 0), (5, 3)]}
-    assert title.startswith("4 photos: gain in foreground PSNR")
-    subject_report.write_report(tmp_path / "ends.json", {"num_photos": {"4": summarize(results)}})
-    on_the_way = [results[0][0], results[0][1], results[0][1] | {"step": 9}]
-    subject_report.write_report(tmp_path / "curve.json", {"num_photos": {"4": summarize([on_the_way])}})
-    assert {path.name for path in tmp_path.iterdir()} == {"ends.json", "curve.json", "curve.png"}
+    assert curves == {"other poses": [(2, 0.5), (4, 2), (8, 4)], "the photos' own poses": [(2, 1.5), (4, 3), (8, 5)]}
+    assert title == "rank: gain in foreground PSNR, dB"
+    assert "| more | +4.00 ± 2.00 | +4.000 ± 2.000 |" in subject_report.format_sweep(report)
 
 
 @pytest.mark.parametrize(
@@ -145,10 +156,15 @@ def test_clips_take_the_place_of_photos_and_their_crops(words):
 
 
 def test_the_stored_figures_are_of_the_settings_beside_them():
-    stored = json.loads(STORED.read_text())["settings"]["finetune"]
-    options = parse_args(["--", "--config", str(STORED.with_suffix(".yaml"))]).finetune
-    values = option_values(*options)
-    assert stored == {name: value for name, value in values.items() if name not in NOT_TAKEN}
+    config = str(STORED.with_suffix(".yaml"))
+    chosen = taken_options(parse_args(["--", "--config", config]).finetune)
+    assert json.loads(STORED.read_text())["settings"]["finetune"] == chosen
+    control = json.loads(STORED.with_name("subjects_control.json").read_text())["settings"]["finetune"]
+    assert {n for n in chosen if control[n] != chosen[n]} == {"prior_prob", "decoder_max_train_steps"}
+    sweep = json.loads(STORED.with_name("subject_sweep.json").read_text())
+    assert sweep["settings"]["finetune"] == chosen | {"decoder_max_train_steps": 0}
+    variations = subject_sweep.read_variations(STORED.with_name("subject_sweep.yaml"), config)
+    assert {n: v["differs_in"] for n, v in sweep["variations"].items()} == {n: v[0] for n, v in variations.items()}
 
 
 @pytest.mark.slow
@@ -168,10 +184,34 @@ def test_trials_are_kept_and_tell_before_from_after(tmp_path):
         figures = [[row["gain_by_subject"][group]["psnr"][0] for row in rows[i : i + 2]] for i in (0, 1)]
         assert [a != b for a, b in figures] == changes, f"{group}: only the decoder's phase changes the decoder"
     assert json.loads((tmp_path / "report.json").read_text())["settings"]["finetune"]["max_train_steps"] == 2
-    paths = [trial_path(trial, options.work_dir) for trial in plan_trials(options)]
+    paths = [trial_path(trial, options.work_dir) for trial in plan_trials(options, options.finetune, [1])]
     assert sorted(paths) == sorted(options.work_dir.iterdir())
     kept = json.loads(paths[0].read_text())
     kept["records"][0]["figures"]["all"]["psnr"] += 1000
     paths[0].write_text(json.dumps(kept))
     again = main(options)["num_photos"][1]
     assert again[1]["gain_by_subject"]["all"]["psnr"][0] < -900, "what is there is read, not run again"
+
+
+@pytest.mark.slow
+def test_variations_are_trained_by_their_own_settings(tmp_path):
+    get_dummy_pipeline().save_pretrained(tmp_path / "model")
+    (tmp_path / "base.yaml").write_text("max_train_steps: 1\ntrain_batch_size: 2\nlearning_rate: 1.0e-2\n")
+    (tmp_path / "variations.yaml").write_text("as it stands: {}\n2 steps: {max_train_steps: 2}\n")
+    words = ["--model", str(tmp_path / "model"), "--num_subjects", "2", "--num_inference_steps", "1"]
+    words += ["--num_processes", "1", "--work_dir", str(tmp_path / "work"), "--output", str(tmp_path / "sweep.json")]
+    words += ["--config", str(tmp_path / "base.yaml"), "--variations", str(tmp_path / "variations.yaml")]
+    report = subject_sweep.main(subject_sweep.parse_args(words))
+    assert json.loads((tmp_path / "sweep.json").read_text())["variations"] == report
+    gains = [variation["gains"]["psnr"]["mean"] for variation in report.values()]
+    assert 0 not in gains and gains[0] != gains[1] and report["as it stands"]["beyond_the_first"]["psnr"]["mean"] == 0
+    assert {path.suffix for path in tmp_path.glob("sweep.*")} == {".json", ".md", ".png"}
+
+
+def test_loading_is_timed_for_each_subject(tmp_path):
+    words = ["--size", "tiny", "--num_subjects", "3", "--output", str(tmp_path / "loading.json")]
+    report = subject_loading.main(subject_loading.parse_args(words))
+    assert json.loads((tmp_path / "loading.json").read_text()) == report
+    assert [len(report["seconds"][kind]) for kind in ("load", "set_adapters")] == [3, 3] and report["file_bytes"] > 0
+    with pytest.raises(ValueError, match="`num_subjects` must be 2 or more, got 1"):
+        subject_loading.parse_args(["--num_subjects", "1"])

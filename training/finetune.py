@@ -24,10 +24,7 @@ from training.subject_results import TITLE, write_subject
 from training.subject_samples import check_photos, open_pairs, open_photos
 
 
-OPTIONS = (
-    *(groups.SubjectOptions, groups.LoraOptions, groups.DecoderOptions, groups.SubjectObjectiveOptions),
-    *(groups.SubjectTrainOptions, HubOptions, groups.SubjectSampleOptions),
-)
+OPTIONS = (*groups.METHOD_OPTIONS, HubOptions, groups.SubjectSampleOptions)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple:

@@ -152,3 +152,6 @@ class SubjectSampleOptions:
         _check_not_negative(self, "sample_inference_steps")
         if self.hub_sample and self.sample_inference_steps == 0:
             raise ValueError("`hub_sample` must go with `sample_inference_steps` above 0, got True with 0.")
+
+
+METHOD_OPTIONS = (SubjectOptions, LoraOptions, DecoderOptions, SubjectObjectiveOptions, SubjectTrainOptions)
