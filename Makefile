@@ -64,7 +64,7 @@ benchmark: $(VENV)/.installed-test  ## what a frame and a training step cost (ha
 	$(BIN)/python -m benchmarks.sampling --size half
 	$(BIN)/python -m benchmarks.training_step --size half
 
-# The prior of `benchmarks/subjects.yaml`.
+# Of other subjects, for stage 2: the first 200 clips that the small model was trained on.
 runs/prior/train.parquet: | $(VENV)/.installed-test
 	mkdir -p runs/prior
 	$(BIN)/python -c 'from training.data.procedural_fashion import load_procedural_fashion as load; load(num_train=200).to_parquet("$@.part")'
@@ -72,14 +72,14 @@ runs/prior/train.parquet: | $(VENV)/.installed-test
 
 # All benchmarks go on where they were stopped. Stage 2 is measured on subjects that none of its settings was chosen on.
 reproduce: SUBJECTS = --first_subject 20
-reproduce: STAGE_TWO = --config benchmarks/subjects.yaml
+reproduce: STAGE_TWO = --preset tiny --prior_dataset runs/prior
 reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## the paper's claims at the small model's size (hours on a CPU)
 	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects.json -- $(STAGE_TWO)
 	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 8 --output benchmarks/subjects_full.json -- $(STAGE_TWO) \
 		--train_mode full --learning_rate 3e-4
 	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 20 --num_photos 1 --output benchmarks/subjects_control.json \
 		-- $(STAGE_TWO) --prior_prob 0.9999 --decoder_max_train_steps 0
-	$(BIN)/python -m benchmarks.subject_sweep
+	$(BIN)/python -m benchmarks.subject_sweep -- $(STAGE_TWO)
 	$(BIN)/python -m benchmarks.subject_bound $(SUBJECTS) --num_subjects 20 --output benchmarks/subject_bound.json
 	$(BIN)/python -m benchmarks.ablation
 

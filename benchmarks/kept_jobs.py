@@ -2,9 +2,11 @@
 # Licensed under the Apache License, Version 2.0
 """Long jobs side by side, each of whose results is kept as a file, so that a stopped run is simply started again."""
 
+import hashlib
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -18,11 +20,17 @@ from training.settings_file import write_json
 
 def _start_process() -> None:
     torch.set_num_threads(1)  # a process a core is faster than one of two threads
-    os.environ["TQDM_DISABLE"] = "1"
+    sys.stderr = open(os.devnull, "w")  # whose bars would write over each other; a failure comes back as such
 
 
 def _run_and_keep(function: Callable[..., Any], arguments: tuple, path: Path) -> None:
     write_json(path, function(*arguments))
+
+
+def kept_path(work_dir: Path, name: str, facts: Any) -> Path:
+    """Where a result is kept: of other `facts`, which JSON can hold, under another name."""
+    text = json.dumps(facts, sort_keys=True)
+    return work_dir / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def run_missing(
@@ -47,7 +55,7 @@ def run_missing(
                 for job in tqdm(as_completed(begun), total=len(jobs), initial=len(jobs) - len(begun), unit=unit):
                     job.result()
             except BaseException as error:  # what was not begun need not be; what was, ends first
-                tqdm.write(f"{error!r}: each {unit} that is running is waited for.")
+                tqdm.write(f"{error!r}: no other {unit} is begun.")
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return [json.loads(path.read_text()) for path in jobs]

@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks.kept_jobs import run_missing
+from benchmarks.kept_jobs import kept_path, run_missing
+from benchmarks.subject_report import format_gain
 from benchmarks.subject_trials import (
+    RECORDS_VERSION,
     Examination,
     add_subject_options,
     draw_footage,
@@ -97,21 +99,22 @@ def summarize(results: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[
 def main(options: argparse.Namespace) -> dict:
     """Measure what is missing, print the gains and write them, which are returned."""
     digest = model_digest(load_pipeline(options.model))
-    model, split, num_steps = options.model, options.split, options.num_inference_steps
-    jobs = {
-        options.work_dir / f"{digest[:16]}-{split}-{num_steps}-{index:03d}.json": (model, split, index, num_steps)
-        for index in numbers_of_subjects(options)
-    }
+    facts, jobs = [RECORDS_VERSION, digest, options.num_inference_steps], {}
+    for index in numbers_of_subjects(options):
+        path = kept_path(options.work_dir, f"{options.split}-{index:03d}", facts)
+        jobs[path] = (options.model, options.split, index, options.num_inference_steps)
     gains = summarize(run_missing(measure_subject, jobs, options.num_processes, "subject"))
     names = ("model", "split", "num_subjects", "first_subject", "num_inference_steps")
     report = {"settings": {name: getattr(options, name) for name in names} | {"digest": digest}, "gains": gains}
     for name, by_metric in gains.items():
-        cells = (f"{m} {v['mean']:+.3f} ±{v['standard_error']:.3f}" for m, v in by_metric.items())
-        print(f"{name:10}", "  ".join(cells))
+        print(f"{name:10}", "  ".join(f"{metric} {format_gain(value)}" for metric, value in by_metric.items()))
     if options.output is not None:
         write_json(options.output, report)
     return report
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except ValueError as error:
+        raise SystemExit(f"subject_bound.py: error: {error}") from None

@@ -2,8 +2,6 @@
 # Licensed under the Apache License, Version 2.0
 """Trials of stage 2 run side by side, kept one by one, and put together: gains over the model before."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.kept_jobs import run_missing
+from benchmarks.kept_jobs import kept_path, run_missing
 from benchmarks.subject_trials import RECORDS_VERSION, Trial, run_trial
 from training.charts import line_chart
 from training.metrics import mean_and_standard_error
@@ -27,14 +25,14 @@ SWEPT = {  # what is compared of variations: group and metric
     "foreground_psnr": ("all", "foreground_psnr"),
     "back_foreground_psnr": ("back", "foreground_psnr"),
     "own_pose_foreground_psnr": ("photos", "foreground_psnr"),
+    "vae_round_trip_psnr": ("vae_round_trip", "psnr"),
 }
 CURVES = {"other poses": "foreground_psnr", "the photos' own poses": "own_pose_foreground_psnr"}
 
 
 def trial_path(trial: Trial, work_dir: Path) -> Path:
     """Where a trial's records are kept: trials of other settings, weights or drawings have other names."""
-    text = json.dumps([RECORDS_VERSION, asdict(trial)], sort_keys=True)
-    return work_dir / f"{trial.split}-{trial.index:03d}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    return kept_path(work_dir, f"{trial.split}-{trial.index:03d}", [RECORDS_VERSION, asdict(trial)])
 
 
 def _run(trial: Trial) -> dict[str, Any]:
@@ -52,7 +50,8 @@ def run_all(trials: Sequence[Trial], work_dir: Path, num_processes: int) -> list
         `list[list[dict]]`: In the order of `trials`.
     """
     jobs = {trial_path(trial, work_dir): (trial,) for trial in trials}
-    return [result["records"] for result in run_missing(_run, jobs, num_processes)]
+    kept = dict(zip(jobs, run_missing(_run, jobs, num_processes)))
+    return [kept[trial_path(trial, work_dir)]["records"] for trial in trials]  # of equal ones each its own
 
 
 def summarize(results: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict]:
@@ -87,6 +86,29 @@ def _values(records: Sequence[Mapping[str, Any]], group: str, metric: str) -> to
     return torch.tensor([record["figures"][group][metric] for record in records], dtype=torch.float64)
 
 
+def draw_curves(report: Mapping[str, Any]) -> Image.Image:
+    """Gains over the steps of UNet and adapter, and then of the VAE's decoder; a row for each number of photos."""
+    kinds = {
+        "denoiser": {"other poses": "foreground_psnr", "the photos' own poses": "own_pose_foreground_psnr"},
+        "decoder": {"other poses": "foreground_psnr", "VAE round trip, all pixels": "vae_round_trip_psnr"},
+    }
+    titles = {"denoiser": "UNet and adapter", "decoder": "then the VAE's decoder"}
+    charts = []
+    for number, rows in report["num_photos"].items():
+        name, last = f"{number} photo{'s' if int(number) > 1 else ''}", [row for row in rows if row["step"] == 0]
+        charts.append([])
+        for phase, curves in kinds.items():
+            steps = [row for row in rows if row["phase"] == phase]
+            points = {  # a phase begins where the one before it ended
+                title: [(0, last[-1]["gains"][g][m]["mean"])] + [(r["step"], r["gains"][g][m]["mean"]) for r in steps]
+                for title, (g, m) in ((title, SWEPT[key]) for title, key in curves.items())
+            }
+            if steps:
+                charts[-1].append(line_chart(points, f"{name}, {titles[phase]}: gain, dB"))
+                last = steps
+    return picture_grid(charts)
+
+
 def print_report(report: Mapping[str, Any]) -> None:
     """The gains as a table, a line for each number of photos, phase and step."""
     columns = [
@@ -100,14 +122,15 @@ def print_report(report: Mapping[str, Any]) -> None:
     for num_photos, rows in report["num_photos"].items():
         for row in rows:
             kind = "figures" if row["phase"] == "before" else "gains"
-            cells = [_cell(row[kind][g][m]) for g, m in columns]
+            cells = [format_gain(row[kind][g][m]) for g, m in columns]
             improved = "" if kind == "figures" else f"  ssim up {row['improved']['all']['ssim']}"
             print(f"{num_photos:6} {row['phase']:8} {row['step']:4} " + " ".join(f"{c:>16}" for c in cells) + improved)
 
 
-def _cell(value: Mapping[str, float | int | None]) -> str:
-    error = "" if value["standard_error"] is None else f" ±{value['standard_error']:.3f}"
-    return "-" if value["mean"] is None else f"{value['mean']:+.3f}{error}"
+def format_gain(value: Mapping[str, float | int | None], digits: int = 3, sign: str = " ±") -> str:
+    """A mean and its standard error, as far as there are any."""
+    error = "" if value["standard_error"] is None else f"{sign}{value['standard_error']:.{digits}f}"
+    return "-" if value["mean"] is None else f"{value['mean']:+.{digits}f}{error}"
 
 
 def compare_with_first(row: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,9 +168,8 @@ def format_sweep(report: Mapping[str, Any]) -> str:
     """Gains as a table in Markdown, mean ± standard error over subjects."""
     lines = [f"| | {' | '.join(name.replace('_', ' ') for name in SWEPT)} |", "|---" * (len(SWEPT) + 1) + "|"]
     for name, variation in report.items():
-        digits = {column: 3 if column == "ssim" else 2 for column in SWEPT}
         cells = [
-            f"{v['mean']:+.{digits[c]}f} ± {v['standard_error']:.{digits[c]}f}" for c, v in variation["gains"].items()
+            format_gain(value, 3 if column == "ssim" else 2, " ± ") for column, value in variation["gains"].items()
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -1,18 +1,19 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Each setting of stage 2 in `benchmarks/subjects.yaml` varied alone, on drawn validation subjects. Without the
-decoder's phase; every trial is kept in `--work_dir`, as `benchmarks.subjects` keeps its own.
+"""Settings of stage 2 varied one by one, on drawn validation subjects. Every trial is kept in `--work_dir`, as
+`benchmarks.subjects` keeps its own. Without the decoder's phase, unless a variation asks for it.
 
-    python -m benchmarks.subject_sweep [options]
+    python -m benchmarks.subject_sweep [options of this script] -- [options of training/finetune.py]
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.subject_planning import parse_stage_two, plan_trials, taken_options
+from benchmarks.subject_planning import parse_stage_two, plan_trials, split_words, taken_options
 from benchmarks.subject_report import compare_with_first, draw_sweep, format_sweep, run_all, summarize
 from benchmarks.subject_trials import add_subject_options
 from training.option_parsing import option_values
@@ -25,32 +26,45 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_subject_options(parser, Path("runs/subjects"))
     add = parser.add_argument
     add("--num_photos", type=int, choices=range(1, 5), default=1)
-    add("--config", default="benchmarks/subjects.yaml", help="options of training/finetune.py, YAML")
-    add("--variations", type=Path, default=Path(__file__).with_suffix(".yaml"), help="what differs from it, by name")
+    add("--variations", type=Path, default=Path(__file__).with_suffix(".yaml"), help="YAML: name to what differs")
     parser.set_defaults(split="validation", num_subjects=8, output=Path(__file__).with_suffix(".json"))
-    return parser.parse_args(argv)
+    words, finetune = split_words(argv)
+    options = parser.parse_args(words)
+    if options.num_subjects < 2:
+        raise ValueError(
+            f"`num_subjects` must be 2 or more, of which a standard error can be taken, got {options.num_subjects}."
+        )
+    options.finetune = read_variations(options.variations, finetune)
+    return options
 
 
-def read_variations(path: Path, config: str) -> dict[str, tuple[dict[str, Any], tuple]]:
-    """By name: the options in which a variation differs from `config`, and all its options; no decoder's phase."""
+def read_variations(path: Path, finetune: Sequence[str]) -> dict[str, tuple[dict[str, Any], tuple]]:
+    """By name: the options in which a variation differs from those of the command line, and all its options.
+
+    Raises:
+        ValueError: If the first variation, which the others are compared with, differs in anything.
+    """
     variations = {}
     for name, differing in yaml.safe_load(path.read_text()).items():
         words = [f"--{option}={value}" for option, value in differing.items()]
-        argv = ["--config", config, "--decoder_max_train_steps", "0", *words]
+        argv = [*finetune, "--decoder_max_train_steps", "0", *words]
         variations[name] = (differing, parse_stage_two(METHOD_OPTIONS, argv))
+    first = next(iter(variations), None)
+    if first is None or variations[first][0]:
+        raise ValueError(f"`variations` must begin with one that differs in nothing, got {first!r} in {path}.")
     return variations
 
 
 def main(options: argparse.Namespace) -> dict:
     """Run what is missing, print the gains as a table and write it with the figures and curves beside `--output`."""
-    variations = read_variations(options.variations, options.config)
+    variations = options.finetune
     trials = {name: plan_trials(options, groups, [options.num_photos]) for name, (_, groups) in variations.items()}
     by_subject = [trial for same_subject in zip(*trials.values(), strict=True) for trial in same_subject]
     run_all(by_subject, options.work_dir, options.num_processes)
     rows = {name: summarize(run_all(own, options.work_dir, 1))[-1] for name, own in trials.items()}
     first = next(iter(rows))
     names = ("model", "split", "num_subjects", "first_subject", "num_inference_steps", "num_photos")
-    settings = {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in names} | {"digest": by_subject[0].digest}
     settings["finetune"] = taken_options(variations[first][1])
     report = {
         name: {"differs_in": variations[name][0]} | compare_with_first(row, rows[first]) for name, row in rows.items()

@@ -54,7 +54,9 @@ def add_subject_options(parser: argparse.ArgumentParser, work_dir: Path) -> None
 
 
 def numbers_of_subjects(options: argparse.Namespace) -> range:
-    """Those that these options choose."""
+    """Those that these options choose; a `ValueError` if there is none."""
+    if options.num_subjects < 1:
+        raise ValueError(f"`num_subjects` must be 1 or more, got {options.num_subjects}.")
     return range(options.first_subject, options.first_subject + options.num_subjects)
 
 
@@ -71,7 +73,7 @@ class Trial:
         pairs (`dict`): Keyword arguments of `PairSettings`.
         prior (`tuple`): Prepared data set of other subjects, or `None`, and the share of samples that are its.
         lora (`dict` or `None`): Keyword arguments of `build_lora_configs`; `None` trains in full.
-        phases (`dict`): Phase -> keyword arguments of `training.loop.train`, `output_dir` left out.
+        phases (`dict`): Phase -> keyword arguments of `training.loop.train`; the trial has folders of its own.
         loss (`dict`): Keyword arguments of `StageOneLoss`.
         num_cached_crops (`int`): As `train_subject` takes it.
         num_inference_steps (`int`): Of all predictions.

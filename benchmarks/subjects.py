@@ -9,12 +9,11 @@ that no photo shows. Every trial is kept in `--work_dir`: a stopped run is simpl
 import argparse
 import os
 import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.subject_planning import parse_stage_two, plan_trials, taken_options
-from benchmarks.subject_report import print_report, run_all, summarize
+from benchmarks.subject_planning import parse_stage_two, plan_trials, split_words, taken_options
+from benchmarks.subject_report import draw_curves, print_report, run_all, summarize
 from benchmarks.subject_trials import add_subject_options
 from training.settings_file import write_json
 from training.subject_options import METHOD_OPTIONS
@@ -25,10 +24,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_subject_options(parser, Path("runs/subjects"))
     parser.add_argument("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4])
     parser.add_argument("--num_clips", type=int, default=0, help="learn from so many clips of other motions, no photo")
-    argv = sys.argv[1:] if argv is None else argv
-    place = argv.index("--") if "--" in argv else len(argv)
-    options = parser.parse_args(argv[:place])
-    options.finetune = parse_stage_two(METHOD_OPTIONS, argv[place + 1 :])
+    parser.add_argument("--curve_steps", type=int, help="measure every so many steps too, and draw it beside the JSON")
+    words, finetune = split_words(argv)
+    options = parser.parse_args(words)
+    options.finetune = parse_stage_two(METHOD_OPTIONS, finetune)
+    if len(set(options.num_photos)) < len(options.num_photos):
+        raise ValueError(f"`num_photos` must be numbers that differ, got {options.num_photos}.")
     num_cached_crops = taken_options(options.finetune)["num_cached_crops"]
     if options.num_clips and (len(options.num_photos), num_cached_crops) != (1, 0):
         got = f"{options.num_clips}, {options.num_photos} and {num_cached_crops}"
@@ -38,11 +39,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> dict:
     """Run what is missing, print the figures and write them, which are returned."""
-    trials = plan_trials(options, options.finetune, options.num_photos, options.num_clips)
+    trials = plan_trials(options, options.finetune, options.num_photos, options.num_clips, options.curve_steps)
     results = run_all(trials, options.work_dir, options.num_processes)
     report = {
         "settings": {
             **{name: str(v) for name, v in vars(options).items() if name not in ("finetune", "output", "work_dir")},
+            "digest": trials[0].digest,
             "finetune": taken_options(options.finetune),
         },
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
@@ -55,6 +57,8 @@ def main(options: argparse.Namespace) -> dict:
     print_report(report)
     if options.output is not None:
         write_json(options.output, report)
+        if options.curve_steps is not None:
+            draw_curves(report).save(options.output.with_suffix(".png"), optimize=True)
     return report
 
 

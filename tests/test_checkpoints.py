@@ -177,7 +177,9 @@ def test_only_what_trains_is_collected_and_comes_back_in_its_layout():
 
 def test_tensors_that_do_not_fit_are_refused():
     current = {"a": torch.zeros(2), "b": torch.zeros(3)}
-    with pytest.raises(ValueError, match=r"model weights must fit the model, got missing \['b'\], unexpected \['c'\]"):
+    with pytest.raises(
+        ValueError, match="model weights must be of the same training, .* 1 missing and 1 unexpected: b, c and"
+    ):
         restore_tensors(current, {"a": torch.zeros(2), "c": torch.zeros(3)}, "model weights")
     with pytest.raises(ValueError, match=r"got `b` of shape \(4,\) for \(3,\)"):
         restore_tensors(current, {"a": torch.ones(2), "b": torch.zeros(4)}, "model weights")

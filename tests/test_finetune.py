@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 from contextlib import nullcontext
 
@@ -17,13 +18,15 @@ from pipeline_dreampose import DreamPosePipeline
 from tests.conftest import reset_accelerate
 from tests.densepose_exports import TupleExport
 from tests.launch import launch_two_processes
-from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, save_photo
+from tests.tiny_components import HEIGHT, WIDTH, get_dummy_inputs, get_dummy_pipeline, save_photo
 from training import finetune, quantization, subject
 from training.checkpoints import find_latest_checkpoint
+from training.data.augmentation import to_pixel_values
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.finetune import main, parse_args
 from training.interruption import TrainingInterrupted
-from training.subject import resume_points
+from training.small_model import VAETrainer
+from training.subject import reconstruct, resume_points
 
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -243,12 +246,18 @@ def test_either_phase_is_skipped_and_can_follow_later(base, photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_prior_gradient_checkpointing_and_another_size(base, photos, tmp_path, loaded):
+def test_a_prior_gradient_checkpointing_and_another_size(base, photos, tmp_path, loaded, monkeypatch):
+    recomputed, checkpoint = [], torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        "torch.utils.checkpoint.checkpoint",
+        lambda *args, **kwargs: recomputed.append(1) or checkpoint(*args, **kwargs),
+    )
     more = ["--prior_dataset", "procedural/smoke", "--prior_prob", "0.5", "--height", "80", "--width", "64"]
     more += ["--num_cached_crops", "2"]
     main(parse_args(arguments(base, photos, tmp_path / "plain", *more, "--no_gradient_checkpointing")))
-    assert (loaded[0].config.default_height, loaded[0].config.default_width) == (80, 64)
+    assert (loaded[0].config.default_height, loaded[0].config.default_width) == (80, 64) and not recomputed
     main(parse_args(arguments(base, photos, tmp_path / "other", *more)))
+    assert recomputed, "the default"
     for phase in ("denoiser", "decoder"):
         assert losses(tmp_path / "plain" / phase) == pytest.approx(losses(tmp_path / "other" / phase), rel=1e-5)
     main(parse_args(arguments(base, photos, tmp_path / "alone", *more[4:])))
@@ -369,6 +378,18 @@ def test_what_is_pushed(base, photos, tmp_path, monkeypatch):
     assert "It is a model of stage 2" in text and "for 1 step of UNet and adapter, of 2 samples each." in text
 
 
+def test_the_decoder_learns_from_the_posterior_s_mean():
+    """Whatever noise a sample has for it: without it, that is, as stage 2 of the paper has no noise there."""
+    pipeline = get_dummy_pipeline()
+    image = torch.randint(0, 256, (1, 3, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0)).byte()
+    latents = pipeline.vae.encode(to_pixel_values(image)).latent_dist.mean
+    noise = torch.full_like(latents, 5.0)
+    loss, _ = reconstruct(VAETrainer(pipeline.vae, kl_weight=0.0), {"target_image": image, "posterior_noise": noise})
+    restored, target = pipeline.vae.decode(latents).sample, to_pixel_values(image)
+    expected = 8 * (restored - target).square().mean() + (restored - target).abs().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_where_a_run_goes_on(tmp_path):
     checkpoints = {phase: tmp_path / phase / "checkpoint-000002" for phase in ("denoiser", "decoder")}
     assert resume_points(tmp_path, None) == {"denoiser": None, "decoder": None}
@@ -382,9 +403,17 @@ def test_where_a_run_goes_on(tmp_path):
     }
     with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond .*decoder/checkpoint-000002"):
         resume_points(tmp_path, checkpoints["denoiser"])
+    shutil.move(tmp_path / "decoder", tmp_path / "elsewhere")
     assert resume_points(tmp_path, checkpoints["denoiser"], ["denoiser"]) == {"denoiser": checkpoints["denoiser"]}
     with pytest.raises(ValueError, match="`resume_from_checkpoint` must be 'latest' or a checkpoint in a folder"):
         resume_points(tmp_path, tmp_path / "checkpoint-000002")
+    for point in (None, "latest"):  # a phase that was trained is not left out in silence
+        with pytest.raises(
+            ValueError, match="`output_dir` must hold no checkpoint of .*, got .*denoiser/checkpoint-0"
+        ):
+            resume_points(tmp_path, point, ["decoder"])
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be of a phase that trains, got .*denoiser"):
+        resume_points(tmp_path, checkpoints["denoiser"], ["decoder"])
 
 
 @pytest.mark.parametrize(
@@ -404,7 +433,7 @@ def test_where_a_run_goes_on(tmp_path):
         (["--height", "36"], "`height` must be a positive multiple of 8, got 36"),
         (["--rank", "0"], "`rank` must be at least 1, got 0"),
         (["--prior_prob", "1"], r"`prior_prob` must be within \[0, 1\), got 1"),
-        (["--prior_dataset", "procedural/huge"], "The data set must be one of"),
+        (["--prior_dataset", "procedural/huge"], "`prior_dataset` cannot be taken. The data set must be one of"),
         (["--quantize_base"], "`quantize_base` must go with CUDA and bitsandbytes"),
     ],
 )

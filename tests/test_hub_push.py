@@ -22,6 +22,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE as SUBJECT_FILE
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from PIL import Image
+from safetensors import safe_open
 
 from pipeline_dreampose import DreamPosePipeline
 from tests.hub_server import TOKEN, Hub, card_errors
@@ -424,6 +425,10 @@ def test_a_subject_is_pushed_with_its_card_and_pictures(work, hub, pushes):
         ],
     }
     assert "license: mit" in relicensed["README.md"].decode()
+    with safe_open(work / "subject" / SUBJECT_FILE, "pt") as file:
+        facts = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert facts["dreampose.base_model"] == BASE.removeprefix("models/")
+    assert facts["dreampose.revision"] == hub.resolve(BASE)[0]
 
 
 @pytest.mark.slow

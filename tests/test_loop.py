@@ -441,7 +441,9 @@ def test_what_cannot_be_trained_or_resumed_is_refused(tmp_path):
     run(tmp_path, max_train_steps=2)
     with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond"):
         run(tmp_path, max_train_steps=2)
-    with pytest.raises(ValueError, match="must fit the model, got missing .*frozen.weight"):
+    with pytest.raises(
+        ValueError, match="must be of the same training, .* 2 missing and 0 unexpected: .*frozen.weight"
+    ):
         run(tmp_path, network().requires_grad_(True), max_train_steps=2, resume_from_checkpoint="latest")
     with pytest.raises(ValueError, match="`max_train_steps` must be at least the checkpoint's step, 2, got 1"):
         run(tmp_path, max_train_steps=1, resume_from_checkpoint="latest")

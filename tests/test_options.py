@@ -43,6 +43,7 @@ PRESETS = {
     "train_encoders/tiny_image_encoder": ENCODERS,
     "train_encoders/tiny_pipeline": ENCODERS,
     "finetune/paper": STAGE_2,
+    "finetune/tiny": STAGE_2,
 }
 
 

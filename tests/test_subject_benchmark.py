@@ -133,6 +133,21 @@ def test_a_sweep_compares_subject_by_subject_with_its_first_variation(monkeypatc
     assert "| more | +4.00 ± 2.00 | +4.000 ± 2.000 |" in subject_report.format_sweep(report)
 
 
+def test_a_curve_goes_on_from_phase_to_phase(monkeypatch):
+    seen = []
+    monkeypatch.setattr(subject_report, "line_chart", lambda *chart: seen.append(chart) or line_chart(*chart))
+    steps = [("before", 0, 10.0), ("denoiser", 5, 12.0), ("denoiser", 9, 11.0), ("decoder", 3, 19.0)]
+    results = [[record(phase, step, 0.0, 0.0) for phase, step, _ in steps]]
+    for step, (_, _, value) in zip(results[0], steps):
+        step["figures"] = {group: dict.fromkeys(subject_report.METRICS, value) for group in subject_report.GROUPS}
+        step["figures"]["photos"] = dict.fromkeys(subject_report.METRICS, 2 * value)
+    subject_report.draw_curves({"num_photos": {"4": summarize(results)}})
+    (first, title), (second, _) = seen
+    assert title == "4 photos, UNet and adapter: gain, dB"
+    assert first == {"other poses": [(0, 0), (5, 2), (9, 1)], "the photos' own poses": [(0, 0), (5, 4), (9, 2)]}
+    assert second == {"other poses": [(0, 1), (3, 9)], "VAE round trip, all pixels": [(0, 1), (3, 9)]}
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -156,15 +171,33 @@ def test_clips_take_the_place_of_photos_and_their_crops(words):
 
 
 def test_the_stored_figures_are_of_the_settings_beside_them():
-    config = str(STORED.with_suffix(".yaml"))
-    chosen = taken_options(parse_args(["--", "--config", config]).finetune)
-    assert json.loads(STORED.read_text())["settings"]["finetune"] == chosen
-    control = json.loads(STORED.with_name("subjects_control.json").read_text())["settings"]["finetune"]
-    assert {n for n in chosen if control[n] != chosen[n]} == {"prior_prob", "decoder_max_train_steps"}
-    sweep = json.loads(STORED.with_name("subject_sweep.json").read_text())
-    assert sweep["settings"]["finetune"] == chosen | {"decoder_max_train_steps": 0}
-    variations = subject_sweep.read_variations(STORED.with_name("subject_sweep.yaml"), config)
-    assert {n: v["differs_in"] for n, v in sweep["variations"].items()} == {n: v[0] for n, v in variations.items()}
+    words = ["--preset", "tiny", "--prior_dataset", "runs/prior"]  # as the Makefile has them
+    stored = {path.stem: json.loads(path.read_text()) for path in STORED.parent.glob("subject[s_]*.json")}
+    finetune = {name: report["settings"].get("finetune") for name, report in stored.items()}
+    chosen = taken_options(parse_args(["--", *words]).finetune)
+    assert finetune["subjects"] == chosen
+    changes = {
+        "subjects_control": {"prior_prob", "decoder_max_train_steps"},
+        "subjects_full": {"train_mode", "learning_rate"},
+    }
+    for name, options in changes.items():
+        assert {n for n in chosen if finetune[name][n] != chosen[n]} == options
+    assert finetune["subject_sweep"] == chosen | {"decoder_max_train_steps": 0}
+    variations = subject_sweep.read_variations(STORED.with_name("subject_sweep.yaml"), words)
+    differing = {name: variation["differs_in"] for name, variation in stored["subject_sweep"]["variations"].items()}
+    assert differing == {name: options for name, (options, _) in variations.items()}
+    digests = {name: r["settings"]["digest"] for name, r in stored.items() if "model" in r["settings"]}
+    assert len(digests) == 7 and len(set(digests.values())) == 1, "all of one model"
+
+
+def test_a_sweep_begins_with_what_its_variations_are_compared_with(tmp_path):
+    (tmp_path / "variations.yaml").write_text("2 steps: {max_train_steps: 2}\n")
+    with pytest.raises(ValueError, match="`variations` must begin with one that differs in nothing, got '2 steps'"):
+        subject_sweep.parse_args(["--variations", str(tmp_path / "variations.yaml")])
+    with pytest.raises(ValueError, match="`num_subjects` must be 2 or more, .*, got 1"):
+        subject_sweep.parse_args(["--num_subjects", "1"])
+    with pytest.raises(ValueError, match=r"`num_photos` must be numbers that differ, got \[1, 1\]"):
+        parse_args(["--num_photos", "1", "1"])
 
 
 @pytest.mark.slow
@@ -196,11 +229,11 @@ def test_trials_are_kept_and_tell_before_from_after(tmp_path):
 @pytest.mark.slow
 def test_variations_are_trained_by_their_own_settings(tmp_path):
     get_dummy_pipeline().save_pretrained(tmp_path / "model")
-    (tmp_path / "base.yaml").write_text("max_train_steps: 1\ntrain_batch_size: 2\nlearning_rate: 1.0e-2\n")
     (tmp_path / "variations.yaml").write_text("as it stands: {}\n2 steps: {max_train_steps: 2}\n")
     words = ["--model", str(tmp_path / "model"), "--num_subjects", "2", "--num_inference_steps", "1"]
     words += ["--num_processes", "1", "--work_dir", str(tmp_path / "work"), "--output", str(tmp_path / "sweep.json")]
-    words += ["--config", str(tmp_path / "base.yaml"), "--variations", str(tmp_path / "variations.yaml")]
+    words += ["--variations", str(tmp_path / "variations.yaml")]
+    words += ["--", "--max_train_steps", "1", "--train_batch_size", "2", "--learning_rate", "1e-2"]
     report = subject_sweep.main(subject_sweep.parse_args(words))
     assert json.loads((tmp_path / "sweep.json").read_text())["variations"] == report
     gains = [variation["gains"]["psnr"]["mean"] for variation in report.values()]

@@ -74,6 +74,8 @@ def test_the_card_of_a_lora(tmp_path, monkeypatch):
         base_model="someone/base",
         revision=COMMIT,
         num_photos=3,
+        prior_dataset="someone/frames",
+        prior_prob=0.5,
         num_steps={"denoiser": 500, "decoder": 1500},
         rank=16,
         num_samples=4,
@@ -106,7 +108,8 @@ def test_the_card_of_a_lora(tmp_path, monkeypatch):
     text = path.read_text()
     for part in (
         "# alice\n",
-        "a LoRA of UNet and adapter and the VAE's decoder, trained on 3 photos of that person.\n",
+        "a LoRA of UNet and adapter and the VAE's decoder, trained on 3 photos of that person (50% of the"
+        " samples: of others, from [someone/frames](https://huggingface.co/datasets/someone/frames)).\n",
         f"It is attached to [someone/base](https://huggingface.co/someone/base) at `{COMMIT}`.",
         "![Before and after](sample.png)",
         f'from_pretrained(model, revision="{COMMIT}", trust_remote_code=True)',

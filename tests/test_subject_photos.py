@@ -131,6 +131,9 @@ def test_the_prior_has_its_share(tmp_path, dataset, shape):
         is_prior.append(torch.equal(item["target_image"], other["target_image"]))
         expected = other if is_prior[-1] else alone[position]
         assert all(torch.equal(value, item[name]) for name, value in expected.items())
+    # Rows of the prior that are skipped are counted by nobody: a subject's samples, beside which they lie, have none.
+    skipping = FramePairs(dataset, shape, 0, PairSettings(bad_rows="skip"))
+    assert mixed[0].keys() == SubjectPairs(photos, shape, 0, settings, skipping, 0.999)[0].keys()
     # 50 of 200 have a standard deviation of 6.1.
     assert 32 <= sum(is_prior) <= 68
     # Whether it is the prior's tells nothing of the sample's own draws.

@@ -220,8 +220,13 @@ def restore_tensors(current: Mapping[str, torch.Tensor], saved: Mapping[str, tor
         ValueError: If names or shapes differ; `what` says in the message which part of the checkpoint it is.
     """
     if current.keys() != saved.keys():
-        names = f"missing {sorted(current.keys() - saved.keys())}, unexpected {sorted(saved.keys() - current.keys())}"
-        raise ValueError(f"The checkpoint's {what} must fit the model, got {names}.")
+        differing = {"missing": current.keys() - saved.keys(), "unexpected": saved.keys() - current.keys()}
+        counts = " and ".join(f"{len(names)} {kind}" for kind, names in differing.items())
+        some = ", ".join(sorted(set().union(*differing.values()))[:3])
+        raise ValueError(
+            f"The checkpoint's {what} must be of the same training, such as of the same parts and LoRA, got tensors"
+            f" {counts}: {some} and so on."
+        )
     for name, value in current.items():
         if value.shape != saved[name].shape:
             shapes = f"{tuple(saved[name].shape)} for {tuple(value.shape)}"

@@ -28,7 +28,7 @@ def draw_before_after(
     """Sample each photo's pose from the first photo, without the subject and with it, by the same noise.
 
     Args:
-        pipeline (`DreamPosePipeline`): The one that the subject was trained on, which comes back as it was.
+        pipeline (`DreamPosePipeline`): The one that the subject was trained on, which comes back without the subject.
         subject (`Path`): Folder of the subject.
         photos (`datasets.Dataset`): From [`training.data.subject_photos.load_photos`].
         num_inference_steps (`int`, *optional*, defaults to 10): Denoising steps.
@@ -38,7 +38,7 @@ def draw_before_after(
     """
     pictures = [to_rgb(row["image"]) for row in photos]
     poses = [row["iuv"].convert("RGB") for row in photos]
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_progress_bar_config(disable=True)  # one bar over all of them
     with tqdm(total=2 * len(poses), desc="before and after", unit="picture") as progress_bar:
 
         def sample() -> list[Image.Image]:

@@ -191,7 +191,8 @@ def load_subject_base(
         ValueError: If it is no DreamPose pipeline, or one that [`load_base_pipeline`] refuses.
     """
     index = load_dreampose_index(name, revision)
-    unet = UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision)
+    with _naming("pretrained_model_name_or_path", name):
+        unet = UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision)
     num_poses = (unet["in_channels"] - unet["out_channels"]) // 2
     size = (height or index["default_height"], width or index["default_width"])
     return load_base_pipeline(name, *size, pose_radius=num_poses // 2, revision=revision, **loading)

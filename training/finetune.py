@@ -19,7 +19,7 @@ from training.options import HubOptions
 from training.precision import weight_dtype
 from training.quantization import check_quantizable, four_bit_arguments
 from training.session import open_session
-from training.subject import phase_arguments, resume_points, train_subject
+from training.subject import phase_arguments, resume_points, train_subject, trained_phases
 from training.subject_results import TITLE, write_subject
 from training.subject_samples import check_photos, open_pairs, open_photos
 
@@ -43,10 +43,7 @@ def check(options: tuple) -> dict[str, Any]:
         raise ValueError(f"`hub_sample` must go with the `train_mode` lora, which alone draws, got {lora.train_mode}.")
     if sample.hub_sample and hub.hub_picture is not None:
         raise ValueError(f"`hub_sample` must go without `hub_picture`, which takes its place, got {hub.hub_picture}.")
-    steps = {"denoiser": run.max_train_steps, "decoder": decoder.decoder_max_train_steps}
-    phases = [phase for phase, num_steps in steps.items() if num_steps != 0]
-    if not phases:
-        raise ValueError("`max_train_steps` and `decoder_max_train_steps` must not both be 0, which trains nothing.")
+    phases = trained_phases(run.max_train_steps, decoder.decoder_max_train_steps)
     if lora.quantize_base:
         check_quantizable()
     check_photos(subject.instance_data_dir, subject.densepose)
@@ -69,6 +66,7 @@ def main(options: tuple) -> None:
         repo_id = try_make_repo(hub.hub_model_id, hub.hub_private_repo) if hub.push_to_hub and is_main else None
         loading = four_bit_arguments(weight_dtype(accelerator)) if lora.quantize_base else {}
         pipeline = load_subject_base(name, subject.revision, subject.height, subject.width, **loading)
+        commit = find_commit(name, subject.revision)  # before another process may fetch a newer one
         pipeline.to(accelerator.device)
         if subject.gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
@@ -85,12 +83,13 @@ def main(options: tuple) -> None:
             num_steps = {phase: values["max_train_steps"] for phase, values in arguments.items()}
             facts = {
                 "base_model": name,
-                "revision": find_commit(name, subject.revision),
+                "revision": commit,
                 "rank": lora.rank,
                 "lora_alpha": lora.lora_alpha,
             }
             facts |= {"seed": run.seed, "num_samples": run.global_batch_size(accelerator.num_processes)}
             facts |= {"repo_id": repo_id, "picture": hub.hub_picture, "license": hub.hub_license}
+            facts |= {"prior_dataset": subject.prior_dataset, "prior_prob": subject.prior_prob}
             facts |= {"options_yaml": format_options(*options), **vars(sample)}
             patterns = write_subject(folder, pipeline, layers, photos, num_steps, **facts)
             if hub.push_to_hub:

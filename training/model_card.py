@@ -97,14 +97,14 @@ def write_base_card(
         data_id=data_id,
         measured_on={
             "dataset_type": data_id or (PROCEDURAL if dataset and is_drawn(dataset) else "local"),
-            "dataset_name": data_id or _name_data(dataset),
+            "dataset_name": data_id or name_data(dataset),
             "dataset_split": "validation",
         },
         options_yaml=options_yaml,
         figures=figures,
         picture=picture,
         caption="A photo, poses, and frames made from them",
-        data=_name_data(dataset),
+        data=name_data(dataset),
         is_trained=num_steps != 0,
         amount=_name_amount(num_steps, num_samples),
         conversion=conversion,
@@ -285,7 +285,7 @@ def _name_base(base_id: str | None, revision: str | None) -> str:
     return f"[{base_id}](https://huggingface.co/{base_id}){at}"
 
 
-def _name_data(dataset: str | None) -> str:
+def name_data(dataset: str | None) -> str:
     if dataset is None:
         return "data that is not known"
     if is_drawn(dataset):

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch import nn
 
 from pipeline_dreampose import DreamPosePipeline
-from training.checkpoints import checkpoint_step, resolve_checkpoint
+from training.checkpoints import checkpoint_step, list_checkpoints, resolve_checkpoint
 from training.data.augmentation import to_pixel_values
 from training.data.crop_cache import CachedSubjectPairs
 from training.data.latent_cache import FrameEncoders
@@ -29,6 +29,14 @@ from training.small_model import VAETrainer, named_loss
 
 
 PHASES = ("denoiser", "decoder")  # in this order, each with its checkpoints in a folder of this name
+
+
+def trained_phases(max_train_steps: int | None, decoder_max_train_steps: int) -> list[str]:
+    """The phases that are not skipped; a `ValueError` if both are."""
+    phases = [phase for phase, number in zip(PHASES, (max_train_steps, decoder_max_train_steps)) if number != 0]
+    if not phases:
+        raise ValueError("`max_train_steps` and `decoder_max_train_steps` must not both be 0, which trains nothing.")
+    return phases
 
 
 def resume_points(
@@ -45,9 +53,10 @@ def resume_points(
     Returns:
         `dict`: Phase -> `resume_from_checkpoint` of its own training.
     Raises:
-        ValueError: If the checkpoint is none of a phase, or a phase would write over one that is further on.
+        ValueError: If the checkpoint is none of a phase, a phase would write over one that is further on, or one is
+            skipped that has been trained, which the subject would lose.
     """
-    points = dict.fromkeys(PHASES, resume_from_checkpoint)
+    points, phases = dict.fromkeys(PHASES, resume_from_checkpoint), list(phases)
     if resume_from_checkpoint not in (None, "latest"):
         phase = Path(resume_from_checkpoint).resolve().parent.name
         if phase not in PHASES:
@@ -56,6 +65,14 @@ def resume_points(
                 f" {resume_from_checkpoint}."
             )
         points |= {"decoder": None} if phase == "denoiser" else {"denoiser": "latest"}
+        if phase not in phases:
+            raise ValueError(f"`resume_from_checkpoint` must be of a phase that trains, got {resume_from_checkpoint}.")
+    for phase in set(PHASES) - set(phases):
+        if checkpoints := list_checkpoints(Path(output_dir) / phase):
+            raise ValueError(
+                f"`output_dir` must hold no checkpoint of a phase that is skipped, got {checkpoints[-1]}: the subject"
+                " would lose it. To keep it, give its steps and `--resume_from_checkpoint latest`."
+            )
     points = {phase: points[phase] for phase in phases}
     for phase, point in points.items():
         resolve_checkpoint(Path(output_dir) / phase, point)

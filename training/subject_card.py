@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard, hf_hub_download
 
 from training.hub import CARD_NAME
-from training.model_card import TAGS, find_hub_id, write_card
+from training.model_card import TAGS, find_hub_id, name_data, write_card
 
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ def write_subject_card(
     base_model: str,
     revision: str | None = None,
     num_photos: int | None = None,
+    prior_dataset: str | None = None,
+    prior_prob: float = 0.0,
     num_steps: Mapping[str, int] | None = None,
     rank: int | None,
     num_samples: int | None = None,
@@ -47,6 +49,8 @@ def write_subject_card(
         base_model (`str`): The pipeline that it was trained on, a folder or a Hub id.
         revision (`str`, *optional*): Of `base_model` on the Hub.
         num_photos (`int`, *optional*): How many photos it was trained on, as far as that is known.
+        prior_dataset (`str`, *optional*): Prepared data set of others that it was trained on too.
+        prior_prob (`float`, *optional*, defaults to 0.0): Its share of the samples.
         num_steps (`Mapping[str, int]`, *optional*): Optimizer steps of each phase that was not skipped, `denoiser` or
             `decoder`.
         rank (`int`, *optional*): Of the LoRA; `None` for a pipeline of which all weights were trained.
@@ -66,6 +70,8 @@ def write_subject_card(
     is_lora, num_steps = rank is not None, num_steps or {}
     terms = {} if license else read_license_terms(base_model, revision)
     data = f"{num_photos} photo{'' if num_photos == 1 else 's'} of that person"
+    if prior_dataset is not None:
+        data += f" ({prior_prob:.0%} of the samples: of others, from {name_data(prior_dataset)})"
     return write_card(
         output_dir,
         "subject.md" if is_lora else "base.md",

@@ -50,13 +50,14 @@ class SubjectOptions:
     )
     prior_dataset: str | None = _option(
         None,
-        "Prepared data set of other subjects, as `--train_data` of stage 1, to keep what the model knows of them.",
+        "Prepared data set of other subjects, as `--train_data` of stage 1, to keep what the model knows of them; rows"
+        " of it that cannot be used are passed over.",
     )
     prior_prob: float = _option(0.25, "Share of samples that are from `prior_dataset`, if there is one.")
     num_cached_crops: int = _option(
         64,
-        "Draw so many parts of each photo and encode them before the first phase, whose steps then run no encoder; 0:"
-        " a new part for each sample, encoded in its step.",
+        "Draw so many parts of each photo, and as many samples of the prior, and encode them before the first phase,"
+        " whose steps then run no encoder; 0: a new part for each sample, encoded in its step.",
     )
     gradient_checkpointing: bool = _option(True, "Recompute activations in the backward pass: less memory, slower.")
 
@@ -84,7 +85,9 @@ class LoraOptions:
     lora_alpha: int | None = _option(None, "LoRA: it counts `lora_alpha / rank`; `none` for the rank.")
     use_rslora: bool = _option(False, "LoRA: it counts `lora_alpha / sqrt(rank)` instead.")
     use_dora: bool = _option(False, "LoRA: train the norms of the weights apart (DoRA).")
-    lora_convolutions: bool = _option(False, "LoRA: of the UNet's convolutions too, not of its attention alone.")
+    lora_convolutions: bool = _option(
+        False, "LoRA: of the UNet's convolutions too, not of its attention alone; 58 MB instead of 21 at full size."
+    )
     lora_conv_in: bool = _option(False, "LoRA: of the UNet's first layer too, which sees the poses.")
     quantize_base: bool = _option(
         False, "LoRA: hold the UNet's own linear layers in 4 bit (NF4) under it; wants CUDA and bitsandbytes."

@@ -52,12 +52,16 @@ def open_pairs(
         pipeline (`DreamPosePipeline`): That is trained.
         photos (`datasets.Dataset`): From [`open_photos`].
         seed (`int`): Of all draws.
-        settings (`PairSettings`): How photos become a sample; the prior's pictures are shown whole.
+        settings (`PairSettings`): How photos become a sample; the prior's pictures are shown whole, and its rows that
+            cannot be used are passed over.
         prior_dataset (`str`, *optional*): Prepared data set of other subjects.
         prior_prob (`float`): Its share.
     """
     shape = LatentShape.of(pipeline.vae, pipeline.config.default_height, pipeline.config.default_width)
     prior = None
     if prior_dataset is not None:
-        prior = open_samples(prior_dataset, shape, seed, replace(settings, min_crop_scale=1.0))
+        try:
+            prior = open_samples(prior_dataset, shape, seed, replace(settings, min_crop_scale=1.0, bad_rows="skip"))
+        except ValueError as error:
+            raise ValueError(f"`prior_dataset` cannot be taken. {error}") from error
     return SubjectPairs(photos, shape, seed, settings, prior, prior_prob)

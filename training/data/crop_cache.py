@@ -89,9 +89,6 @@ class _CachedPrior(Dataset):
         self.pairs, self.num_samples, self.scaling_factor = pairs, num_samples, encoders.vae.config.scaling_factor
         self.samples = _encode_all(num_samples, partial(_encode_samples, pairs, encoders), "Prior", show_progress)
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         """One of those that are encoded, with the draws of its position."""
         generator = sample_generator(self.pairs.seed, position)

@@ -82,7 +82,8 @@ class SubjectPairs(FramePairs):
     the reference, or it is the first one, as `reference_frames` has it.
 
     Each of the two shows a random part of its photo, by a draw of its own, as `min_crop_scale` has it; the poses are
-    the target's, by the target's draw. With a single photo, reference and target are two parts of it.
+    the target's, by the target's draw. With a single photo, reference and target are two parts of it, or the same
+    picture where `min_crop_scale` is 1.
 
     Args:
         dataset (`datasets.Dataset`): From [`load_photos`].
@@ -107,7 +108,9 @@ class SubjectPairs(FramePairs):
         if self.prior is not None:
             draw = torch.rand((), generator=sample_generator(self.seed, _PRIOR_POSITIONS + position))
             if draw < self.prior_prob:
-                return self.prior[position]
+                sample = self.prior[position]
+                sample.pop("num_bad_rows", None)  # which a subject's samples have not
+                return sample
         return super().__getitem__(position)
 
     def read_sample(self, row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
