@@ -153,7 +153,7 @@ def draw_sweep(report: Mapping[str, Any], settings: Mapping[str, Any]) -> Image.
     points = {}
     for variation in report.values():
         for option, value in variation["differs_in"].items() if len(variation["differs_in"]) == 1 else ():
-            if not isinstance(value, bool):
+            if not isinstance(value, (bool, str)):
                 points.setdefault(option, {})[value] = variation["gains"]
     base = next(v["gains"] for v in report.values() if not v["differs_in"])
     charts = []

@@ -37,6 +37,8 @@ def test_export(tmp_path):
     assert [file.name for file in files] == [f"{index:04d}.png" for index in range(7)]
     photo, pose = np.asarray(Image.open(tmp_path / "sample" / "photo.png")), np.asarray(Image.open(files[6]))
     assert np.array_equal(photo, config.clip("test", 2, 2, [0])[0].image)
+    iuv = np.asarray(Image.open(tmp_path / "sample" / "photo_iuv.png"))
+    assert np.array_equal(iuv, config.clip("test", 2, 2, [0])[0].iuv), "as stage 2 takes it"
     assert np.array_equal(pose, config.clip("test", 2, 5, [6])[0].iuv), "another subject's motion on this body"
 
 

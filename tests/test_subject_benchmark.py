@@ -118,15 +118,21 @@ def test_a_sweep_compares_subject_by_subject_with_its_first_variation(monkeypatc
             after["figures"]["photos"]["foreground_psnr"] += 1
         return summarize(results)[-1]
 
-    differing = {"as it is": {}, "more": {"rank": 8}, "less": {"rank": 2}, "with": {"lora_conv_in": True}}
-    rows = dict(zip(differing, (row(1.0, 3.0), row(2.0, 6.0), row(0.0, 1.0), row(1.0, -1.0))))
+    differing = {
+        "as it is": {},
+        "more": {"rank": 8},
+        "less": {"rank": 2},
+        "with": {"lora_conv_in": True},
+        "any": {"reference_frames": "any"},
+    }
+    rows = dict(zip(differing, (row(1.0, 3.0), row(2.0, 6.0), row(0.0, 1.0), row(1.0, -1.0), row(0.0, 0.0))))
     report = {
         name: {"differs_in": options} | subject_report.compare_with_first(rows[name], rows["as it is"])
         for name, options in differing.items()
     }
     assert report["more"]["beyond_the_first"]["psnr"] == pytest.approx({"mean": 2.0, "standard_error": 1.0, "n": 2})
     assert report["with"]["num_improved_ssim"] == 1
-    subject_report.draw_sweep(report, {"rank": 4, "lora_conv_in": False})
+    subject_report.draw_sweep(report, {"rank": 4, "lora_conv_in": False, "reference_frames": "first"})
     ((curves, title),) = seen
     assert curves == {"other poses": [(2, 0.5), (4, 2), (8, 4)], "the photos' own poses": [(2, 1.5), (4, 3), (8, 5)]}
     assert title == "rank: gain in foreground PSNR, dB"

@@ -85,6 +85,7 @@ def export_sample(options: argparse.Namespace) -> None:
     shutil.rmtree(poses, ignore_errors=True)
     poses.mkdir(parents=True)
     Image.fromarray(photo.image).save(options.sample_dir / "photo.png")
+    Image.fromarray(photo.iuv).save(options.sample_dir / "photo_iuv.png")  # as stage 2 takes it
     for index, frame in enumerate(render_clip(subject, motion, config.height, config.width)):
         Image.fromarray(frame.iuv).save(poses / f"{index:04d}.png", optimize=True)
 

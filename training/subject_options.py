@@ -46,7 +46,9 @@ class SubjectOptions:
         " first frames of clips; likewise of the prior's clips.",
     )
     min_crop_scale: float = _option(
-        0.8, "Reference and target each show one random part of a photo with at least so much of its sides."
+        1.0,
+        "Below 1, reference and target each show one random part of a photo with at least so much of its sides; use it"
+        " where stage 1 did.",
     )
     prior_dataset: str | None = _option(
         None,
