@@ -72,6 +72,8 @@ runs/prior/train.parquet: | $(VENV)/.installed-test
 
 # All benchmarks go on where they were stopped. Stage 2 is measured on subjects that none of its settings was chosen on.
 reproduce: SUBJECTS = --first_subject 20
+reproduce: CURVE = --split validation --num_subjects 4 --num_photos 1 --curve_steps 100
+reproduce: FOUR = --reference_frames first --train_batch_size 4 --gradient_accumulation_steps 1
 reproduce: STAGE_TWO = --preset tiny --prior_dataset runs/prior
 reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## the paper's claims at the small model's size (hours on a CPU)
 	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects.json -- $(STAGE_TWO)
@@ -80,6 +82,9 @@ reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## the paper's clai
 	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 20 --num_photos 1 --output benchmarks/subjects_control.json \
 		-- $(STAGE_TWO) --prior_prob 0.9999 --decoder_max_train_steps 0
 	$(BIN)/python -m benchmarks.subject_sweep -- $(STAGE_TWO)
+	$(BIN)/python -m benchmarks.subjects $(CURVE) --output benchmarks/subject_curve.json -- --prior_dataset runs/prior $(FOUR) \
+		--max_train_steps 500 --decoder_max_train_steps 300
+	$(BIN)/python -m benchmarks.subjects $(CURVE) --output benchmarks/subject_curve_paper.json -- --preset paper $(FOUR)
 	$(BIN)/python -m benchmarks.subject_bound $(SUBJECTS) --num_subjects 20 --output benchmarks/subject_bound.json
 	$(BIN)/python -m benchmarks.ablation
 

@@ -111,7 +111,7 @@ class LoraOptions:
 class DecoderOptions:
     """Stage 2: its second phase, the VAE's decoder; all else is as in the first."""
 
-    decoder_max_train_steps: int = _option(1500, "Optimizer steps of the VAE decoder; 0 skips this phase.")
+    decoder_max_train_steps: int = _option(100, "Optimizer steps of the VAE decoder; 0 skips this phase.")
     decoder_learning_rate: float = _option(5e-5, "Learning rate of the VAE decoder at the peak of its schedule.")
 
     def __post_init__(self):
@@ -137,7 +137,7 @@ class SubjectTrainOptions(TrainOptions):
     """Stage 2: the run, with the steps and the learning rate of the first phase, UNet and adapter."""
 
     max_train_steps: int | None = _option(
-        500, "Optimizer steps of UNet and adapter; wins over `num_train_epochs`. 0 skips this phase."
+        100, "Optimizer steps of UNet and adapter; wins over `num_train_epochs`. 0 skips this phase."
     )
     train_batch_size: int = _option(1, "Samples at a time on each process; one wants the least memory.")
     gradient_accumulation_steps: int = _option(4, "Batches that make one optimizer step.")
