@@ -1,6 +1,7 @@
 """What several test files start from; a file that needs another defines a fixture of the same name."""
 
 import gc
+import signal
 import weakref
 
 import pytest
@@ -13,6 +14,11 @@ from tests.tiny_components import get_dummy_components
 from training.clips import Clips
 from training.data.frame_pairs import LatentShape
 from training.data.procedural_fashion import load_procedural_fashion
+
+
+def pytest_configure():
+    """A shell's background job ignores Ctrl-C, and so would all that the tests start; some of them interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():
