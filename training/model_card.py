@@ -286,6 +286,7 @@ def _name_base(base_id: str | None, revision: str | None) -> str:
 
 
 def name_data(dataset: str | None) -> str:
+    """What a card says of a prepared data set, by its name as an option has it: no folder's name gets onto a card."""
     if dataset is None:
         return "data that is not known"
     if is_drawn(dataset):
