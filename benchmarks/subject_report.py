@@ -166,10 +166,12 @@ def draw_sweep(report: Mapping[str, Any], settings: Mapping[str, Any]) -> Image.
 
 def format_sweep(report: Mapping[str, Any]) -> str:
     """Gains as a table in Markdown, mean ± standard error over subjects."""
-    lines = [f"| | {' | '.join(name.replace('_', ' ') for name in SWEPT)} |", "|---" * (len(SWEPT) + 1) + "|"]
+    titles = [*(name.replace("_", " ") for name in SWEPT), "foreground psnr beyond the first row's"]
+    lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for name, variation in report.items():
         cells = [
             format_gain(value, 3 if column == "ssim" else 2, " ± ") for column, value in variation["gains"].items()
         ]
+        cells.append(format_gain(variation["beyond_the_first"]["foreground_psnr"], 2, " ± "))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
