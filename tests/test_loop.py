@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from tests.launch import ROOT, free_port
 from training.checkpoints import list_checkpoints
 from training.interruption import StopSignals, TrainingInterrupted, ignore_stop_signals
 from training.loop import _Run, train
-from training.run_log import LogWindow, start_log
+from training.run_log import LogWindow, append_log, start_log
 from training.schedule import PositionBatchSampler, get_lr_curve, seed_step
 
 
@@ -369,6 +370,27 @@ def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path):
     run(tmp_path / "fine", loss=spoiled(2, 3, 5, 6), max_train_steps=7, max_nonfinite_steps=3)
     with pytest.raises(RuntimeError, match="stopped at step 6: no finite loss and gradient in the last 3 steps"):
         run(tmp_path / "bad", loss=spoiled(2, 4, 5, 6), max_train_steps=7, max_nonfinite_steps=3)
+
+
+@pytest.mark.parametrize("code, raised", [(errno.ENOSPC, RuntimeError), (errno.EACCES, PermissionError)])
+def test_a_log_that_finds_no_room_ends_the_run_which_goes_on(tmp_path, monkeypatch, code, raised):
+    settings = {"max_train_steps": 6, "checkpointing_steps": 2}
+    undisturbed = weights(run(tmp_path / "undisturbed", **settings))
+
+    def append_half(output_dir, global_step, record):
+        if global_step < 4:
+            return append_log(output_dir, global_step, record)
+        with open(output_dir / "log.jsonl", "a") as file:
+            file.write('{"step": 4, "lo')
+        raise OSError(code, os.strerror(code))
+
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch, pytest.raises(raised, match=os.strerror(code)) as caught:
+        patch.setattr("training.loop.append_log", append_half)
+        run(stopped, **settings)
+    assert (f"the checkpoints in {stopped} are untouched" in str(caught.value)) == (code == errno.ENOSPC)
+    assert torch.equal(weights(run(stopped, resume_from_checkpoint="latest", **settings)), undisturbed)
+    assert curve(stopped) == curve(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -5,6 +5,7 @@
 A step depends on its number alone, a sample on its position: a resumed run equals an undisturbed one.
 """
 
+import errno
 import math
 import os
 import signal
@@ -114,7 +115,7 @@ def train(
         `nn.Module`: `module`, unwrapped, with the averaged weights if `ema_decay` is given.
     Raises:
         ValueError: If an argument is out of range or a checkpoint does not fit.
-        RuntimeError: If the loss stays non-finite, or a checkpoint cannot be written.
+        RuntimeError: If the loss stays non-finite, or the disk is full; earlier checkpoints are untouched then.
         TrainingInterrupted: After SIGTERM or SIGINT, once the step is finished and its checkpoint is written.
     """
     settings = _Settings(
@@ -153,6 +154,12 @@ def train(
         with StopSignals() as stop, closing(run.load_data(dataset, dataloader_num_workers, collate_fn)) as batches:
             run.fit(loss_fn, batches, validate, stop)
         return run.finish()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RuntimeError(
+            f"Training stopped for lack of room on the disk ({error}); the checkpoints in {output_dir} are untouched."
+        ) from error
     finally:
         # Forget this module and optimizer, so that one accelerator serves several trainings one after another.
         accelerator.free_memory()
