@@ -169,7 +169,7 @@ def iuv_to_pose_map(image: Union[Image.Image, np.ndarray]) -> torch.Tensor:
         raise ValueError(
             f"`image` must hold DensePose part codes 0..{_NUM_PART_CODES - 1} in its blue channel; got "
             f"{parts.max().item()}. A part-colour picture (viridis, parula) has lost U and V for good: extract the "
-            "poses again, as IUV (training/extract_poses.py)."
+            "poses again, as IUV."
         )
     return torch.stack([u, v]).float() / 255.0 * (parts > 0)
 
@@ -424,8 +424,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         if pose_channels < 2 or pose_channels % 4 != 2:
             raise ValueError(
                 f"`unet` must take {latent_channels} latent channels and 2 * (2 * r + 1) pose channels, e.g. "
-                f"{latent_channels + 10} for five poses; got in_channels={in_channels}. "
-                "`training/train.py --max_train_steps 0` widens the UNet of Stable Diffusion."
+                f"{latent_channels + 10} for five poses; got in_channels={in_channels}. A UNet of Stable Diffusion is "
+                "widened by new weights of 0 in `conv_in`."
             )
         return (pose_channels - 2) // 4
 
@@ -699,9 +699,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent'; got {output_type!r}.")
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}; got {unknown}."
-            )
+            rule = f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}"
+            raise ValueError(f"{rule}; got {unknown}.")
 
     def check_video_inputs(
         self,
@@ -725,8 +724,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             indices = []
         if not indices or len(set(indices)) != len(indices) or min(indices) < 0 or max(indices) >= num_frames:
             raise ValueError(
-                f"`frame_indices` must be one or more different whole numbers of range({num_frames}); "
-                f"got {frame_indices}."
+                f"`frame_indices` must be one or more different numbers of range({num_frames}); got {frame_indices}."
             )
         if latents is not None:
             cell_shape = (self.vae.config.latent_channels, *latent_size)
@@ -975,7 +973,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 Whether to return a [`DreamPosePipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
                 Called after each step of each chunk with `(pipeline, step, timestep, callback_kwargs)`; `step` starts
-                again with every chunk. Returns a dict, whose `latents` replace those of the chunk.
+                again with every chunk. Returns a dict, whose `latents` replace those of the chunk. Scales that it
+                sets hold for the chunk. Interrupted, the call ends with it: later frames are no pictures, or 0.
             callback_on_step_end_tensor_inputs (`list`, *optional*, defaults to `["latents"]`):
                 Names of the tensors in `callback_kwargs`, each of shape `(frames of the chunk, C, h, w)`.
 
@@ -1015,7 +1014,6 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         pose_maps = self.prepare_pose_maps(pose_maps, height, width, batch_size)  # [B, F, 2, h, w]
         num_frames, latent_size = pose_maps.shape[1], tuple(pose_maps.shape[-2:])
         frame_indices = self.check_video_inputs(batch_size, num_frames, latent_size, frame_indices, latents, generator)
-        self._image_guidance_scale, self._pose_guidance_scale = image_guidance_scale, pose_guidance_scale
         self._interrupt = False
         device = self._execution_device
 
@@ -1024,19 +1022,16 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         num_chunks = math.ceil(len(frame_indices) / chunk_size)
         size = math.ceil(len(frame_indices) / num_chunks)
 
-        # 3. The branches of guidance, in batch order, and the null image if one of them wants it
-        branches = self.guidance_branches(image_guidance_scale, pose_guidance_scale)
-        null_states = None if all(sees for _, sees, _ in branches) else self.encode_null_image(height, width, device)
-
         frames = [[] for _ in range(batch_size)] if output_type == "pil" else None
+        null_states = None
         checks_safety = self.safety_checker is not None and output_type != "latent"
         nsfw_content_detected = [[] for _ in range(batch_size)] if checks_safety else None
         with self.progress_bar(total=batch_size * num_chunks * num_timesteps) as progress_bar:
             for b in range(batch_size):
-                # 4. Encode the photos, once a video
+                # 3. Encode the photos, once a video
                 states, image_latents = self.encode_image(photos[b].to(device))
 
-                # 5. Draw all that is random, once a video: the shared noise, a seed a frame, a photo a timestep
+                # 4. Draw all that is random, once a video: the shared noise, a seed a frame, a photo a timestep
                 video_generator = generator[b] if isinstance(generator, list) else generator
                 draw_device = torch.device("cpu") if video_generator is None else video_generator.device
                 timesteps = self.set_timesteps(num_inference_steps, device)
@@ -1048,7 +1043,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 photo_indices = torch.randint(len(states), (num_timesteps,), **draw).tolist()
 
                 for first in range(0, len(frame_indices), size):
-                    # 6. The chunk's start, pose windows and generators
+                    if self.interrupt and (b, first) != (0, 0):
+                        break
+
+                    # 5. The chunk's start, pose windows, generators and scales, which a callback may change
                     chunk = frame_indices[first : first + size]
                     num_real, num_padded = len(chunk), size - len(chunk)
                     chunk = chunk + chunk[-1:] * num_padded
@@ -1056,28 +1054,30 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     chunk_latents = start[chunk]
                     windows = self.prepare_pose_windows(pose_maps[b], chunk, device)
                     step_kwargs = self.prepare_extra_step_kwargs([seeds[index] for index in chunk], draw_device)
+                    self._image_guidance_scale, self._pose_guidance_scale = image_guidance_scale, pose_guidance_scale
 
-                    # 7. Denoise
+                    # 6. Denoise by the branches of guidance, in batch order, with the null image if one wants it
                     for i, t in enumerate(timesteps):
                         if self.interrupt:
                             continue
+                        branches = self.guidance_branches(self.image_guidance_scale, self.pose_guidance_scale)
+                        if null_states is None and not all(sees_photo for _, sees_photo, _ in branches):
+                            null_states = self.encode_null_image(height, width, device)
                         photo_states = states[photo_indices[i]][None]
                         noise_pred = self.predict_noise(chunk_latents, t, windows, photo_states, null_states, branches)
                         chunk_latents = self.scheduler.step(
                             noise_pred, t, chunk_latents, **step_kwargs, return_dict=False
                         )[0]
                         if callback_on_step_end is not None:
-                            tensors = {"latents": chunk_latents, "noise_pred": noise_pred}
-                            callback_kwargs = {}
-                            for name in callback_on_step_end_tensor_inputs:
-                                callback_kwargs[name] = tensors[name][:num_real]
+                            tensors = {"latents": chunk_latents[:num_real], "noise_pred": noise_pred[:num_real]}
+                            callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                             callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
                             returned = callback_outputs.pop("latents", chunk_latents[:num_real])
                             padding = returned[-1:].expand(num_padded, -1, -1, -1)
                             chunk_latents = torch.cat([returned, padding]).to(device, torch.float32)
                         progress_bar.update()
 
-                    # 8. Decode; the finished chunk leaves the device
+                    # 7. Decode; the finished chunk leaves the device
                     finished = chunk_latents[:num_real]
                     finished = finished.cpu() if output_type == "latent" else self.decode_latents(finished)
                     if nsfw_content_detected is not None:
@@ -1089,10 +1089,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     if output_type == "np":
                         finished = finished.permute(0, 2, 3, 1)  # [F, 3, H, W] -> [F, H, W, 3]
                     if frames is None:
-                        frames = torch.empty(batch_size, len(frame_indices), *finished.shape[1:])
+                        frames = torch.zeros(batch_size, len(frame_indices), *finished.shape[1:])
                     frames[b, first : first + num_real] = finished
 
-        # 9. Hand over
+        # 8. Hand over
         frames = frames.numpy() if output_type == "np" else frames
         self.maybe_free_model_hooks()
         if not return_dict:

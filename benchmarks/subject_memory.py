@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.sampling_procedures import SIZES
 from benchmarks.subject_phases import Setting, count_setting, measure_setting
-from training.quantization import check_quantizable
+from training.devices import check_bitsandbytes
 from training.settings_file import write_json
 from training.subject_options import LoraOptions, SubjectOptions, SubjectTrainOptions
 
@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> dict:
     if on_cuda and not torch.cuda.is_available():
         raise ValueError("`device` must be meta or cpu where there is no CUDA, got cuda.")
     if options.device != "meta" and any(build_settings()[name].quantize_base for name in options.settings):
-        check_quantizable()
+        check_bitsandbytes("quantize_base", options.device)
     for name in options.settings:
         setting = build_settings()[name]
         report[name] = {"setting": asdict(setting)}

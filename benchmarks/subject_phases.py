@@ -166,7 +166,8 @@ def measure_setting(size: str, setting: Setting, device: str, num_steps: int, fo
     pipe = build_pipeline(size, "cpu", torch.float32)
     if setting.quantize_base:
         pipe.save_pretrained(folder / "base")
-        pipe = load_subject_base(str(folder / "base"), **four_bit_arguments(setting.autocast_dtype or torch.float32))
+        loading = four_bit_arguments(setting.autocast_dtype or torch.float32, accelerator.device)
+        pipe = load_subject_base(str(folder / "base"), **loading)
     pipe.to(accelerator.device)
     if setting.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()

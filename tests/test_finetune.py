@@ -19,7 +19,7 @@ from tests.conftest import reset_accelerate
 from tests.densepose_exports import TupleExport
 from tests.launch import launch_two_processes
 from tests.tiny_components import HEIGHT, WIDTH, get_dummy_inputs, get_dummy_pipeline, save_photo
-from training import finetune, quantization, subject
+from training import devices, finetune, subject
 from training.checkpoints import find_latest_checkpoint
 from training.data.augmentation import to_pixel_values
 from training.data.procedural_fashion import ProceduralFashionConfig
@@ -340,9 +340,8 @@ def test_a_quantized_base_is_left_as_it_was_loaded(base, photos, tmp_path, monke
         return nullcontext()
 
     arguments_of = {"dtype": {"unet": torch.bfloat16, "default": torch.float32}}
-    monkeypatch.setattr(finetune, "check_quantizable", lambda: None)
     monkeypatch.setattr(
-        finetune, "four_bit_arguments", lambda dtype: arguments_of if dtype == torch.bfloat16 else None
+        finetune, "four_bit_arguments", lambda dtype, device: arguments_of if dtype == torch.bfloat16 else None
     )
     monkeypatch.setattr(finetune, "load_subject_base", load_marked)
     monkeypatch.setattr(subject, "held_on_cpu", note)
@@ -439,7 +438,7 @@ def test_where_a_run_goes_on(tmp_path):
 )
 def test_bad_options_end_in_one_clear_error(base, photos, tmp_path, flags, message, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(quantization, "is_bnb_available", lambda: False)
+    monkeypatch.setattr(devices, "is_bnb_available", lambda: False)
     with pytest.raises(ValueError, match=message):
         main(parse_args(arguments(base, photos, tmp_path, *flags)))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from training import optimizer as optimizers
+from training import devices
 from training.optimizer import build_optimizer, flatten_optimizer_state, restore_optimizer_state
 
 
@@ -29,9 +29,9 @@ def test_one_group_of_adamw_with_the_given_settings():
 
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_8_bit_wants_cuda_and_bitsandbytes(monkeypatch, is_installed):
-    monkeypatch.setattr(optimizers, "is_bnb_available", lambda: is_installed)
+    monkeypatch.setattr(devices, "is_bnb_available", lambda: is_installed)
     found = "is" if is_installed else "is not"
-    with pytest.raises(ValueError, match=rf"`use_8bit_adam` must go with CUDA .* on cpu; .* {found} installed"):
+    with pytest.raises(ValueError, match=rf"`use_8bit_adam` must go with CUDA .*, got cpu; .* {found} installed"):
         build_optimizer(Module().parameters(), 0.1, use_8bit_adam=True)
 
 

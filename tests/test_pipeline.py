@@ -503,6 +503,39 @@ def test_interrupt_skips_the_remaining_steps(shared_pipe):
     assert len(seen) == 1 and frames.shape[1] == NUM_FRAMES
 
 
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_an_interrupted_call_begins_no_other_chunk_or_video(shared_pipe, output_type):
+    def callback(pipe, step, timestep, callback_kwargs):
+        pipe._interrupt = True
+        return {}
+
+    inputs = {**get_dummy_inputs(), "image": [get_dummy_image()] * 2, "output_type": output_type, "chunk_size": 3}
+    with mock.patch.object(shared_pipe, "decode_latents", wraps=shared_pipe.decode_latents) as decode:
+        video, other = shared_pipe(**inputs, callback_on_step_end=callback).frames
+    assert decode.call_count == (0 if output_type == "latent" else 1)
+    if output_type == "pil":
+        assert len(video) == 3 and other == []
+    else:
+        video, other = torch.as_tensor(video), torch.as_tensor(other)
+        assert len(video) == len(other) == NUM_FRAMES
+        assert video[:3].any() and not video[3:].any() and not other.any()
+
+
+@pytest.mark.parametrize("before, after", [((2.0, 1.5), (1.0, 1.0)), ((1.0, 1.0), (2.0, 1.5))])
+def test_scales_that_a_callback_sets_hold_until_the_end_of_the_chunk(shared_pipe, before, after):
+    def callback(pipe, step, timestep, callback_kwargs):
+        pipe._image_guidance_scale, pipe._pose_guidance_scale = after
+        return {}
+
+    inputs = {**get_dummy_inputs(), "image_guidance_scale": before[0], "pose_guidance_scale": before[1]}
+    call = {"num_inference_steps": 3, "callback_on_step_end": callback}
+    with unet_inputs(shared_pipe) as seen:
+        frames = shared_pipe(**inputs, **call, chunk_size=3).frames
+    batches = {2.0: 3 * 3, 1.0: 3}  # three branches of three frames, or the one that is not guided
+    assert [len(args[0]) for args in seen] == [batches[before[0]], batches[after[0]], batches[after[0]]] * 2
+    assert torch.allclose(frames, shared_pipe(**{**inputs, "generator": seeded()}, **call).frames, atol=1e-5)
+
+
 def test_progress_bar_counts_the_steps_of_all_chunks(shared_pipe):
     with mock.patch.object(shared_pipe, "progress_bar") as progress_bar:
         bar = progress_bar.return_value.__enter__.return_value

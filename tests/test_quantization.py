@@ -6,32 +6,29 @@ import pytest
 import torch
 from torch import nn
 
-from training import quantization
+from training import devices
 from training.denoiser import Denoiser
-from training.quantization import check_quantizable, four_bit_arguments, is_quantized
+from training.quantization import four_bit_arguments, is_quantized
 
 
 @pytest.mark.parametrize(
-    "has_cuda, has_bnb, message",
+    "device, has_bnb, message",
     [
-        (False, False, "there is no CUDA device, and bitsandbytes is not installed"),
-        (True, False, "there is a CUDA device, and bitsandbytes is not installed"),
-        (False, True, "there is no CUDA device, and bitsandbytes is installed"),
+        ("cpu", False, "got cpu; bitsandbytes is not installed"),
+        ("cuda:1", False, "got cuda; bitsandbytes is not installed"),
+        ("cpu", True, "got cpu; bitsandbytes is installed"),
     ],
 )
-def test_without_a_gpu_or_bitsandbytes_it_is_refused(has_cuda, has_bnb, message, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
-    monkeypatch.setattr(quantization, "is_bnb_available", lambda: has_bnb)
-    with pytest.raises(ValueError, match=f"`quantize_base` must go with CUDA and bitsandbytes; {message}"):
-        check_quantizable()
-    with pytest.raises(ValueError, match="`quantize_base`"):
-        four_bit_arguments(torch.bfloat16)
+def test_without_a_gpu_or_bitsandbytes_it_is_refused(device, has_bnb, message, monkeypatch):
+    monkeypatch.setattr(devices, "is_bnb_available", lambda: has_bnb)
+    with pytest.raises(ValueError, match=f"`quantize_base` must go with CUDA and bitsandbytes, {message}"):
+        four_bit_arguments(torch.bfloat16, device)
 
 
 def test_the_unet_alone_is_loaded_as_nf4(monkeypatch):
-    monkeypatch.setattr(quantization, "check_quantizable", lambda: None)
+    monkeypatch.setattr(devices, "is_bnb_available", lambda: True)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.48.0")  # the configuration asks for it
-    arguments = four_bit_arguments(torch.bfloat16)
+    arguments = four_bit_arguments(torch.bfloat16, "cuda")
     assert arguments["dtype"] == {"unet": torch.bfloat16, "default": torch.float32}
     (part, config), *others = arguments["quantization_config"].quant_mapping.items()
     assert part == "unet" and not others

@@ -90,14 +90,15 @@ def predict_clip(pipe: DreamPosePipeline, clip: Clip, seed: int, **call_options)
     def sample(photo: Image.Image, iuv: list[Image.Image], frame_indices: list[int]) -> torch.Tensor:
         return sample_frames(pipe, photo, iuv, frame_indices, clip.targets[0].size, seed, **call_options)
 
-    repeated = [clip.iuv[i] for i in clip.frame_indices for _ in range(5)]
+    window = 2 * pipe.pose_radius + 1
+    repeated = [clip.iuv[i] for i in clip.frame_indices for _ in range(window)]
     predictions = {
         "own": sample(clip.reference, clip.iuv, clip.frame_indices),
         "vae_round_trip": vae_round_trip(pipe, to_tensor(clip.targets)),
         "copy": to_tensor([clip.reference] * len(clip.targets)),
         "warp": warp_clip(clip, clip.frame_indices),
         "pose_dropped": sample(clip.reference, [black] * len(clip.iuv), clip.frame_indices),
-        "center_pose": sample(clip.reference, repeated, list(range(2, len(repeated), 5))),
+        "center_pose": sample(clip.reference, repeated, list(range(pipe.pose_radius, len(repeated), window))),
     }
     if clip.other_reference is not None:
         predictions["other_photo"] = sample(clip.other_reference, clip.iuv, clip.frame_indices)

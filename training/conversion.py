@@ -19,7 +19,7 @@ from torch import nn
 from transformers import CLIPImageProcessor
 
 from pipeline_dreampose import DreamPosePipeline
-from training.denoiser import load_base_pipeline, load_dreampose_index, load_index
+from training.denoiser import is_dreampose, load_base_pipeline, load_dreampose_index, load_index
 from training.hub import CODE_NAME, INDEX_NAME, class_name
 from training.lora import write_subject_file
 from training.lora_extraction import Extraction, extract_lora
@@ -163,8 +163,7 @@ def convert_checkpoints(
     weights = {part: read_checkpoint(path, part) for part, path in checkpoints.items()}
     size = (height, width, find_pose_radius(weights["unet"]))
     try:
-        found = load_index(base, revision)["_class_name"]
-        if "DreamPosePipeline" in (found, found[-1]):
+        if is_dreampose(load_index(base, revision)):
             raise ValueError(
                 f"`base` must be a Stable Diffusion 1.x, got {base!r}, which is a DreamPosePipeline already."
             )

@@ -5,14 +5,13 @@
 Legend: `B` batch, `C` latent channels, `h w` latent cells, `T D` tokens and their width, `S` side of CLIP's square.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
-    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     SchedulerMixin,
     StableDiffusionPipeline,
@@ -97,21 +96,25 @@ def _naming(argument: str, value: Any) -> Iterator[None]:
 def load_index(name: str, revision: str | None = None) -> dict:
     """What a pipeline's `model_index.json` holds; a `ValueError` if `name` leads to none."""
     try:
-        return DiffusionPipeline.load_config(name, revision=revision)
+        return DreamPosePipeline.load_config(name, revision=revision)
     except OSError as error:
         raise ValueError(
             f"`pretrained_model_name_or_path` must be a pipeline's folder or Hub id, got {name!r}: {error}"
         ) from error
 
 
+def is_dreampose(index: Mapping[str, Any]) -> bool:
+    """Whether a `model_index.json`, read by [`load_index`], is a DreamPose pipeline's."""
+    return index.get("_class_name") == "DreamPosePipeline"
+
+
 def load_dreampose_index(name: str, revision: str | None = None) -> dict:
     """What a DreamPose pipeline's `model_index.json` holds; a `ValueError` if `name` leads to no such pipeline."""
     index = load_index(name, revision)
-    class_name = index["_class_name"]
-    if "DreamPosePipeline" not in (class_name, class_name[-1]):
+    if not is_dreampose(index):
         raise ValueError(
             f"`pretrained_model_name_or_path` must be a DreamPose pipeline, such as stage 1 writes, got {name!r}, a"
-            f" {class_name}."
+            f" {index.get('_class_name')}."
         )
     return index
 
@@ -140,8 +143,7 @@ def load_base_pipeline(
         ValueError: If the name leads to no pipeline, its parts do not fit each other, the size or the pose window, or
             its value ranges are those of converted weights, which can be sampled but not trained.
     """
-    class_name = load_index(name, revision)["_class_name"]
-    if "DreamPosePipeline" in (class_name, class_name[-1]):
+    if is_dreampose(load_index(name, revision)):
         loading = {"dtype": torch.float32} | loading
         with _naming("pretrained_model_name_or_path", name):
             pipeline = DreamPosePipeline.from_pretrained(name, revision=revision, **loading)
@@ -336,7 +338,9 @@ class StageOneLoss:
         pose_window = replace_rows(batch["pose_window"], drop_pose, 0.0)
         model_pred = module(noisy_latents, timesteps, pose_window, **reference)
         target = diffusion_target(scheduler, latents, batch["noise"], timesteps)
-        logs = {"vae_token_weight": vae_token_weight(self.adapter)}
+        logs = {}
+        if self.adapter.token_mixer.weight.requires_grad:  # not a LoRA's base, which stays as it is
+            logs["vae_token_weight"] = vae_token_weight(self.adapter)
         if "num_bad_rows" in batch:
             logs["bad_rows"] = batch["num_bad_rows"].mean()
         return denoising_loss(model_pred, target, min_snr_weights(scheduler, timesteps, self.snr_gamma)), logs

@@ -1,8 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Which device of this machine is meant."""
+"""Which device of this machine is meant, and what it must have."""
 
 import torch
+from accelerate.utils import is_bnb_available
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -19,3 +20,12 @@ def check_device(device: str | torch.device) -> torch.device:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"`device` must be one of this machine, got {str(device)!r}: {reason}") from error
     return torch.device(device)
+
+
+def check_bitsandbytes(argument: str, device: str | torch.device) -> None:
+    """Raise a `ValueError` that names `argument` unless bitsandbytes is installed and the device is a CUDA one."""
+    device, installed = torch.device(device), "is" if is_bnb_available() else "is not"
+    if device.type != "cuda" or installed == "is not":
+        raise ValueError(
+            f"`{argument}` must go with CUDA and bitsandbytes, got {device.type}; bitsandbytes {installed} installed."
+        )

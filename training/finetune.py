@@ -17,7 +17,7 @@ from training.lora import build_lora_configs
 from training.option_parsing import format_options, option_values, parse, save_options
 from training.options import HubOptions
 from training.precision import weight_dtype
-from training.quantization import check_quantizable, four_bit_arguments
+from training.quantization import four_bit_arguments
 from training.session import open_session
 from training.subject import phase_arguments, resume_points, train_subject, trained_phases
 from training.subject_results import TITLE, write_subject
@@ -44,8 +44,6 @@ def check(options: tuple) -> dict[str, Any]:
     if sample.hub_sample and hub.hub_picture is not None:
         raise ValueError(f"`hub_sample` must go without `hub_picture`, which takes its place, got {hub.hub_picture}.")
     phases = trained_phases(run.max_train_steps, decoder.decoder_max_train_steps)
-    if lora.quantize_base:
-        check_quantizable()
     check_photos(subject.instance_data_dir, subject.densepose)
     return resume_points(run.output_dir, run.resume_from_checkpoint, phases)
 
@@ -59,12 +57,13 @@ def main(options: tuple) -> None:
     with open_session(
         settings=option_values(*options), first_step=first_step, **run.session_arguments()
     ) as accelerator:
+        quantized = (weight_dtype(accelerator), accelerator.device)
+        loading = four_bit_arguments(*quantized) if lora.quantize_base else {}
         photos = open_photos(accelerator, subject.instance_data_dir, subject.densepose, subject.person)
         is_main = accelerator.is_main_process
         if is_main:
             print(save_options(folder, *options).read_text())
         repo_id = try_make_repo(hub.hub_model_id, hub.hub_private_repo) if hub.push_to_hub and is_main else None
-        loading = four_bit_arguments(weight_dtype(accelerator)) if lora.quantize_base else {}
         pipeline = load_subject_base(name, subject.revision, subject.height, subject.width, **loading)
         commit = find_commit(name, subject.revision)  # before another process may fetch a newer one
         pipeline.to(accelerator.device)

@@ -5,17 +5,8 @@
 from collections.abc import Iterable, Mapping
 
 import torch
-from accelerate.utils import is_bnb_available
 
-
-def check_8bit_adam(device: str) -> None:
-    """Raise a `ValueError` where AdamW's moments cannot be held in 8 bit: without bitsandbytes, or not on CUDA."""
-    if not is_bnb_available() or device != "cuda":
-        found = "is" if is_bnb_available() else "is not"
-        raise ValueError(
-            f"`use_8bit_adam` must go with CUDA and bitsandbytes, got weights on {device}; bitsandbytes {found}"
-            " installed."
-        )
+from training.devices import check_bitsandbytes
 
 
 def build_optimizer(
@@ -45,7 +36,7 @@ def build_optimizer(
     settings = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay, "eps": epsilon}
     if use_8bit_adam:
         for device in sorted({parameter.device.type for parameter in parameters}):
-            check_8bit_adam(device)
+            check_bitsandbytes("use_8bit_adam", device)
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, **settings)

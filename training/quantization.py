@@ -5,33 +5,24 @@
 from typing import Any
 
 import torch
-from accelerate.utils import is_bnb_available
 from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig
 from torch import nn
 
-
-def check_quantizable() -> None:
-    """Raise a `ValueError` where bitsandbytes or a CUDA device is missing."""
-    if not is_bnb_available() or not torch.cuda.is_available():
-        installed = "is" if is_bnb_available() else "is not"
-        found = "is a" if torch.cuda.is_available() else "is no"
-        raise ValueError(
-            f"`quantize_base` must go with CUDA and bitsandbytes; there {found} CUDA device, and bitsandbytes"
-            f" {installed} installed."
-        )
+from training.devices import check_bitsandbytes
 
 
-def four_bit_arguments(dtype: torch.dtype) -> dict[str, Any]:
+def four_bit_arguments(dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
     """The arguments of a pipeline's `from_pretrained` that load the weights of its UNet's linear layers as NF4.
 
     Args:
         dtype (`torch.dtype`): Of the UNet's other weights, and what products are computed in.
+        device (`str` or `torch.device`): Where they will be.
     Returns:
         `dict[str, Any]`: `quantization_config`, and `dtype`, in which all other models stay in float32.
     Raises:
-        ValueError: As [`check_quantizable`].
+        ValueError: If bitsandbytes is not installed, or the device is not a CUDA one.
     """
-    check_quantizable()
+    check_bitsandbytes("quantize_base", device)
     unet = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {
         "quantization_config": PipelineQuantizationConfig(quant_mapping={"unet": unet}),

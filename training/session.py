@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 
-from training.optimizer import check_8bit_adam
+from training.devices import check_bitsandbytes
 from training.trackers import installed_trackers, tracker_arguments
 
 
@@ -60,7 +60,7 @@ def open_session(
         # Their weights and states lie in pieces, which the checkpoints here do not put together.
         raise ValueError(f"accelerate must run one process or DDP, got {accelerator.distributed_type}.")
     if use_8bit_adam:
-        check_8bit_adam(accelerator.device.type)
+        check_bitsandbytes("use_8bit_adam", accelerator.device)
     set_seed(seed)
     if trackers:
         # Hyperparameters of a tracker are plain values.
