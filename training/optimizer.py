@@ -72,6 +72,8 @@ def restore_optimizer_state(
 ) -> None:
     """Put back what [`flatten_optimizer_state`] took, each tensor in the memory layout of its parameter.
 
+    Nothing of `flat` is kept: its tensors may be a mapped file's, which could not be deleted for good while one lives.
+
     Raises:
         ValueError: If `flat` names a parameter that is not in `named_parameters`.
     """
@@ -82,9 +84,9 @@ def restore_optimizer_state(
             raise ValueError(f"The checkpoint's optimizer state must fit the model, got frozen or unknown `{name}`.")
         parameter = named_parameters[name]
         if key == "step":  # a count on the CPU, which torch's AdamW keeps as a tensor
-            value = value if value.is_floating_point() else int(value)
+            value = value.clone() if value.is_floating_point() else int(value)
         elif value.shape == parameter.shape:
             value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         else:
-            value = value.to(parameter.device)
+            value = value.to(parameter.device, copy=True)
         optimizer.state[parameter][key] = value
