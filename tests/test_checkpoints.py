@@ -1,4 +1,8 @@
+import errno
 import json
+import os
+import shutil
+import stat
 
 import pytest
 import torch
@@ -77,6 +81,83 @@ def test_leftovers_of_a_killed_run_are_swept(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
+def refuse(monkeypatch, module, name, is_refused):
+    """Let a function fail for some paths, as on a share where another machine has files of them open."""
+    function = getattr(module, name)
+
+    def call(path, *others, **options):
+        if is_refused(path):
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        return function(path, *others, **options)
+
+    monkeypatch.setattr(module, name, call)
+
+
+def test_a_leftover_that_does_not_go_is_a_warning(tmp_path, monkeypatch, caplog):
+    leftover = tmp_path / ".tmp-checkpoint-000004"
+    leftover.mkdir()
+    refuse(monkeypatch, shutil, "rmtree", lambda path: path == leftover)
+    path = save(tmp_path, 4)  # of the same step
+    assert {entry.name for entry in tmp_path.iterdir()} == {path.name, leftover.name}
+    assert find_checkpoint_fault(path) is None and f"{leftover} could not be deleted: " in caplog.text
+
+
+@pytest.mark.parametrize("function", ["rename", "delete"])
+def test_an_old_checkpoint_that_does_not_go_is_a_warning(tmp_path, monkeypatch, caplog, function):
+    """It cannot be renamed, or what it is renamed to cannot be deleted: then it is no checkpoint any more."""
+    paths = [save(tmp_path, step) for step in (1, 2, 3)]
+    with monkeypatch.context() as patch:
+        if function == "rename":
+            refuse(patch, os, "replace", lambda path: path == paths[0])
+        else:
+            refuse(patch, shutil, "rmtree", lambda path: paths[0].name in path.name)
+        gone = [paths[1]] if function == "rename" else paths[:2]
+        assert rotate_checkpoints(tmp_path, 1) == gone
+        assert list_checkpoints(tmp_path) == [path for path in paths if path not in gone]
+        assert "could not be deleted: " in caplog.text and paths[0].name in caplog.text
+    save(tmp_path, 4)
+    rotate_checkpoints(tmp_path, 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint-000004"], "tried once more"
+
+
+def test_only_what_is_in_the_way_of_a_new_checkpoint_must_go(tmp_path, monkeypatch):
+    path = save(tmp_path, 3)
+    with monkeypatch.context() as patch:
+        refuse(patch, os, "replace", lambda source: source == path)
+        with pytest.raises(RuntimeError, match="checkpoint-000003 could not be written .*resource busy"):
+            save(tmp_path, 3, 2.0)
+    assert load_checkpoint(path)[0]["model"]["weight"].eq(1).all()
+    with monkeypatch.context() as patch:
+        refuse(patch, shutil, "rmtree", lambda folder: path.name in folder.name)
+        save(tmp_path, 3, 2.0)
+    assert load_checkpoint(path)[0]["model"]["weight"].eq(2).all(), "it was out of the way, if not deleted"
+
+
+@pytest.mark.parametrize(
+    "is_sync_refused, code, is_fatal",
+    [
+        (stat.S_ISDIR, errno.EINVAL, False),
+        (stat.S_ISDIR, errno.ENOTSUP, False),
+        (stat.S_ISDIR, errno.EIO, True),
+        (stat.S_ISREG, errno.EINVAL, True),
+    ],
+)
+def test_a_mount_may_refuse_to_sync_folders_but_not_files(tmp_path, monkeypatch, is_sync_refused, code, is_fatal):
+    fsync = os.fsync
+
+    def refuse_some(descriptor):
+        if is_sync_refused(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_some)
+    if is_fatal:
+        with pytest.raises(RuntimeError, match=f"could not be written .*{os.strerror(code)}"):
+            save(tmp_path, 1)
+    else:
+        assert find_checkpoint_fault(save(tmp_path, 1)) is None
+
+
 @pytest.mark.parametrize(
     "damage, reason",
     [
@@ -127,6 +208,20 @@ def test_resolve_finds_or_refuses(tmp_path):
         resolve_checkpoint(tmp_path, "newest")
     break_file(second)
     assert resolve_checkpoint(tmp_path, first) == first
+
+
+def test_nothing_starts_anew_where_all_checkpoints_are_broken(tmp_path):
+    """Or its log would be emptied, and, once the old ones are whole again, each new checkpoint would be the oldest."""
+    for step in (1, 2):
+        break_file(save(tmp_path, step))
+    message = (
+        "`output_dir` must hold a whole checkpoint or none at all .*, got broken ones only, the newest"
+        r" .*checkpoint-000002 \(model.safetensors has .*\): move them away to start anew, or give another"
+    )
+    for find in (find_latest_checkpoint, lambda folder: resolve_checkpoint(folder, "latest")):
+        with pytest.raises(ValueError, match=message):
+            find(tmp_path)
+    assert resolve_checkpoint(tmp_path, None) is None, "who asks for a new run gets one"
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("I/O error: No space left")])

@@ -6,11 +6,13 @@ A checkpoint is a folder `checkpoint-000123` of safetensors files and `state.jso
 lists the other files with their sizes and is written last, so a folder that was cut short is told from a whole one.
 """
 
+import errno
 import json
 import logging
 import os
 import platform
 import shutil
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -77,13 +79,23 @@ def find_latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
     """The newest whole checkpoint in `output_dir`; newer ones that are broken are skipped with a warning.
 
     Returns:
-        `Path` or `None`: The folder, `None` where there is no whole checkpoint.
+        `Path` or `None`: The folder, `None` where there is no checkpoint at all.
+    Raises:
+        ValueError: If there are only broken ones.
     """
+    faults = {}
     for path in reversed(list_checkpoints(output_dir)):
-        fault = find_checkpoint_fault(path)
-        if fault is None:
+        faults[path] = find_checkpoint_fault(path)
+        if faults[path] is None:
             return path
-        logger.warning(f"Skipping the broken checkpoint {path} ({fault}).")
+        logger.warning(f"Skipping the broken checkpoint {path} ({faults[path]}).")
+    if faults:
+        # A killed run leaves none of this name, so the disk or a copy is at fault: to start anew would empty the log.
+        path, fault = next(iter(faults.items()))
+        raise ValueError(
+            "`output_dir` must hold a whole checkpoint or none at all to go on from the latest, got broken ones only,"
+            f" the newest {path} ({fault}): move them away to start anew, or give another `output_dir`."
+        )
     return None
 
 
@@ -93,11 +105,13 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: st
     Args:
         output_dir (`str` or `os.PathLike`): Where the run writes its checkpoints.
         resume_from_checkpoint (`str` or `os.PathLike`, *optional*):
-            `"latest"` (the newest whole one in `output_dir`; none there: start anew), a checkpoint's folder, `None`.
+            `"latest"` (the newest whole one in `output_dir`; none at all there: start anew), a checkpoint's folder,
+            `None`.
     Returns:
         `Path` or `None`: The checkpoint's folder, `None` to start at step 0.
     Raises:
-        ValueError: If the folder is no whole checkpoint, or `output_dir` holds whole ones beyond the starting step.
+        ValueError: If the folder is no whole checkpoint, or `output_dir` holds whole ones beyond the starting step, or
+            only broken ones for `"latest"`.
     """
     if resume_from_checkpoint == "latest":
         return find_latest_checkpoint(output_dir)
@@ -144,11 +158,12 @@ def save_checkpoint(
     """
     output_dir = Path(output_dir)
     path = output_dir / checkpoint_name(global_step)
-    temporary = output_dir / f"{_TEMPORARY_PREFIX}{global_step:06d}"
+    # Of a name of its own: one that a killed run left may refuse to go.
+    temporary = output_dir / f"{_TEMPORARY_PREFIX}{global_step:06d}-{uuid.uuid4().hex}"
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         for leftover in output_dir.glob(f"{_TEMPORARY_PREFIX}*"):
-            shutil.rmtree(leftover)
+            _try_delete(leftover)
         temporary.mkdir()
         sizes = {}
         for stem, named in tensors.items():
@@ -161,7 +176,8 @@ def save_checkpoint(
         (temporary / STATE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _sync_to_disk(temporary / STATE_NAME)
         _sync_to_disk(temporary)
-        _discard(path)
+        if path.exists():
+            _discard(path)
         os.replace(temporary, path)
         _sync_to_disk(output_dir)
     except (OSError, SafetensorError) as error:
@@ -191,6 +207,8 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, dict[str, torch.
 def rotate_checkpoints(output_dir: str | os.PathLike, checkpoints_total_limit: int | None) -> list[Path]:
     """Delete the oldest whole checkpoints until `checkpoints_total_limit` are left; broken ones neither count nor go.
 
+    One that cannot be deleted is a warning: the run itself is well, and tries again after its next checkpoint.
+
     Returns:
         `list[Path]`: What was deleted.
     Raises:
@@ -201,10 +219,14 @@ def rotate_checkpoints(output_dir: str | os.PathLike, checkpoints_total_limit: i
     if checkpoints_total_limit < 1:
         raise ValueError(f"`checkpoints_total_limit` must be at least 1, got {checkpoints_total_limit}.")
     whole = [path for path in list_checkpoints(output_dir) if find_checkpoint_fault(path) is None]
-    surplus = whole[:-checkpoints_total_limit]
-    for path in surplus:
-        _discard(path)
-    return surplus
+    deleted = []
+    for path in whole[:-checkpoints_total_limit]:
+        try:
+            _discard(path)
+            deleted.append(path)
+        except OSError as error:
+            logger.warning(f"The old checkpoint {path} could not be deleted: {error}")
+    return deleted
 
 
 def collect_module_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -252,14 +274,28 @@ def _sync_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network mounts refuse it of a folder; of a file it is what makes a checkpoint whole.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(descriptor)
 
 
 def _discard(path: Path) -> None:
-    """Delete a checkpoint folder; renamed first, so that no half-deleted one bears a checkpoint's name."""
-    if path.exists():
-        doomed = path.with_name(f"{_TEMPORARY_PREFIX}doomed-{path.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)
+    """Delete a checkpoint folder; renamed first, so that no half-deleted one bears a checkpoint's name.
+
+    Raises:
+        OSError: If it cannot be renamed; what cannot be deleted after that is a warning.
+    """
+    doomed = path.with_name(f"{_TEMPORARY_PREFIX}doomed-{path.name}-{uuid.uuid4().hex}")
+    os.replace(path, doomed)
+    _try_delete(doomed)
+
+
+def _try_delete(folder: Path) -> None:
+    """Delete a temporary folder; what stays of it is in nobody's way, and the next checkpoint tries once more."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        logger.warning(f"The temporary folder {folder} could not be deleted: {error}")
