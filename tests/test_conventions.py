@@ -296,15 +296,31 @@ def test_devices_and_pickles_are_left_alone(path):
     assert not {"pickle", "cv2", "torchvision", "einops"} & set(imports_of(tree_of(path)))
 
 
+DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *(ROOT / "docs").glob("*.md")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_in_the_documents_lead_somewhere(document):
+    def anchors(path):
+        titles = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+        return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if not link.startswith("http"):
+            file, _, anchor = link.partition("#")
+            path = document.parent / file if file else document
+            assert path.exists() and (not anchor or anchor in anchors(path)), link
+
+
 def test_commands_in_the_documents_exist():
     targets = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"demo", "test", "test-fast", "quality", "style", "tiny", "tiny-code"} <= targets
-    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        text = (ROOT / document).read_text()
+    for document in DOCUMENTS:
+        text = document.read_text()
         used = set(re.findall(r"(?:^|`)make ((?!PIP_ARGS|PYTHON|VENV)[a-z-]+)", text, re.MULTILINE))
-        assert used <= targets, f"{document} names {used - targets}"
+        assert used <= targets, f"{document.name} names {used - targets}"
         for file in re.findall(r"(?:python|launch)\s(?:--\S+\s(?:\d+\s)?)*((?:\w+/)*\w+\.py)", text):
-            assert (ROOT / file).is_file(), f"{document} names {file}"
+            assert (ROOT / file).is_file(), f"{document.name} names {file}"
 
 
 def test_requirements_are_pinned_once():
