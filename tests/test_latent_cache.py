@@ -91,14 +91,14 @@ def test_a_killed_build_goes_on_with_what_is_missing(dataset, pipeline, shape, t
 
 
 def test_two_trainings_that_start_together_make_one_cache(dataset, pipeline, shape, tmp_path, monkeypatch):
-    """While one has written a shard under its partial name, the other makes the whole cache."""
+    """While one has written a shard under its partial name, the other makes the whole cache, with the same process
+    number, as on two machines."""
     pairs, encoders = FramePairs(dataset, shape, 0), encoders_of(pipeline)
-    save_file, own = latent_cache.save_file, os.getpid()
+    save_file = latent_cache.save_file
 
     def save_beside_another(tensors, path):
         save_file(tensors, path)
         monkeypatch.setattr(latent_cache, "save_file", save_file)
-        monkeypatch.setattr(os, "getpid", lambda: own + 1)
         precompute_latents(tmp_path, pairs, encoders)
 
     monkeypatch.setattr(latent_cache, "save_file", save_beside_another)
@@ -129,6 +129,20 @@ def test_building_holds_one_shard(dataset, pipeline, shape, tmp_path, monkeypatc
     monkeypatch.setattr(latent_cache, "save_file", watch)
     precompute_latents(tmp_path, FramePairs(dataset, shape, 0), encoders_of(pipeline))
     assert len(alive) >= 4 * 5
+
+
+@pytest.mark.parametrize("size, expected", [((640, 512), [2, 2, 1]), ((320, 256), [5]), ((1280, 1280), [1] * 5)])
+def test_what_is_encoded_at_a_time_is_bounded_by_its_pixels(dataset, pipeline, tmp_path, monkeypatch, size, expected):
+    sizes, shape = [], LatentShape.of(pipeline.vae, *size)
+
+    def encode(encoders, pixel_values):
+        assert pixel_values.shape[2:] == size
+        sizes.append(len(pixel_values))
+        return {"mean": torch.zeros(len(pixel_values), 1)}
+
+    monkeypatch.setattr(FrameEncoders, "encode_pictures", encode)
+    precompute_latents(tmp_path, FramePairs(dataset.select(range(5)), shape, 0), encoders_of(pipeline))
+    assert sizes == expected
 
 
 def anonymous_bytes():
@@ -163,7 +177,7 @@ def test_worker_processes_read_the_same(dataset, pipeline, shape, tmp_path):
     assert len(pickle.dumps(cache)) < 4096, "a process of its own maps the files anew"
 
 
-def test_another_model_size_or_data_set_is_another_cache(dataset, pipeline, shape, tmp_path):
+def test_another_model_size_code_or_data_set_is_another_cache(dataset, pipeline, shape, tmp_path, monkeypatch):
     pairs, encoders = FramePairs(dataset, shape, 0), encoders_of(pipeline)
     folder = precompute_latents(tmp_path, pairs, encoders)
     assert precompute_latents(folder, pairs, encoders) == folder, "the cache itself may be named"
@@ -180,6 +194,10 @@ def test_another_model_size_or_data_set_is_another_cache(dataset, pipeline, shap
             precompute_latents(folder, other_pairs, other_encoders)
         facts = cache_facts(other_pairs, other_encoders)
         assert latent_cache.cache_folder(tmp_path, facts) != folder
+    with monkeypatch.context() as patch:
+        patch.setattr(latent_cache, "CODE_VERSION", latent_cache.CODE_VERSION + 1)
+        with pytest.raises(ValueError, match="`latent_cache_dir` must go on with .*code_version 1, now 2"):
+            precompute_latents(folder, pairs, encoders)
     # What no encoding depends on shares the cache.
     same = FramePairs(dataset, shape, 5, PairSettings(max_reference_distance=2, noise_offset=0.1, pose_radius=1))
     assert latent_cache.cache_folder(tmp_path, cache_facts(same, encoders)) == folder

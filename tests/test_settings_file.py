@@ -20,6 +20,28 @@ def test_settings_must_be_those_of_before(tmp_path):
     assert json.loads(path.read_text()) == {"seed": 1, "steps": [2]} and os.listdir(path.parent) == [path.name]
 
 
+def test_processes_of_one_number_do_not_share_a_partial_file(tmp_path, monkeypatch):
+    """As two containers on two machines: one writes the file between the other's last byte and its renaming."""
+    path, replace = tmp_path / "settings.json", os.replace
+
+    def replace_behind_another(partial, final):
+        monkeypatch.setattr(os, "replace", replace)
+        write_json(path, "another's")
+        replace(partial, final)
+
+    monkeypatch.setattr(os, "replace", replace_behind_another)
+    write_json(path, "own")
+    assert json.loads(path.read_text()) == "own" and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_partial_file_that_was_left_is_a_leftover(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda partial, final: os.utime(partial, (0, 0)))  # killed, long ago
+    write_json(tmp_path / "settings.json", {})
+    assert len(os.listdir(tmp_path)) == 1
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
 def test_only_old_leftovers_are_removed(tmp_path):
     (tmp_path / "deep").mkdir()
     for name in (".a.partial", "deep/.b.partial", "deep/.now.partial", "deep/whole.parquet"):

@@ -6,6 +6,7 @@ run."""
 import json
 import os
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,15 @@ def write_json(path: Path, value: Any) -> None:
         value (`Any`): What JSON can hold.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     partial.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(partial, path)
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file is written until it is whole: beside it, under a name that no other process, on this machine or
+    another, has (two containers may well give their processes one number)."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -19,14 +19,13 @@ from tqdm.auto import tqdm
 from pipeline_dreampose import pose_window
 from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import FramePairs, sample_generator
-from training.data.latent_cache import FrameEncoders
+from training.data.latent_cache import BATCH_SIZE, FrameEncoders
 from training.data.subject_photos import SubjectPairs
 
 
 # Positions of a run are below it: from here on lie the draws of the crops of each photo, and then those of the prior.
 _CROP_POSITIONS = 2**61
 _CROPS_OF_A_PHOTO = 2**32
-BATCH_SIZE = 2  # of pictures that are encoded at a time: at 512x640 the VAE wants 0.8 GB for each, in float32
 
 
 class CachedSubjectPairs(SubjectPairs):

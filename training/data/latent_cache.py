@@ -30,11 +30,15 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from pipeline_dreampose import clip_pixel_values, encode_pixels, pose_window
 from training.data.frame_pairs import BadRow, FramePairs, LatentShape
 from training.data.pair_settings import PairSettings
-from training.settings_file import has_settings, remove_leftovers, write_json
+from training.settings_file import has_settings, partial_path, remove_leftovers, write_json
 
 
 FACTS_NAME = "facts.json"
 SHARD_ROWS = 1024
+BATCH_SIZE = 2  # of pictures of 512x640 encoded at a time: the VAE wants 0.8 GB for each, in float32
+# Of the code between a row and the encoders, which fits and squeezes pictures and maps: to be raised when it makes
+# anything else of them than before, or the caches that are there would go on being used.
+CODE_VERSION = 1
 # What a row is good for: as a reference, in a target's window, and as a target, whose picture has its map's size.
 FLAGS = ("has_picture", "has_map", "is_target")
 _DIGEST_LENGTH = 16
@@ -103,6 +107,7 @@ def cache_facts(pairs: FramePairs, encoders: FrameEncoders) -> dict[str, Any]:
     pairs.settings.check_cacheable()
     chosen = {name: getattr(pairs.settings, name) for name in ("reference_frames", "fit")}
     rows = {"rows": pairs.dataset._fingerprint, "num_rows": len(pairs), "shard_rows": SHARD_ROWS, "flags": list(FLAGS)}
+    rows["code_version"] = CODE_VERSION
     return rows | asdict(pairs.shape) | chosen | encoders.facts()
 
 
@@ -125,7 +130,7 @@ def precompute_latents(
     latent_cache_dir: str | os.PathLike,
     pairs: FramePairs,
     encoders: FrameEncoders,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     process_index: int = 0,
     num_processes: int = 1,
 ) -> Path:
@@ -135,13 +140,16 @@ def precompute_latents(
         latent_cache_dir (`str` or `os.PathLike`): Folder of caches, or of this one.
         pairs (`FramePairs`): Gives the rows and how they are fitted.
         encoders (`FrameEncoders`): The models.
-        batch_size (`int`, *optional*, defaults to 32): Pictures encoded at a time.
+        batch_size (`int`, *optional*): Pictures encoded at a time; by default as many as have together no more pixels
+            than `BATCH_SIZE` of 512x640.
         process_index, num_processes (`int`, *optional*): Which of several processes this is: they share the shards.
     Returns:
         `Path`: The cache's folder, whole once all processes are through.
     Raises:
         ValueError: If `latent_cache_dir` is another cache, samples show random crops, or a row is bad and not skipped.
     """
+    if batch_size is None:
+        batch_size = max(1, BATCH_SIZE * 512 * 640 // (pairs.shape.pixel_height * pairs.shape.pixel_width))
     facts = cache_facts(pairs, encoders)
     folder = cache_folder(latent_cache_dir, facts)
     write_json(folder / FACTS_NAME, facts)
@@ -151,8 +159,7 @@ def precompute_latents(
     with tqdm(total=num_rows, desc="Latent cache", unit="frame", disable=process_index > 0 or not shards) as progress:
         for path, rows in shards:
             tensors = _encode_rows(pairs, encoders, rows, batch_size, progress)
-            # Of a name of its own: another run may be making the same cache.
-            partial = folder / f".{path.name}.{os.getpid()}.partial"
+            partial = partial_path(path)  # another run may be making the same cache
             save_file(tensors, partial)
             os.replace(partial, path)
     return folder

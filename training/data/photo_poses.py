@@ -11,6 +11,7 @@ from PIL import Image
 from training.data.detections import PERSON_RULES, follow_person, paste
 from training.data.estimator import DensePoseEstimator
 from training.data.subject_photos import find_photos, iuv_path_of, open_photo
+from training.settings_file import partial_path
 
 
 def make_iuv_pictures(
@@ -42,7 +43,7 @@ def make_iuv_pictures(
             empty.append(str(photo))
             continue
         path = iuv_path_of(photo)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = partial_path(path)
         Image.fromarray(paste(detection, image.height, image.width)).save(partial, "PNG")
         os.replace(partial, path)
         written.append(path)

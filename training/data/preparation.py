@@ -27,7 +27,7 @@ from training.data.clip_rows import FEATURES, clip_rows
 from training.data.estimator import DensePoseEstimator
 from training.data.video_download import file_digest
 from training.pictures import UnreadablePictures
-from training.settings_file import has_settings, remove_leftovers, write_json
+from training.settings_file import has_settings, partial_path, remove_leftovers, write_json
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def prepare_clip(
     else:
         shard.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own: where a run was killed, a process of it may still be finishing this very clip.
-        partial = output_dir / f".{task.video_id}.{os.getpid()}.partial"
+        partial = partial_path(output_dir / task.video_id)
         columns = {name: [row[name] for row in rows] for name in FEATURES}
         datasets.Dataset.from_dict(columns, features=FEATURES).to_parquet(str(partial))
         os.replace(partial, shard)
