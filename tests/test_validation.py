@@ -104,13 +104,29 @@ def test_a_clip_is_animated_and_shown(dataset, pipeline, shape, tmp_path):
         output_type="pt",
     ).frames[0]  # fmt: skip
     truth = torch.stack([samples.read_pixel_values(row) for row in range(4)]) / 2 + 0.5
-    assert figures == {"temporal_error": temporal_error(frames, truth).item()}
+    assert figures == pytest.approx({"temporal_error": temporal_error(frames, truth).item()}, rel=1e-4)
     files = [tmp_path / "validation" / f"step-000012.{suffix}" for suffix in ("gif", "mp4", "png")]
     assert sorted((tmp_path / "validation").iterdir()) == files
     assert Image.open(files[0]).n_frames == 4 and Image.open(files[0]).size == (64, 80)
     strip = Image.open(files[2])
     assert strip.size == (5 * 68 - 4, 3 * 84 - 4), "photo and four frames; poses, truth, prediction"
     assert strip.crop((68, 84, 132, 164)).tobytes() == dataset[0]["image"].tobytes()
+
+
+def test_frames_are_sampled_one_at_a_time(dataset, pipeline, shape, tmp_path):
+    """So that what fits on a card that trains can be validated there."""
+    samples, frames, latents = FramePairs(dataset, shape, 0), [], []
+    hooks = [
+        pipeline.unet.register_forward_pre_hook(lambda unet, inputs: frames.append(len(inputs[0]))),
+        pipeline.vae.decoder.register_forward_pre_hook(lambda decoder, inputs: latents.append(len(inputs[0]))),
+    ]
+    how = {"num_inference_steps": 2}
+    HeldOutClip(pipeline, samples, NO_TRACKERS, tmp_path, 7, num_frames=4, **how)(None, 0)
+    HeldOutPairs(pipeline, samples, 7, num_pairs=2, **how)(None, 0)
+    for hook in hooks:
+        hook.remove()
+    assert set(frames) == {3} and set(latents) == {1}, "the three branches of one frame"
+    assert (len(frames), len(latents)) == (2 * (4 + 2), 4 + 2)
 
 
 def test_a_clip_without_bad_rows_is_taken(dataset, pipeline, shape, tmp_path):
