@@ -1,5 +1,8 @@
 """How a training run starts and ends."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
@@ -30,6 +33,25 @@ def test_a_run_ends_its_trackers_however_it_ends(tmp_path):
             tracker.finish, finish = lambda: finished.append(finish()), tracker.finish
             raise RuntimeError("out of memory")
     assert len(finished) == 1
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("out of memory")])
+def test_a_tracker_that_cannot_end_is_a_warning(tmp_path, caplog, error):
+    """The run's own error is raised, and the next tracker ends."""
+    finished = []
+
+    def fail():
+        raise OSError("no space left")
+
+    with nullcontext() if error is None else pytest.raises(RuntimeError, match="out of memory"):
+        with open_session(tmp_path, {}) as accelerator:
+            accelerator.trackers = [
+                SimpleNamespace(name="first", finish=fail),
+                SimpleNamespace(name="second", finish=lambda: finished.append("second")),
+            ]
+            if error is not None:
+                raise error
+    assert finished == ["second"] and "The tracker first could not be ended: no space left" in caplog.text
 
 
 def test_pieces_of_weights_are_refused(tmp_path, monkeypatch):

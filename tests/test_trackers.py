@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from training import trackers
 from training.pictures import write_gif, write_video
@@ -67,6 +68,14 @@ def test_wandb_gets_figures_settings_a_strip_and_a_video(clip, tmp_path, monkeyp
     assert video.read_bytes() == clip[1].read_bytes()
 
 
+@pytest.fixture
+def files_in_order(monkeypatch):
+    """TensorBoard reads files in the order of their names: time in seconds, process and a number without zeros in
+    front, by which alone those of one test differ."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
+
+
+@pytest.mark.usefixtures("files_in_order")
 def test_a_run_that_goes_on_is_one_run_in_tensorboard(tmp_path):
     """Killed after step 5 and gone on from step 3: what was logged of steps 4 and 5 first is gone."""
     for first_step, loss in ((0, 1.0), (3, 2.0)):
@@ -75,6 +84,17 @@ def test_a_run_that_goes_on_is_one_run_in_tensorboard(tmp_path):
                 accelerator.log({"loss": loss}, step=step)
     events = EventAccumulator(str(tmp_path / "logs" / "dreampose")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2)]
+
+
+@pytest.mark.usefixtures("files_in_order")
+def test_a_run_that_begins_again_is_one_run_in_tensorboard(tmp_path):
+    """Killed after step 5, before its first checkpoint."""
+    for num_steps, loss in ((5, 1.0), (3, 2.0)):
+        with open_session(tmp_path, {}, report_to="tensorboard") as accelerator:
+            for step in range(1, num_steps + 1):
+                accelerator.log({"loss": loss}, step=step)
+    events = EventAccumulator(str(tmp_path / "logs" / "dreampose")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2), (2, 2), (3, 2)]
 
 
 def test_a_run_that_goes_on_has_its_id_at_wandb(tmp_path):

@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0
 """How every training run starts and ends: accelerate, its trackers, the seed."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_s
 from training.devices import check_bitsandbytes
 from training.trackers import installed_trackers, tracker_arguments
 
+
+logger = logging.getLogger(__name__)
 
 PROJECT_NAME = "dreampose"
 
@@ -30,7 +33,8 @@ def open_session(
     use_8bit_adam: bool = False,
     first_step: int = 0,
 ) -> Iterator[Accelerator]:
-    """An accelerator with its trackers started; they end with the session, however it ends.
+    """An accelerator with its trackers started; they end with the session, however it ends. One that cannot end is a
+    warning, so that the others do, and the run's own error, if there is one, is what is raised.
 
     Args:
         output_dir (`str` or `os.PathLike`): Of the run; TensorBoard's files go to `logs` in it.
@@ -40,7 +44,8 @@ def open_session(
         report_to (`str`, *optional*): A tracker, or `"all"` that are installed.
         allow_tf32 (`bool`, *optional*, defaults to `False`): TensorFloat-32 for matrices of float32 on CUDA.
         use_8bit_adam (`bool`, *optional*, defaults to `False`): Whether an optimizer of the run wants bitsandbytes.
-        first_step (`int`, *optional*, defaults to 0): Of a run that goes on: what its trackers have beyond it goes.
+        first_step (`int`, *optional*, defaults to 0): Of a run that goes on, as `training.trackers.tracker_arguments`
+            takes it.
     Raises:
         ValueError:
             If a tracker or bitsandbytes is not installed, or accelerate is set to anything but one process or DDP.
@@ -72,5 +77,8 @@ def open_session(
     finally:
         torch.set_float32_matmul_precision(matmul_precision)
         for tracker in accelerator.trackers:
-            tracker.finish()
+            try:
+                tracker.finish()
+            except Exception as error:  # of whatever a tracker's package and its server do
+                logger.warning(f"The tracker {tracker.name} could not be ended: {error}")
     accelerator.state.destroy_process_group()

@@ -37,11 +37,12 @@ def installed_trackers(report_to: str | None) -> list[str]:
 def tracker_arguments(trackers: list[str], output_dir: str | os.PathLike, first_step: int) -> dict[str, dict]:
     """What each tracker is started with, so that a run that goes on at `first_step` is one run in them too.
 
-    What TensorBoard has beyond that step is hidden; the id of the run at Weights & Biases is kept in
-    `OUTPUT_DIR/wandb_id`.
+    What TensorBoard has beyond that step is hidden, all of it at step 0. The id of the run at Weights & Biases is kept
+    in `OUTPUT_DIR/wandb_id`; there, what it has beyond that step stays, and what is logged of these steps again is
+    ignored. Step 0 is a new run there.
     """
     arguments = {}
-    if "tensorboard" in trackers and first_step > 0:
+    if "tensorboard" in trackers:
         arguments["tensorboard"] = {"purge_step": first_step + 1}
     if "wandb" in trackers:
         file = Path(output_dir) / "wandb_id"
