@@ -9,11 +9,13 @@ from safetensors.torch import load_file
 
 from pipeline_dreampose import DreamPosePipeline
 from tests.launch import launch_two_processes
+from training import train_encoders
 from training.small_model import (
     ImageEncoderTrainer,
     build_image_encoder,
     build_vae,
     measure_latents,
+    named_loss,
     normalize_latents,
 )
 from training.train_encoders import main, parse_args
@@ -73,6 +75,22 @@ def test_encoders_train_and_become_a_pipeline(tmp_path):
         (file,) = (tmp_path / folder).glob("*.safetensors")
         saved, held = load_file(file), getattr(pipeline, name).state_dict()
         assert all(torch.equal(held[key], value) for key, value in saved.items()), name
+
+
+def test_batches_of_another_size_go_on_with_crops_or_whole_frames(tmp_path, monkeypatch):
+    """After a step of two crops two of four, then whole frames."""
+    sizes = []
+
+    def loss(module, batch):
+        sizes.append(tuple(batch["pixel_values"].shape))
+        return named_loss(module, batch)
+
+    monkeypatch.setattr(train_encoders, "named_loss", loss)
+    small = ["--vae_channels", "8", "16", "--num_crop_steps", "3", "--resume_from_checkpoint", "latest"]
+    run(tmp_path, *small, "--max_train_steps", "1")
+    run(tmp_path, *small, "--max_train_steps", "4", "--train_batch_size", "4")
+    crops, whole = (2, 3, 40, 32), (4, 3, 80, 64)
+    assert sizes == [crops, (4, *crops[1:]), (4, *crops[1:]), whole]
 
 
 def test_bad_options(tmp_path):

@@ -15,6 +15,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import diffusers
@@ -134,8 +135,18 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: st
 
 def starting_step(output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None) -> int:
     """The step that a run starts from, 0 anew; arguments and errors are those of [`resolve_checkpoint`]."""
+    return starting_state(output_dir, resume_from_checkpoint)["global_step"]
+
+
+def starting_state(
+    output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None
+) -> Mapping[str, Any]:
+    """The `state.json` that a run starts from, its counts at 0 anew; arguments and errors are those of
+    [`resolve_checkpoint`]."""
     path = resolve_checkpoint(output_dir, resume_from_checkpoint)
-    return 0 if path is None else json.loads((path / STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+    if path is None:
+        return {"global_step": 0, "num_samples": 0}
+    return json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
 
 
 def save_checkpoint(

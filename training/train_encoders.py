@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from transformers import CLIPVisionModel
 
-from training.checkpoints import starting_step
+from training.checkpoints import starting_state, starting_step
 from training.data.encoder_frames import ImageEncoderFrames, VAEFrames, read_pictures
 from training.data.frame_pairs import LatentShape
 from training.data.prepared import load_prepared
@@ -50,8 +50,11 @@ def train_vae(accelerator: Accelerator, encoder: EncoderOptions, data: DataOptio
     module = VAETrainer(vae, encoder.mse_weight, encoder.l1_weight, encoder.kl_weight)
     if run.channels_last:
         module.to(memory_format=torch.channels_last)
-    num_crops = encoder.num_crop_steps * run.global_batch_size(accelerator.num_processes)
-    frames = VAEFrames(dataset, shape, run.seed, num_crops)
+    # Counted from where the run starts: no batch then holds crops and whole frames, whatever size batches had before.
+    start = starting_state(run.output_dir, run.resume_from_checkpoint)
+    num_crop_steps = max(0, encoder.num_crop_steps - start["global_step"])
+    crop_until = start["num_samples"] + num_crop_steps * run.global_batch_size(accelerator.num_processes)
+    frames = VAEFrames(dataset, shape, run.seed, crop_until)
     held_out = read_pictures(load_prepared(data.train_data, "validation"), shape, 64)
 
     def validate(module, global_step):
