@@ -31,6 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A photo and a DensePose sequence in, a video out.")
     add = parser.add_argument
     add("--model", required=True, help="pipeline folder or Hub id")
+    add("--revision", help="branch, tag or commit of the model on the Hub")
     add("--lora", help="a subject trained on that model: file, folder or Hub id")
     add("--image", required=True, type=Path, help="photo of the person, facing the camera")
     poses = "folder of IUV pictures (R = V, G = U, B = I) or of the release's *_densepose.npy, lossless video, or .npy"
@@ -87,7 +88,7 @@ def main(options: argparse.Namespace) -> list[Image.Image]:
     state = PartialState(cpu=options.device == "cpu")
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
     settings = {"seed": options.seed, "image": digest([image]), "poses": digest(poses)} | call_options
-    pipe = load_pipeline(options.model, options.device or state.device, options.dtype, options.lora)
+    pipe = load_pipeline(options.model, options.device or state.device, options.dtype, options.lora, options.revision)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     call_options["seed"] = options.seed
     if options.grid:

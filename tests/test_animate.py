@@ -167,6 +167,15 @@ def test_what_is_read_is_never_written_over(inputs, output, more, lost, monkeypa
         run(inputs, *more, output=inputs["--image"].parent / output)
 
 
+def test_a_revision_of_the_model_is_asked_of_the_hub(inputs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(DreamPosePipeline, "from_pretrained", lambda name, **options: asked.append((name, options)))
+    with pytest.raises(AttributeError):  # there is no pipeline to move to a device
+        run(inputs, "--revision", "v1", **{"model": "some/one"})
+    ((name, options),) = asked
+    assert (name, options["revision"]) == ("some/one", "v1")
+
+
 class Killed(Exception):
     pass
 

@@ -23,7 +23,7 @@ from training.clips import Clip, draw_run, load_clips
 from training.data.frame_pairs import group_videos
 from training.data.prepared import load_prepared
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
-from training.hub import default_size
+from training.hub import default_size, load_pipeline
 from training.warping import match_surface, warp_photo
 
 
@@ -530,16 +530,23 @@ def test_the_size_is_the_models_own(model, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`model` must be the folder of a DreamPosePipeline, .* no model_index.json"):
         default_size(str(tmp_path))
     index = {"_class_name": "StableDiffusionPipeline"}
-    monkeypatch.setattr(DreamPosePipeline, "load_config", lambda name: index)
+    monkeypatch.setattr(DreamPosePipeline, "load_config", lambda name, revision: index)
     with pytest.raises(ValueError, match="`model` must be a DreamPosePipeline, whose .*, got 'some/one', a StableD"):
         default_size("some/one")
 
-    def fail(name):
-        raise OSError("no such repository")
+    def fail(name, revision):
+        raise OSError(f"no such repository at {revision}")
 
     monkeypatch.setattr(DreamPosePipeline, "load_config", fail)
-    with pytest.raises(ValueError, match="`model` must be a pipeline's folder or a Hub id, got 'some/one': no such"):
-        default_size("some/one")
+    with pytest.raises(
+        ValueError, match="`model` must be a pipeline's folder or a Hub id, got 'some/one': no such .* at v1"
+    ):
+        default_size("some/one", "v1")
+    monkeypatch.setattr(DreamPosePipeline, "from_pretrained", lambda name, revision, dtype: fail(name, revision))
+    with pytest.raises(ValueError, match="`model` must be a pipeline's folder or a Hub id, got 'some/one': no .* v1"):
+        load_pipeline("some/one", revision="v1")
+    with pytest.raises(ValueError, match="`model` must be a pipeline's folder or a Hub id, got 'some/one': no .* v1"):
+        evaluation.main(evaluation.parse_args(["--model", "some/one", "--revision", "v1", "--output", str(tmp_path)]))
 
 
 def test_an_error_is_one_line_and_comes_before_the_model(model, tmp_path, monkeypatch):

@@ -102,6 +102,8 @@ def test_maps_without_parts_stay_maps(tmp_path):
         np.save(tmp_path / "release" / f"frame_{number}_densepose.npy", array)
     run("--input", tmp_path / "release", "--output_dir", tmp_path / "poses")
     np.testing.assert_array_equal(read_poses(tmp_path / "poses" / "poses.npy").numpy(), maps.astype(np.float32))
+    with pytest.raises(ValueError, match="`median` must be 0 for maps of U and V without part codes, got 1"):
+        run("--input", tmp_path / "release", "--median", "1", "--output_dir", tmp_path / "calm")
 
 
 def test_a_size_that_does_not_hold_the_people_is_refused(tmp_path, monkeypatch):
@@ -178,6 +180,12 @@ def test_bad_input_is_one_clear_error(tmp_path, capsys):
         (["--input", "a.pkl"], "`--size` must be given for a dump, in pixels, got None"),
         (["--input", "a", "--max_gap", "-1"], "`max_gap` must be at least 0, got -1"),
         (["--input", "a", "--person", "first"], "invalid choice: 'first'"),
+        (["--input", "a", "--person", "score"], "`--person` must go with `--densepose` or a dump, got score"),
+        (["--input", "a", "--max_gap", "2"], "`--max_gap` must go with `--densepose` or a dump, got 2"),
+        (
+            ["--input", "a", "--densepose", "m", "--channel_order", "vui"],
+            "`--channel_order` must go with IUV pictures as input, got vui",
+        ),
     ):
         with pytest.raises(SystemExit):
             extract_poses.parse_args([*words, "--output_dir", "o"])

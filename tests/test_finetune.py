@@ -443,6 +443,14 @@ def test_bad_options_end_in_one_clear_error(base, photos, tmp_path, flags, messa
         main(parse_args(arguments(base, photos, tmp_path, *flags)))
 
 
+def test_neither_the_base_nor_the_photos_are_written_over(base, photos, tmp_path):
+    for folder in (base, photos):
+        before = sorted(path.name for path in folder.iterdir())
+        with pytest.raises(ValueError, match="`output_dir` must spare what is read, but .* writes over"):
+            main(parse_args(arguments(base, photos, tmp_path, "--output_dir", str(folder))))
+        assert sorted(path.name for path in folder.iterdir()) == before
+
+
 def test_stable_diffusion_is_sent_to_stage_one(photos, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     with pytest.raises(

@@ -32,6 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure a saved pipeline on held-out clips.")
     add = parser.add_argument
     add("--model", required=True, help="pipeline folder or Hub id")
+    add("--revision", help="branch, tag or commit of the model on the Hub")
     add("--lora", help="a subject trained on that model: file, folder or Hub id")
     add_clip_options(parser, split="test", num_clips=40, frames_per_clip=4)
     add("--output", type=Path, default=Path("results"), help="folder of evaluation.json, .md, .png and .html")
@@ -65,8 +66,8 @@ def main(options: argparse.Namespace) -> dict:
     asked = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items() if name != "resume"}
     chosen = options.num_clips, options.frames_per_clip, options.seed, options.num_consecutive
     with state.main_process_first():  # one draws or downloads
-        clips = load_clips(options.dataset, options.split, *chosen, default_size(options.model))
-        pipe = load_pipeline(options.model, options.device, options.dtype, options.lora)
+        clips = load_clips(options.dataset, options.split, *chosen, default_size(options.model, options.revision))
+        pipe = load_pipeline(options.model, options.device, options.dtype, options.lora, options.revision)
         judges = options.identity_encoder, options.inception, options.i3d, options.num_consecutive
         learned = LearnedMetrics(pipe, *judges)
         folder = options.output / ".clips"
@@ -74,7 +75,7 @@ def main(options: argparse.Namespace) -> dict:
             first = clips[0]
             begun = asked | {"model": model_digest(pipe), "clips": digest(chain([first.reference], first.iuv))}
             begun |= {"judges": learned.notes}
-            for name in ("lora", "output", "scale", "device"):  # the model is its weights, the rest is not measured
+            for name in ("lora", "revision", "output", "scale", "device"):  # the model is its weights
                 begun.pop(name)
             open_frames(folder, begun, options.resume, SUFFIX, "clips")
     pipe.set_progress_bar_config(disable=True)

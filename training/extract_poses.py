@@ -36,6 +36,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if options.input.suffix == ".pkl" and (options.size is None or min(options.size) < 1):
         parser.error(f"`--size` must be given for a dump, in pixels, got {options.size}.")
     options.settings = pose_settings(parser, options)
+    makes_iuv = options.densepose is not None or options.input.suffix == ".pkl"
+    if makes_iuv and options.channel_order != "auto":
+        parser.error(f"`--channel_order` must go with IUV pictures as input, got {options.channel_order}.")
+    for name in ("person", "max_gap"):
+        if not makes_iuv and getattr(options, name) != parser.get_default(name):
+            parser.error(f"`--{name}` must go with `--densepose` or a dump, got {getattr(options, name)}.")
     return options
 
 
@@ -58,6 +64,8 @@ def convert(options: argparse.Namespace) -> Sequence[np.ndarray] | torch.Tensor:
         return report_filled(follow_through_clip(clip, height, width, options.settings))
     poses = read_poses(options.input)
     if isinstance(poses, torch.Tensor):
+        if options.median:
+            raise ValueError(f"`median` must be 0 for maps of U and V without part codes, got {options.median}.")
         return poses
     frames, order = [np.asarray(pose) for pose in poses], options.channel_order
     if order == "auto":

@@ -16,6 +16,7 @@ from training.hub import find_commit, try_make_repo, try_push
 from training.lora import build_lora_configs
 from training.option_parsing import format_options, option_values, parse, save_options
 from training.options import HubOptions
+from training.pictures import spare_inputs
 from training.precision import weight_dtype
 from training.quantization import four_bit_arguments
 from training.session import open_session
@@ -45,6 +46,8 @@ def check(options: tuple) -> dict[str, Any]:
         raise ValueError(f"`hub_sample` must go without `hub_picture`, which takes its place, got {hub.hub_picture}.")
     phases = trained_phases(run.max_train_steps, decoder.decoder_max_train_steps)
     check_photos(subject.instance_data_dir, subject.densepose)
+    read = [subject.pretrained_model_name_or_path, subject.instance_data_dir, subject.prior_dataset]
+    spare_inputs("output_dir", [Path(run.output_dir)], [Path(name) for name in read if name and Path(name).exists()])
     return resume_points(run.output_dir, run.resume_from_checkpoint, phases)
 
 

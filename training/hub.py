@@ -69,7 +69,11 @@ def find_commit(name: str, revision: str | None = None) -> str | None:
 
 
 def load_pipeline(
-    model: str, device: str | torch.device = "cpu", dtype: str | None = None, lora: str | None = None
+    model: str,
+    device: str | torch.device = "cpu",
+    dtype: str | None = None,
+    lora: str | None = None,
+    revision: str | None = None,
 ) -> DreamPosePipeline:
     """Load a DreamPose pipeline.
 
@@ -79,6 +83,7 @@ def load_pipeline(
         dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`; float16 on CUDA and float32 elsewhere if
             `None`.
         lora (`str`, *optional*): File, folder or Hub id of a subject, which is fused into the weights.
+        revision (`str`, *optional*): Branch, tag or commit of `model` on the Hub.
     Returns:
         `DreamPosePipeline`: With all components on `device`.
     Raises:
@@ -88,7 +93,7 @@ def load_pipeline(
     device = check_device(device)
     dtype = getattr(torch, dtype or ("float16" if device.type == "cuda" else "float32"))
     with _explain_model(model):
-        pipeline = DreamPosePipeline.from_pretrained(model, dtype=dtype).to(device)
+        pipeline = DreamPosePipeline.from_pretrained(model, revision=revision, dtype=dtype).to(device)
     if lora is not None:
         try:
             pipeline.load_lora_weights(lora)
@@ -99,16 +104,17 @@ def load_pipeline(
     return pipeline
 
 
-def default_size(model: str) -> tuple[int, int]:
+def default_size(model: str, revision: str | None = None) -> tuple[int, int]:
     """Width and height of the frames that a saved pipeline makes by itself; its weights are not read.
 
     Args:
         model (`str`): Its folder or a Hub id.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
     Raises:
         ValueError: As [`load_pipeline`] refuses `model`.
     """
     with _explain_model(model):
-        index = DreamPosePipeline.load_config(model)
+        index = DreamPosePipeline.load_config(model, revision=revision)
     if not {"default_width", "default_height"} <= index.keys():
         raise ValueError(
             f"`model` must be a DreamPosePipeline, whose index has `default_width` and `default_height`, got"
