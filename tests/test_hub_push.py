@@ -628,6 +628,20 @@ def test_a_card_of_what_is_on_this_machine_alone(tmp_path, monkeypatch):
     assert "```yaml" not in text
 
 
+@pytest.mark.parametrize(
+    "parts, sentence",
+    [
+        (["UNet"], "The UNet was trained on"),
+        (["UNet", "adapter"], "The UNet and adapter were trained on"),
+        (["UNet", "adapter", "image encoder"], "The UNet, adapter and image encoder were trained on"),
+    ],
+)
+def test_a_card_names_what_was_trained(tmp_path, parts, sentence):
+    how = {"repo_id": None, "base_model": "x/dreampose", "dataset": "procedural/tiny"}
+    text = write_base_card(tmp_path, parts=parts, **how).read_text()
+    assert f"in place of a text encoder. {sentence}\nprocedurally drawn figures" in text
+
+
 def test_the_loopback_hub_refuses_a_bad_card():
     good = {
         "license": "mit", "base_model_relation": "adapter", "widget": [{"text": "a", "output": {"url": "b.png"}}],

@@ -58,6 +58,7 @@ def write_base_card(
     license: str | None = None,
     num_steps: int | None = None,
     num_samples: int | None = None,
+    parts: Sequence[str] = ("UNet", "adapter"),
     conversion: str = "",
 ) -> Path:
     """Write the card of a model of stage 1 beside it. No name of a folder and no secret gets into it.
@@ -77,6 +78,7 @@ def write_base_card(
             `base_model` is that on the Hub, else none is stated.
         num_steps (`int`, *optional*): Optimizer steps that it was trained, 0 for a pipeline that was only widened.
         num_samples (`int`, *optional*): Samples of a step, over all processes.
+        parts (`Sequence[str]`, *optional*, defaults to `("UNet", "adapter")`): What of the model was trained.
         conversion (`str`, *optional*): Of converted weights: where they came from, in place of how they were trained.
     Returns:
         `Path`: The card, `README.md`.
@@ -107,6 +109,8 @@ def write_base_card(
         data=name_data(dataset),
         is_trained=num_steps != 0,
         amount=_name_amount(num_steps, num_samples),
+        parts=_name_parts(parts),
+        is_one_part=len(parts) == 1,
         conversion=conversion,
     )
 
@@ -300,6 +304,11 @@ def _name_amount(num_steps: int | None, num_samples: int | None) -> str:
     if num_steps is None:
         return ""
     return f"{num_steps:,} steps" + ("" if num_samples is None else f" of {num_samples} samples")
+
+
+def _name_parts(parts: Sequence[str]) -> str:
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _table(figures: Mapping[str, float]) -> str:

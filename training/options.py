@@ -70,6 +70,11 @@ class ModelOptions:
         if self.torch_compile_backend is not None:
             _check_choice(self, "torch_compile_backend", torch.compiler.list_backends(exclude_tags=()))
 
+    def trained_parts(self) -> list[str]:
+        """What trains, as a card names it."""
+        others = {"adapter": self.train_adapter, "image encoder": self.train_image_encoder}
+        return ["UNet", *(name for name, trains in others.items() if trains)]
+
 
 @dataclass(frozen=True)
 class DataOptions:

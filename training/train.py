@@ -104,6 +104,7 @@ def main(options: tuple) -> None:
             revision=model.revision,
             options_yaml=format_options(*options),
             license=hub.hub_license,
+            parts=model.trained_parts(),
             num_samples=run.global_batch_size(accelerator.num_processes),
         )
         if hub.push_to_hub:
