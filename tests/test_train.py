@@ -1,5 +1,6 @@
 """Stage 1 through its entry point, on a tiny pipeline and drawn clips."""
 
+import inspect
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 import huggingface_hub
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,7 +21,7 @@ from tests.conftest import reset_accelerate
 from tests.hub_server import TOKEN, Hub
 from tests.launch import ROOT, launch_two_processes, start_two_processes
 from tests.tiny_components import get_dummy_components, get_unet
-from training import samples, train
+from training import denoiser, samples, train
 from training.checkpoints import checkpoint_step, list_checkpoints
 from training.data.frame_stream import EndlessFrameStream
 from training.data.pair_settings import PairSettings
@@ -90,6 +91,69 @@ def test_the_noise_offset_reaches_the_samples(base, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "open_samples", open_samples)
     main(parse_args(arguments(base, tmp_path, "--noise_offset", "0.25", "--max_train_steps", "1")))
     assert [settings.noise_offset for settings in seen] == [0.25]
+
+
+def record_calls(monkeypatch, module, *names):
+    """What functions of a module are called with, by argument: `(name, arguments)`, the results as they were."""
+    calls = []
+
+    def record(name, function):
+        def call(*args, **kwargs):
+            calls.append((name, inspect.signature(function).bind(*args, **kwargs).arguments))
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    for name in names:
+        record(name, getattr(module, name))
+    return calls
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "trains_image_encoder, said", [("False", "The UNet was"), ("True", "The UNet and image encoder were")]
+)
+def test_options_and_splits_arrive_where_they_belong(tmp_path, monkeypatch, capsys, trains_image_encoder, said):
+    """From the command line, and of the base model, to the functions of the objective; a run of one step."""
+    scheduler = {"scheduler": DDIMScheduler(prediction_type="v_prediction")}
+    DreamPosePipeline(**get_dummy_components() | scheduler).save_pretrained(tmp_path / "base")
+    objective = ("drop_conditions", "min_snr_weights", "diffusion_target", "draw_timesteps")
+    calls = record_calls(monkeypatch, denoiser, *objective)
+    precisions = []
+    monkeypatch.setattr(
+        denoiser,
+        "encode_pixels",
+        lambda pixel_values, vae, encode=denoiser.encode_pixels: (
+            precisions.append(vae.dtype) or encode(pixel_values, vae)
+        ),
+    )
+    runs = record_calls(monkeypatch, train, "train", "build_validation")
+    more = ["--max_train_steps", "1", "--validation_steps", "1", "--mixed_precision", "bf16"]
+    more += ["--train_adapter", "False", "--train_image_encoder", trains_image_encoder]
+    more += ["--num_validation_pairs", "1", "--num_validation_frames", "1", "--validation_inference_steps", "1"]
+    more += ["--image_dropout_prob", "0.1", "--pose_dropout_prob", "0.2", "--joint_dropout_prob", "0.3"]
+    more += ["--snr_gamma", "4", "--high_noise_fraction", "0.6", "--high_noise_start", "300"]
+    main(parse_args(arguments(tmp_path / "base", tmp_path / "out", *more)))
+
+    (dropped,) = (found for name, found in calls if name == "drop_conditions")
+    assert {name: dropped[name] for name in dropped if name != "draw"} == {
+        "image_prob": 0.1, "pose_prob": 0.2, "joint_prob": 0.3
+    }  # fmt: skip
+    (drawn,) = (found for name, found in calls if name == "draw_timesteps")
+    assert (drawn["high_noise_fraction"], drawn["high_noise_start"]) == (0.6, 300)
+    (weighted,) = (found for name, found in calls if name == "min_snr_weights")
+    (target,) = (found for name, found in calls if name == "diffusion_target")
+    assert weighted["snr_gamma"] == 4
+    for found in (weighted, target):
+        assert found["noise_scheduler"].config.prediction_type == "v_prediction"
+    assert set(precisions) == {torch.bfloat16} and len(precisions) == 3, "black, target and reference"
+
+    validated, trained = (dict(runs)[name] for name in ("build_validation", "train"))
+    for samples_of, split in ((validated["samples"], "validation"), (trained["dataset"], "train")):
+        assert {video_id.partition("-")[0] for video_id in samples_of.videos} == {split}
+    out = tmp_path / "out"
+    assert capsys.readouterr().out == f"{(out / 'options.yaml').read_text()}\nWrote the pipeline to {out}.\n"
+    assert f"{said} trained on\nprocedurally drawn figures" in (out / "README.md").read_text()
 
 
 @pytest.mark.slow
