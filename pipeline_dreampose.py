@@ -262,7 +262,7 @@ def encode_reference(
     feature_extractor: CLIPImageProcessor,
     image_range: Tuple[float, float] = (-1.0, 1.0),
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Encode photos for the adapter and the start of sampling; the one encoding of training and sampling alike.
+    """Encode photos for the adapter and the start of sampling; a test holds training's encoding equal to it.
 
     Gradients reach the weights of `vae` and `image_encoder` where they are enabled.
 
@@ -637,13 +637,13 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         metadata |= {"vae": vae_lora_adapter_metadata, "dreampose": run_metadata}
         cls._save_lora_weights(save_directory, layers, metadata, weight_name=weight_name)
 
-    def fuse_lora(self, components: Optional[List[str]] = None, **kwargs) -> None:
+    def fuse_lora(self, components: Optional[List[str]] = None, lora_scale: float = 1.0, **kwargs) -> None:
         """[`LoraBaseMixin.fuse_lora`], into UNet, adapter and VAE if no `components` are named."""
-        super().fuse_lora(components or self._lora_loadable_modules, **kwargs)
+        super().fuse_lora(self._lora_loadable_modules if components is None else components, lora_scale, **kwargs)
 
     def unfuse_lora(self, components: Optional[List[str]] = None, **kwargs) -> None:
         """[`LoraBaseMixin.unfuse_lora`], from UNet, adapter and VAE if no `components` are named."""
-        super().unfuse_lora(components or self._lora_loadable_modules, **kwargs)
+        super().unfuse_lora(self._lora_loadable_modules if components is None else components, **kwargs)
 
     # Checks: everything that can be wrong is found before a model runs
 

@@ -98,4 +98,7 @@ def main(options: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except ValueError as error:
+        raise SystemExit(f"sampling.py: error: {error}") from None

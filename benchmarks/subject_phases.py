@@ -173,20 +173,22 @@ def measure_setting(size: str, setting: Setting, device: str, num_steps: int, fo
         pipe.unet.enable_gradient_checkpointing()
         pipe.vae.enable_gradient_checkpointing()
     height, width = pipe.config.default_height, pipe.config.default_width
-    (frame,) = ProceduralFashionConfig(height=height, width=width).clip("train", 0, 0, [0])
     (folder / "photos").mkdir()
-    Image.fromarray(frame.image).save(folder / "photos" / "photo.png")
-    Image.fromarray(frame.iuv).save(folder / "photos" / "photo_iuv.png")
-    settings = PairSettings(min_crop_scale=0.8)
-    samples = SubjectPairs(load_photos(folder / "photos"), LatentShape.of(pipe.vae, height, width), 0, settings)
+    # As many as are encoded at a time.
+    drawn = ProceduralFashionConfig(height=height, width=width).clip("train", 0, 0, list(range(BATCH_SIZE)))
+    for number, frame in enumerate(drawn):
+        Image.fromarray(frame.image).save(folder / "photos" / f"{number}.png")
+        Image.fromarray(frame.iuv).save(folder / "photos" / f"{number}_iuv.png")
+    shape = LatentShape.of(pipe.vae, height, width)
+    samples = SubjectPairs(load_photos(folder / "photos"), shape, 0, PairSettings())
     names = ("train_batch_size", "gradient_accumulation_steps", "use_8bit_adam")
     common = {name: getattr(setting, name) for name in names}
-    common |= {"max_train_steps": num_steps, "learning_rate": 1e-4, "checkpointing_steps": None, "seed": 0}
+    common |= {"max_train_steps": num_steps, "learning_rate": 0.0, "checkpointing_steps": None, "seed": 0}
     peaks = {}
     for phase in PHASES:
         if accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         arguments = phase_arguments(folder, {phase: None}, common, {})
-        train_subject(accelerator, pipe, samples, arguments, build_lora_configs(setting.rank), {}, num_cached_crops=8)
+        train_subject(accelerator, pipe, samples, arguments, build_lora_configs(setting.rank), {}, num_cached_crops=1)
         peaks[phase] = torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else None
     return peaks

@@ -100,9 +100,10 @@ def draw_samples(pipe: DreamPosePipeline, folder: Path, num_frames: int) -> dict
     }
 
 
-def optimizer_of(pipe: DreamPosePipeline) -> torch.optim.Optimizer:
+def optimizer_of(pipe: DreamPosePipeline, use_8bit_adam: bool) -> torch.optim.Optimizer:
     """The training loop's own, without any state yet."""
-    return build_optimizer([*pipe.unet.parameters(), *pipe.adapter.parameters()], LEARNING_RATE)
+    parameters = [*pipe.unet.parameters(), *pipe.adapter.parameters()]
+    return build_optimizer(parameters, LEARNING_RATE, use_8bit_adam=use_8bit_adam)
 
 
 def release_loss(
@@ -134,9 +135,10 @@ def run_release(
     batch_size: int,
     num_workers: int,
     clock: StepClock,
+    use_8bit_adam: bool = False,
 ) -> None:
     """The release's loop (johannakarras/DreamPose, train.py at 5bf30b7) without dropout, augmentation, TensorBoard."""
-    optimizer = optimizer_of(pipe)
+    optimizer = optimizer_of(pipe, use_8bit_adam)
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     # Of no end, since its workers would be started anew for each epoch of a short clip.
     order = range(batch_size * clock.num_batches)
@@ -158,6 +160,7 @@ def run_training(
     num_workers: int,
     output_dir: Path,
     clock: StepClock,
+    use_8bit_adam: bool = False,
 ) -> None:
     """This project's loop as `training/train.py` runs it, a line of its log for each step."""
     loss_fn = StageOneLoss(pipe, DDPMScheduler.from_config(pipe.scheduler.config), samples.shape)
@@ -175,6 +178,7 @@ def run_training(
         max_train_steps=clock.num_batches,
         train_batch_size=batch_size,
         learning_rate=LEARNING_RATE,
+        use_8bit_adam=use_8bit_adam,
         max_grad_norm=MAX_GRAD_NORM,
         dataloader_num_workers=num_workers,
         checkpointing_steps=None,
@@ -205,9 +209,11 @@ def floor_loss(accelerator: Accelerator, pipe: DreamPosePipeline, ready: dict[st
     return F.mse_loss(model_pred.float(), ready["target"])
 
 
-def run_floor(accelerator: Accelerator, pipe: DreamPosePipeline, batch_size: int, clock: StepClock) -> None:
+def run_floor(
+    accelerator: Accelerator, pipe: DreamPosePipeline, batch_size: int, clock: StepClock, use_8bit_adam: bool = False
+) -> None:
     """Forward, backward and optimizer on the same ready tensors in each step, and nothing else."""
-    optimizer, ready = optimizer_of(pipe), draw_ready_tensors(pipe, batch_size)
+    optimizer, ready = optimizer_of(pipe, use_8bit_adam), draw_ready_tensors(pipe, batch_size)
     while True:
         clock.tick()
         floor_loss(accelerator, pipe, ready).backward()

@@ -43,6 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default=device)
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--use_8bit_adam", action="store_true", help="by bitsandbytes, on CUDA")
     parser.add_argument("--channels_last", action="store_true", help="memory layout of the UNet")
     parser.add_argument("--batch_size", type=int, default=4)
     # 0 is the trainer's own default; the release has 1.
@@ -68,6 +69,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
             "latent_cache": partial(run_training, accelerator, pipe, samples["latent_cache"], *loading, output_dir),
             "floor": partial(run_floor, accelerator, pipe, options.batch_size),
         }
+        procedures = {name: partial(run, use_8bit_adam=options.use_8bit_adam) for name, run in procedures.items()}
         rates, median, peaks = measure_in_turn(procedures, options.repeats, options.steps, options.batch_size, device)
     figures = {
         "ratios": {
@@ -112,4 +114,7 @@ def main(options: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except ValueError as error:
+        raise SystemExit(f"training_step.py: error: {error}") from None

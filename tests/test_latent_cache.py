@@ -41,6 +41,7 @@ def test_the_samples_are_those_of_the_direct_way(dataset, pipeline, shape, tmp_p
     assert len(shards(folder)) == 4 and {path.name for path in folder.iterdir()} == {*shards(folder), "facts.json"}
     cached = LatentFramePairs(dataset, shape, 1, direct.settings, LatentCache(folder))
     assert direct.pose_memo is not None and cached.pose_memo is None, "what the cache has is not kept again"
+    assert FramePairs(dataset, shape, 1, direct.settings, keeps_poses=False).pose_memo is None
     Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, train_image_encoder)
     loss = StageOneLoss(pipeline, None, shape)
     for position in (0, 17, 40):

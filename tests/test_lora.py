@@ -136,6 +136,11 @@ def test_fusing_and_unfusing(subjects):
     torch.testing.assert_close(render(pipe), attached, atol=1e-4, rtol=0)
     pipe.unfuse_lora()
     assert pipe.num_fused_loras == 0
+    pipe.fuse_lora(["unet", "adapter", "vae"], 0.0)  # the scale comes second, as in diffusers
+    torch.testing.assert_close(render(pipe), plain, atol=1e-4, rtol=0)
+    pipe.unfuse_lora()
+    with pytest.raises(ValueError, match="`components` cannot be an empty list"):
+        pipe.fuse_lora([])
     pipe.unload_lora_weights()
     torch.testing.assert_close(render(pipe), plain, atol=1e-4, rtol=0)
 

@@ -286,7 +286,7 @@ def test_loop_arguments_are_the_loop_s_keywords():
     keywords = inspect.signature(train).parameters
     arguments = TrainOptions().loop_arguments(100)
     taken = {name for name, parameter in keywords.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    assert set(arguments) == taken - {"collate_fn", "validate", "tracker_prefix", "first_tracker_step"}
+    assert set(arguments) == taken - {"validate", "tracker_prefix", "first_tracker_step"}
 
 
 def test_session_arguments_are_the_session_s():

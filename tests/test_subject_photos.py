@@ -141,6 +141,19 @@ def test_the_prior_has_its_share(tmp_path, dataset, shape):
     assert abs(timesteps[torch.tensor(is_prior)].mean() - 0.5) < 0.15
 
 
+@pytest.mark.parametrize("settings", [PairSettings(), PairSettings(min_crop_scale=0.6)])
+def test_without_references_none_is_read_and_all_else_stays(drawn, dataset, shape, settings, monkeypatch):
+    samples = SubjectPairs(load_photos(drawn), shape, 0, settings, FramePairs(dataset, shape, 0), 0.5)
+    alone = samples.targets_alone()
+    for position in range(8):
+        whole = samples[position]
+        assert alone[position].keys() == whole.keys() - {"reference_image"}
+        assert all(torch.equal(value, whole[name]) for name, value in alone[position].items())
+    monkeypatch.setattr(FramePairs, "read_image", lambda *_: pytest.fail("a reference was read"))
+    for position in range(8):
+        alone[position]
+
+
 def test_what_a_folder_holds(tmp_path):
     """Names in order, all kinds of files, and a photo turned as its EXIF says."""
     save_photo(tmp_path, "b", get_dummy_image(1), get_dummy_iuv(1), ".JPG")

@@ -284,6 +284,11 @@ def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
     assert "Nothing is trained yet" in (out / "README.md").read_text()
 
 
+def test_the_base_is_not_written_over(base, tmp_path):
+    with pytest.raises(ValueError, match="`output_dir` must spare what is read, but .* writes over"):
+        main(parse_args(arguments(base, base, "--max_train_steps", "0")))
+
+
 def test_a_push_that_fails_fails_no_run(base, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     out = tmp_path / "out"

@@ -114,6 +114,18 @@ def test_operations_are_those_of_forward_and_backward(pipe):
     assert measure_matmul(CPU, torch.float32, side=64, repeats=2) > 0
 
 
+@pytest.mark.parametrize("procedure", ["run_release", "run_training", "run_floor"])
+def test_8_bit_moments_are_asked_of_each_procedure(pipe, samples, tmp_path, procedure):
+    accelerator, given = Accelerator(cpu=True), {"use_8bit_adam": True, "clock": StepClock(1, 1, CPU)}
+    call = {
+        "run_release": lambda: run_release(accelerator, pipe, samples["release"], 2, 0, **given),
+        "run_training": lambda: run_training(accelerator, pipe, samples["pictures"], 2, 0, tmp_path, **given),
+        "run_floor": lambda: run_floor(accelerator, pipe, 2, **given),
+    }
+    with pytest.raises(ValueError, match="`use_8bit_adam` must go with CUDA and bitsandbytes, got cpu"):
+        call[procedure]()
+
+
 @pytest.mark.slow
 def test_the_report(tmp_path):
     words = ["--size", "tiny", "--device", "cpu", "--steps", "1", "--repeats", "1", "--batch_size", "2"]

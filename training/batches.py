@@ -7,7 +7,7 @@ A stream is an endless `IterableDataset`. Its samples hold `stream_position`, wh
 """
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -30,7 +30,6 @@ def load_batches(
     train_batch_size: int,
     gradient_accumulation_steps: int,
     num_workers: int,
-    collate_fn: Callable[[list], Any] | None,
     saved_positions: list[list[list[int]]] | None = None,
 ) -> Generator[Any, None, None]:
     """This process's share of what a run still has to see; closing the generator ends the worker processes at once.
@@ -42,12 +41,10 @@ def load_batches(
         train_batch_size (`int`): Samples of one micro-batch of one process.
         gradient_accumulation_steps (`int`): Micro-batches of one step.
         num_workers (`int`): Worker processes, 0 for none.
-        collate_fn (`Callable`, *optional*): Samples to a batch.
         saved_positions (`list`, *optional*): Those that a checkpoint has, of each process and worker.
     """
     options = {
         "num_workers": num_workers,
-        "collate_fn": collate_fn,
         "pin_memory": state.accelerator.device.type == "cuda",
         "worker_init_fn": ignore_stop_signals,
         # A generator of its own, or starting it would draw from the one that the step is seeded with.

@@ -19,6 +19,7 @@ from pipeline_dreampose import DreamPosePipeline
 from training.baselines import ROWS, measure, measure_regions, measure_run, predict_clip, predict_run, to_tensor
 from training.clips import Clip
 from training.learned_metrics import VIDEO_LENGTH, LearnedMetrics
+from training.settings_file import partial_path
 
 
 SUFFIX = ".safetensors"
@@ -42,7 +43,7 @@ class ClipRecord:
         """Write a safetensors file that appears under its name when it is whole."""
         tensors = {f"pictures/{name}": value for name, value in self.pictures.items()}
         tensors |= {f"features/{m}/{name}": v for m, by_set in self.features.items() for name, v in by_set.items()}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = partial_path(path)
         facts = {"values": self.values, "moved": self.moved}
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"facts": json.dumps(facts)})
         os.replace(partial, path)

@@ -79,7 +79,7 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 
 def main(options: argparse.Namespace) -> None:
     source = options.base if options.subject_of is None else options.subject_of
-    spare_inputs("output_dir", [options.output_dir], [path for path in [Path(source)] if path.exists()])
+    spare_inputs("output_dir", [options.output_dir], [source])
     check_output_dir(options.output_dir, options.subject_of is not None)
     if options.subject_of is not None:
         how = (options.rank, options.output_dir, options.revision, options.device)

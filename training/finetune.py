@@ -47,7 +47,7 @@ def check(options: tuple) -> dict[str, Any]:
     phases = trained_phases(run.max_train_steps, decoder.decoder_max_train_steps)
     check_photos(subject.instance_data_dir, subject.densepose)
     read = [subject.pretrained_model_name_or_path, subject.instance_data_dir, subject.prior_dataset]
-    spare_inputs("output_dir", [Path(run.output_dir)], [Path(name) for name in read if name and Path(name).exists()])
+    spare_inputs("output_dir", [run.output_dir], read)
     return resume_points(run.output_dir, run.resume_from_checkpoint, phases)
 
 

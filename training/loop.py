@@ -63,7 +63,6 @@ def train(
     ema_decay: float | None = None,
     seed: int = 0,
     dataloader_num_workers: int = 0,
-    collate_fn: Callable[[list], Any] | None = None,
     checkpointing_steps: int | None = 500,
     checkpoints_total_limit: int | None = 2,
     resume_from_checkpoint: str | os.PathLike | None = None,
@@ -99,7 +98,6 @@ def train(
         ema_decay (`float`, *optional*): Average the weights; the average is what is validated and returned.
         seed (`int`): Seeds torch anew before each step, for modules that draw by themselves (dropout).
         dataloader_num_workers (`int`): Worker processes for the data, 0 for none.
-        collate_fn (`Callable`, *optional*): Samples to a batch; torch's default stacks dicts of tensors.
         checkpointing_steps (`int`, *optional*): A checkpoint every so many steps; the last step always gets one.
         checkpoints_total_limit (`int`, *optional*): How many checkpoints to keep, `None` for all.
         resume_from_checkpoint (`str` or `os.PathLike`, *optional*): `"latest"` (or none there yet), or a folder.
@@ -151,7 +149,7 @@ def train(
         run.resume(checkpoint)
         if accelerator.is_main_process:
             start_log(output_dir, run.state.global_step)
-        with StopSignals() as stop, closing(run.load_data(dataset, dataloader_num_workers, collate_fn)) as batches:
+        with StopSignals() as stop, closing(run.load_data(dataset, dataloader_num_workers)) as batches:
             run.fit(loss_fn, batches, validate, stop)
         return run.finish()
     except OSError as error:
@@ -251,11 +249,11 @@ class _Run:
         self.state.save(settings.output_dir, settings.checkpoints_total_limit, world)
         self.saved_step = self.state.global_step
 
-    def load_data(self, dataset, num_workers, collate_fn) -> Generator[Any, None, None]:
+    def load_data(self, dataset, num_workers) -> Generator[Any, None, None]:
         settings = self.settings
         num_steps = max(settings.max_train_steps - self.state.global_step, 0)
         sizes = (settings.train_batch_size, settings.gradient_accumulation_steps)
-        return load_batches(dataset, self.state, num_steps, *sizes, num_workers, collate_fn, self.saved_positions)
+        return load_batches(dataset, self.state, num_steps, *sizes, num_workers, self.saved_positions)
 
     def fit(self, loss_fn, batches, validate, stop) -> None:
         settings = self.settings

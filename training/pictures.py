@@ -188,18 +188,19 @@ def copy_without_metadata(source: str | os.PathLike, target: str | os.PathLike) 
         raise UnreadablePictures(f"`picture` must be a readable picture, got {str(source)!r}: {error}.") from error
 
 
-def spare_inputs(name: str, outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+def spare_inputs(name: str, outputs: Sequence[str | os.PathLike], inputs: Sequence[str | os.PathLike | None]) -> None:
     """Refuse to write over what is read.
 
     Args:
         name (`str`): The argument that says where to write.
-        outputs (`Sequence[Path]`): Files or folders that will be written.
-        inputs (`Sequence[Path]`): Files or folders that are read.
+        outputs (`Sequence[str | os.PathLike]`): Files or folders that will be written.
+        inputs (`Sequence[str | os.PathLike | None]`):
+            Files or folders that are read; what is none, such as a Hub id, is passed over.
     Raises:
         ValueError: If one of `outputs` is one of `inputs`, or the folder that holds such a file.
     """
-    for output in outputs:
-        for path in inputs:
+    for output in map(Path, outputs):
+        for path in (Path(path) for path in inputs if path is not None and Path(path).exists()):
             taken = [path.resolve(), *([] if path.is_dir() else [path.resolve().parent])]
             if output.resolve() in taken:
                 raise ValueError(f"`{name}` must spare what is read, but {str(output)!r} writes over {str(path)!r}.")

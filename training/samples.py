@@ -12,9 +12,11 @@ from training.data.pair_settings import PairSettings
 from training.data.prepared import load_prepared
 
 
-def open_samples(name: str, shape: LatentShape, seed: int, settings: PairSettings) -> FramePairs:
+def open_samples(
+    name: str, shape: LatentShape, seed: int, settings: PairSettings, keeps_poses: bool = True
+) -> FramePairs:
     """The training split, read and encoded as samples are asked for; arguments are those of `FramePairs`."""
-    return FramePairs(load_prepared(name, "train"), shape, seed, settings)
+    return FramePairs(load_prepared(name, "train"), shape, seed, settings, keeps_poses)
 
 
 def open_stream(
@@ -30,7 +32,7 @@ def open_held_out(
 ) -> FramePairs:
     """The validation split; of a stream, the first `num_videos` videos."""
     rows = load_prepared(name, "validation", streaming)
-    return FramePairs(take_videos(rows, num_videos) if streaming else rows, shape, seed, settings)
+    return FramePairs(take_videos(rows, num_videos) if streaming else rows, shape, seed, settings, keeps_poses=False)
 
 
 def cache_samples(

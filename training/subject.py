@@ -148,8 +148,10 @@ def train_subject(
         if channels_last:  # but for a LoRA's own weights, which PEFT views as matrices
             module.to(memory_format=torch.channels_last)
         with _made_trainable(pipeline, names, configs, weight_dtype(accelerator), arguments[phase]["seed"]):
-            loss_fn, seen, waiting = reconstruct, samples, [pipeline.unet, pipeline.adapter, pipeline.image_encoder]
+            loss_fn, seen = reconstruct, samples.targets_alone()
+            waiting = [pipeline.unet, pipeline.adapter, pipeline.image_encoder]
             if phase == "denoiser":
+                seen = samples
                 noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
                 loss_fn = StageOneLoss(pipeline, noise_scheduler, samples.shape, **loss_arguments)
                 waiting = [pipeline.vae.decoder]

@@ -61,7 +61,8 @@ def open_pairs(
     prior = None
     if prior_dataset is not None:
         try:
-            prior = open_samples(prior_dataset, shape, seed, replace(settings, min_crop_scale=1.0, bad_rows="skip"))
+            whole = replace(settings, min_crop_scale=1.0, bad_rows="skip")
+            prior = open_samples(prior_dataset, shape, seed, whole, keeps_poses=False)
         except ValueError as error:
             raise ValueError(f"`prior_dataset` cannot be taken. {error}") from error
     return SubjectPairs(photos, shape, seed, settings, prior, prior_prob)

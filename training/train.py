@@ -20,6 +20,7 @@ from training.denoiser import Denoiser, StageOneLoss, load_base_pipeline
 from training.hub import try_make_repo, try_push
 from training.loop import train
 from training.option_parsing import format_options, option_values, parse, save_options
+from training.pictures import spare_inputs
 from training.precision import held_in, weight_dtype
 from training.run_card import describe_run
 from training.samples import cache_samples, open_held_out, open_samples, open_stream
@@ -75,6 +76,7 @@ def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -
 def main(options: tuple) -> None:
     """Load, widen, train, write a pipeline folder to `output_dir`, and push it if asked to."""
     model, data, pairs, _, run, _, hub = options
+    spare_inputs("output_dir", [run.output_dir], [model.pretrained_model_name_or_path, data.train_data])
     first_step = starting_step(run.output_dir, run.resume_from_checkpoint)
     if pairs.streaming:
         run.loop_arguments(None)

@@ -42,8 +42,6 @@ class CachedSubjectPairs(SubjectPairs):
         show_progress (`bool`, *optional*, defaults to `True`): A bar over what is encoded.
     """
 
-    keeps_poses = False  # they are encoded with the crops
-
     def __init__(self, pairs: SubjectPairs, encoders: FrameEncoders, num_crops: int, show_progress: bool = True):
         self.num_crops = num_crops if pairs.settings.min_crop_scale < 1 else 1
         count, prior = len(pairs) * self.num_crops, pairs.prior

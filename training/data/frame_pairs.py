@@ -8,6 +8,7 @@ generator seeded by (seed, n), so that workers, processes and resumption change 
 Legend: `C` latent channels, `H W` pixels, `h w` latent cells.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -95,16 +96,24 @@ class FramePairs(Dataset):
         shape (`LatentShape`): Sizes of pictures and latents.
         seed (`int`): Of all draws.
         settings (`PairSettings`, *optional*): How frames become a sample.
+        keeps_poses (`bool`, *optional*, defaults to `True`):
+            Whether pose maps are kept once they are decoded; no use where each is met once or twice.
     Raises:
         ValueError: If `dataset` has no rows.
     """
 
-    keeps_poses = True  # of those that read pictures
-
-    def __init__(self, dataset, shape: LatentShape, seed: int, settings: PairSettings = PairSettings()):
+    def __init__(
+        self,
+        dataset,
+        shape: LatentShape,
+        seed: int,
+        settings: PairSettings = PairSettings(),
+        keeps_poses: bool = True,
+    ):
         if len(dataset) == 0:
             raise ValueError("`dataset` must have at least one row, got 0.")
         self.dataset, self.shape, self.seed, self.settings = dataset, shape, seed, settings
+        self.reads_references = True
         self.videos = group_videos(dataset)
         self.video_of_row = {row: rows for rows in self.videos.values() for row in rows}
         # Reading a row decodes all of its pictures, so each column is read by itself.
@@ -112,7 +121,7 @@ class FramePairs(Dataset):
         self.names = dataset.select_columns(["video_id", "frame_index"])
         self.frame_indices = np.array(self.names["frame_index"][:])
         # A random crop has a map of its own, which is never met again.
-        is_repeated = self.keeps_poses and settings.min_crop_scale == 1
+        is_repeated = keeps_poses and settings.min_crop_scale == 1
         self.pose_memo = PoseMemo.open(len(dataset), shape.height, shape.width) if is_repeated else None
 
     def __len__(self) -> int:
@@ -154,9 +163,15 @@ class FramePairs(Dataset):
         crop = torch.rand(3, generator=generator).tolist() if self.settings.min_crop_scale < 1 else None
         return self.read_reference(int(reference)) | self.read_target(row, crop) | draws
 
-    def read_reference(self, row: int) -> dict[str, torch.Tensor]:
+    def targets_alone(self) -> "FramePairs":
+        """The same samples, for what sees no reference: none is read, and all draws are as before."""
+        alone = copy(self)
+        alone.reads_references = False
+        return alone
+
+    def read_reference(self, row: int, crop: list[float] | None = None) -> dict[str, torch.Tensor]:
         """What a sample holds of its reference."""
-        return {"reference_image": self.read_image(row)}
+        return {"reference_image": self.read_image(row, crop)} if self.reads_references else {}
 
     def read_target(self, row: int, crop: list[float] | None = None) -> dict[str, torch.Tensor]:
         """What a sample holds of its target: the picture and the real poses around it, all by one crop's draws."""

@@ -307,11 +307,9 @@ class LatentFramePairs(FramePairs):
         ValueError: If samples show random crops.
     """
 
-    keeps_poses = False  # the cache has them
-
     def __init__(self, dataset, shape: LatentShape, seed: int, settings: PairSettings, cache: LatentCache):
         settings.check_cacheable()
-        super().__init__(dataset, shape, seed, settings)
+        super().__init__(dataset, shape, seed, settings, keeps_poses=False)  # the cache has them
         self.cache = cache
 
     def read_reference(self, row: int) -> dict[str, torch.Tensor]:

@@ -101,7 +101,7 @@ class SubjectPairs(FramePairs):
         prior: FramePairs | None = None,
         prior_prob: float = 0.0,
     ):
-        super().__init__(dataset, shape, seed, settings)
+        super().__init__(dataset, shape, seed, settings, keeps_poses=False)  # a few photos
         self.prior, self.prior_prob = prior, prior_prob
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
@@ -131,7 +131,13 @@ class SubjectPairs(FramePairs):
     def read_crops(self, reference: int, target: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """What a sample holds of two photos, each seen as one draw has it."""
         crops = torch.rand(2, 3, generator=generator).tolist() if self.settings.min_crop_scale < 1 else [None, None]
-        return {"reference_image": self.read_image(reference, crops[0])} | self.read_target(target, crops[1])
+        return self.read_reference(reference, crops[0]) | self.read_target(target, crops[1])
+
+    def targets_alone(self) -> "SubjectPairs":
+        """The same samples without references, the prior's too."""
+        alone = super().targets_alone()
+        alone.prior = None if self.prior is None else self.prior.targets_alone()
+        return alone
 
 
 def _read_row(path: Path) -> dict:
