@@ -116,7 +116,7 @@ def test_operations_are_those_of_forward_and_backward(pipe):
 
 @pytest.mark.parametrize("procedure", ["run_release", "run_training", "run_floor"])
 def test_8_bit_moments_are_asked_of_each_procedure(pipe, samples, tmp_path, procedure):
-    accelerator, given = Accelerator(cpu=True), {"use_8bit_adam": True, "clock": StepClock(1, 1, CPU)}
+    accelerator, given = Accelerator(cpu=True), {"use_8bit_adam": True, "clock": StepClock(1, CPU)}
     call = {
         "run_release": lambda: run_release(accelerator, pipe, samples["release"], 2, 0, **given),
         "run_training": lambda: run_training(accelerator, pipe, samples["pictures"], 2, 0, tmp_path, **given),
