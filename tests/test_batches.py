@@ -29,7 +29,7 @@ class Stream(IterableDataset):
 def open_batches(num_workers, saved=None, processes=1, index=0):
     place = {"num_processes": processes, "process_index": index, "device": torch.device("cpu")}
     state = SimpleNamespace(accelerator=SimpleNamespace(**place), stream_positions=None, num_samples=0)
-    return state, load_batches(Stream(), state, 5, 3, 1, num_workers, None, saved)
+    return state, load_batches(Stream(), state, 5, 3, 1, num_workers, saved)
 
 
 def test_what_was_handed_out_is_noted_and_no_more():
