@@ -45,8 +45,7 @@ tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours o
 	$(LAUNCH) training/train_encoders.py --preset tiny_image_encoder
 	$(BIN)/python training/train_encoders.py --preset tiny_pipeline
 	$(LAUNCH) training/train.py --preset tiny
-	$(LAUNCH) training/train.py --preset tiny_continued
-	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1_continued --runs runs/tiny
+	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1 --runs runs/tiny
 	$(BIN)/python training/evaluation.py --model model_card/tiny --device cpu --output model_card/tiny/evaluation
 
 tiny-code:  ## rewrite the embedded model's copies of the plug-in

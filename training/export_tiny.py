@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0
 """Ship the embedded default: a trained small pipeline in half precision, and the sample that the demo animates.
 
-python training/export_tiny.py --pipeline runs/tiny/stage1_continued --runs runs/tiny
+python training/export_tiny.py --pipeline runs/tiny/stage1 --runs runs/tiny
 """
 
 import argparse
@@ -21,7 +21,7 @@ from training.pictures import picture_grid
 from training.run_log import LOG_NAME, read_log
 
 
-RUNS = ("vae", "image_encoder", "stage1", "stage1_continued")
+RUNS = ("vae", "image_encoder", "stage1")
 CURVES = {
     "loss": "Loss",
     "validation/psnr": "PSNR of held-out frames, dB",
@@ -60,15 +60,12 @@ def export_pipeline(options: argparse.Namespace) -> None:
 
 
 def export_training(runs: Path, folder: Path) -> None:
-    """Keep settings and log of each run, and draw the curves of stage 1, both legs as one."""
+    """Keep settings and log of each run, and draw the curves of stage 1."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in RUNS:
         shutil.copyfile(runs / name / "options.yaml", folder / f"{name}.yaml")
         shutil.copyfile(runs / name / LOG_NAME, folder / f"{name}.jsonl")
-    records, begin = [], 0
-    for name in RUNS[2:]:
-        records += [record | {"step": begin + record["step"]} for record in read_log(runs / name)]
-        begin = records[-1]["step"]
+    records = read_log(runs / "stage1")
     charts = [
         line_chart({"stage 1": [(record["step"], record[value]) for record in records if value in record]}, title)
         for value, title in CURVES.items()
