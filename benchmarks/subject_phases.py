@@ -24,8 +24,8 @@ from benchmarks.memory_counting import (
     quantized_bytes,
 )
 from benchmarks.sampling_procedures import SIZES, build_models, build_pipeline
-from training.data.crop_cache import BATCH_SIZE
 from training.data.frame_pairs import LatentShape
+from training.data.latent_cache import pictures_at_a_time
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.subject_photos import SubjectPairs, load_photos
@@ -121,8 +121,9 @@ def _count_encoding(size: str, models: Mapping[str, nn.Module]) -> dict[str, int
     *_, height, width = SIZES[size]
     vae, image_encoder = models["vae"], models["image_encoder"]
     side = image_encoder.config.image_size
-    pixel_values = torch.empty(BATCH_SIZE, 3, height, width, dtype=vae.dtype, device="meta")
-    squares = torch.empty(BATCH_SIZE, 3, side, side, dtype=image_encoder.dtype, device="meta")
+    batch_size = pictures_at_a_time(height, width)
+    pixel_values = torch.empty(batch_size, 3, height, width, dtype=vae.dtype, device="meta")
+    squares = torch.empty(batch_size, 3, side, side, dtype=image_encoder.dtype, device="meta")
     with torch.no_grad(), LiveBytes() as live, LikeOnCuda():
         vae.encode(pixel_values)
         image_encoder(squares)
@@ -166,7 +167,7 @@ def measure_setting(size: str, setting: Setting, device: str, num_steps: int, fo
     pipe = build_pipeline(size, "cpu", torch.float32)
     if setting.quantize_base:
         pipe.save_pretrained(folder / "base")
-        loading = four_bit_arguments(setting.autocast_dtype or torch.float32, accelerator.device)
+        loading = four_bit_arguments(setting.autocast_dtype or torch.float32)
         pipe = load_subject_base(str(folder / "base"), **loading)
     pipe.to(accelerator.device)
     if setting.gradient_checkpointing:
@@ -175,7 +176,8 @@ def measure_setting(size: str, setting: Setting, device: str, num_steps: int, fo
     height, width = pipe.config.default_height, pipe.config.default_width
     (folder / "photos").mkdir()
     # As many as are encoded at a time.
-    drawn = ProceduralFashionConfig(height=height, width=width).clip("train", 0, 0, list(range(BATCH_SIZE)))
+    num_photos = min(16, pictures_at_a_time(height, width))
+    drawn = ProceduralFashionConfig(height=height, width=width).clip("train", 0, 0, list(range(num_photos)))
     for number, frame in enumerate(drawn):
         Image.fromarray(frame.image).save(folder / "photos" / f"{number}.png")
         Image.fromarray(frame.iuv).save(folder / "photos" / f"{number}_iuv.png")

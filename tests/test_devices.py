@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from training.devices import check_device
+from training import devices
+from training.devices import check_bitsandbytes, check_device
 from training.hub import load_pipeline
 
 
@@ -15,3 +16,19 @@ def test_others_are_refused_in_one_line(name, tmp_path):
         check_device(name)
     with pytest.raises(ValueError, match="`device` must be one of this machine"):
         load_pipeline(str(tmp_path), name)
+
+
+@pytest.mark.parametrize(
+    "device, is_installed, message",
+    [
+        ("cpu", False, "got cpu; bitsandbytes is not installed"),
+        ("cuda:1", False, "got cuda; bitsandbytes is not installed"),
+        ("cpu", True, "got cpu; bitsandbytes is installed"),
+    ],
+)
+def test_bitsandbytes_wants_to_be_installed_and_cuda(device, is_installed, message, monkeypatch):
+    monkeypatch.setattr(devices, "is_bnb_available", lambda: is_installed)
+    with pytest.raises(ValueError, match=f"`quantize_base` must go with CUDA and bitsandbytes, {message}"):
+        check_bitsandbytes("quantize_base", device)
+    monkeypatch.setattr(devices, "is_bnb_available", lambda: True)
+    check_bitsandbytes("quantize_base", "cuda:1")

@@ -340,8 +340,9 @@ def test_a_quantized_base_is_left_as_it_was_loaded(base, photos, tmp_path, monke
         return nullcontext()
 
     arguments_of = {"dtype": {"unet": torch.bfloat16, "default": torch.float32}}
+    monkeypatch.setattr("training.session.check_bitsandbytes", lambda *_: None)
     monkeypatch.setattr(
-        finetune, "four_bit_arguments", lambda dtype, device: arguments_of if dtype == torch.bfloat16 else None
+        finetune, "four_bit_arguments", lambda dtype: arguments_of if dtype == torch.bfloat16 else None
     )
     monkeypatch.setattr(finetune, "load_subject_base", load_marked)
     monkeypatch.setattr(subject, "held_on_cpu", note)

@@ -510,9 +510,13 @@ def test_an_interrupted_call_begins_no_other_chunk_or_video(shared_pipe, output_
         return {}
 
     inputs = {**get_dummy_inputs(), "image": [get_dummy_image()] * 2, "output_type": output_type, "chunk_size": 3}
-    with mock.patch.object(shared_pipe, "decode_latents", wraps=shared_pipe.decode_latents) as decode:
+    inputs |= {"image_guidance_scale": 1.0, "pose_guidance_scale": 1.0}  # no null image is encoded
+    with (
+        mock.patch.object(shared_pipe, "decode_latents", wraps=shared_pipe.decode_latents) as decode,
+        mock.patch.object(shared_pipe, "encode_image", wraps=shared_pipe.encode_image) as encode,
+    ):
         video, other = shared_pipe(**inputs, callback_on_step_end=callback).frames
-    assert decode.call_count == (0 if output_type == "latent" else 1)
+    assert decode.call_count == (0 if output_type == "latent" else 1) and encode.call_count == 1
     if output_type == "pil":
         assert len(video) == 3 and other == []
     else:

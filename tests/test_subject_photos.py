@@ -141,17 +141,22 @@ def test_the_prior_has_its_share(tmp_path, dataset, shape):
     assert abs(timesteps[torch.tensor(is_prior)].mean() - 0.5) < 0.15
 
 
+READ = FramePairs._read
+
+
 @pytest.mark.parametrize("settings", [PairSettings(), PairSettings(min_crop_scale=0.6)])
-def test_without_references_none_is_read_and_all_else_stays(drawn, dataset, shape, settings, monkeypatch):
+def test_targets_alone_are_the_same_and_nothing_else_is_read(drawn, dataset, shape, settings, monkeypatch):
     samples = SubjectPairs(load_photos(drawn), shape, 0, settings, FramePairs(dataset, shape, 0), 0.5)
     alone = samples.targets_alone()
     for position in range(8):
         whole = samples[position]
-        assert alone[position].keys() == whole.keys() - {"reference_image"}
+        assert alone[position].keys() == whole.keys() - {"reference_image", "pose_window"}
         assert all(torch.equal(value, whole[name]) for name, value in alone[position].items())
-    monkeypatch.setattr(FramePairs, "read_image", lambda *_: pytest.fail("a reference was read"))
+    read = []
+    monkeypatch.setattr(FramePairs, "_read", lambda self, row, column: read.append(column) or READ(self, row, column))
     for position in range(8):
         alone[position]
+    assert read == ["image"] * 8
 
 
 def test_what_a_folder_holds(tmp_path):

@@ -85,7 +85,7 @@ def test_the_noise_offset_reaches_the_samples(base, tmp_path, monkeypatch):
     seen = []
 
     def open_samples(*source):
-        seen.append(source[-1])
+        seen.append(source[3])
         return samples.open_samples(*source)
 
     monkeypatch.setattr(train, "open_samples", open_samples)

@@ -57,16 +57,14 @@ def main(options: tuple) -> None:
     points, folder, name = check(options), Path(run.output_dir), subject.pretrained_model_name_or_path
     # In the trackers one phase begins where the other ends.
     first_step = sum(starting_step(folder / phase, point) for phase, point in points.items())
-    with open_session(
-        settings=option_values(*options), first_step=first_step, **run.session_arguments()
-    ) as accelerator:
-        quantized = (weight_dtype(accelerator), accelerator.device)
-        loading = four_bit_arguments(*quantized) if lora.quantize_base else {}
+    session = {"first_step": first_step, "quantize_base": lora.quantize_base, **run.session_arguments()}
+    with open_session(settings=option_values(*options), **session) as accelerator:
         photos = open_photos(accelerator, subject.instance_data_dir, subject.densepose, subject.person)
         is_main = accelerator.is_main_process
         if is_main:
             print(save_options(folder, *options).read_text())
         repo_id = try_make_repo(hub.hub_model_id, hub.hub_private_repo) if hub.push_to_hub and is_main else None
+        loading = four_bit_arguments(weight_dtype(accelerator)) if lora.quantize_base else {}
         pipeline = load_subject_base(name, subject.revision, subject.height, subject.width, **loading)
         commit = find_commit(name, subject.revision)  # before another process may fetch a newer one
         pipeline.to(accelerator.device)

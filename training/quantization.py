@@ -8,21 +8,15 @@ import torch
 from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig
 from torch import nn
 
-from training.devices import check_bitsandbytes
 
-
-def four_bit_arguments(dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
+def four_bit_arguments(dtype: torch.dtype) -> dict[str, Any]:
     """The arguments of a pipeline's `from_pretrained` that load the weights of its UNet's linear layers as NF4.
 
     Args:
         dtype (`torch.dtype`): Of the UNet's other weights, and what products are computed in.
-        device (`str` or `torch.device`): Where they will be.
     Returns:
         `dict[str, Any]`: `quantization_config`, and `dtype`, in which all other models stay in float32.
-    Raises:
-        ValueError: If bitsandbytes is not installed, or the device is not a CUDA one.
     """
-    check_bitsandbytes("quantize_base", device)
     unet = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {
         "quantization_config": PipelineQuantizationConfig(quant_mapping={"unet": unet}),

@@ -31,6 +31,7 @@ def open_session(
     report_to: str | None = None,
     allow_tf32: bool = False,
     use_8bit_adam: bool = False,
+    quantize_base: bool = False,
     first_step: int = 0,
 ) -> Iterator[Accelerator]:
     """An accelerator with its trackers started; they end with the session, however it ends. One that cannot end is a
@@ -44,6 +45,7 @@ def open_session(
         report_to (`str`, *optional*): A tracker, or `"all"` that are installed.
         allow_tf32 (`bool`, *optional*, defaults to `False`): TensorFloat-32 for matrices of float32 on CUDA.
         use_8bit_adam (`bool`, *optional*, defaults to `False`): Whether an optimizer of the run wants bitsandbytes.
+        quantize_base (`bool`, *optional*, defaults to `False`): Whether weights that it loads want bitsandbytes.
         first_step (`int`, *optional*, defaults to 0): Of a run that goes on, as `training.trackers.tracker_arguments`
             takes it.
     Raises:
@@ -64,8 +66,9 @@ def open_session(
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         # Their weights and states lie in pieces, which the checkpoints here do not put together.
         raise ValueError(f"accelerate must run one process or DDP, got {accelerator.distributed_type}.")
-    if use_8bit_adam:
-        check_bitsandbytes("use_8bit_adam", accelerator.device)
+    for name, is_wanted in (("use_8bit_adam", use_8bit_adam), ("quantize_base", quantize_base)):
+        if is_wanted:
+            check_bitsandbytes(name, accelerator.device)
     set_seed(seed)
     if trackers:
         # Hyperparameters of a tracker are plain values.

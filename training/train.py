@@ -62,7 +62,8 @@ def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -
             clips = open_held_out(data.train_data, shape, run.seed, whole, pairs.streaming, num_pairs)
             validate = build_validation(pipeline, clips, accelerator, run.output_dir, run.seed, **vars(held_out))
         source = (data.train_data, shape, run.seed, pairs.settings(objective.noise_offset))
-        samples = open_stream(accelerator, *source) if pairs.streaming else open_samples(*source)
+        keeps = pairs.latent_cache_dir is None  # else each pose map is read once
+        samples = open_stream(accelerator, *source) if pairs.streaming else open_samples(*source, keeps)
         if pairs.latent_cache_dir is not None:
             samples = cache_samples(accelerator, pipeline, samples, pairs.latent_cache_dir, model.train_image_encoder)
         noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -83,9 +84,8 @@ def main(options: tuple) -> None:
     with open_session(
         settings=option_values(*options), first_step=first_step, **run.session_arguments()
     ) as accelerator:
-        size = (data.height, data.width, pairs.pose_radius)
-        names = (model.revision, model.image_encoder_name_or_path)
-        pipeline = load_base_pipeline(model.pretrained_model_name_or_path, *size, *names).to(accelerator.device)
+        how = (data.height, data.width, pairs.pose_radius, model.revision, model.image_encoder_name_or_path)
+        pipeline = load_base_pipeline(model.pretrained_model_name_or_path, *how).to(accelerator.device)
         is_main, repo_id = accelerator.is_main_process, hub.hub_model_id
         if is_main:
             print(save_options(run.output_dir, *options).read_text())

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from pipeline_dreampose import pose_window
 from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import FramePairs, sample_generator
-from training.data.latent_cache import BATCH_SIZE, FrameEncoders
+from training.data.latent_cache import FrameEncoders, pictures_at_a_time
 from training.data.subject_photos import SubjectPairs
 
 
@@ -49,7 +49,8 @@ class CachedSubjectPairs(SubjectPairs):
             prior = _CachedPrior(prior, encoders, len(pairs) * num_crops, show_progress)
         super().__init__(pairs.dataset, pairs.shape, pairs.seed, pairs.settings, prior, pairs.prior_prob)
         self.scaling_factor = encoders.vae.config.scaling_factor
-        self.crops = _encode_all(count, partial(self._encode, encoders), "Crops", show_progress)
+        batch_size = pictures_at_a_time(pairs.shape.pixel_height, pairs.shape.pixel_width)
+        self.crops = _encode_all(count, batch_size, partial(self._encode, encoders), "Crops", show_progress)
 
     def read_crops(self, reference: int, target: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """What a sample holds of two photos, of each one of its crops."""
@@ -84,7 +85,9 @@ class _CachedPrior(Dataset):
 
     def __init__(self, pairs: FramePairs, encoders: FrameEncoders, num_samples: int, show_progress: bool):
         self.pairs, self.num_samples, self.scaling_factor = pairs, num_samples, encoders.vae.config.scaling_factor
-        self.samples = _encode_all(num_samples, partial(_encode_samples, pairs, encoders), "Prior", show_progress)
+        batch_size = pictures_at_a_time(pairs.shape.pixel_height, pairs.shape.pixel_width)
+        encode = partial(_encode_samples, pairs, encoders)
+        self.samples = _encode_all(num_samples, batch_size, encode, "Prior", show_progress)
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         """One of those that are encoded, with the draws of its position."""
@@ -113,12 +116,12 @@ def _encode_samples(pairs: FramePairs, encoders: FrameEncoders, positions: list[
 
 
 def _encode_all(
-    count: int, encode: Callable[[list[int]], dict[str, torch.Tensor]], name: str, show_progress: bool
+    count: int, batch_size: int, encode: Callable[[list[int]], dict[str, torch.Tensor]], name: str, show_progress: bool
 ) -> dict[str, torch.Tensor]:
-    """What `encode` makes of all numbers below `count`, a few at a time."""
+    """What `encode` makes of all numbers below `count`, `batch_size` at a time."""
     batches = []
     with tqdm(total=count, desc=name, unit="picture", disable=not show_progress) as progress:
-        for numbers in torch.arange(count).split(BATCH_SIZE):
+        for numbers in torch.arange(count).split(batch_size):
             batches.append(encode(numbers.tolist()))
             progress.update(len(numbers))
     return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}

@@ -113,7 +113,7 @@ class FramePairs(Dataset):
         if len(dataset) == 0:
             raise ValueError("`dataset` must have at least one row, got 0.")
         self.dataset, self.shape, self.seed, self.settings = dataset, shape, seed, settings
-        self.reads_references = True
+        self.has_targets_alone = False
         self.videos = group_videos(dataset)
         self.video_of_row = {row: rows for rows in self.videos.values() for row in rows}
         # Reading a row decodes all of its pictures, so each column is read by itself.
@@ -164,17 +164,19 @@ class FramePairs(Dataset):
         return self.read_reference(int(reference)) | self.read_target(row, crop) | draws
 
     def targets_alone(self) -> "FramePairs":
-        """The same samples, for what sees no reference: none is read, and all draws are as before."""
+        """The same targets and draws, for what sees neither references nor poses: none is read, or found bad."""
         alone = copy(self)
-        alone.reads_references = False
+        alone.has_targets_alone = True
         return alone
 
     def read_reference(self, row: int, crop: list[float] | None = None) -> dict[str, torch.Tensor]:
         """What a sample holds of its reference."""
-        return {"reference_image": self.read_image(row, crop)} if self.reads_references else {}
+        return {} if self.has_targets_alone else {"reference_image": self.read_image(row, crop)}
 
     def read_target(self, row: int, crop: list[float] | None = None) -> dict[str, torch.Tensor]:
         """What a sample holds of its target: the picture and the real poses around it, all by one crop's draws."""
+        if self.has_targets_alone:
+            return {"target_image": self.read_image(row, crop)}
         image, pose_map = self._read_frame(row, crop)
         rows, centre = self.window_rows(row)
         pose_maps = [pose_map if r == row else self.read_pose_map(r, crop) for r in rows]

@@ -35,13 +35,18 @@ from training.settings_file import has_settings, partial_path, remove_leftovers,
 
 FACTS_NAME = "facts.json"
 SHARD_ROWS = 1024
-BATCH_SIZE = 2  # of pictures of 512x640 encoded at a time: the VAE wants 0.8 GB for each, in float32
 # Of the code between a row and the encoders, which fits and squeezes pictures and maps: to be raised when it makes
 # anything else of them than before, or the caches that are there would go on being used.
 CODE_VERSION = 1
 # What a row is good for: as a reference, in a target's window, and as a target, whose picture has its map's size.
 FLAGS = ("has_picture", "has_map", "is_target")
 _DIGEST_LENGTH = 16
+
+
+def pictures_at_a_time(height: int, width: int) -> int:
+    """How many pictures are encoded at a time: two of 512x640, for each of which the VAE wants 0.8 GB in float32, and
+    of others as many as have no more pixels together, or one."""
+    return max(1, 2 * 512 * 640 // (height * width))
 
 
 def _digest_weights(module: nn.Module) -> str:
@@ -140,8 +145,7 @@ def precompute_latents(
         latent_cache_dir (`str` or `os.PathLike`): Folder of caches, or of this one.
         pairs (`FramePairs`): Gives the rows and how they are fitted.
         encoders (`FrameEncoders`): The models.
-        batch_size (`int`, *optional*): Pictures encoded at a time; by default as many as have together no more pixels
-            than `BATCH_SIZE` of 512x640.
+        batch_size (`int`, *optional*): Pictures encoded at a time; by default [`pictures_at_a_time`].
         process_index, num_processes (`int`, *optional*): Which of several processes this is: they share the shards.
     Returns:
         `Path`: The cache's folder, whole once all processes are through.
@@ -149,7 +153,7 @@ def precompute_latents(
         ValueError: If `latent_cache_dir` is another cache, samples show random crops, or a row is bad and not skipped.
     """
     if batch_size is None:
-        batch_size = max(1, BATCH_SIZE * 512 * 640 // (pairs.shape.pixel_height * pairs.shape.pixel_width))
+        batch_size = pictures_at_a_time(pairs.shape.pixel_height, pairs.shape.pixel_width)
     facts = cache_facts(pairs, encoders)
     folder = cache_folder(latent_cache_dir, facts)
     write_json(folder / FACTS_NAME, facts)

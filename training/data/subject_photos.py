@@ -101,7 +101,7 @@ class SubjectPairs(FramePairs):
         prior: FramePairs | None = None,
         prior_prob: float = 0.0,
     ):
-        super().__init__(dataset, shape, seed, settings, keeps_poses=False)  # a few photos
+        super().__init__(dataset, shape, seed, settings)
         self.prior, self.prior_prob = prior, prior_prob
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
@@ -134,7 +134,7 @@ class SubjectPairs(FramePairs):
         return self.read_reference(reference, crops[0]) | self.read_target(target, crops[1])
 
     def targets_alone(self) -> "SubjectPairs":
-        """The same samples without references, the prior's too."""
+        """The same targets, the prior's too."""
         alone = super().targets_alone()
         alone.prior = None if self.prior is None else self.prior.targets_alone()
         return alone

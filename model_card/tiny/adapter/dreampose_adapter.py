@@ -61,7 +61,6 @@ EXAMPLE_DOC_STRING = """
         >>> pipe = DiffusionPipeline.from_pretrained("path/to/dreampose", trust_remote_code=True)
         >>> photo = load_image("photo.png")
         >>> poses = [load_image(str(path)) for path in sorted(Path("poses").glob("*.png"))]  # DensePose IUV pictures
-
         >>> video = pipe(photo, poses, generator=torch.Generator().manual_seed(0)).frames[0]
         >>> export_to_gif(video, "video.gif")
         ```
@@ -262,9 +261,7 @@ def encode_reference(
     feature_extractor: CLIPImageProcessor,
     image_range: Tuple[float, float] = (-1.0, 1.0),
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Encode photos for the adapter and the start of sampling; a test holds training's encoding equal to it.
-
-    Gradients reach the weights of `vae` and `image_encoder` where they are enabled.
+    """Encode photos for the adapter and the start of sampling.
 
     Args:
         pixel_values (`torch.Tensor`): Fitted canvases ([`fit_image`]), shape `(B, 3, H, W)`, range `[-1, 1]`.
@@ -734,10 +731,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 raise ValueError(f"`latents` must have one of the shapes {shapes}; got {got}.")
             if not torch.isfinite(latents).all():
                 raise ValueError("`latents` must be finite; got infinity or NaN.")
-        generators = generator if isinstance(generator, list) else [generator]
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"`generator` must be one, or a list of {batch_size}, one a video; got {len(generator)}.")
-        for one in generators:
+        for one in generator if isinstance(generator, list) else [generator]:
             if not isinstance(one, torch.Generator) and not (one is None and generator is None):
                 raise ValueError(f"`generator` must be a torch.Generator or a list of them; got {type(one)}.")
         return indices
@@ -973,8 +969,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 Whether to return a [`DreamPosePipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
                 Called after each step of each chunk with `(pipeline, step, timestep, callback_kwargs)`; `step` starts
-                again with every chunk. Returns a dict, whose `latents` replace those of the chunk. Scales that it
-                sets hold for the chunk. Interrupted, the call ends with it: later frames are no pictures, or 0.
+                again with every chunk. Returns a dict, whose `latents` replace those of the chunk. It may set the
+                pipeline's `_image_guidance_scale` and `_pose_guidance_scale` for the rest of the chunk. With
+                `_interrupt` set, the call ends with the chunk: later frames are missing in lists, 0 elsewhere.
             callback_on_step_end_tensor_inputs (`list`, *optional*, defaults to `["latents"]`):
                 Names of the tensors in `callback_kwargs`, each of shape `(frames of the chunk, C, h, w)`.
 
@@ -1028,6 +1025,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         nsfw_content_detected = [[] for _ in range(batch_size)] if checks_safety else None
         with self.progress_bar(total=batch_size * num_chunks * num_timesteps) as progress_bar:
             for b in range(batch_size):
+                if self.interrupt and b > 0:
+                    break
+
                 # 3. Encode the photos, once a video
                 states, image_latents = self.encode_image(photos[b].to(device))
 
@@ -1043,7 +1043,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 photo_indices = torch.randint(len(states), (num_timesteps,), **draw).tolist()
 
                 for first in range(0, len(frame_indices), size):
-                    if self.interrupt and (b, first) != (0, 0):
+                    if self.interrupt and first > 0:
                         break
 
                     # 5. The chunk's start, pose windows, generators and scales, which a callback may change
