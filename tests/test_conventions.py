@@ -326,6 +326,27 @@ def test_commands_in_the_documents_exist():
             assert (ROOT / file).is_file(), f"{document.name} names {file}"
 
 
+def documented_flags():
+    """Script -> the flags that some document's command gives it."""
+    flags = {}
+    for document in DOCUMENTS:
+        text = document.read_text().replace("\\\n", " ")
+        for file, words in re.findall(r"(?:python|launch)\s(?:--\S+\s(?:\d+\s)?)*((?:\w+/)*\w+\.py)([^`\n]*)", text):
+            flags.setdefault(file, set()).update(re.findall(r"(--\w+)", words))
+        for module, words in re.findall(r"python -m (benchmarks\.\w+)([^`\n]*)", text):
+            flags.setdefault(module.replace(".", "/") + ".py", set()).update(re.findall(r"(--\w+)", words))
+    return flags
+
+
+@pytest.mark.parametrize("file", sorted(documented_flags()))
+def test_flags_in_the_documents_exist(file, capsys):
+    script = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    with pytest.raises(SystemExit):
+        script.parse_args(["--help"])
+    missing = documented_flags()[file] - set(re.findall(r"--\w+", capsys.readouterr().out))
+    assert not missing, f"{file} has no {missing}"
+
+
 def test_requirements_are_pinned_once():
     constraints = (ROOT / "constraints.txt").read_text()
     pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", constraints, re.MULTILINE))
