@@ -182,6 +182,12 @@ def test_bad_input_is_one_clear_error(tmp_path, capsys):
         (["--input", "a", "--max_gap", "-1"], "`max_gap` must be at least 0, got -1"),
         (["--input", "a", "--person", "first"], "invalid choice: 'first'"),
         (["--input", "a", "--person", "score"], "`--person` must go with `--densepose` or a dump, got score"),
+        (["--input", "a", "--size", "4", "4"], "`--size` must go with a dump, got [4, 4]"),
+        (["--input", "a", "--device", "cpu"], "`--device` must go with `--densepose`, got cpu"),
+        (
+            ["--input", "a.pkl", "--size", "4", "4", "--densepose", "m"],
+            "`--densepose` must go with a video or a folder of pictures, got m",
+        ),
         (["--input", "a", "--max_gap", "2"], "`--max_gap` must go with `--densepose` or a dump, got 2"),
         (
             ["--input", "a", "--densepose", "m", "--channel_order", "vui"],

@@ -33,15 +33,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="of the frames, which a dump does not tell")
     add("--channel_order", choices=["auto", *CHANNEL_ORDERS], default="auto", help="of IUV pictures (default: auto)")
     options = parser.parse_args(argv)
-    if options.input.suffix == ".pkl" and (options.size is None or min(options.size) < 1):
+    is_dump, has_model = options.input.suffix == ".pkl", options.densepose is not None
+    if is_dump and (options.size is None or min(options.size) < 1):
         parser.error(f"`--size` must be given for a dump, in pixels, got {options.size}.")
     options.settings = pose_settings(parser, options)
-    makes_iuv = options.densepose is not None or options.input.suffix == ".pkl"
-    if makes_iuv and options.channel_order != "auto":
-        parser.error(f"`--channel_order` must go with IUV pictures as input, got {options.channel_order}.")
-    for name in ("person", "max_gap"):
-        if not makes_iuv and getattr(options, name) != parser.get_default(name):
-            parser.error(f"`--{name}` must go with `--densepose` or a dump, got {getattr(options, name)}.")
+    for name, is_used, what in (
+        ("densepose", not is_dump, "a video or a folder of pictures"),
+        ("device", has_model, "`--densepose`"),
+        ("size", is_dump, "a dump"),
+        ("person", has_model or is_dump, "`--densepose` or a dump"),
+        ("max_gap", has_model or is_dump, "`--densepose` or a dump"),
+        ("channel_order", not (has_model or is_dump), "IUV pictures as input"),
+    ):
+        value = getattr(options, name)
+        if not is_used and value != parser.get_default(name):
+            parser.error(f"`--{name}` must go with {what}, got {value}.")
     return options
 
 
