@@ -287,7 +287,7 @@ def test_loop_arguments_are_the_loop_s_keywords():
 
 def test_session_arguments_are_the_session_s():
     taken = set(inspect.signature(open_session).parameters)
-    assert set(TrainOptions().session_arguments()) == taken - {"settings", "first_step"}
+    assert set(TrainOptions().session_arguments()) == taken - {"settings", "first_step", "quantize_base"}
 
 
 def test_every_option_of_a_pair_reaches_the_samples():
