@@ -269,8 +269,8 @@ class StageOneLoss:
     """The loss of stage 1 as a function of (module, batch), for `training.loop`.
 
     Batches are `FramePairs` samples, which it encodes, or `LatentFramePairs` samples. It logs `vae_token_weight`, how
-    much of the VAE tokens the adapter mixes in (0 at the start), and, where bad rows are skipped, `bad_rows`: how many
-    were passed over for a sample.
+    much of the VAE tokens the adapter mixes in (0 at the start; not where its own weights are frozen), and, where bad
+    rows are skipped, `bad_rows`: how many were passed over for a sample.
 
     Args:
         pipeline (`DreamPosePipeline`): Gives VAE, feature extractor and the noise scheduler's configuration.

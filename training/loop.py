@@ -113,7 +113,9 @@ def train(
         `nn.Module`: `module`, unwrapped, with the averaged weights if `ema_decay` is given.
     Raises:
         ValueError: If an argument is out of range or a checkpoint does not fit.
-        RuntimeError: If the loss stays non-finite, or the disk is full; earlier checkpoints are untouched then.
+        RuntimeError:
+            If the loss stays non-finite, or a checkpoint cannot be written or anything else finds no room on the disk;
+            earlier checkpoints are untouched then.
         TrainingInterrupted: After SIGTERM or SIGINT, once the step is finished and its checkpoint is written.
     """
     settings = _Settings(
