@@ -66,8 +66,10 @@ def build_pipeline(size: str, device: str, dtype: torch.dtype) -> DreamPosePipel
     """The pipeline with seeded random weights and its stored defaults of size and scales."""
     *_, height, width = SIZES[size]
     torch.manual_seed(0)
+    with torch.device(device):  # a GPU draws a billion weights at once
+        models = build_models(size)
     pipe = DreamPosePipeline(
-        **build_models(size),
+        **models,
         feature_extractor=CLIPImageProcessor(),
         scheduler=DPMSolverMultistepScheduler(**BETAS),
         default_height=height,

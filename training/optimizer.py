@@ -40,10 +40,11 @@ def build_optimizer(
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, **settings)
-    # Left to itself torch takes `foreach` on CUDA and the plain loop elsewhere. Not `fused`: on the CPU it updates
-    # wrongly, without a word, where a parameter is channels_last and its gradient contiguous (as after a flattened
-    # all-reduce).
-    return torch.optim.AdamW(parameters, **settings)
+    # Left to itself torch takes `foreach` on CUDA, which wants the weights' own size once more for what it computes.
+    # On the CPU `fused` updates wrongly, without a word, where a parameter is channels_last and its gradient contiguous
+    # (as after a flattened all-reduce); on CUDA torch refuses such a pair.
+    is_fused = all(parameter.device.type == "cuda" for parameter in parameters)
+    return torch.optim.AdamW(parameters, fused=is_fused or None, **settings)
 
 
 def flatten_optimizer_state(
@@ -78,13 +79,15 @@ def restore_optimizer_state(
         ValueError: If `flat` names a parameter that is not in `named_parameters`.
     """
     optimizer.state.clear()
+    counts_on_device = optimizer.param_groups[0].get("fused", False)
     for full_name, value in flat.items():
         key, _, name = full_name.partition("/")
         if name not in named_parameters:
             raise ValueError(f"The checkpoint's optimizer state must fit the model, got frozen or unknown `{name}`.")
         parameter = named_parameters[name]
-        if key == "step":  # a count on the CPU, which torch's AdamW keeps as a tensor
-            value = value.clone() if value.is_floating_point() else int(value)
+        if key == "step":  # a count, which torch's AdamW keeps as a tensor, on the CPU unless it is fused
+            place = parameter.device if counts_on_device else "cpu"
+            value = value.to(place, copy=True) if value.is_floating_point() else int(value)
         elif value.shape == parameter.shape:
             value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         else:
