@@ -9,7 +9,12 @@ HUB_ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 # Two processes of one thread each are faster on two CPU cores than one of two; the presets' batches are for them.
-CPU_LAUNCH = ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes 2
+# CUDA is hidden from them: torch 2.11 asks for a GPU for each process even where they meet on the CPU. GPU=1 trains in one
+# process on a GPU instead.
+GPU ?=
+CPU_LAUNCH = CUDA_VISIBLE_DEVICES= ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes 2
+LAUNCH = $(if $(GPU),$(BIN)/accelerate launch --num_processes 1,$(CPU_LAUNCH))
+SHARE = $(if $(GPU),--gradient_accumulation_steps 2)
 # One thread a process: processes of several threads each wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 COMMUNITY ?= build/community
@@ -41,10 +46,10 @@ style: $(VENV)/.installed-quality  ## lint and format, repair
 
 # Every step goes on from its newest checkpoint, so an interrupted `make tiny` is simply typed again.
 tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours on a CPU), export and measure it
-	$(LAUNCH) training/train_encoders.py --preset tiny_vae
-	$(LAUNCH) training/train_encoders.py --preset tiny_image_encoder
+	$(LAUNCH) training/train_encoders.py --preset tiny_vae $(SHARE)
+	$(LAUNCH) training/train_encoders.py --preset tiny_image_encoder $(SHARE)
 	$(BIN)/python training/train_encoders.py --preset tiny_pipeline
-	$(LAUNCH) training/train.py --preset tiny
+	$(LAUNCH) training/train.py --preset tiny $(SHARE)
 	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1 --runs runs/tiny
 	$(BIN)/python training/evaluation.py --model model_card/tiny --device cpu --output model_card/tiny/evaluation
 

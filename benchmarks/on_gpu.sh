@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# What this project asks of a GPU, in one go of a quarter of an hour: the tests that want CUDA, stage 1 of the small model
-# (two seeds side by side, on the encoders in runs/tiny), and what a step of training costs at full size.
+# What this project asks of a GPU, in one go: the tests that want CUDA, stage 1 of the small model on the encoders in
+# runs/tiny/vae and runs/tiny/image_encoder, and what a step of training costs at full size.
 #
 #     bash benchmarks/on_gpu.sh RESULTS SECONDS
 #
-# Stops after so many seconds; started again it goes on with what is missing. RESULTS gets figures, logs and weights.
+# RESULTS gets figures, logs and weights. It stops after about so many seconds, while stage 1 goes on by itself; started
+# again it takes up what is missing.
 set -u
 results=$1
 end=$((SECONDS + $2))
@@ -13,7 +14,7 @@ size=${SIZE:-full}            # of the benchmark
 train_flags=${TRAIN_FLAGS:-}  # for a rehearsal on something smaller
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 state=runs/on_gpu
-mkdir -p "$state" "$results"
+mkdir -p "$state" "$results" runs/tiny
 
 # stage NAME SECONDS COMMAND...: run a command once, if so many seconds are left for it.
 stage() {
@@ -38,59 +39,34 @@ draw_clips() {
 for split in ("train", "validation"): load_prepared("procedural", split)'
 }
 
-# The cache by many processes, each of which takes a share of the frames.
+# By many processes of the CPU, each of which takes a share of the frames.
 make_cache() {
-    ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 $python -m accelerate.commands.launch --multi_gpu --num_processes "${PROCESSES:-12}" \
-        training/train.py --preset tiny --max_train_steps 1 --validation_steps none --output_dir "$state/cache" $train_flags
+    CUDA_VISIBLE_DEVICES= ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 \
+        $python -m accelerate.commands.launch --multi_gpu --num_processes "${PROCESSES:-12}" training/train.py \
+        --preset tiny $train_flags --max_train_steps 1 --validation_steps none --output_dir "$state/cache"
 }
 
-# train SEED FOLDER: in a session of its own, which outlives this script.
+# In a session of its own, which outlives this script. The batch is that of the preset's two processes.
 train() {
-    OMP_NUM_THREADS=1 setsid nohup $python training/train.py --preset tiny --train_batch_size 32 --seed "$1" \
-        --output_dir "$2" --channels_last false --dataloader_num_workers 4 --checkpointing_steps 2000 $train_flags \
-        >>"$2.log" 2>&1 &
-}
-
-# Seconds until a run's end by its log, or nothing yet.
-seconds_left() {
-    $python - "$1/log.jsonl" <<'PYTHON' 2>/dev/null
-import json, sys
-record = [row for row in map(json.loads, open(sys.argv[1])) if "samples_per_second" in row][-1]
-print(int((12_000 - record["step"]) * 32 / record["samples_per_second"]))
-PYTHON
-}
-
-# The first seed is to be done in time; the second goes if it keeps it from that.
-train_both() {
-    local left
-    mkdir -p runs/tiny
+    local run="training/train.py --preset tiny --train_batch_size 64 --gradient_accumulation_steps 1"
     [ -e runs/tiny/stage1/model_index.json ] && return 0
-    pgrep -f "train.py --preset tiny .*--output_dir runs/tiny/stage1 " >/dev/null || train 0 runs/tiny/stage1
-    pgrep -f "train.py .*seed_1" >/dev/null || [ -e "$state/second" ] || train 1 runs/tiny/stage1_seed_1
-    touch "$state/second"
-    sleep 40
-    while pgrep -f "train.py --preset tiny .*--output_dir runs/tiny/stage1" >/dev/null; do
+    pgrep -f "$run" >/dev/null || OMP_NUM_THREADS=1 setsid nohup $python $run --channels_last false \
+        --dataloader_num_workers 4 --checkpointing_steps 1000 $train_flags >>runs/tiny/stage1.log 2>&1 &
+    sleep 1
+    while pgrep -f "$run" >/dev/null; do
         ((SECONDS > end - 15)) && return 1
-        left=$(seconds_left runs/tiny/stage1)
-        echo "$SECONDS s: ${left:-?} s to go"
-        if [ "${left:-0}" -gt "${TRAINING_SECONDS:-330}" ]; then
-            pkill -f "train.py .*seed_1" && echo "the second seed is left out"
-        fi
-        sleep 10
+        sleep 5
     done
     [ -e runs/tiny/stage1/model_index.json ]
 }
 
 pack() {
-    for run in stage1 stage1_seed_1; do
-        [ -e "runs/tiny/$run/model_index.json" ] || continue
-        tar czf - --exclude="checkpoint*" -C runs/tiny "$run" | split -b 15000000 - "$results/$run.tgz."
-    done
+    tar czf - --exclude="checkpoint*" -C runs/tiny stage1 | split -b 15000000 - "$results/stage1.tgz."
 }
 
 step_cost() {
     $python -m benchmarks.training_step --size "$size" --mixed_precision bf16 --steps 8 --repeats 3 --num_workers 1 \
-        --output "$results/training_step_${size}_cuda$1.json" "${@:2}"
+        --batch_size 8 --output "$results/training_step_${size}_cuda$1.json" "${@:2}"
 }
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
@@ -98,11 +74,11 @@ stage tests 30 $python -m pytest -q -p no:cacheprovider -n 6 --durations 0 tests
 stage draw 30 draw_clips && stage pipeline 30 $python training/train_encoders.py --preset tiny_pipeline &&
     stage cache 60 make_cache
 wait
-stage training 60 train_both && stage pack 10 pack
+stage training 60 train && stage pack 10 pack
 if [ -e "$state/training.done" ]; then  # the GPU is free
-    stage step_cost 60 step_cost "" --batch_size 8
-    stage step_cost_checkpointing 60 step_cost _checkpointing --batch_size 8 --gradient_checkpointing
-    stage step_cost_smallest 60 step_cost _smallest --batch_size 1 --gradient_checkpointing --use_8bit_adam
+    stage step_cost 100 step_cost ""
+    stage step_cost_checkpointing 100 step_cost _checkpointing --gradient_checkpointing
+    stage memory 40 $python -m benchmarks.training_memory --output "$results/training_memory_${size}_cuda.json"
 fi
-tar czf "$results/logs.tgz" "$state"/*.log runs/tiny/*.log runs/tiny/*/log.jsonl
+tar czf "$results/logs.tgz" "$state"/*.log runs/tiny/stage1.log runs/tiny/stage1/log.jsonl
 echo "$SECONDS s in all"

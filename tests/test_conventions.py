@@ -5,6 +5,7 @@ import configparser
 import functools
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -324,6 +325,21 @@ def test_commands_in_the_documents_exist():
         assert used <= targets, f"{document.name} names {used - targets}"
         for file in re.findall(r"(?:python|launch)\s(?:--\S+\s(?:\d+\s)?)*((?:\w+/)*\w+\.py)", text):
             assert (ROOT / file).is_file(), f"{document.name} names {file}"
+
+
+@pytest.mark.parametrize("words", [[], ["GPU=1"]], ids=["cpu", "gpu"])
+def test_the_small_model_s_batches_are_the_same_on_both_devices(words):
+    """The presets' batches are for two: processes, or micro-batches of one."""
+    command = ["make", "--no-print-directory", "--dry-run", "tiny", "VENV=v", *words]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    launches = [line for line in lines if "accelerate launch" in line]
+    assert len(launches) == 3
+    for line in launches:
+        num_processes = int(re.search(r"--num_processes (\d+)", line)[1])
+        accumulated = re.search(r"--gradient_accumulation_steps (\d+)", line)
+        assert num_processes * int(accumulated[1] if accumulated else 1) == 2
+        # A GPU that is seen would be asked for by every process of the CPU.
+        assert ("CUDA_VISIBLE_DEVICES= ACCELERATE_USE_CPU=true" in line) == (not words)
 
 
 def documented_flags():

@@ -505,6 +505,7 @@ def run_as_one_of_two(output_dir):
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     shared = {
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     code = f"from tests.test_loop import run_as_one_of_two; run_as_one_of_two({str(tmp_path)!r})"
     processes = [

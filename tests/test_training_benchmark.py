@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from benchmarks import training_procedures
+from benchmarks import training_memory, training_procedures
 from benchmarks.training_procedures import (
     Measured,
     StepClock,
@@ -137,3 +137,9 @@ def test_the_report(tmp_path):
     assert all(len(values) == 1 and values[0] > 0 for values in report["samples_a_second"].values())
     assert report["peak_bytes"] == dict.fromkeys(names) and report["matmul"] is None, "known on CUDA only"
     assert json.loads((tmp_path / "report.json").read_text())["machine"]["threads"] >= 1
+
+
+def test_the_least_memory_is_measured_on_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="`use_8bit_adam` must go with CUDA and bitsandbytes, got cpu"):
+        training_memory.main(training_memory.parse_args([]))
