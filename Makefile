@@ -8,20 +8,21 @@ HUB_ID ?=
 HUB_ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
-# Two processes of one thread each are faster on two CPU cores than one of two; the presets' batches are for them.
-# CUDA is hidden from them: torch 2.11 asks for a GPU for each process even where they meet on the CPU. GPU=1 trains in one
-# process on a GPU instead.
-GPU ?=
-CPU_LAUNCH = CUDA_VISIBLE_DEVICES= ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 $(BIN)/accelerate launch --multi_gpu --num_processes 2
-LAUNCH = $(if $(GPU),$(BIN)/accelerate launch --num_processes 1,$(CPU_LAUNCH))
-SHARE = $(if $(GPU),--gradient_accumulation_steps 2)
+# Two processes of one thread each are faster on two CPU cores than one of two; the presets' batches are for them. GPU=1
+# trains in one process on a GPU instead. CPU processes must see no GPU: torch (2.11 did) would want one for each.
+GPU =
+ON_CPU = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
+ON_TWO = $(ON_CPU) ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --multi_gpu --num_processes 2
+LAUNCH = $(if $(filter 1,$(GPU)),$(BIN)/accelerate launch --num_processes 1,$(ON_TWO))
+SHARE = $(if $(filter 1,$(GPU)),--gradient_accumulation_steps 2)
 # One thread a process: processes of several threads each wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+PYTEST = $(ON_CPU) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 COMMUNITY ?= build/community
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast quality style tiny tiny-code hub-tiny hub-id community benchmark reproduce clean
+.PHONY: help demo test test-fast test-gpu quality style tiny tiny-code hub-tiny hub-id community benchmark benchmark-gpu \
+	reproduce clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -36,6 +37,9 @@ test: $(VENV)/.installed-test  ## all tests
 test-fast: $(VENV)/.installed-test  ## the tests that take seconds
 	$(PYTEST) -m "not slow"
 
+test-gpu: $(VENV)/.installed-test  ## the tests that want CUDA (those of 8 and 4 bit: pip install bitsandbytes)
+	$(BIN)/python -m pytest -rs tests/test_cuda.py
+
 quality: $(VENV)/.installed-quality  ## lint and format, check only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,7 +49,7 @@ style: $(VENV)/.installed-quality  ## lint and format, repair
 	$(BIN)/ruff format .
 
 # Every step goes on from its newest checkpoint, so an interrupted `make tiny` is simply typed again.
-tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours on a CPU), export and measure it
+tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours on a CPU; or GPU=1), export and measure it
 	$(LAUNCH) training/train_encoders.py --preset tiny_vae $(SHARE)
 	$(LAUNCH) training/train_encoders.py --preset tiny_image_encoder $(SHARE)
 	$(BIN)/python training/train_encoders.py --preset tiny_pipeline
@@ -67,6 +71,13 @@ hub-id:
 benchmark: $(VENV)/.installed-test  ## what a frame and a training step cost (half size; hours on a CPU)
 	$(BIN)/python -m benchmarks.sampling --size half
 	$(BIN)/python -m benchmarks.training_step --size half
+
+STEP_ON_GPU = $(BIN)/python -m benchmarks.training_step --size full --device cuda --mixed_precision bf16 --batch_size 8 \
+	--num_workers 1 --steps 8 --repeats 3
+benchmark-gpu: $(VENV)/.installed-test  ## what a training step costs on a GPU (full size; bitsandbytes; minutes)
+	$(STEP_ON_GPU)
+	$(STEP_ON_GPU) --gradient_checkpointing --output benchmarks/training_step_full_cuda_checkpointing.json
+	$(BIN)/python -m benchmarks.training_memory
 
 # Of other subjects, for stage 2: the first 200 clips that the small model was trained on.
 runs/prior/train.parquet: | $(VENV)/.installed-test

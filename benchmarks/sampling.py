@@ -66,6 +66,10 @@ def main(options: argparse.Namespace) -> dict:
         "floor": (frames, steps, lambda n: run_floor(pipe, frames, n)),
         "instruct_pix2pix": (frames, steps, lambda n: run_peer(peer, frames, n, SIZES[size][3:])),
     }
+    on_cuda = device.startswith("cuda")
+    if on_cuda:  # the weights were drawn in float32
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     seconds, median = measure_in_turn(runs, options.repeats, device)
     ratios = {
         "a/b": median["release"] / median["pipeline"],
@@ -73,7 +77,6 @@ def main(options: argparse.Namespace) -> dict:
         "b/d": median["pipeline"] / median["floor"],
         "b/instruct_pix2pix": median["pipeline"] / median["instruct_pix2pix"],
     }
-    on_cuda = device.startswith("cuda")
     machine = {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),

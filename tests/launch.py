@@ -8,6 +8,9 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parent.parent
+# Without the first, two processes start that do not know of each other. The second hides GPUs, since torch would want
+# one for each process.
+ON_CPU = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def free_port():
@@ -24,10 +27,7 @@ def start_two_processes(script, words):
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
         "--num_cpu_threads_per_process", "1", "--main_process_port", str(free_port()),
     ]  # fmt: skip
-    # Without the first two processes start that do not know of each other; the second hides a GPU that torch would ask
-    # for another of.
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | ON_CPU | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command += [str(ROOT / script), *map(str, words)]
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from tests.launch import ROOT, free_port
+from tests.launch import ON_CPU, ROOT, free_port
 from training.checkpoints import list_checkpoints
 from training.interruption import StopSignals, TrainingInterrupted, ignore_stop_signals
 from training.loop import _Run, train
@@ -505,13 +505,13 @@ def run_as_one_of_two(output_dir):
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     shared = {
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
+        **ON_CPU,
     }  # fmt: skip
     code = f"from tests.test_loop import run_as_one_of_two; run_as_one_of_two({str(tmp_path)!r})"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]  # fmt: skip
@@ -564,6 +564,22 @@ def test_gradients_that_no_scale_mends_end_the_run(tmp_path, scale, stops):
     else:
         _Run.count_nonfinite(one, 1.0, math.nan)
     assert one.state.num_skipped_steps == 3
+
+
+@pytest.mark.parametrize("norm, averages", [(1.0, 1), (math.inf, 0), (math.nan, 0)])
+def test_an_overflow_that_a_fused_optimizer_passes_over_is_not_averaged(norm, averages):
+    """The scaler hands it every step, and accelerate then takes none for skipped."""
+    calls = []
+    accelerator = SimpleNamespace(scaler=object(), clip_grad_norm_=lambda parameters, limit: torch.tensor(norm))
+    state = SimpleNamespace(
+        optimizer=SimpleNamespace(param_groups=[{}]), trained={},
+        ema=SimpleNamespace(step=lambda parameters: calls.append("average")),
+    )  # fmt: skip
+    optimizer = SimpleNamespace(step=lambda: calls.append("step"), step_was_skipped=False)
+    settings = SimpleNamespace(max_grad_norm=1.0)
+    one = SimpleNamespace(accelerator=accelerator, state=state, optimizer=optimizer, settings=settings)
+    assert _Run.update(one, 0.1) == pytest.approx(norm, nan_ok=True)
+    assert calls == ["step"] + averages * ["average"]
 
 
 def test_another_optimizer_s_checkpoint_is_refused(tmp_path):

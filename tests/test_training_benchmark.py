@@ -141,5 +141,5 @@ def test_the_report(tmp_path):
 
 def test_the_least_memory_is_measured_on_a_gpu_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="`use_8bit_adam` must go with CUDA and bitsandbytes, got cpu"):
+    with pytest.raises(ValueError, match="`SETTINGS` must go with CUDA and bitsandbytes, got cpu"):
         training_memory.main(training_memory.parse_args([]))

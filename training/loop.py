@@ -315,11 +315,13 @@ class _Run:
         """Clip and step the optimizer and the average; returns the norm of the gradients before clipping."""
         self.state.optimizer.param_groups[0]["lr"] = lr
         grad_norm = self.accelerator.clip_grad_norm_(self.state.trained.values(), self.settings.max_grad_norm).item()
+        is_finite = math.isfinite(grad_norm)
         # A scaler must see its overflows to lower its scale; without one, such a step would ruin the weights.
-        if self.accelerator.scaler is not None or math.isfinite(grad_norm):
+        if self.accelerator.scaler is not None or is_finite:
             self.optimizer.step()
-            if self.state.ema is not None and not self.optimizer.step_was_skipped:
-                self.state.ema.step(self.state.trained.values())
+        # Not by `step_was_skipped`: a fused optimizer passes over an overflow by itself, unseen by accelerate.
+        if self.state.ema is not None and is_finite:
+            self.state.ema.step(self.state.trained.values())
         return grad_norm
 
     def count_nonfinite(self, loss: float, grad_norm: float) -> None:

@@ -42,7 +42,7 @@ def build_optimizer(
         return AdamW8bit(parameters, **settings)
     # Left to itself torch takes `foreach` on CUDA, which wants the weights' own size once more for what it computes.
     # On the CPU `fused` updates wrongly, without a word, where a parameter is channels_last and its gradient not (as
-    # after a flattened all-reduce); on CUDA it refuses such a pair.
+    # after a flattened all-reduce); on CUDA it refuses such a pair, which autograd itself makes none of.
     is_fused = all(parameter.device.type == "cuda" for parameter in parameters)
     return torch.optim.AdamW(parameters, fused=is_fused or None, **settings)
 
