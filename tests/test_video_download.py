@@ -362,7 +362,8 @@ def wait_for_two_videos_and_a_half(server, folder):
 def assert_the_next_run_completes(server, folder):
     half = len(VIDEOS[FIRST]) // 2
     assert not (folder / f"{FIRST}.mp4").exists() and (folder / f"{FIRST}.part").stat().st_size == half
-    assert FIRST not in read(folder, "manifest.json")
+    # The end may have come between a video and its entry, which the next run makes.
+    assert not (folder / "manifest.json").exists() or FIRST not in read(folder, "manifest.json")
     server.requests.clear()
     assert download(server, folder).missing == {}
     assert server.requests == [(f"/I/{FIRST}.mp4", f"bytes={half}-")]
