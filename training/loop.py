@@ -59,6 +59,7 @@ def train(
     adam_weight_decay: float = 1e-2,
     adam_epsilon: float = 1e-8,
     use_8bit_adam: bool = False,
+    optimizer: str = "adamw",
     max_grad_norm: float | None = 1.0,
     ema_decay: float | None = None,
     seed: int = 0,
@@ -94,6 +95,7 @@ def train(
             `polynomial`.
         adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): AdamW.
         use_8bit_adam (`bool`): Its moments in 8 bit, by bitsandbytes on CUDA.
+        optimizer (`str`): `"adamw"` or `"muon"`, which takes AdamW's settings, its first beta as momentum.
         max_grad_norm (`float`, *optional*): Clip the norm over all trained parameters; `None` does not clip.
         ema_decay (`float`, *optional*): Average the weights; the average is what is validated and returned.
         seed (`int`): Seeds torch anew before each step, for modules that draw by themselves (dropout).
@@ -136,18 +138,19 @@ def train(
     _check(module, settings)
     checkpoint = resolve_checkpoint(output_dir, resume_from_checkpoint)
     module.to(accelerator.device)  # where the optimizer is to find it
-    optimizer = build_optimizer(
+    built_optimizer = build_optimizer(
         [parameter for parameter in module.parameters() if parameter.requires_grad],
         learning_rate,
         (adam_beta1, adam_beta2),
         adam_weight_decay,
         adam_epsilon,
         use_8bit_adam,
+        optimizer,
     )
     accelerator.gradient_accumulation_steps = gradient_accumulation_steps
     lr_curve = get_lr_curve(lr_scheduler, learning_rate, lr_warmup_steps, max_train_steps, lr_num_cycles, lr_power)
     try:
-        run = _Run(accelerator, module, optimizer, settings, lr_curve, ema_decay)
+        run = _Run(accelerator, module, built_optimizer, settings, lr_curve, ema_decay)
         run.resume(checkpoint)
         if accelerator.is_main_process:
             start_log(output_dir, run.state.global_step)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from training.devices import check_bitsandbytes
+from training.muon import Muon
 
 
 def build_optimizer(
@@ -16,8 +17,9 @@ def build_optimizer(
     weight_decay: float = 1e-2,
     epsilon: float = 1e-8,
     use_8bit_adam: bool = False,
+    optimizer: str = "adamw",
 ) -> torch.optim.Optimizer:
-    """AdamW over one group of parameters.
+    """AdamW or Muon over one group of parameters.
 
     Args:
         parameters (`Iterable[torch.nn.Parameter]`): What is trained.
@@ -26,7 +28,8 @@ def build_optimizer(
         weight_decay (`float`, *optional*, defaults to 1e-2): Decoupled from the gradient.
         epsilon (`float`, *optional*, defaults to 1e-8): Beside the square root of the second moment.
         use_8bit_adam (`bool`, *optional*, defaults to `False`):
-            Keep the moments in 8 bit (bitsandbytes, arXiv:2110.02861): 2 bytes a weight instead of 8.
+            Keep the moments in 8 bit (bitsandbytes, arXiv:2110.02861): 2 bytes a weight instead of 8. AdamW only.
+        optimizer (`str`, *optional*, defaults to `"adamw"`): Or `"muon"`, see [`Muon`].
     Returns:
         `torch.optim.Optimizer`: Its state consists of tensors and counts.
     Raises:
@@ -40,6 +43,8 @@ def build_optimizer(
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, **settings)
+    if optimizer == "muon":
+        return Muon(parameters, **settings)
     # Left to itself torch takes `foreach` on CUDA, which wants the weights' own size once more for what it computes.
     # On the CPU `fused` updates wrongly, without a word, where a parameter is channels_last and its gradient not (as
     # after a flattened all-reduce); on CUDA it refuses such a pair, which autograd itself makes none of.

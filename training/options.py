@@ -214,6 +214,7 @@ class TrainOptions:
     adam_beta2: float = _option(0.999, "AdamW's decay of the second moment.")
     adam_weight_decay: float = _option(1e-2, "AdamW's weight decay.")
     adam_epsilon: float = _option(1e-8, "AdamW's epsilon.")
+    optimizer: Literal["adamw", "muon"] = _option("adamw", "`muon` makes matrices' steps orthogonal; else as AdamW.")
     use_8bit_adam: bool = _option(False, "Keep AdamW's moments in 8 bit; wants CUDA and bitsandbytes.")
     max_grad_norm: float | None = _option(1.0, "Norm that gradients are clipped to, over all trained weights.")
     ema_decay: float | None = _option(None, "Decay of the average of the weights, `none` to go without.")
@@ -246,6 +247,8 @@ class TrainOptions:
         _check_not_negative(
             self, "max_train_steps", "adam_weight_decay", "lr_warmup_steps", "dataloader_num_workers", "seed"
         )
+        if self.use_8bit_adam and self.optimizer != "adamw":
+            raise ValueError(f"`optimizer` must be adamw with `use_8bit_adam`, got {self.optimizer}.")
         _check_choice(self, "mixed_precision", ("no", "fp16", "bf16"))
         _check_choice(self, "report_to", ("tensorboard", "wandb", "all"))
 
