@@ -32,6 +32,7 @@ LAYERS = [
         "training.learned_metrics",
         "training.lora",
         "training.lora_extraction",
+        "training.muon",
         "training.objective",
         "training.metrics",
         "training.pictures",

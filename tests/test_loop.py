@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
@@ -144,8 +145,11 @@ def signalling(num_calls, signum=signal.SIGTERM):
     return loss
 
 
-def test_resuming_equals_an_undisturbed_run_exactly(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resuming_equals_an_undisturbed_run_exactly(tmp_path, monkeypatch, optimizer):
+    monkeypatch.setattr("training.muon.MIN_MATRIX_SIZE", 4)  # so that the convolution here is one
     settings = {"max_train_steps": 8, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "latest"}
+    settings["optimizer"] = optimizer
     whole = run(tmp_path / "whole", network(0.3), **settings)
     for _ in range(2):
         with pytest.raises(TrainingInterrupted):
@@ -158,6 +162,16 @@ def test_resuming_equals_an_undisturbed_run_exactly(tmp_path):
     for name in ("model", "optimizer", "ema"):
         file = Path("checkpoint-000008", f"{name}.safetensors")
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
+
+
+def test_muon_trains_and_keeps_one_moment_of_a_matrix(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.muon.MIN_MATRIX_SIZE", 4)
+    run(tmp_path, max_train_steps=100, optimizer="muon")
+    losses = [line["loss"] for line in records(tmp_path)]
+    assert losses[-1] < 0.5 * losses[0]
+    with safe_open(tmp_path / "checkpoint-000100" / "optimizer.safetensors", "pt") as file:
+        kept = {name for name in file.keys() if name.endswith("conv_in.weight")}
+    assert kept == {"momentum/conv_in.weight"}
 
 
 def test_resuming_a_finished_run_gives_its_weights_and_a_longer_one_goes_on(tmp_path):

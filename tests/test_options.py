@@ -64,7 +64,7 @@ def test_defaults_preset_file_and_flags_win_in_this_order(tmp_path):
     # What neither names comes from the preset, and what the preset does not name from the defaults.
     preset = yaml.safe_load((PRESETS_DIR / "train" / "tiny.yaml").read_text())
     assert data.width == preset["width"] != DataOptions.width and model.train_image_encoder is True
-    assert "adam_beta1" not in preset and run.adam_beta1 == 0.9 and pairs.pose_radius == 2
+    assert "adam_epsilon" not in preset and run.adam_epsilon == 1e-8 and pairs.pose_radius == 2
 
 
 def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
@@ -82,7 +82,9 @@ def test_none_booleans_and_lists(tmp_path):
     assert (run.ema_decay, run.checkpoints_total_limit, run.channels_last) == (None, None, False)
     encoders, _, run = parse(ENCODERS, ["--channels_last", "--ema_decay", "0.5", "--vae_channels", "4", "8"])
     assert encoders.vae_channels == [4, 8] and run.channels_last is True and run.ema_decay == 0.5
-    assert parse(STAGE_1, ["--preset", "tiny", "--snr_gamma", "None"])[3].snr_gamma is None
+    config = write(tmp_path, "snr_gamma: 5.0\n")
+    assert parse(STAGE_1, ["--config", config])[3].snr_gamma == 5.0
+    assert parse(STAGE_1, ["--config", config, "--snr_gamma", "None"])[3].snr_gamma is None
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,11 @@ def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(tmp_path, capsys
         (TrainOptions, {"seed": -1}, "`seed` must be a finite number, at least 0, got -1"),
         (TrainOptions, {"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, fp16, bf16, got 'fp8'"),
         (TrainOptions, {"report_to": "paper"}, "`report_to` must be one of tensorboard, wandb, all, got 'paper'"),
+        (
+            TrainOptions,
+            {"optimizer": "muon", "use_8bit_adam": True},
+            "`optimizer` must be adamw with `use_8bit_adam`, got muon",
+        ),
         (ValidationOptions, {"num_validation_pairs": 0}, "`num_validation_pairs` must be at least 1, got 0"),
         (SubjectOptions, {"height": 100}, "`height` must be a positive multiple of 8, got 100"),
         (SubjectOptions, {"min_crop_scale": 0.0}, r"`min_crop_scale` must be within \(0, 1\], got 0.0"),
