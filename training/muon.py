@@ -22,9 +22,9 @@ def is_matrix(weight: torch.Tensor) -> bool:
 def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
     """The nearest matrix with equal singular values, about: U V^T of the SVD U S V^T, in float32.
 
-    Newton-Schulz on the smaller Gram matrix: polynomials of one symmetric matrix commute, so that products with the long
-    side are needed at both ends only. Singular values come out within about 0.7 and 1.2, except those that are next to
-    nothing beside the matrix's norm.
+    Newton-Schulz on the smaller Gram matrix: polynomials of one symmetric matrix commute, so that products with the
+    long side are needed at both ends only. Singular values come out within about 0.7 and 1.2, except those that are
+    next to nothing beside the matrix's norm.
     """
     wide = matrix.float() if matrix.shape[0] <= matrix.shape[1] else matrix.float().T
     wide = wide / wide.norm().clamp(min=1e-12)
