@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from training import devices
+from training.muon import Muon
 from training.optimizer import build_optimizer, flatten_optimizer_state, restore_optimizer_state
 
 
@@ -33,6 +34,26 @@ def test_8_bit_wants_cuda_and_bitsandbytes(monkeypatch, is_installed):
     found = "is" if is_installed else "is not"
     with pytest.raises(ValueError, match=rf"`use_8bit_adam` must go with CUDA .*, got cpu; .* {found} installed"):
         build_optimizer(Module().parameters(), 0.1, use_8bit_adam=True)
+
+
+@pytest.mark.parametrize(
+    "name, use_8bit_adam, message",
+    [
+        ("mun", False, "`optimizer` must be one of adamw, muon, got 'mun'"),
+        ("muon", True, "`optimizer` must be adamw with `use_8bit_adam`, got muon"),
+        ("muon", False, "`optimizer` must be adamw where no trained weight has 32 rows and columns .*, got muon"),
+    ],
+)
+def test_what_would_be_no_muon_is_refused(name, use_8bit_adam, message):
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(Module().parameters(), 0.1, use_8bit_adam=use_8bit_adam, optimizer_name=name)
+
+
+def test_muon_takes_the_same_settings():
+    optimizer = build_optimizer(nn.Linear(32, 32).parameters(), 0.1, (0.8, 0.9), 0.05, 1e-6, optimizer_name="muon")
+    (group,) = optimizer.param_groups
+    assert isinstance(optimizer, Muon) and not group["fused"]
+    assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (0.1, (0.8, 0.9), 0.05, 1e-6)
 
 
 def test_state_goes_there_and_back():

@@ -93,9 +93,9 @@ def train(
         lr_scheduler, lr_warmup_steps, lr_num_cycles, lr_power:
             As `diffusers.optimization.get_scheduler` takes them; cycles are of `cosine_with_restarts`, the power of
             `polynomial`.
-        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): AdamW.
-        use_8bit_adam (`bool`): Its moments in 8 bit, by bitsandbytes on CUDA.
-        optimizer (`str`): `"adamw"` or `"muon"`, which takes AdamW's settings, its first beta as momentum.
+        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): Of either optimizer, see `training.optimizer`.
+        use_8bit_adam (`bool`): AdamW's moments in 8 bit, by bitsandbytes on CUDA.
+        optimizer (`str`): `"adamw"` or `"muon"`.
         max_grad_norm (`float`, *optional*): Clip the norm over all trained parameters; `None` does not clip.
         ema_decay (`float`, *optional*): Average the weights; the average is what is validated and returned.
         seed (`int`): Seeds torch anew before each step, for modules that draw by themselves (dropout).
@@ -138,7 +138,7 @@ def train(
     _check(module, settings)
     checkpoint = resolve_checkpoint(output_dir, resume_from_checkpoint)
     module.to(accelerator.device)  # where the optimizer is to find it
-    built_optimizer = build_optimizer(
+    torch_optimizer = build_optimizer(
         [parameter for parameter in module.parameters() if parameter.requires_grad],
         learning_rate,
         (adam_beta1, adam_beta2),
@@ -150,7 +150,7 @@ def train(
     accelerator.gradient_accumulation_steps = gradient_accumulation_steps
     lr_curve = get_lr_curve(lr_scheduler, learning_rate, lr_warmup_steps, max_train_steps, lr_num_cycles, lr_power)
     try:
-        run = _Run(accelerator, module, built_optimizer, settings, lr_curve, ema_decay)
+        run = _Run(accelerator, module, torch_optimizer, settings, lr_curve, ema_decay)
         run.resume(checkpoint)
         if accelerator.is_main_process:
             start_log(output_dir, run.state.global_step)

@@ -7,7 +7,18 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from training.devices import check_bitsandbytes
-from training.muon import Muon
+from training.muon import MIN_MATRIX_SIZE, Muon, is_matrix
+
+
+OPTIMIZERS = ("adamw", "muon")
+
+
+def check_optimizer(name: str, use_8bit_adam: bool) -> None:
+    """Raise a `ValueError` unless there is such an optimizer, in 8 bit if that is asked for."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {name!r}.")
+    if use_8bit_adam and name != "adamw":
+        raise ValueError(f"`optimizer` must be adamw with `use_8bit_adam`, got {name}.")
 
 
 def build_optimizer(
@@ -17,7 +28,7 @@ def build_optimizer(
     weight_decay: float = 1e-2,
     epsilon: float = 1e-8,
     use_8bit_adam: bool = False,
-    optimizer: str = "adamw",
+    optimizer_name: str = "adamw",
 ) -> torch.optim.Optimizer:
     """AdamW or Muon over one group of parameters.
 
@@ -29,21 +40,28 @@ def build_optimizer(
         epsilon (`float`, *optional*, defaults to 1e-8): Beside the square root of the second moment.
         use_8bit_adam (`bool`, *optional*, defaults to `False`):
             Keep the moments in 8 bit (bitsandbytes, arXiv:2110.02861): 2 bytes a weight instead of 8. AdamW only.
-        optimizer (`str`, *optional*, defaults to `"adamw"`): Or `"muon"`, see [`Muon`].
+        optimizer_name (`str`, *optional*, defaults to `"adamw"`): Or `"muon"`, see [`training.muon.Muon`].
     Returns:
         `torch.optim.Optimizer`: Its state consists of tensors and counts.
     Raises:
-        ValueError: If `use_8bit_adam` is asked for without bitsandbytes or on another device than CUDA.
+        ValueError: If `use_8bit_adam` is asked for without bitsandbytes, on another device than CUDA or with Muon, the
+            name is another one, or Muon has no weight that is wide enough for it.
     """
     parameters = list(parameters)
     settings = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay, "eps": epsilon}
+    check_optimizer(optimizer_name, use_8bit_adam)
     if use_8bit_adam:
         for device in sorted({parameter.device.type for parameter in parameters}):
             check_bitsandbytes("use_8bit_adam", device)
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, **settings)
-    if optimizer == "muon":
+    if optimizer_name == "muon":
+        if not any(map(is_matrix, parameters)):
+            raise ValueError(
+                f"`optimizer` must be adamw where no trained weight has {MIN_MATRIX_SIZE} rows and columns (a LoRA has"
+                " `lora_rank` of them), got muon."
+            )
         return Muon(parameters, **settings)
     # Left to itself torch takes `foreach` on CUDA, which wants the weights' own size once more for what it computes.
     # On the CPU `fused` updates wrongly, without a word, where a parameter is channels_last and its gradient not (as

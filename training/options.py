@@ -14,6 +14,7 @@ import torch
 
 from training.data.pair_settings import PairSettings
 from training.model_card import PICTURE_SUFFIXES, is_repo_id
+from training.optimizer import check_optimizer
 
 
 def _option(default: Any, help: str) -> Any:
@@ -210,11 +211,13 @@ class TrainOptions:
     lr_warmup_steps: int = _option(0, "Optimizer steps until the learning rate is at its peak.")
     lr_num_cycles: int = _option(1, "Times that `cosine_with_restarts` falls from the peak.")
     lr_power: float = _option(1.0, "Exponent of `polynomial`.")
-    adam_beta1: float = _option(0.9, "AdamW's decay of the first moment.")
+    adam_beta1: float = _option(0.9, "AdamW's decay of the first moment; Muon's momentum.")
     adam_beta2: float = _option(0.999, "AdamW's decay of the second moment.")
     adam_weight_decay: float = _option(1e-2, "AdamW's weight decay.")
     adam_epsilon: float = _option(1e-8, "AdamW's epsilon.")
-    optimizer: Literal["adamw", "muon"] = _option("adamw", "`muon` makes matrices' steps orthogonal; else as AdamW.")
+    optimizer: Literal["adamw", "muon"] = _option(
+        "adamw", "Or `muon`: orthogonal steps for weights of 32 rows and columns or more; give it `adam_beta1` 0.95."
+    )
     use_8bit_adam: bool = _option(False, "Keep AdamW's moments in 8 bit; wants CUDA and bitsandbytes.")
     max_grad_norm: float | None = _option(1.0, "Norm that gradients are clipped to, over all trained weights.")
     ema_decay: float | None = _option(None, "Decay of the average of the weights, `none` to go without.")
@@ -247,8 +250,7 @@ class TrainOptions:
         _check_not_negative(
             self, "max_train_steps", "adam_weight_decay", "lr_warmup_steps", "dataloader_num_workers", "seed"
         )
-        if self.use_8bit_adam and self.optimizer != "adamw":
-            raise ValueError(f"`optimizer` must be adamw with `use_8bit_adam`, got {self.optimizer}.")
+        check_optimizer(self.optimizer, self.use_8bit_adam)
         _check_choice(self, "mixed_precision", ("no", "fp16", "bf16"))
         _check_choice(self, "report_to", ("tensorboard", "wandb", "all"))
 
