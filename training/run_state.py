@@ -68,8 +68,8 @@ class RunState:
         used = type(self.optimizer).__name__
         if state.get("optimizer", used) != used:
             raise ValueError(
-                f"The checkpoint's optimizer must fit the run's, {used}, got {state['optimizer']}: go on with that one,"
-                " or in another `output_dir`."
+                f"The checkpoint's optimizer must fit the run's, {used}, got {state['optimizer']}: go on with that"
+                " one, or in another `output_dir`."
             )
         restore_tensors(collect_module_tensors(self.module), tensors["model"], "model weights")
         restore_optimizer_state(self.optimizer, self.trained, tensors["optimizer"])
