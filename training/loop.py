@@ -93,9 +93,9 @@ def train(
         lr_scheduler, lr_warmup_steps, lr_num_cycles, lr_power:
             As `diffusers.optimization.get_scheduler` takes them; cycles are of `cosine_with_restarts`, the power of
             `polynomial`.
-        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): Of either, see `training.optimizer`.
+        optimizer (`str`): `"adamw"` or `"muon"`, see [`training.optimizer.build_optimizer`].
+        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): Its settings, whichever it is.
         use_8bit_adam (`bool`): AdamW's moments in 8 bit, by bitsandbytes on CUDA.
-        optimizer (`str`): `"adamw"` or `"muon"`.
         max_grad_norm (`float`, *optional*): Clip the norm over all trained parameters; `None` does not clip.
         ema_decay (`float`, *optional*): Average the weights; the average is what is validated and returned.
         seed (`int`): Seeds torch anew before each step, for modules that draw by themselves (dropout).
