@@ -17,10 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline_dreampose import DreamPosePipeline
 from tests.densepose_exports import TupleExport
 from tests.hub_server import TOKEN, Hub
 from tests.launch import ROOT, launch_two_processes
-from training import prepare_ubc_fashion, publishing
+from tests.tiny_components import get_dummy_components
+from training import prepare_ubc_fashion, publishing, train
 from training.data.ubc_fashion import read_video_ids
 from training.pictures import write_video
 
@@ -97,6 +99,24 @@ def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(input
     assert kills > 0
     prepare_ubc_fashion.main(parse("--output_dir", tmp_path, *inputs))
     np.testing.assert_equal(rows_of(tmp_path), rows_of(undisturbed))
+
+
+@pytest.mark.slow
+def test_stage_1_trains_and_validates_on_what_it_wrote(inputs, tmp_path):
+    (tmp_path / "videos").mkdir()
+    for name in (read_video_ids("train")[0], read_video_ids("validation")[0]):
+        write_video([Image.new("RGB", (64, 80), (120, 90, 10))] * 6, tmp_path / "videos" / f"{name}.mp4")
+    prepare_ubc_fashion.main(parse("--output_dir", tmp_path, *inputs, "--video_dir", tmp_path / "videos"))
+    DreamPosePipeline(**get_dummy_components()).save_pretrained(tmp_path / "base")
+    words = ["--pretrained_model_name_or_path", tmp_path / "base", "--train_data", tmp_path / "frames"]
+    words += ["--height", 80, "--width", 64, "--output_dir", tmp_path / "run", "--logging_steps", 1]
+    words += ["--max_train_steps", 2, "--train_batch_size", 2, "--latent_cache_dir", tmp_path / "cache"]
+    words += ["--validation_steps", 2, "--num_validation_pairs", 2, "--num_validation_frames", 2]
+    train.main(train.parse_args([str(word) for word in words]))
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if 0 < record.get("loss", 0) < 10] == [1, 2]
+    assert records[-1]["validation/psnr"] > 0 and (tmp_path / "run" / "validation").is_dir()
+    DreamPosePipeline.from_pretrained(tmp_path / "run")
 
 
 def num_files(folder):

@@ -54,4 +54,7 @@ def test_a_data_set_on_the_hub_is_read_whole_and_as_a_stream(dataset, tmp_path):
         ]
         assert facts[f"{split} False"] == facts[f"{split} True"] == expected
     assert "must have the columns" in facts["poses"] and "'someone/poses' lacks ['image']" in facts["poses"]
-    assert "must be a folder of parquet files or an id on the Hub, got 'someone/none': " in facts["none"]
+    assert (
+        "must be a folder of parquet files or an id on the Hub, with a split 'train', got 'someone/none': "
+        in facts["none"]
+    )

@@ -1,11 +1,14 @@
 """How a training run starts and ends."""
 
+import errno
+import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
+from safetensors import SafetensorError
 
 from training.session import open_session
 
@@ -33,6 +36,26 @@ def test_a_run_ends_its_trackers_however_it_ends(tmp_path):
             tracker.finish, finish = lambda: finished.append(finish()), tracker.finish
             raise RuntimeError("out of memory")
     assert len(finished) == 1
+
+
+FULL = os.strerror(errno.ENOSPC)
+
+
+@pytest.mark.parametrize(
+    "error, is_explained",
+    [
+        (OSError(errno.ENOSPC, FULL), True),
+        (SafetensorError(f"Error while serializing: I/O error: {FULL} (os error {errno.ENOSPC})"), True),
+        (OSError(errno.EACCES, FULL), False),
+        (SafetensorError("Error while serializing: invalid shape"), False),
+    ],
+)
+def test_a_full_disk_is_explained_whatever_finds_it(tmp_path, error, is_explained):
+    with pytest.raises(RuntimeError if is_explained else type(error)) as caught:
+        with open_session(tmp_path, {}):
+            raise error
+    message = f"lack of room on the disk ({error}); the checkpoints in {tmp_path} are untouched"
+    assert (message in str(caught.value)) is is_explained
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("out of memory")])

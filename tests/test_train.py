@@ -284,6 +284,18 @@ def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
     assert "Nothing is trained yet" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["0", "1"])
+def test_a_trained_pipeline_is_not_written_over_by_a_shorter_run(base, tmp_path, limit):
+    more = ["--resume_from_checkpoint", "latest", "--max_train_steps"]
+    main(parse_args(arguments(base, tmp_path, *more, "2")))
+    trained, kept = weights(tmp_path), (tmp_path / "options.yaml").read_bytes()
+    with pytest.raises(ValueError, match=f"`max_train_steps` must be at least the checkpoint's step, 2, got {limit}"):
+        main(parse_args(arguments(base, tmp_path, *more, limit)))
+    assert all(torch.equal(trained[name], value) for name, value in weights(tmp_path).items())
+    assert (tmp_path / "options.yaml").read_bytes() == kept
+
+
 def test_the_base_is_not_written_over(base, tmp_path):
     with pytest.raises(ValueError, match="`output_dir` must spare what is read, but .* writes over"):
         main(parse_args(arguments(base, base, "--max_train_steps", "0")))
@@ -336,6 +348,7 @@ def test_a_run_pushes_what_it_made_with_its_card(base, tmp_path):
         (["--train_data", "procedural/huge"], "The data set must be one of"),
         (["--min_crop_scale", "0.5", "--latent_cache_dir", "x"], "`min_crop_scale` must be 1 with `latent_cache_dir`"),
         (["--learning_rate", "0"], "`learning_rate` must be a finite number above 0"),
+        (["--lr_warmup_steps", "9"], "`lr_warmup_steps` must be 0 with the `lr_scheduler` constant.*, got 9"),
         (["--streaming", "--max_train_steps", "none"], "`max_train_steps` must be given with `streaming`"),
         (["--torch_compile_backend", "inducter"], "`torch_compile_backend` must be one of .*inductor.*'inducter'"),
         (["--hub_model_id", "a/b/c"], "`hub_model_id` must be a repository's id on the Hub, got 'a/b/c'"),
@@ -386,17 +399,18 @@ def test_two_processes_share_a_stream_in_half_precision(base, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_launched_run_is_stopped_by_its_process_group_and_goes_on(base, tmp_path):
-    """SIGTERM to the launcher alone would orphan its children; the group gets all of them."""
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_launched_run_is_stopped_by_its_process_group_and_goes_on(base, tmp_path, signum):
+    """A signal to the launcher alone would orphan its children; the group gets all of them, as by Ctrl-C."""
     words = arguments(base, tmp_path / "run", "--train_batch_size", "1", "--resume_from_checkpoint", "latest")
     words += ["--max_train_steps", "200", "--checkpointing_steps", "1000"]
     launched = start_two_processes("training/train.py", words)
     log, deadline = tmp_path / "run" / "log.jsonl", time.monotonic() + 120
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(launched.pid, signal.SIGTERM)
+    os.killpg(launched.pid, signum)
     errors = launched.communicate(timeout=120)[1]
-    assert launched.returncode != 0 and "Stopped by SIGTERM after step" in errors, errors
+    assert launched.returncode != 0 and f"Stopped by {signum.name} after step" in errors, errors
     (checkpoint,) = list_checkpoints(tmp_path / "run")
     steps = checkpoint_step(checkpoint)
     assert 0 < steps < 200

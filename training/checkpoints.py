@@ -133,9 +133,29 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: st
     return path
 
 
-def starting_step(output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None) -> int:
-    """The step that a run starts from, 0 anew; arguments and errors are those of [`resolve_checkpoint`]."""
-    return starting_state(output_dir, resume_from_checkpoint)["global_step"]
+def starting_step(
+    output_dir: str | os.PathLike,
+    resume_from_checkpoint: str | os.PathLike | None,
+    max_train_steps: int | None = None,
+) -> int:
+    """The step that a run starts from, 0 anew; arguments and errors are those of [`resolve_checkpoint`] and, for
+    `max_train_steps`, of [`check_last_step`]."""
+    global_step = starting_state(output_dir, resume_from_checkpoint)["global_step"]
+    if max_train_steps is not None:
+        check_last_step(global_step, max_train_steps)
+    return global_step
+
+
+def check_last_step(global_step: int, max_train_steps: int) -> None:
+    """Refuse a run that would end before the checkpoint that it goes on from.
+
+    Raises:
+        ValueError: If `max_train_steps` is below `global_step`.
+    """
+    if global_step > max_train_steps:
+        raise ValueError(
+            f"`max_train_steps` must be at least the checkpoint's step, {global_step}, got {max_train_steps}."
+        )
 
 
 def starting_state(

@@ -1,9 +1,15 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Stopping a training run by a signal: noted at once, acted upon after the step and its checkpoint."""
+"""What stops a run from outside: a signal, acted upon after the step and its checkpoint, or a full disk."""
 
+import errno
+import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from safetensors import SafetensorError
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -43,6 +49,25 @@ class StopSignals:
         self._restore()
         if exc_type is None and self.signum:
             signal.raise_signal(self.signum)
+
+
+@contextmanager
+def explaining_full_disk(output_dir: str | os.PathLike) -> Iterator[None]:
+    """Say what a full disk means for a run, whatever it was that found no room: a log, a cache, the finished weights.
+
+    Raises:
+        RuntimeError: In place of an `OSError` or `SafetensorError` for lack of room; others pass as they are.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT)
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors has the number in its message alone.
+        if getattr(error, "errno", None) not in full and not any(f"(os error {code})" in str(error) for code in full):
+            raise
+        raise RuntimeError(
+            f"Training stopped for lack of room on the disk ({error}); the checkpoints in {output_dir} are untouched."
+        ) from error
 
 
 def ignore_stop_signals(worker_id: int = 0) -> None:

@@ -5,7 +5,6 @@
 A step depends on its number alone, a sample on its position: a resumed run equals an undisturbed one.
 """
 
-import errno
 import math
 import os
 import signal
@@ -26,7 +25,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from training.batches import load_batches
-from training.checkpoints import resolve_checkpoint
+from training.checkpoints import check_last_step, resolve_checkpoint
 from training.interruption import StopSignals, TrainingInterrupted
 from training.optimizer import build_optimizer
 from training.run_log import LogWindow, append_log, measure_memory, read_figures, start_log
@@ -116,8 +115,7 @@ def train(
     Raises:
         ValueError: If an argument is out of range or a checkpoint does not fit.
         RuntimeError:
-            If the loss stays non-finite, or a checkpoint cannot be written or anything else finds no room on the disk;
-            earlier checkpoints are untouched then.
+            If the loss stays non-finite or a checkpoint cannot be written; earlier ones are untouched then.
         TrainingInterrupted: After SIGTERM or SIGINT, once the step is finished and its checkpoint is written.
     """
     settings = _Settings(
@@ -157,12 +155,6 @@ def train(
         with StopSignals() as stop, closing(run.load_data(dataset, dataloader_num_workers)) as batches:
             run.fit(loss_fn, batches, validate, stop)
         return run.finish()
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RuntimeError(
-            f"Training stopped for lack of room on the disk ({error}); the checkpoints in {output_dir} are untouched."
-        ) from error
     finally:
         # Forget this module and optimizer, so that one accelerator serves several trainings one after another.
         accelerator.free_memory()
@@ -222,9 +214,7 @@ class _Run:
         steps = gather_object([self.state.global_step])
         if len(set(steps)) > 1:
             raise ValueError(f"`output_dir` must be one folder for all processes, got checkpoints of steps {steps}.")
-        if steps[0] > self.settings.max_train_steps:
-            limit = self.settings.max_train_steps
-            raise ValueError(f"`max_train_steps` must be at least the checkpoint's step, {steps[0]}, got {limit}.")
+        check_last_step(steps[0], self.settings.max_train_steps)
 
     def load(self, path: Path) -> None:
         state = self.state.load(path)

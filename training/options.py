@@ -213,7 +213,7 @@ class TrainOptions:
     lr_power: float = _option(1.0, "Exponent of `polynomial`.")
     adam_beta1: float = _option(0.9, "AdamW's decay of the first moment; Muon's momentum.")
     adam_beta2: float = _option(0.999, "AdamW's decay of the second moment.")
-    adam_weight_decay: float = _option(1e-2, "AdamW's weight decay.")
+    adam_weight_decay: float = _option(1e-2, "Weight decay of either.")
     adam_epsilon: float = _option(1e-8, "AdamW's epsilon.")
     optimizer: Literal["adamw", "muon"] = _option(
         "adamw", "Or `muon`: orthogonal steps for weights of 32 rows and columns or more; give it `adam_beta1` 0.95."
@@ -228,7 +228,7 @@ class TrainOptions:
     resume_from_checkpoint: str | None = _option(None, "Go on from `latest`, if there is one, or from this folder.")
     logging_steps: int = _option(10, "Log the means over so many steps.")
     validation_steps: int | None = _option(None, "Validate every so many steps and after the last; `none`: never.")
-    max_nonfinite_steps: int = _option(5, "Stop after so many steps in a row without a finite loss.")
+    max_nonfinite_steps: int = _option(5, "Stop after so many steps in a row without a finite loss and gradient.")
     report_to: str | None = _option(
         None, "Log, besides to `log.jsonl`, to `tensorboard`, `wandb`, or `all` of them that are installed."
     )
@@ -250,6 +250,11 @@ class TrainOptions:
         _check_not_negative(
             self, "max_train_steps", "adam_weight_decay", "lr_warmup_steps", "dataloader_num_workers", "seed"
         )
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps > 0:
+            raise ValueError(
+                "`lr_warmup_steps` must be 0 with the `lr_scheduler` constant, unlike constant_with_warmup, got"
+                f" {self.lr_warmup_steps}."
+            )
         check_optimizer(self.optimizer, self.use_8bit_adam)
         _check_choice(self, "mixed_precision", ("no", "fp16", "bf16"))
         _check_choice(self, "report_to", ("tensorboard", "wandb", "all"))

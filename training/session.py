@@ -14,6 +14,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 
 from training.devices import check_bitsandbytes
+from training.interruption import explaining_full_disk
 from training.trackers import installed_trackers, tracker_arguments
 
 
@@ -51,6 +52,7 @@ def open_session(
     Raises:
         ValueError:
             If a tracker or bitsandbytes is not installed, or accelerate is set to anything but one process or DDP.
+        RuntimeError: If anything in the session finds no room on the disk.
     """
     trackers = installed_trackers(report_to)
     matmul_precision = torch.get_float32_matmul_precision()
@@ -76,7 +78,8 @@ def open_session(
         if accelerator.is_main_process:
             accelerator.init_trackers(PROJECT_NAME, plain, tracker_arguments(trackers, output_dir, first_step))
     try:
-        yield accelerator
+        with explaining_full_disk(output_dir):
+            yield accelerator
     finally:
         torch.set_float32_matmul_precision(matmul_precision)
         for tracker in accelerator.trackers:

@@ -78,7 +78,7 @@ def main(options: tuple) -> None:
     """Load, widen, train, write a pipeline folder to `output_dir`, and push it if asked to."""
     model, data, pairs, _, run, _, hub = options
     spare_inputs("output_dir", [run.output_dir], [model.pretrained_model_name_or_path, data.train_data])
-    first_step = starting_step(run.output_dir, run.resume_from_checkpoint)
+    first_step = starting_step(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)
     if pairs.streaming:
         run.loop_arguments(None)
     with open_session(

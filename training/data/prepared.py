@@ -41,7 +41,8 @@ def load_prepared(name: str, split: str, streaming: bool = False) -> datasets.Da
         dataset = datasets.load_dataset(**where, split=split, streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(
-            f"The data set must be a folder of parquet files or an id on the Hub, got {name!r}: {error}"
+            f"The data set must be a folder of parquet files or an id on the Hub, with a split {split!r}, got"
+            f" {name!r}: {error}"
         ) from error
     missing = [column for column in COLUMNS if column not in (dataset.column_names or COLUMNS)]
     if missing:
