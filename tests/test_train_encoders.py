@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import load_file
 
 from pipeline_dreampose import DreamPosePipeline
@@ -71,6 +71,7 @@ def test_encoders_train_and_become_a_pipeline(tmp_path):
     pipeline = DreamPosePipeline.from_pretrained(tmp_path / "base")
     assert (pipeline.pose_radius, pipeline.vae_scale_factor) == (2, 2)
     assert pipeline.adapter.config.num_image_tokens == 65
+    assert not DDIMScheduler.from_config(pipeline.scheduler.config).config.clip_sample
     for name, folder in (("vae", "vae"), ("image_encoder", "encoder")):
         (file,) = (tmp_path / folder).glob("*.safetensors")
         saved, held = load_file(file), getattr(pipeline, name).state_dict()

@@ -9,7 +9,7 @@ Legend: `B` batch, `C` latent channels, `H W` pixels, `h w` latent cells, `T` to
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -98,20 +98,29 @@ def build_pipeline(
         image_encoder=image_encoder,
         feature_extractor=build_feature_extractor(image_encoder.config.image_size),
         adapter=build_adapter(vae, image_encoder, height, width),
-        scheduler=DPMSolverMultistepScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            timestep_spacing="leading",
-            steps_offset=1,
-            prediction_type="v_prediction",
-        ),
+        scheduler=_build_scheduler(),
         default_height=height,
         default_width=width,
         default_num_inference_steps=15,
         default_image_guidance_scale=2.0,
         default_pose_guidance_scale=2.0,
     )
+
+
+def _build_scheduler() -> DPMSolverMultistepScheduler:
+    """Stable Diffusion's noise schedule, by way of DDIM's settings, which stay in the configuration: by default a DDIM
+    that is made from it would clip the latents to [-1, 1]."""
+    ddim = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="leading",
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
+    return DPMSolverMultistepScheduler.from_config(ddim.config)
 
 
 def named_loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
