@@ -348,7 +348,7 @@ def test_a_run_pushes_what_it_made_with_its_card(base, tmp_path):
         (["--train_data", "procedural/huge"], "The data set must be one of"),
         (["--min_crop_scale", "0.5", "--latent_cache_dir", "x"], "`min_crop_scale` must be 1 with `latent_cache_dir`"),
         (["--learning_rate", "0"], "`learning_rate` must be a finite number above 0"),
-        (["--lr_warmup_steps", "9"], "`lr_warmup_steps` must be 0 with the `lr_scheduler` constant.*, got 9"),
+        (["--lr_warmup_steps", "9"], "`lr_warmup_steps` must be 0 with `lr_scheduler` constant.*, got 9"),
         (["--streaming", "--max_train_steps", "none"], "`max_train_steps` must be given with `streaming`"),
         (["--torch_compile_backend", "inducter"], "`torch_compile_backend` must be one of .*inductor.*'inducter'"),
         (["--hub_model_id", "a/b/c"], "`hub_model_id` must be a repository's id on the Hub, got 'a/b/c'"),

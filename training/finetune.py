@@ -20,7 +20,7 @@ from training.pictures import spare_inputs
 from training.precision import weight_dtype
 from training.quantization import four_bit_arguments
 from training.session import open_session
-from training.subject import phase_arguments, resume_points, train_subject, trained_phases
+from training.subject import PHASES, phase_arguments, resume_points, train_subject, trained_phases
 from training.subject_results import TITLE, write_subject
 from training.subject_samples import check_photos, open_pairs, open_photos
 
@@ -56,7 +56,8 @@ def main(options: tuple) -> None:
     subject, lora, decoder, objective, run, hub, sample = options
     points, folder, name = check(options), Path(run.output_dir), subject.pretrained_model_name_or_path
     # In the trackers one phase begins where the other ends.
-    first_step = sum(starting_step(folder / phase, point) for phase, point in points.items())
+    limits = dict(zip(PHASES, (run.max_train_steps, decoder.decoder_max_train_steps)))
+    first_step = sum(starting_step(folder / phase, point, limits[phase]) for phase, point in points.items())
     session = {"first_step": first_step, "quantize_base": lora.quantize_base, **run.session_arguments()}
     with open_session(settings=option_values(*options), **session) as accelerator:
         photos = open_photos(accelerator, subject.instance_data_dir, subject.densepose, subject.person)

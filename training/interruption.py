@@ -53,7 +53,7 @@ class StopSignals:
 
 @contextmanager
 def explaining_full_disk(output_dir: str | os.PathLike) -> Iterator[None]:
-    """Say what a full disk means for a run, whatever it was that found no room: a log, a cache, the finished weights.
+    """Say what a full disk means for a run, whichever of its files found no room: log, latent cache, finished weights.
 
     Raises:
         RuntimeError: In place of an `OSError` or `SafetensorError` for lack of room; others pass as they are.
@@ -66,7 +66,8 @@ def explaining_full_disk(output_dir: str | os.PathLike) -> Iterator[None]:
         if getattr(error, "errno", None) not in full and not any(f"(os error {code})" in str(error) for code in full):
             raise
         raise RuntimeError(
-            f"Training stopped for lack of room on the disk ({error}); the checkpoints in {output_dir} are untouched."
+            f"The run stopped for lack of room on the disk ({error}); the checkpoints in {output_dir} are untouched."
+            " Free some, and go on with `--resume_from_checkpoint latest`."
         ) from error
 
 

@@ -252,7 +252,7 @@ class TrainOptions:
         )
         if self.lr_scheduler == "constant" and self.lr_warmup_steps > 0:
             raise ValueError(
-                "`lr_warmup_steps` must be 0 with the `lr_scheduler` constant, unlike constant_with_warmup, got"
+                "`lr_warmup_steps` must be 0 with `lr_scheduler` constant (constant_with_warmup warms up), got"
                 f" {self.lr_warmup_steps}."
             )
         check_optimizer(self.optimizer, self.use_8bit_adam)

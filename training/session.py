@@ -52,7 +52,7 @@ def open_session(
     Raises:
         ValueError:
             If a tracker or bitsandbytes is not installed, or accelerate is set to anything but one process or DDP.
-        RuntimeError: If anything in the session finds no room on the disk.
+        RuntimeError: If a file that the session writes finds no room on the disk.
     """
     trackers = installed_trackers(report_to)
     matmul_precision = torch.get_float32_matmul_precision()

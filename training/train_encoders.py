@@ -98,7 +98,7 @@ def main(options: tuple) -> None:
             raise ValueError(f"`{name}` must be the folder of a trained model, got {folder!r}.")
     if encoder.component != "vae" and run.validation_steps is not None:
         raise ValueError(f"`validation_steps` must be none but for the VAE, got {run.validation_steps}.")
-    first_step = starting_step(run.output_dir, run.resume_from_checkpoint)
+    first_step = starting_step(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)
     with open_session(
         settings=option_values(*options), first_step=first_step, **run.session_arguments()
     ) as accelerator:
