@@ -684,19 +684,22 @@ def test_only_files_of_the_pipeline_are_pushed(tmp_path):
         pipeline_patterns(tmp_path / "unet")
 
 
-def test_of_what_a_card_names_only_pictures_and_its_evaluation_are_pushed(tmp_path):
+def test_of_what_a_card_names_only_pictures_evaluation_and_training_are_pushed(tmp_path):
     folder = tmp_path / "folder"
-    (folder / "evaluation").mkdir(parents=True)
+    for name in ("evaluation", "training"):
+        (folder / name).mkdir(parents=True)
     names = ["a.png", "b c.png", "d.JPG", "e.gif", "w.webp", "evaluation/evaluation.json", "evaluation/x.png"]
+    names += ["training/stage1.yaml", "training/x.jsonl"]
     for name in [*names, "options.yaml", "log.jsonl", "evil.json", "../outside.png", "evaluation/../secret.txt"]:
         (folder / name).write_text("")
     (folder / "README.md").write_text(
         "---\nwidget:\n- text: a\n  output:\n    url: w.webp\n- text: b\n  output:\n    url: ../outside.png\n---\n"
         "![a](a.png \"A title\") ![a](./a.png) ![d](d.JPG 'x') [e]( <e.gif> ) [j](evaluation/evaluation.json)"
+        "[y](training/stage1.yaml)"
         '[o](options.yaml) [l](log.jsonl "x") [e](evil.json) [p](../outside.png) [q](evaluation/../secret.txt)'
         f"[r]({folder}/a.png) [s](https://example.com/a.png) [m](missing.png) [t](#use)"
     )
-    found = ["README.md", "a.png", "d.JPG", "e.gif", "evaluation/evaluation.json", "w.webp"]
+    found = ["README.md", "a.png", "d.JPG", "e.gif", "evaluation/evaluation.json", "training/stage1.yaml", "w.webp"]
     assert card_patterns(folder) == found
     (folder / "README.md").write_bytes(b"![a](a.png) ![b](data:image/png;base64," + 5000 * b"A" + b") \xff\xfe")
     assert card_patterns(folder) == ["README.md", "a.png"]

@@ -285,8 +285,8 @@ def subject_patterns(folder: Path) -> list[str]:
 
 
 def card_patterns(folder: Path) -> list[str]:
-    """The card with the pictures that it shows and the files under `evaluation/` that it refers to, as patterns; none
-    if there is no card. Whatever else the folder holds is not sent, even if the card refers to it.
+    """The card with the pictures that it shows and the files under `evaluation/` and `training/` that it refers to, as
+    patterns; none if there is no card. Whatever else the folder holds is not sent, even if the card refers to it.
 
     Args:
         folder (`Path`): Where they lie.
@@ -304,7 +304,7 @@ def _may_be_shown(folder: Path, name: str) -> bool:
     # `Path.is_file` fails for what is too long a name, such as a picture that the card itself holds.
     if path.is_absolute() or ".." in path.parts or not os.path.isfile(folder / name):
         return False
-    return path.suffix.lower() in PICTURE_SUFFIXES or path.parts[0] == "evaluation"
+    return path.suffix.lower() in PICTURE_SUFFIXES or path.parts[0] in ("evaluation", "training")
 
 
 def _widget_addresses(text: str) -> list[str]:
