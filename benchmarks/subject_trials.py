@@ -73,7 +73,7 @@ class Trial:
         pairs (`dict`): Keyword arguments of `PairSettings`.
         prior (`tuple`): Prepared data set of other subjects, or `None`, and the share of samples that are its.
         lora (`dict` or `None`): Keyword arguments of `build_lora_configs`; `None` trains in full.
-        phases (`dict`): Phase -> keyword arguments of `training.loop.train`; the trial has folders of its own.
+        phases (`dict`): Phase -> keyword arguments of `training.engine.loop.train`; the trial has folders of its own.
         loss (`dict`): Keyword arguments of `StageOneLoss`.
         num_cached_crops (`int`): As `train_subject` takes it.
         num_inference_steps (`int`): Of all predictions.

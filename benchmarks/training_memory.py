@@ -19,8 +19,8 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.training_procedures import build_trained, measure_steps, run_floor
-from training.devices import check_bitsandbytes
-from training.precision import held_in
+from training.engine.devices import check_bitsandbytes
+from training.engine.precision import held_in
 
 
 SETTINGS = ((1, True), (1, False), (4, True))  # batch size, 8-bit Adam

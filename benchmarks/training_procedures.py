@@ -26,8 +26,8 @@ from training.data.frame_pairs import FramePairs, LatentShape
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.denoiser import Denoiser, StageOneLoss
-from training.loop import train
-from training.optimizer import build_optimizer
+from training.engine.loop import train
+from training.engine.optimizer import build_optimizer
 
 
 LEARNING_RATE = 5e-6  # of the paper

@@ -33,7 +33,7 @@ from benchmarks.training_procedures import (
     run_release,
     run_training,
 )
-from training.precision import held_in, weight_dtype
+from training.engine.precision import held_in, weight_dtype
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -1,7 +1,6 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import av
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 
 import animate
 from pipeline_dreampose import DreamPosePipeline
-from tests.launch import launch_two_processes
+from tests.launch import ROOT, launch_two_processes
 from tests.tiny_components import (
     HEIGHT,
     NUM_FRAMES,
@@ -22,9 +21,6 @@ from tests.tiny_components import (
     get_dummy_pipeline,
     save_subject,
 )
-
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

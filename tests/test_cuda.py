@@ -14,7 +14,7 @@ from tests.test_finetune import base, photos  # noqa: F401 - fixtures
 from tests.test_train import arguments, losses
 from tests.tiny_components import get_dummy_inputs
 from training import finetune, train
-from training.optimizer import build_optimizer, flatten_optimizer_state, restore_optimizer_state
+from training.engine.optimizer import build_optimizer, flatten_optimizer_state, restore_optimizer_state
 
 
 pytestmark = [

@@ -19,12 +19,13 @@ from tests.conftest import reset_accelerate
 from tests.densepose_exports import TupleExport
 from tests.launch import launch_two_processes
 from tests.tiny_components import HEIGHT, WIDTH, get_dummy_inputs, get_dummy_pipeline, save_photo
-from training import devices, finetune, subject
-from training.checkpoints import find_latest_checkpoint
+from training import finetune, subject
 from training.data.augmentation import to_pixel_values
 from training.data.procedural_fashion import ProceduralFashionConfig
+from training.engine import devices
+from training.engine.checkpoints import find_latest_checkpoint
+from training.engine.interruption import TrainingInterrupted
 from training.finetune import main, parse_args
-from training.interruption import TrainingInterrupted
 from training.small_model import VAETrainer
 from training.subject import reconstruct, resume_points
 
@@ -340,7 +341,7 @@ def test_a_quantized_base_is_left_as_it_was_loaded(base, photos, tmp_path, monke
         return nullcontext()
 
     arguments_of = {"dtype": {"unet": torch.bfloat16, "default": torch.float32}}
-    monkeypatch.setattr("training.session.check_bitsandbytes", lambda *_: None)
+    monkeypatch.setattr("training.engine.session.check_bitsandbytes", lambda *_: None)
     monkeypatch.setattr(
         finetune, "four_bit_arguments", lambda dtype: arguments_of if dtype == torch.bfloat16 else None
     )

@@ -80,7 +80,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
 
-from training import finetune, push_model
+from training import finetune
+from training import push_model
 from training.hub import make_repo, push_folder, try_make_repo, try_push
 
 work, other_token = Path(sys.argv[1]), sys.argv[2]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_loop import curve, network, run
-from training.checkpoints import find_checkpoint_fault, list_checkpoints
+from tests.engine.test_loop import curve, network, run
+from training.engine.checkpoints import find_checkpoint_fault, list_checkpoints
 
 
 STEPS = 24

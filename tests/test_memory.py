@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +10,8 @@ from diffusers import PipelineQuantizationConfig, TorchAoConfig
 from torchao.quantization import Int8WeightOnlyConfig
 
 from pipeline_dreampose import DreamPosePipeline
+from tests.launch import ROOT
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline
-
-
-ROOT = Path(__file__).parent.parent
 
 
 def render(pipe, **kwargs):

@@ -1,15 +1,16 @@
 import dataclasses
 import inspect
 import typing
-from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.launch import ROOT
 from training import finetune, train_encoders
 from training.data.pair_settings import PairSettings
 from training.denoiser import StageOneLoss
-from training.loop import train
+from training.engine.loop import train
+from training.engine.session import open_session
 from training.lora import build_lora_configs
 from training.option_parsing import PRESETS_DIR, format_options, parse, read_config, save_options
 from training.options import (
@@ -22,7 +23,6 @@ from training.options import (
     TrainOptions,
     ValidationOptions,
 )
-from training.session import open_session
 from training.subject_options import (
     DecoderOptions,
     LoraOptions,
@@ -282,7 +282,7 @@ def test_the_tiny_presets_lead_from_one_to_the_next():
     assert model.pretrained_model_name_or_path == folders[2] and model.train_image_encoder
     assert len({(group.height, group.width) for _, group, _ in encoders} | {(data.height, data.width)}) == 1
     assert run.output_dir not in folders and pairs.reference_frames == "first"
-    assert f"--pipeline {run.output_dir} " in (Path(__file__).parent.parent / "Makefile").read_text()
+    assert f"--pipeline {run.output_dir} " in (ROOT / "Makefile").read_text()
 
 
 def test_loop_arguments_are_the_loop_s_keywords():

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from benchmarks.subject_planning import plan_trials, taken_options
 from benchmarks.subject_report import summarize, trial_path
 from benchmarks.subject_trials import FilmedPairs, draw_clips, draw_footage, draw_photos
 from benchmarks.subjects import main, parse_args
+from tests.launch import ROOT
 from tests.tiny_components import get_dummy_pipeline
 from training.charts import line_chart
 from training.data.frame_pairs import LatentShape
@@ -22,7 +22,7 @@ from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
 
 
-STORED = Path(__file__).parent.parent / "benchmarks" / "subjects.json"
+STORED = ROOT / "benchmarks" / "subjects.json"
 CONFIG = ProceduralFashionConfig()
 TORSO_BACK, TORSO_FRONT = 1, 2  # DensePose's parts
 

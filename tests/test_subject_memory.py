@@ -1,7 +1,6 @@
 """Counting what a step wants: hand-computed values on small modules, relations on whole ones, the report."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,12 +19,12 @@ from benchmarks.memory_counting import (
 )
 from benchmarks.sampling_procedures import build_models
 from benchmarks.subject_memory import main, parse_args
+from tests.launch import ROOT
 from tests.tiny_components import get_dummy_pipeline
 from training.denoiser import Denoiser
 from training.lora import attached_lora, build_lora_configs
 
 
-ROOT = Path(__file__).parent.parent
 STORED = ROOT / "benchmarks" / "subject_memory.json"
 
 

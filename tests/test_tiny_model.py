@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +11,12 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
+from tests.launch import ROOT
 from training.baselines import measure, measure_regions, measure_run, predict_clip, predict_run
 from training.clips import load_clips
 from training.hub import load_pipeline
 
 
-ROOT = Path(__file__).parent.parent
 TINY, SAMPLE = ROOT / "model_card" / "tiny", ROOT / "model_card" / "sample"
 
 

@@ -22,10 +22,10 @@ from tests.hub_server import TOKEN, Hub
 from tests.launch import ROOT, launch_two_processes, start_two_processes
 from tests.tiny_components import get_dummy_components, get_unet
 from training import denoiser, samples, train
-from training.checkpoints import checkpoint_step, list_checkpoints
 from training.data.frame_stream import EndlessFrameStream
 from training.data.pair_settings import PairSettings
 from training.denoiser import vae_token_weight
+from training.engine.checkpoints import checkpoint_step, list_checkpoints
 from training.train import main, parse_args
 
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 
 from tests.densepose_exports import DictExport
+from tests.launch import ROOT
 from tests.video_server import VideoServer, video_bytes
 from training.data import ubc_fashion
 from training.data.clip_rows import FEATURES, clip_rows
@@ -27,7 +27,6 @@ from training.data.ubc_fashion import SPLITS, UBCFashion, read_video_ids
 from training.pictures import write_video
 
 
-ROOT = Path(__file__).parent.parent
 TRAIN, VALIDATION, TEST = (read_video_ids(split) for split in SPLITS)
 USED = {"train": TRAIN[:3], "validation": VALIDATION[:1], "test": TEST[:1]}
 NOBODY = Image.new("RGB", (64, 80))

@@ -10,17 +10,16 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import av
 import pytest
 
+from tests.launch import ROOT
 from tests.video_server import VideoServer, video_bytes
 from training.data.video_download import VideoFacts, download_videos, find_videos, probe_video
 from training.pictures import UnreadablePictures
 
 
-ROOT = Path(__file__).parent.parent
 GOOD = ("91D23ZVV6NS", "A1P+0ZhMAiS", "91-2Ab+dE-S")
 VIDEOS = {video_id: video_bytes(seed) for seed, video_id in enumerate(GOOD)}
 FIRST = GOOD[0]

@@ -5,7 +5,7 @@
 import argparse
 import math
 
-from training.devices import check_device
+from training.engine.devices import check_device
 
 
 _COUNT = ("at least 1", lambda value: value >= 1)

@@ -266,7 +266,7 @@ class Denoiser(nn.Module):
 
 
 class StageOneLoss:
-    """The loss of stage 1 as a function of (module, batch), for `training.loop`.
+    """The loss of stage 1 as a function of (module, batch), for `training.engine.loop`.
 
     Batches are `FramePairs` samples, which it encodes, or `LatentFramePairs` samples. It logs `vae_token_weight`, how
     much of the VAE tokens the adapter mixes in (0 at the start; not where its own weights are frozen), and, where bad

@@ -28,7 +28,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects
 
 from pipeline_dreampose import DreamPosePipeline
-from training.devices import check_device
+from training.engine.devices import check_device
 
 
 logger = logging.getLogger(__name__)

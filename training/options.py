@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 
 from training.data.pair_settings import PairSettings
+from training.engine.optimizer import check_optimizer
 from training.model_card import PICTURE_SUFFIXES, is_repo_id
-from training.optimizer import check_optimizer
 
 
 def _option(default: Any, help: str) -> Any:
@@ -260,7 +260,7 @@ class TrainOptions:
         _check_choice(self, "report_to", ("tensorboard", "wandb", "all"))
 
     def loop_arguments(self, num_samples: int | None, num_processes: int = 1) -> dict[str, Any]:
-        """The keyword arguments of [`training.loop.train`] that these options stand for.
+        """The keyword arguments of [`training.engine.loop.train`] that these options stand for.
 
         Args:
             num_samples (`int`, *optional*): Samples of one epoch, from which `max_train_steps` follows where it is
@@ -283,7 +283,7 @@ class TrainOptions:
         return self.train_batch_size * self.gradient_accumulation_steps * num_processes
 
     def session_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of [`training.session.open_session`] that these options stand for."""
+        """The keyword arguments of [`training.engine.session.open_session`] that these options stand for."""
         names = ("output_dir", "seed", "mixed_precision", "report_to", "allow_tf32", "use_8bit_adam")
         return {name: getattr(self, name) for name in names}
 

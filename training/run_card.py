@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from training.engine.run_log import read_figures
 from training.model_card import is_drawn, try_write_card, write_base_card
-from training.run_log import read_figures
 from training.validation import strip_path
 
 

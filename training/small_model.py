@@ -124,7 +124,7 @@ def _build_scheduler() -> DPMSolverMultistepScheduler:
 
 
 def named_loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss and logs, for `training.loop`, of a module that returns both by name."""
+    """Loss and logs, for `training.engine.loop`, of a module that returns both by name."""
     values = module(**batch)
     return values.pop("loss"), values
 

@@ -15,15 +15,15 @@ from peft import LoraConfig
 from torch import nn
 
 from pipeline_dreampose import DreamPosePipeline
-from training.checkpoints import checkpoint_step, list_checkpoints, resolve_checkpoint
 from training.data.augmentation import to_pixel_values
 from training.data.crop_cache import CachedSubjectPairs
 from training.data.latent_cache import FrameEncoders
 from training.data.subject_photos import SubjectPairs
 from training.denoiser import Denoiser, StageOneLoss
-from training.loop import train
+from training.engine.checkpoints import checkpoint_step, list_checkpoints, resolve_checkpoint
+from training.engine.loop import train
+from training.engine.precision import held_in, held_on_cpu, weight_dtype
 from training.lora import attached_lora, collect_lora
-from training.precision import held_in, held_on_cpu, weight_dtype
 from training.quantization import is_quantized
 from training.small_model import VAETrainer, named_loss
 
@@ -85,7 +85,7 @@ def phase_arguments(
     common: Mapping[str, Any],
     decoder: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """The keyword arguments of [`training.loop.train`] for each phase.
+    """The keyword arguments of [`training.engine.loop.train`] for each phase.
 
     Args:
         output_dir (`str` or `os.PathLike`): Of the run; each phase has a folder in it.
@@ -123,8 +123,8 @@ def train_subject(
         accelerator (`Accelerator`): Of the run.
         pipeline (`DreamPosePipeline`): Trained in place, in full; of a LoRA's training it comes back as it was.
         samples (`SubjectPairs`): Of both phases.
-        arguments (`Mapping[str, Mapping[str, Any]]`): Phase -> keyword arguments of [`training.loop.train`]; a phase
-            that is not in it is skipped.
+        arguments (`Mapping[str, Mapping[str, Any]]`): Phase -> keyword arguments of [`training.engine.loop.train`]; a
+            phase that is not in it is skipped.
         configs (`Mapping[str, LoraConfig]`, *optional*): Of the LoRA, by component; `None` trains in full.
         loss_arguments (`Mapping[str, Any]`): Keyword arguments of [`training.denoiser.StageOneLoss`].
         channels_last (`bool`, *optional*, defaults to `False`): Hold what trains in channels_last layout meanwhile.

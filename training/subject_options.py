@@ -119,7 +119,7 @@ class DecoderOptions:
         _check(self, "a finite number above 0", lambda value: 0 < value < math.inf, "decoder_learning_rate")
 
     def loop_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of [`training.loop.train`] in which this phase differs from the first."""
+        """The keyword arguments of [`training.engine.loop.train`] in which this phase differs from the first."""
         return {"max_train_steps": self.decoder_max_train_steps, "learning_rate": self.decoder_learning_rate}
 
 

@@ -13,18 +13,18 @@ from diffusers import DDPMScheduler
 
 from pipeline_dreampose import DreamPosePipeline
 from training import options as groups
-from training.checkpoints import starting_step
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
 from training.denoiser import Denoiser, StageOneLoss, load_base_pipeline
+from training.engine.checkpoints import starting_step
+from training.engine.loop import train
+from training.engine.precision import held_in, weight_dtype
+from training.engine.session import open_session
 from training.hub import try_make_repo, try_push
-from training.loop import train
 from training.option_parsing import format_options, option_values, parse, save_options
 from training.pictures import spare_inputs
-from training.precision import held_in, weight_dtype
 from training.run_card import describe_run
 from training.samples import cache_samples, open_held_out, open_samples, open_stream
-from training.session import open_session
 from training.validation import build_validation
 
 

@@ -13,15 +13,15 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from transformers import CLIPVisionModel
 
-from training.checkpoints import starting_state, starting_step
 from training.data.encoder_frames import ImageEncoderFrames, VAEFrames, read_pictures
 from training.data.frame_pairs import LatentShape
 from training.data.prepared import load_prepared
 from training.denoiser import build_feature_extractor
-from training.loop import train
+from training.engine.checkpoints import starting_state, starting_step
+from training.engine.loop import train
+from training.engine.session import open_session
 from training.option_parsing import option_values, parse, save_options
 from training.options import DataOptions, EncoderOptions, TrainOptions
-from training.session import open_session
 from training.small_model import (
     ImageEncoderTrainer,
     VAETrainer,

@@ -18,9 +18,9 @@ from pipeline_dreampose import DreamPosePipeline
 from training.animation import draw_strip
 from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import BadRow, FramePairs
+from training.engine.trackers import log_animation
 from training.metrics import l1, psnr, ssim, temporal_error
 from training.pictures import write_gif, write_video
-from training.trackers import log_animation
 
 
 FOLDER = "validation"
@@ -37,7 +37,7 @@ class _Pair:
 
 
 class HeldOutPairs:
-    """Samples fixed held-out frames and compares them with the truth; called by `training.loop.train`.
+    """Samples fixed held-out frames and compares them with the truth; called by `training.engine.loop.train`.
 
     The pairs, their noise and the order never change in a run, so that its figures can be compared with each other.
     Of a clip only what the target's window needs is held. Where the samples skip bad rows, the next frame of the clip
@@ -150,7 +150,7 @@ def build_validation(
     num_validation_frames: int,
     validation_inference_steps: int,
 ) -> Callable[[torch.nn.Module, int], dict[str, float]]:
-    """A [`HeldOutClip`] and [`HeldOutPairs`] as the one call that `training.loop.train` makes."""
+    """A [`HeldOutClip`] and [`HeldOutPairs`] as the one call that `training.engine.loop.train` makes."""
     num_steps = validation_inference_steps
     compare = HeldOutPairs(pipeline, samples, seed, num_validation_pairs, num_steps)
     animate = HeldOutClip(pipeline, samples, accelerator, Path(output_dir), seed, num_validation_frames, num_steps)

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from PIL import Image
 
 from training.data.detections import Detection, detections_from_torchscript
-from training.devices import check_device
+from training.engine.devices import check_device
 
 
 def find_densepose(path: str | os.PathLike) -> Path:

@@ -156,7 +156,7 @@ class FrameStream(IterableDataset):
 
 
 class EndlessFrameStream(IterableDataset):
-    """The epochs of a [`FrameStream`] one after another, as `training.batches` takes a stream.
+    """The epochs of a [`FrameStream`] one after another, as `training.engine.batches` takes a stream.
 
     A sample's `stream_position` [3] is its epoch, and how many shards of this share, and videos of the next one, lie
     before its video: who goes on there begins with that video anew.

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from safetensors import SafetensorError
 
-from training.session import open_session
+from training.engine.session import open_session
 
 
 def test_tf32_is_allowed_for_the_session_only(tmp_path):

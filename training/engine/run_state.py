@@ -13,15 +13,15 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from training.checkpoints import (
+from training.engine.checkpoints import (
     collect_module_tensors,
     load_checkpoint,
     restore_tensors,
     rotate_checkpoints,
     save_checkpoint,
 )
-from training.optimizer import flatten_optimizer_state, restore_optimizer_state
-from training.run_log import LogWindow
+from training.engine.optimizer import flatten_optimizer_state, restore_optimizer_state
+from training.engine.run_log import LogWindow
 
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from training.batches import load_batches
+from training.engine.batches import load_batches
 
 
 class Stream(IterableDataset):

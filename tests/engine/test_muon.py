@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.muon import Muon, is_matrix, orthogonalize
+from training.engine.muon import Muon, is_matrix, orthogonalize
 
 
 SETTINGS = {"lr": 1e-2, "betas": (0.95, 0.99), "weight_decay": 0.0, "eps": 1e-8}

@@ -13,9 +13,9 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 
-from training.devices import check_bitsandbytes
-from training.interruption import explaining_full_disk
-from training.trackers import installed_trackers, tracker_arguments
+from training.engine.devices import check_bitsandbytes
+from training.engine.interruption import explaining_full_disk
+from training.engine.trackers import installed_trackers, tracker_arguments
 
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ def open_session(
         allow_tf32 (`bool`, *optional*, defaults to `False`): TensorFloat-32 for matrices of float32 on CUDA.
         use_8bit_adam (`bool`, *optional*, defaults to `False`): Whether an optimizer of the run wants bitsandbytes.
         quantize_base (`bool`, *optional*, defaults to `False`): Whether weights that it loads want bitsandbytes.
-        first_step (`int`, *optional*, defaults to 0): Of a run that goes on, as `training.trackers.tracker_arguments`
-            takes it.
+        first_step (`int`, *optional*, defaults to 0): Of a run that goes on, as
+            `training.engine.trackers.tracker_arguments` takes it.
     Raises:
         ValueError:
             If a tracker or bitsandbytes is not installed, or accelerate is set to anything but one process or DDP.

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from training import devices
-from training.muon import Muon
-from training.optimizer import build_optimizer, flatten_optimizer_state, restore_optimizer_state
+from training.engine import devices
+from training.engine.muon import Muon
+from training.engine.optimizer import build_optimizer, flatten_optimizer_state, restore_optimizer_state
 
 
 class Module(nn.Module):

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from training.devices import check_bitsandbytes
-from training.muon import MIN_MATRIX_SIZE, Muon, is_matrix
+from training.engine.devices import check_bitsandbytes
+from training.engine.muon import MIN_MATRIX_SIZE, Muon, is_matrix
 
 
 OPTIMIZERS = ("adamw", "muon")
@@ -40,7 +40,7 @@ def build_optimizer(
         epsilon (`float`, *optional*, defaults to 1e-8): Beside the square root of the second moment.
         use_8bit_adam (`bool`, *optional*, defaults to `False`):
             Keep the moments in 8 bit (bitsandbytes, arXiv:2110.02861): 2 bytes a weight instead of 8. AdamW only.
-        optimizer_name (`str`, *optional*, defaults to `"adamw"`): Or `"muon"`, see [`training.muon.Muon`].
+        optimizer_name (`str`, *optional*, defaults to `"adamw"`): Or `"muon"`, see [`training.engine.muon.Muon`].
     Returns:
         `torch.optim.Optimizer`: Its state consists of tensors and counts.
     Raises:

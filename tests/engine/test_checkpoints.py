@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from training import checkpoints
-from training.checkpoints import (
+from training.engine import checkpoints
+from training.engine.checkpoints import (
     checkpoint_name,
     checkpoint_step,
     collect_module_tensors,

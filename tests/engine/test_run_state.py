@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.checkpoints import checkpoint_name
-from training.optimizer import build_optimizer
-from training.run_state import RunState
+from training.engine.checkpoints import checkpoint_name
+from training.engine.optimizer import build_optimizer
+from training.engine.run_state import RunState
 
 
 def step_once(seed):

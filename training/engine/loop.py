@@ -24,13 +24,13 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from training.batches import load_batches
-from training.checkpoints import check_last_step, resolve_checkpoint
-from training.interruption import StopSignals, TrainingInterrupted
-from training.optimizer import build_optimizer
-from training.run_log import LogWindow, append_log, measure_memory, read_figures, start_log
-from training.run_state import RunState
-from training.schedule import get_lr_curve, seed_step
+from training.engine.batches import load_batches
+from training.engine.checkpoints import check_last_step, resolve_checkpoint
+from training.engine.interruption import StopSignals, TrainingInterrupted
+from training.engine.optimizer import build_optimizer
+from training.engine.run_log import LogWindow, append_log, measure_memory, read_figures, start_log
+from training.engine.run_state import RunState
+from training.engine.schedule import get_lr_curve, seed_step
 
 
 logger = get_logger(__name__)
@@ -83,7 +83,7 @@ def train(
             tensors to log. It calls the `module` that it is given, which is the prepared one.
         dataset (`Dataset`):
             Item `n` is the sample at global position `n`, all its random draws made; or a stream, as
-            `training.batches` has them, which a resumed run goes on with near to where it was.
+            `training.engine.batches` has them, which a resumed run goes on with near to where it was.
         output_dir (`str` or `os.PathLike`): Folder for checkpoints and `log.jsonl`.
         max_train_steps (`int`): Optimizer steps of the whole run, those before a resumption included.
         train_batch_size (`int`): Samples of one micro-batch of one process.
@@ -92,7 +92,7 @@ def train(
         lr_scheduler, lr_warmup_steps, lr_num_cycles, lr_power:
             As `diffusers.optimization.get_scheduler` takes them; cycles are of `cosine_with_restarts`, the power of
             `polynomial`.
-        optimizer (`str`): `"adamw"` or `"muon"`, see [`training.optimizer.build_optimizer`].
+        optimizer (`str`): `"adamw"` or `"muon"`, see [`training.engine.optimizer.build_optimizer`].
         adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): Its settings, whichever it is.
         use_8bit_adam (`bool`): AdamW's moments in 8 bit, by bitsandbytes on CUDA.
         max_grad_norm (`float`, *optional*): Clip the norm over all trained parameters; `None` does not clip.

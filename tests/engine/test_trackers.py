@@ -9,10 +9,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from training import trackers
+from training.engine import trackers
+from training.engine.session import open_session
+from training.engine.trackers import installed_trackers, log_animation
 from training.pictures import write_gif, write_video
-from training.session import open_session
-from training.trackers import installed_trackers, log_animation
 
 
 @pytest.fixture

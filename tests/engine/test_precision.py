@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.tiny_components import get_dummy_components
-from training.precision import held_in, held_on_cpu, weight_dtype
+from training.engine.precision import held_in, held_on_cpu, weight_dtype
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tests.launch import ON_CPU, ROOT, free_port
-from training import muon
-from training.checkpoints import list_checkpoints
-from training.interruption import StopSignals, TrainingInterrupted, ignore_stop_signals
-from training.loop import _Run, train
-from training.run_log import LogWindow, append_log, start_log
-from training.schedule import PositionBatchSampler, get_lr_curve, seed_step
+from training.engine import muon
+from training.engine.checkpoints import list_checkpoints
+from training.engine.interruption import StopSignals, TrainingInterrupted, ignore_stop_signals
+from training.engine.loop import _Run, train
+from training.engine.run_log import LogWindow, append_log, start_log
+from training.engine.schedule import PositionBatchSampler, get_lr_curve, seed_step
 
 
 pytestmark = pytest.mark.slow  # nearly all of them train
@@ -148,7 +148,7 @@ def signalling(num_calls, signum=signal.SIGTERM):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resuming_equals_an_undisturbed_run_exactly(tmp_path, monkeypatch, optimizer):
-    monkeypatch.setattr("training.muon.MIN_MATRIX_SIZE", 4)  # so that the convolution here is one
+    monkeypatch.setattr("training.engine.muon.MIN_MATRIX_SIZE", 4)  # so that the convolution here is one
     settings = {"max_train_steps": 8, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "latest"}
     settings["optimizer"] = optimizer
     whole = run(tmp_path / "whole", network(0.3), **settings)
@@ -166,7 +166,7 @@ def test_resuming_equals_an_undisturbed_run_exactly(tmp_path, monkeypatch, optim
 
 
 def test_muon_trains_and_keeps_one_moment_of_a_matrix(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.muon.MIN_MATRIX_SIZE", 4)
+    monkeypatch.setattr("training.engine.muon.MIN_MATRIX_SIZE", 4)
     run(tmp_path, max_train_steps=100, optimizer="muon")
     losses = [line["loss"] for line in records(tmp_path)]
     assert losses[-1] < 0.5 * losses[0]
@@ -400,7 +400,7 @@ def test_a_log_that_finds_no_room_ends_the_run_which_goes_on(tmp_path, monkeypat
 
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch, pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-        patch.setattr("training.loop.append_log", append_half)
+        patch.setattr("training.engine.loop.append_log", append_half)
         run(stopped, **settings)
     assert torch.equal(weights(run(stopped, resume_from_checkpoint="latest", **settings)), undisturbed)
     assert curve(stopped) == curve(tmp_path / "undisturbed")
@@ -523,7 +523,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, monkeypatch):
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
         **ON_CPU,
     }  # fmt: skip
-    code = f"from tests.test_loop import run_as_one_of_two; run_as_one_of_two({str(tmp_path)!r})"
+    code = f"from tests.engine.test_loop import run_as_one_of_two; run_as_one_of_two({str(tmp_path)!r})"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True,
@@ -605,7 +605,7 @@ def test_an_overflow_that_a_fused_optimizer_passes_over_is_not_averaged(norm, av
 
 
 def test_another_optimizer_s_checkpoint_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.muon.MIN_MATRIX_SIZE", 4)
+    monkeypatch.setattr("training.engine.muon.MIN_MATRIX_SIZE", 4)
     run(tmp_path, max_train_steps=2)
     with pytest.raises(ValueError, match="The checkpoint's optimizer must fit the run's, Muon, got AdamW: go on with"):
         run(tmp_path, max_train_steps=4, resume_from_checkpoint="latest", optimizer="muon")

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from training import devices
-from training.devices import check_bitsandbytes, check_device
+from training.engine import devices
+from training.engine.devices import check_bitsandbytes, check_device
 from training.hub import load_pipeline
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from training.interruption import ignore_stop_signals
-from training.run_state import RunState
-from training.schedule import PositionBatchSampler
+from training.engine.interruption import ignore_stop_signals
+from training.engine.run_state import RunState
+from training.engine.schedule import PositionBatchSampler
 
 
 logger = logging.getLogger(__name__)
