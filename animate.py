@@ -13,10 +13,18 @@ from pathlib import Path
 from accelerate import PartialState
 from PIL import Image
 
-from training.animation import digest, draw_strip, model_digest, open_frames, read_frames, render_frames, render_grid
 from training.data.densepose import read_poses
 from training.hub import load_pipeline
-from training.pictures import enlarge, poses_as_pictures, read_photo, spare_inputs, write_frames
+from training.media.animation import (
+    digest,
+    draw_strip,
+    model_digest,
+    open_frames,
+    read_frames,
+    render_frames,
+    render_grid,
+)
+from training.media.pictures import enlarge, poses_as_pictures, read_photo, spare_inputs, write_frames
 
 
 CALL_OPTIONS = ("height", "width", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")

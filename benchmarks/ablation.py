@@ -27,9 +27,9 @@ from benchmarks.ablation_arms import (
 )
 from benchmarks.ablation_report import format_table, judge, values_of, values_of_subjects
 from benchmarks.kept_jobs import run_missing
-from training.animation import model_digest
 from training.hub import load_pipeline
-from training.settings_file import has_settings, write_json
+from training.media.animation import model_digest
+from training.media.settings_file import has_settings, write_json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from training.settings_file import write_json
+from training.media.settings_file import write_json
 
 
 def _start_process() -> None:

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.sampling_procedures import SIZES, build_pipeline
 from training.lora import attached_lora, build_lora_configs, collect_lora, write_subject_file
-from training.settings_file import write_json
+from training.media.settings_file import write_json
 from training.subject_options import LoraOptions
 
 

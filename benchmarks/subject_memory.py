@@ -26,7 +26,7 @@ import torch
 from benchmarks.sampling_procedures import SIZES
 from benchmarks.subject_phases import Setting, count_setting, measure_setting
 from training.engine.devices import check_bitsandbytes
-from training.settings_file import write_json
+from training.media.settings_file import write_json
 from training.subject_options import LoraOptions, SubjectOptions, SubjectTrainOptions
 
 

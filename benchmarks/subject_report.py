@@ -12,9 +12,9 @@ from PIL import Image
 
 from benchmarks.kept_jobs import kept_path, run_missing
 from benchmarks.subject_trials import RECORDS_VERSION, Trial, run_trial
-from training.charts import line_chart
+from training.media.charts import line_chart
+from training.media.pictures import picture_grid
 from training.metrics import mean_and_standard_error
-from training.pictures import picture_grid
 
 
 METRICS = ("psnr", "ssim", "l1", "foreground_psnr", "silhouette_iou", "cloth_psnr")

@@ -66,7 +66,7 @@ class Trial:
 
     Args:
         model (`str`): Folder or Hub id of the pipeline of stage 1.
-        digest (`str`): Of its weights and settings, as `training.animation.model_digest` gives it.
+        digest (`str`): Of its weights and settings, as `training.media.animation.model_digest` gives it.
         split (`str`): Of the drawn subjects, `validation` or `test`.
         index (`int`): Of the subject.
         num_photos (`int`): 1, from the front, to 4, with back and sides.

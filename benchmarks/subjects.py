@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.subject_planning import parse_stage_two, plan_trials, split_words, taken_options
 from benchmarks.subject_report import draw_curves, print_report, run_all, summarize
 from benchmarks.subject_trials import add_subject_options
-from training.settings_file import write_json
+from training.media.settings_file import write_json
 from training.subject_options import METHOD_OPTIONS
 
 

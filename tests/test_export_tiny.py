@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from pipeline_dreampose import DreamPosePipeline
 from tests.tiny_components import get_dummy_components
 from training import export_tiny
-from training.charts import line_chart
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.engine.run_log import append_log
 from training.export_tiny import main, parse_args
+from training.media.charts import line_chart
 
 
 def test_export(tmp_path):

@@ -19,7 +19,7 @@ from training.data.densepose import read_poses
 from training.data.detections import Detection
 from training.data.estimator import DensePoseEstimator
 from training.data.procedural_fashion import ProceduralFashionConfig
-from training.pictures import write_video
+from training.media.pictures import write_video
 
 
 HEIGHT, WIDTH = 80, 64

@@ -17,7 +17,7 @@ from training.data.clip_poses import ClipDropped, PoseSettings
 from training.data.clip_rows import clip_rows
 from training.data.estimator import DensePoseEstimator
 from training.data.prepared import load_prepared
-from training.pictures import iterate_pictures, write_video
+from training.media.pictures import iterate_pictures, write_video
 
 
 NOBODY = Image.new("RGB", (64, 80))

@@ -24,7 +24,7 @@ from tests.launch import ROOT, launch_two_processes
 from tests.tiny_components import get_dummy_components
 from training import prepare_ubc_fashion, publishing, train
 from training.data.ubc_fashion import read_video_ids
-from training.pictures import write_video
+from training.media.pictures import write_video
 
 
 NOBODY = Image.new("RGB", (64, 80))

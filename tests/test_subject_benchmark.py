@@ -16,10 +16,10 @@ from benchmarks.subject_trials import FilmedPairs, draw_clips, draw_footage, dra
 from benchmarks.subjects import main, parse_args
 from tests.launch import ROOT
 from tests.tiny_components import get_dummy_pipeline
-from training.charts import line_chart
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
+from training.media.charts import line_chart
 
 
 STORED = ROOT / "benchmarks" / "subjects.json"

@@ -23,8 +23,8 @@ from tests.tiny_components import (
 from training import model_card, subject_results
 from training.comparison import draw_before_after
 from training.data.subject_photos import load_photos
+from training.media.pictures import UnreadablePictures, copy_without_metadata
 from training.model_card import try_write_card, write_base_card
-from training.pictures import UnreadablePictures, copy_without_metadata
 from training.subject_card import read_license, read_license_terms, write_subject_card
 from training.subject_options import SubjectSampleOptions
 from training.subject_results import write_subject

@@ -24,7 +24,7 @@ from training.data import ubc_fashion
 from training.data.clip_rows import FEATURES, clip_rows
 from training.data.estimator import DensePoseEstimator
 from training.data.ubc_fashion import SPLITS, UBCFashion, read_video_ids
-from training.pictures import write_video
+from training.media.pictures import write_video
 
 
 TRAIN, VALIDATION, TEST = (read_video_ids(split) for split in SPLITS)

@@ -17,7 +17,7 @@ import pytest
 from tests.launch import ROOT
 from tests.video_server import VideoServer, video_bytes
 from training.data.video_download import VideoFacts, download_videos, find_videos, probe_video
-from training.pictures import UnreadablePictures
+from training.media.pictures import UnreadablePictures
 
 
 GOOD = ("91D23ZVV6NS", "A1P+0ZhMAiS", "91-2Ab+dE-S")

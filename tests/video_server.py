@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from training.pictures import write_video
+from training.media.pictures import write_video
 
 
 def video_bytes(seed=0, num_frames=6, size=(32, 48), fps=30):

@@ -19,7 +19,7 @@ from pipeline_dreampose import DreamPosePipeline
 from training.baselines import ROWS, measure, measure_regions, measure_run, predict_clip, predict_run, to_tensor
 from training.clips import Clip
 from training.learned_metrics import VIDEO_LENGTH, LearnedMetrics
-from training.settings_file import partial_path
+from training.media.settings_file import partial_path
 
 
 SUFFIX = ".safetensors"

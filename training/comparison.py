@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline, to_rgb
 from training.lora import ADAPTER_NAME
-from training.pictures import picture_grid
+from training.media.pictures import picture_grid
 
 
 TITLES = ("pose", "photo", "before", "after")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from training.animation import digest, model_digest, open_frames
 from training.clip_options import add_clip_options, check_clip_options
 from training.clip_records import SUFFIX, ClipRecord, join_features, measure_clips, record_clip, record_path
 from training.clips import load_clips
@@ -23,6 +22,7 @@ from training.evaluation_page import write_results
 from training.figures import add_set_distances, describe_run, summarize
 from training.hub import default_size, load_pipeline
 from training.learned_metrics import LearnedMetrics, check_judges
+from training.media.animation import digest, model_digest, open_frames
 
 
 CALL_OPTIONS = ("num_inference_steps", "image_guidance_scale", "pose_guidance_scale", "chunk_size")

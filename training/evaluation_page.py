@@ -22,7 +22,7 @@ from training.baselines import to_tensor
 from training.clip_records import ClipRecord
 from training.clips import Clip
 from training.figures import METRICS, TABLES, Figures, format_figure, markdown_tables, table_cells
-from training.pictures import enlarge, picture_grid, to_pictures
+from training.media.pictures import enlarge, picture_grid, to_pictures
 
 
 ERROR_GAIN = 3

@@ -19,7 +19,7 @@ from training.data.clip_poses import ClipPoses, estimate_poses, follow_through_c
 from training.data.densepose import CHANNEL_ORDERS, find_channel_order, read_poses, temporal_median
 from training.data.detections import read_dump
 from training.data.estimator import DensePoseEstimator
-from training.pictures import spare_inputs, write_picture_folder
+from training.media.pictures import spare_inputs, write_picture_folder
 from training.pose_options import add_pose_options, pose_settings
 
 

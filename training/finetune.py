@@ -16,9 +16,9 @@ from training.engine.precision import weight_dtype
 from training.engine.session import open_session
 from training.hub import find_commit, try_make_repo, try_push
 from training.lora import build_lora_configs
+from training.media.pictures import spare_inputs
 from training.option_parsing import format_options, option_values, parse, save_options
 from training.options import HubOptions
-from training.pictures import spare_inputs
 from training.quantization import four_bit_arguments
 from training.subject import PHASES, phase_arguments, resume_points, train_subject, trained_phases
 from training.subject_results import TITLE, write_subject

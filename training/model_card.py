@@ -20,7 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from training.data.prepared import PROCEDURAL
 from training.hub import CARD_NAME, PICTURE_SUFFIXES, SAMPLE_STEM
-from training.pictures import copy_without_metadata
+from training.media.pictures import copy_without_metadata
 
 
 logger = logging.getLogger(__name__)

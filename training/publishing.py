@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from training.data.preparation import ClipTask, describe
 from training.data.ubc_fashion import SPLITS, read_video_ids
 from training.hub import explain_push
-from training.settings_file import write_json
+from training.media.settings_file import write_json
 
 
 CARD_PATH = Path(__file__).parent.parent / "model_card" / "annotations.md"

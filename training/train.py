@@ -21,8 +21,8 @@ from training.engine.loop import train
 from training.engine.precision import held_in, weight_dtype
 from training.engine.session import open_session
 from training.hub import try_make_repo, try_push
+from training.media.pictures import spare_inputs
 from training.option_parsing import format_options, option_values, parse, save_options
-from training.pictures import spare_inputs
 from training.run_card import describe_run
 from training.samples import cache_samples, open_held_out, open_samples, open_stream
 from training.validation import build_validation

@@ -15,12 +15,12 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
-from training.animation import draw_strip
 from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import BadRow, FramePairs
 from training.engine.trackers import log_animation
+from training.media.animation import draw_strip
+from training.media.pictures import write_gif, write_video
 from training.metrics import l1, psnr, ssim, temporal_error
-from training.pictures import write_gif, write_video
 
 
 FOLDER = "validation"

@@ -12,7 +12,7 @@ from tensorboard.summary.writer import event_file_writer
 from training.engine import trackers
 from training.engine.session import open_session
 from training.engine.trackers import installed_trackers, log_animation
-from training.pictures import write_gif, write_video
+from training.media.pictures import write_gif, write_video
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from training.data.densepose import fill_gaps, steady_median
 from training.data.detections import PERSON_RULES, Detection, follow_person, paste
 from training.data.estimator import DensePoseEstimator
-from training.pictures import UnreadablePictures, iterate_pictures
+from training.media.pictures import UnreadablePictures, iterate_pictures
 
 
 class ClipDropped(ValueError):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from training.data.clip_poses import PoseSettings, estimate_poses
 from training.data.estimator import DensePoseEstimator
-from training.pictures import iterate_pictures
+from training.media.pictures import iterate_pictures
 
 
 FEATURES = datasets.Features(

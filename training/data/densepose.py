@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from training.pictures import natural_order
+from training.media.pictures import natural_order
 
 
 PICTURE_SUFFIXES = (".png", ".bmp")  # lossless: a JPEG mixes U and V across charts

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.serialization import safe_globals
 
-from training.pictures import natural_order
+from training.media.pictures import natural_order
 
 
 PERSON_RULES = ("largest", "score", "centre")

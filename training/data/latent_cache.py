@@ -30,7 +30,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from pipeline_dreampose import clip_pixel_values, encode_pixels, pose_window
 from training.data.frame_pairs import BadRow, FramePairs, LatentShape
 from training.data.pair_settings import PairSettings
-from training.settings_file import has_settings, partial_path, remove_leftovers, write_json
+from training.media.settings_file import has_settings, partial_path, remove_leftovers, write_json
 
 
 FACTS_NAME = "facts.json"

@@ -26,8 +26,8 @@ from training.data.clip_poses import ClipDropped, PoseSettings
 from training.data.clip_rows import FEATURES, clip_rows
 from training.data.estimator import DensePoseEstimator
 from training.data.video_download import file_digest
-from training.pictures import UnreadablePictures
-from training.settings_file import has_settings, partial_path, remove_leftovers, write_json
+from training.media.pictures import UnreadablePictures
+from training.media.settings_file import has_settings, partial_path, remove_leftovers, write_json
 
 
 @dataclass(frozen=True)

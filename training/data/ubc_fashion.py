@@ -21,10 +21,10 @@ from pathlib import Path
 import datasets
 import torch
 
-from training import pictures
 from training.data import clip_poses, clip_rows, densepose, detections, estimator, video_download
 from training.data.clip_poses import ClipDropped, PoseSettings
-from training.pictures import UnreadablePictures
+from training.media import pictures
+from training.media.pictures import UnreadablePictures
 
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ import av
 from huggingface_hub.utils import WeakFileLock
 from tqdm.auto import tqdm
 
-from training.pictures import UnreadablePictures
-from training.settings_file import write_json
+from training.media.pictures import UnreadablePictures
+from training.media.settings_file import write_json
 
 
 BASE_URL = "https://m.media-amazon.com/images/I"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training import pictures
+from training.media import pictures
 
 
 def picture(color="red", size=(8, 10)):

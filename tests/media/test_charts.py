@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training import charts
+from training.media import charts
 
 
 def test_a_heat_map_colours_its_cells_by_their_numbers():

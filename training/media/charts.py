@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from training.pictures import picture_grid
+from training.media.pictures import picture_grid
 
 
 _HEAT = ((68, 1, 84), (33, 145, 140), (253, 231, 37))  # from the least over the middle to the most

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from training.settings_file import has_settings, remove_leftovers, write_json
+from training.media.settings_file import has_settings, remove_leftovers, write_json
 
 
 def test_settings_must_be_those_of_before(tmp_path):

@@ -20,8 +20,8 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map
-from training.pictures import enlarge, picture_grid
-from training.settings_file import has_settings, write_json
+from training.media.pictures import enlarge, picture_grid
+from training.media.settings_file import has_settings, write_json
 
 
 SETTINGS_NAME = "settings.json"
