@@ -13,7 +13,6 @@ from pathlib import Path
 from accelerate import PartialState
 from PIL import Image
 
-from training.data.densepose import read_poses
 from training.hub import load_pipeline
 from training.media.animation import (
     digest,
@@ -25,6 +24,7 @@ from training.media.animation import (
     render_grid,
 )
 from training.media.pictures import enlarge, poses_as_pictures, read_photo, spare_inputs, write_frames
+from training.poses.densepose import read_poses
 
 
 CALL_OPTIONS = ("height", "width", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")

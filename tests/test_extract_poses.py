@@ -14,12 +14,12 @@ from torch import nn
 from tests.densepose_exports import ChannelsFirstExport, DictExport, TupleExport, charts
 from tests.hub_server import Hub
 from training import extract_poses
-from training.data import estimator
-from training.data.densepose import read_poses
-from training.data.detections import Detection
-from training.data.estimator import DensePoseEstimator
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.media.pictures import write_video
+from training.poses import estimator
+from training.poses.densepose import read_poses
+from training.poses.detections import Detection
+from training.poses.estimator import DensePoseEstimator
 
 
 HEIGHT, WIDTH = 80, 64

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from training.data import photo_poses
-from training.data.detections import Detection
 from training.data.photo_poses import make_iuv_pictures
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.subject_photos import load_photos
+from training.poses.detections import Detection
 
 
 @pytest.fixture(scope="module")

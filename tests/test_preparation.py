@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from tests.launch import ROOT
-from training.data import clip_poses, preparation
-from training.data.clip_poses import ClipDropped, PoseSettings
+from training.data import preparation
 from training.data.clip_rows import clip_rows
-from training.data.estimator import DensePoseEstimator
 from training.data.prepared import load_prepared
 from training.media.pictures import iterate_pictures, write_video
+from training.poses import clip_poses
+from training.poses.clip_poses import ClipDropped, PoseSettings
+from training.poses.estimator import DensePoseEstimator
 
 
 NOBODY = Image.new("RGB", (64, 80))
@@ -165,7 +166,7 @@ def test_processes_change_nothing(tasks, densepose, tmp_path):
 def test_workers_end_with_a_process_that_is_killed(tasks, densepose, tmp_path):
     script = f"""
 from pathlib import Path
-from training.data.clip_poses import PoseSettings
+from training.poses.clip_poses import PoseSettings
 from training.data.preparation import ClipTask, prepare_clips
 if __name__ == "__main__":
     tasks = [ClipTask(Path({str(tasks[0].video)!r}), str(k), "train") for k in range(1000)]

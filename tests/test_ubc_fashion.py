@@ -22,9 +22,9 @@ from tests.launch import ROOT
 from tests.video_server import VideoServer, video_bytes
 from training.data import ubc_fashion
 from training.data.clip_rows import FEATURES, clip_rows
-from training.data.estimator import DensePoseEstimator
 from training.data.ubc_fashion import SPLITS, UBCFashion, read_video_ids
 from training.media.pictures import write_video
+from training.poses.estimator import DensePoseEstimator
 
 
 TRAIN, VALIDATION, TEST = (read_video_ids(split) for split in SPLITS)

@@ -15,12 +15,12 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from training.data.clip_poses import ClipPoses, estimate_poses, follow_through_clip
-from training.data.densepose import CHANNEL_ORDERS, find_channel_order, read_poses, temporal_median
-from training.data.detections import read_dump
-from training.data.estimator import DensePoseEstimator
 from training.media.pictures import spare_inputs, write_picture_folder
 from training.pose_options import add_pose_options, pose_settings
+from training.poses.clip_poses import ClipPoses, estimate_poses, follow_through_clip
+from training.poses.densepose import CHANNEL_ORDERS, find_channel_order, read_poses, temporal_median
+from training.poses.detections import read_dump
+from training.poses.estimator import DensePoseEstimator
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -4,8 +4,8 @@
 
 import argparse
 
-from training.data.clip_poses import PoseSettings
-from training.data.detections import PERSON_RULES
+from training.poses.clip_poses import PoseSettings
+from training.poses.detections import PERSON_RULES
 
 
 DENSEPOSE_HELP = "TorchScript DensePose, a file or OWNER/REPOSITORY/FILE on the Hub; it is code, so trust its source"

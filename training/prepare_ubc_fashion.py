@@ -16,7 +16,6 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
-from training.data.estimator import DensePoseEstimator, find_densepose
 from training.data.preparation import (
     ClipTask,
     describe,
@@ -29,6 +28,7 @@ from training.data.preparation import (
 from training.data.ubc_fashion import SPLITS, read_video_ids
 from training.data.video_download import download_videos, file_digest
 from training.pose_options import add_pose_options, pose_settings
+from training.poses.estimator import DensePoseEstimator, find_densepose
 from training.publishing import push_data_set
 
 

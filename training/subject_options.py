@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from training.data.detections import PERSON_RULES
 from training.data.pair_settings import PairSettings
 from training.options import (
     ObjectiveOptions,
@@ -18,6 +17,7 @@ from training.options import (
     _option,
 )
 from training.pose_options import DENSEPOSE_HELP
+from training.poses.detections import PERSON_RULES
 
 
 @dataclass(frozen=True)

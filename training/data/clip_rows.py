@@ -8,9 +8,9 @@ import os
 import datasets
 from PIL import Image
 
-from training.data.clip_poses import PoseSettings, estimate_poses
-from training.data.estimator import DensePoseEstimator
 from training.media.pictures import iterate_pictures
+from training.poses.clip_poses import PoseSettings, estimate_poses
+from training.poses.estimator import DensePoseEstimator
 
 
 FEATURES = datasets.Features(

@@ -22,12 +22,12 @@ from threading import Thread
 import datasets
 import torch
 
-from training.data.clip_poses import ClipDropped, PoseSettings
 from training.data.clip_rows import FEATURES, clip_rows
-from training.data.estimator import DensePoseEstimator
 from training.data.video_download import file_digest
 from training.media.pictures import UnreadablePictures
 from training.media.settings_file import has_settings, partial_path, remove_leftovers, write_json
+from training.poses.clip_poses import ClipDropped, PoseSettings
+from training.poses.estimator import DensePoseEstimator
 
 
 @dataclass(frozen=True)

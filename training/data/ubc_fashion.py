@@ -21,10 +21,11 @@ from pathlib import Path
 import datasets
 import torch
 
-from training.data import clip_poses, clip_rows, densepose, detections, estimator, video_download
-from training.data.clip_poses import ClipDropped, PoseSettings
+from training.data import clip_rows, video_download
 from training.media import pictures
 from training.media.pictures import UnreadablePictures
+from training.poses import clip_poses, densepose, detections, estimator
+from training.poses.clip_poses import ClipDropped, PoseSettings
 
 
 logger = logging.getLogger(__name__)

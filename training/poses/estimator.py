@@ -16,8 +16,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
 
-from training.data.detections import Detection, detections_from_torchscript
 from training.engine.devices import check_device
+from training.poses.detections import Detection, detections_from_torchscript
 
 
 def find_densepose(path: str | os.PathLike) -> Path:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.detections import (
+from training.data.procedural_fashion import ProceduralFashionConfig
+from training.poses.detections import (
     Detection,
     box_iou,
     detections_from_charts,
@@ -16,7 +17,6 @@ from training.data.detections import (
     paste,
     read_dump,
 )
-from training.data.procedural_fashion import ProceduralFashionConfig
 
 
 @pytest.fixture(scope="module")

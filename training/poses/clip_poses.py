@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from training.data.densepose import fill_gaps, steady_median
-from training.data.detections import PERSON_RULES, Detection, follow_person, paste
-from training.data.estimator import DensePoseEstimator
 from training.media.pictures import UnreadablePictures, iterate_pictures
+from training.poses.densepose import fill_gaps, steady_median
+from training.poses.detections import PERSON_RULES, Detection, follow_person, paste
+from training.poses.estimator import DensePoseEstimator
 
 
 class ClipDropped(ValueError):

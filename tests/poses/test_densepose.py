@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.tiny_components import get_dummy_iuv
-from training.data.densepose import CHANNEL_ORDERS, fill_gaps, find_channel_order, read_poses, temporal_median
+from training.poses.densepose import CHANNEL_ORDERS, fill_gaps, find_channel_order, read_poses, temporal_median
 
 
 def picture(color="red", size=(8, 10)):

@@ -1,0 +1,1 @@
+"""From DensePose output to IUV pictures and pose maps."""
