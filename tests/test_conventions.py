@@ -72,7 +72,7 @@ LAYERS = [
         "training.options",
         "training.pose_options",
         "training.run_card",
-        "training.samples",
+        "training.data.samples",
         "training.small_model",
         "training.subject",
         "training.subject_options",

@@ -21,7 +21,8 @@ from tests.conftest import reset_accelerate
 from tests.hub_server import TOKEN, Hub
 from tests.launch import ROOT, launch_two_processes, start_two_processes
 from tests.tiny_components import get_dummy_components, get_unet
-from training import denoiser, samples, train
+from training import denoiser, train
+from training.data import samples
 from training.data.frame_stream import EndlessFrameStream
 from training.data.pair_settings import PairSettings
 from training.denoiser import vae_token_weight
@@ -272,7 +273,7 @@ def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
     out = tmp_path / "out"
     flags = ["--image_encoder_name_or_path", str(tmp_path / "clip"), "--max_train_steps", "0"]
     # Widening needs no data.
-    monkeypatch.setattr("training.samples.load_prepared", lambda *names: pytest.fail("the data set is asked for"))
+    monkeypatch.setattr("training.data.samples.load_prepared", lambda *names: pytest.fail("the data set is asked for"))
     main(parse_args(arguments(tmp_path / "sd", out, *flags)))
     widened = UNet2DConditionModel.from_pretrained(out, subfolder="unet")
     latents, states, window = torch.randn(1, 4, 16, 12), torch.randn(1, 5, 16), torch.rand(1, 10, 16, 12)

@@ -15,6 +15,7 @@ from pipeline_dreampose import DreamPosePipeline
 from training import options as groups
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
+from training.data.samples import cache_samples, open_held_out, open_samples, open_stream
 from training.denoiser import Denoiser, StageOneLoss, load_base_pipeline
 from training.engine.checkpoints import starting_step
 from training.engine.loop import train
@@ -24,7 +25,6 @@ from training.hub import try_make_repo, try_push
 from training.media.pictures import spare_inputs
 from training.option_parsing import format_options, option_values, parse, save_options
 from training.run_card import describe_run
-from training.samples import cache_samples, open_held_out, open_samples, open_stream
 from training.validation import build_validation
 
 
