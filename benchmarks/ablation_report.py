@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from training.figures import METRICS
-from training.metrics import mean_and_standard_error
+from training.metrics.figures import METRICS
+from training.metrics.frames import mean_and_standard_error
 
 
 SHOWN = ("ssim", "l1", "psnr", "hem_l1", "flicker")  # in the table; the report has all

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
-from training.baselines import measure, sample_frames
-from training.clips import Clip
 from training.media.animation import write_frame
 from training.media.charts import heat_map
 from training.media.pictures import enlarge, picture_grid, to_pictures
 from training.media.settings_file import write_json
+from training.metrics.baselines import measure, sample_frames
+from training.metrics.clips import Clip
 
 
 METRICS = {"psnr": 2, "silhouette_iou": 3}  # whether it looks right, whether the pose is met; digits

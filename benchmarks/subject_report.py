@@ -14,7 +14,7 @@ from benchmarks.kept_jobs import kept_path, run_missing
 from benchmarks.subject_trials import RECORDS_VERSION, Trial, run_trial
 from training.media.charts import line_chart
 from training.media.pictures import picture_grid
-from training.metrics import mean_and_standard_error
+from training.metrics.frames import mean_and_standard_error
 
 
 METRICS = ("psnr", "ssim", "l1", "foreground_psnr", "silhouette_iou", "cloth_psnr")

@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
-from training.baselines import measure, to_tensor, vae_round_trip
 from training.data.frame_pairs import FramePairs
 from training.data.frame_stream import FEATURES
 from training.data.pair_settings import PairSettings
@@ -29,6 +28,7 @@ from training.data.procedural_scene import Frame, Motion, render_clip
 from training.data.subject_photos import IUV_ENDING, SubjectPairs, load_photos
 from training.denoiser import load_subject_base
 from training.lora import build_lora_configs
+from training.metrics.baselines import measure, to_tensor, vae_round_trip
 from training.subject import train_subject
 from training.subject_samples import open_pairs
 

@@ -11,9 +11,9 @@ from accelerate.state import AcceleratorState
 from pipeline_dreampose import DreamPosePipeline
 from tests.densepose_exports import TupleExport
 from tests.tiny_components import get_dummy_components
-from training.clips import Clips
 from training.data.frame_pairs import LatentShape
 from training.data.procedural_fashion import load_procedural_fashion
+from training.metrics.clips import Clips
 
 
 def pytest_configure():

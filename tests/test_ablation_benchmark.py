@@ -11,7 +11,7 @@ from benchmarks.ablation_arms import ARMS, SCALES, start_from
 from benchmarks.ablation_report import CLAIMS, compare, format_table, judge, values_of_subjects, verdict
 from benchmarks.kept_jobs import run_missing
 from tests.tiny_components import get_dummy_image, get_dummy_iuv, get_dummy_pipeline
-from training.baselines import sample_frames, to_tensor
+from training.metrics.baselines import sample_frames, to_tensor
 
 
 def test_differences_are_taken_clip_by_clip_and_averaged_over_seeds():

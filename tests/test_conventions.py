@@ -29,15 +29,15 @@ LAYERS = [
         "training.data",
         "training.denoiser",
         "training.engine.devices",
-        "training.learned_metrics",
+        "training.metrics.learned",
         "training.lora",
         "training.lora_extraction",
         "training.engine.muon",
         "training.objective",
-        "training.metrics",
+        "training.metrics.frames",
         "training.media.pictures",
         "training.media.settings_file",
-        "training.warping",
+        "training.metrics.warping",
     },
     {
         "training.media.animation",
@@ -62,12 +62,12 @@ LAYERS = [
     },
     {"training.engine.loop"},
     {
-        "training.baselines",
+        "training.metrics.baselines",
         "training.clip_options",
-        "training.clip_records",
-        "training.clips",
-        "training.evaluation_page",
-        "training.figures",
+        "training.metrics.clip_records",
+        "training.metrics.clips",
+        "training.metrics.evaluation_page",
+        "training.metrics.figures",
         "training.option_parsing",
         "training.options",
         "training.pose_options",
@@ -78,7 +78,7 @@ LAYERS = [
         "training.subject_options",
         "training.subject_results",
         "training.subject_samples",
-        "training.validation",
+        "training.metrics.validation",
     },
     {
         "benchmarks.ablation_arms",
@@ -108,7 +108,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Imported where an option asks for them, after a look whether they are installed.
 CHOSEN = {"bitsandbytes", "tensorboard", "wandb"}
 OPTIONS = {"training.options", "training.subject_options"}
-MODULES_WITHOUT_OTHERS = {"training.metrics", "training.objective"}
+MODULES_WITHOUT_OTHERS = {"training.metrics.frames", "training.objective"}
 
 
 def module_name(path):

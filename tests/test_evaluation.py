@@ -16,15 +16,17 @@ from pipeline_dreampose import DreamPosePipeline, fit_image
 from tests.judge_exports import save_inception
 from tests.launch import launch_two_processes
 from tests.tiny_components import NUM_FRAMES, get_dummy_image, get_dummy_iuv, get_dummy_pipeline
-from training import baselines, evaluation, metrics
-from training import clips as clips_module
-from training.clip_records import ClipRecord
-from training.clips import Clip, draw_run, load_clips
+from training import evaluation
 from training.data.frame_pairs import group_videos
 from training.data.prepared import load_prepared
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
 from training.hub import default_size, load_pipeline
-from training.warping import match_surface, warp_photo
+from training.metrics import baselines
+from training.metrics import clips as clips_module
+from training.metrics import frames as metrics
+from training.metrics.clip_records import ClipRecord
+from training.metrics.clips import Clip, draw_run, load_clips
+from training.metrics.warping import match_surface, warp_photo
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,9 +10,9 @@ from PIL import Image
 from benchmarks import guidance
 from pipeline_dreampose import fit_image
 from tests.tiny_components import get_dummy_pipeline
-from training import metrics
-from training.baselines import measure
-from training.clips import load_clips
+from training.metrics import frames as metrics
+from training.metrics.baselines import measure
+from training.metrics.clips import load_clips
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from benchmarks import schedulers
 from benchmarks.schedulers import main, parse_args
 from pipeline_dreampose import fit_image
 from tests.tiny_components import get_dummy_pipeline
-from training import metrics
-from training.clips import load_clips
+from training.metrics import frames as metrics
+from training.metrics.clips import load_clips
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from tests.launch import ROOT
-from training.baselines import measure, measure_regions, measure_run, predict_clip, predict_run
-from training.clips import load_clips
 from training.hub import load_pipeline
+from training.metrics.baselines import measure, measure_regions, measure_run, predict_clip, predict_run
+from training.metrics.clips import load_clips
 
 
 TINY, SAMPLE = ROOT / "model_card" / "tiny", ROOT / "model_card" / "sample"

@@ -254,8 +254,8 @@ def test_validation_takes_the_window_and_the_bad_rows_of_training(base, tmp_path
         settings.append(samples.settings)
         return lambda module, global_step: {"ssim": 1.0}
 
-    monkeypatch.setattr("training.validation.HeldOutPairs", held_out)
-    monkeypatch.setattr("training.validation.HeldOutClip", held_out)
+    monkeypatch.setattr("training.metrics.validation.HeldOutPairs", held_out)
+    monkeypatch.setattr("training.metrics.validation.HeldOutClip", held_out)
     more = ["--validation_steps", "4", "--fit", "crop", "--bad_rows", "skip"]
     main(parse_args(arguments(base, tmp_path, *more)))
     assert settings == [PairSettings(pose_radius=2, fit="whole", bad_rows="skip")] * 2

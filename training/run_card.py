@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from training.engine.run_log import read_figures
+from training.metrics.validation import strip_path
 from training.model_card import is_drawn, try_write_card, write_base_card
-from training.validation import strip_path
 
 
 def describe_run(

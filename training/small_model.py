@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from pipeline_dreampose import DreamPosePipeline
 from training.data.frame_pairs import LatentShape
 from training.denoiser import build_adapter, build_feature_extractor, freeze_post_layernorm, widen_conv_in
-from training.metrics import psnr
+from training.metrics.frames import psnr
 
 
 NUM_PARTS = 25  # DensePose's 24 parts and the background

@@ -6,7 +6,7 @@ from PIL import Image
 from tests.tiny_components import get_dummy_image, get_dummy_iuv
 from training.data.procedural_fashion import ProceduralFashion
 from training.data.procedural_figure import chart_coordinates
-from training.warping import SIDES, UV_TOLERANCE, match_surface, warp_photo
+from training.metrics.warping import SIDES, UV_TOLERANCE, match_surface, warp_photo
 
 
 def picture(pixels):

@@ -15,7 +15,7 @@ from training.data.frame_pairs import group_videos
 from training.data.prepared import PROCEDURAL, load_prepared
 from training.data.procedural_fashion import ProceduralFashion
 from training.media.pictures import to_pictures
-from training.warping import SurfaceMatch, match_surface
+from training.metrics.warping import SurfaceMatch, match_surface
 
 
 QUARTER_TURN = np.pi / 2

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from pipeline_dreampose import DreamPosePipeline
-from training import metrics
-from training.baselines import ROWS
+from training.metrics import frames as metrics
+from training.metrics.baselines import ROWS
 
 
 @dataclass(frozen=True)

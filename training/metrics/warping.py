@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.metrics import background_color
+from training.metrics.frames import background_color
 
 
 # Farther apart in (U, V), of [0, 1] each, no pixel of the photo shows a point. A limb of the small pictures is five

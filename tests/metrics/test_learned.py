@@ -6,9 +6,9 @@ from transformers import CLIPVisionModel
 
 from tests.judge_exports import save_i3d, save_inception
 from tests.tiny_components import get_dummy_components, get_dummy_image, get_dummy_pipeline
-from training import metrics
-from training.baselines import to_tensor
-from training.learned_metrics import LearnedMetrics
+from training.metrics import frames as metrics
+from training.metrics.baselines import to_tensor
+from training.metrics.learned import LearnedMetrics
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ import torch
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from pipeline_dreampose import DreamPosePipeline, clip_pixel_values
-from training import metrics
+from training.metrics import frames as metrics
 
 
 VIDEO_LENGTH = 16  # frames of FVD-16f

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from tests.tiny_components import NUM_FRAMES, get_dummy_image, get_dummy_iuv
-from training import evaluation_page
-from training.baselines import to_tensor
-from training.clip_records import ClipRecord
-from training.clips import Clip
+from training.metrics import evaluation_page
+from training.metrics.baselines import to_tensor
+from training.metrics.clip_records import ClipRecord
+from training.metrics.clips import Clip
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
-from training import metrics
-from training.clips import Clip
-from training.warping import SurfaceMatch, warp_photo
+from training.metrics import frames as metrics
+from training.metrics.clips import Clip
+from training.metrics.warping import SurfaceMatch, warp_photo
 
 
 CLOTH, HAIR = 2, 3  # of `Clip.layers`

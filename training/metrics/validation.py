@@ -20,7 +20,7 @@ from training.data.frame_pairs import BadRow, FramePairs
 from training.engine.trackers import log_animation
 from training.media.animation import draw_strip
 from training.media.pictures import write_gif, write_video
-from training.metrics import l1, psnr, ssim, temporal_error
+from training.metrics.frames import l1, psnr, ssim, temporal_error
 
 
 FOLDER = "validation"

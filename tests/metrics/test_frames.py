@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from training import metrics
+from training.metrics import frames as metrics
 
 
 @pytest.fixture

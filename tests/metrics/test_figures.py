@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from training import figures
-from training.baselines import measure, to_tensor
+from training.metrics import figures
+from training.metrics.baselines import measure, to_tensor
 
 
 def summarize(errors, **more):

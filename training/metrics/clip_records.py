@@ -16,10 +16,18 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline
-from training.baselines import ROWS, measure, measure_regions, measure_run, predict_clip, predict_run, to_tensor
-from training.clips import Clip
-from training.learned_metrics import VIDEO_LENGTH, LearnedMetrics
 from training.media.settings_file import partial_path
+from training.metrics.baselines import (
+    ROWS,
+    measure,
+    measure_regions,
+    measure_run,
+    predict_clip,
+    predict_run,
+    to_tensor,
+)
+from training.metrics.clips import Clip
+from training.metrics.learned import VIDEO_LENGTH, LearnedMetrics
 
 
 SUFFIX = ".safetensors"

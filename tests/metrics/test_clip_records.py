@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from training import clip_records
-from training.clip_records import ClipRecord, join_features, measure_clips, record_path
+from training.metrics import clip_records
+from training.metrics.clip_records import ClipRecord, join_features, measure_clips, record_path
 
 
 def make_record(index=0):

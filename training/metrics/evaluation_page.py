@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from training.baselines import to_tensor
-from training.clip_records import ClipRecord
-from training.clips import Clip
-from training.figures import METRICS, TABLES, Figures, format_figure, markdown_tables, table_cells
 from training.media.pictures import enlarge, picture_grid, to_pictures
+from training.metrics.baselines import to_tensor
+from training.metrics.clip_records import ClipRecord
+from training.metrics.clips import Clip
+from training.metrics.figures import METRICS, TABLES, Figures, format_figure, markdown_tables, table_cells
 
 
 ERROR_GAIN = 3

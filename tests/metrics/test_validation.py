@@ -11,8 +11,8 @@ from PIL import Image
 
 from training.data.frame_pairs import BadRow, FramePairs
 from training.data.pair_settings import PairSettings
-from training.metrics import l1, psnr, ssim, temporal_error
-from training.validation import HeldOutClip, HeldOutPairs
+from training.metrics.frames import l1, psnr, ssim, temporal_error
+from training.metrics.validation import HeldOutClip, HeldOutPairs
 
 
 SKIP = PairSettings(bad_rows="skip")

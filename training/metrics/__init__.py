@@ -1,0 +1,1 @@
+"""Metrics, held-out clips, baselines and the evaluation's page."""
