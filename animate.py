@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate import PartialState
 from PIL import Image
 
-from training.hub import load_pipeline
+from training.hub.repositories import load_pipeline
 from training.media.animation import (
     digest,
     draw_strip,

@@ -27,7 +27,7 @@ from benchmarks.ablation_arms import (
 )
 from benchmarks.ablation_report import format_table, judge, values_of, values_of_subjects
 from benchmarks.kept_jobs import run_missing
-from training.hub import load_pipeline
+from training.hub.repositories import load_pipeline
 from training.media.animation import model_digest
 from training.media.settings_file import has_settings, write_json
 

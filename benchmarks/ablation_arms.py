@@ -22,7 +22,7 @@ from training.data.latent_cache import FrameEncoders, precompute_latents
 from training.data.pair_settings import PairSettings
 from training.data.prepared import load_prepared
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
-from training.hub import load_pipeline
+from training.hub.repositories import load_pipeline
 from training.metrics.baselines import measure, measure_regions, measure_run, sample_frames, to_tensor
 from training.metrics.clips import Clip, Clips, load_clips
 from training.small_model import build_pipeline

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline
 from training.clip_options import add_clip_options, check_clip_options
-from training.hub import default_size, load_pipeline
+from training.hub.repositories import default_size, load_pipeline
 from training.media.animation import model_digest, open_frames
 from training.media.charts import heat_map
 from training.media.settings_file import write_json

@@ -28,7 +28,7 @@ from benchmarks.subject_trials import (
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.procedural_scene import Frame
 from training.denoiser import load_subject_base
-from training.hub import load_pipeline
+from training.hub.repositories import load_pipeline
 from training.media.animation import model_digest
 from training.media.settings_file import write_json
 from training.metrics.baselines import measure, to_tensor

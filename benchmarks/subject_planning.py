@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.subject_trials import Trial, numbers_of_subjects
-from training.hub import load_pipeline
+from training.hub.repositories import load_pipeline
 from training.media.animation import model_digest
 from training.option_parsing import option_values, parse
 from training.subject import trained_phases

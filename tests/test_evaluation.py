@@ -20,7 +20,7 @@ from training import evaluation
 from training.data.frame_pairs import group_videos
 from training.data.prepared import load_prepared
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
-from training.hub import default_size, load_pipeline
+from training.hub.repositories import default_size, load_pipeline
 from training.metrics import baselines
 from training.metrics import clips as clips_module
 from training.metrics import frames as metrics

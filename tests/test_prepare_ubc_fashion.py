@@ -22,8 +22,9 @@ from tests.densepose_exports import TupleExport
 from tests.hub_server import TOKEN, Hub
 from tests.launch import ROOT, launch_two_processes
 from tests.tiny_components import get_dummy_components
-from training import prepare_ubc_fashion, publishing, train
+from training import prepare_ubc_fashion, train
 from training.data.ubc_fashion import read_video_ids
+from training.hub import publishing
 from training.media.pictures import write_video
 
 

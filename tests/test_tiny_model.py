@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from tests.launch import ROOT
-from training.hub import load_pipeline
+from training.hub.repositories import load_pipeline
 from training.metrics.baselines import measure, measure_regions, measure_run, predict_clip, predict_run
 from training.metrics.clips import load_clips
 

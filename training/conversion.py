@@ -20,11 +20,11 @@ from transformers import CLIPImageProcessor
 
 from pipeline_dreampose import DreamPosePipeline
 from training.denoiser import is_dreampose, load_base_pipeline, load_dreampose_index, load_index
-from training.hub import CODE_NAME, INDEX_NAME, class_name
+from training.hub.model_card import find_hub_id, try_write_card
+from training.hub.repositories import CODE_NAME, INDEX_NAME, class_name
+from training.hub.subject_card import write_subject_card
 from training.lora import write_subject_file
 from training.lora_extraction import Extraction, extract_lora
-from training.model_card import find_hub_id, try_write_card
-from training.subject_card import write_subject_card
 
 
 # What black and white of pictures, 0 and 1 of pose maps, may have been to the weights.

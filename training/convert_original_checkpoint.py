@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from training.conversion import RANGES, check_output_dir, convert_checkpoints, describe_conversion, extract_subject
+from training.hub.model_card import write_base_card
 from training.media.pictures import spare_inputs
-from training.model_card import write_base_card
 from training.options import DataOptions, ModelOptions
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from training.clip_options import add_clip_options, check_clip_options
-from training.hub import default_size, load_pipeline
+from training.hub.repositories import default_size, load_pipeline
 from training.media.animation import digest, model_digest, open_frames
 from training.metrics.clip_records import SUFFIX, ClipRecord, join_features, measure_clips, record_clip, record_path
 from training.metrics.clips import load_clips

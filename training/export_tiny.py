@@ -16,7 +16,7 @@ from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.procedural_scene import render_clip
 from training.denoiser import sampling_scheduler
 from training.engine.run_log import LOG_NAME, read_log
-from training.hub import load_pipeline
+from training.hub.repositories import load_pipeline
 from training.media.charts import line_chart
 from training.media.pictures import picture_grid
 

@@ -14,7 +14,7 @@ from training.denoiser import load_subject_base
 from training.engine.checkpoints import starting_step
 from training.engine.precision import weight_dtype
 from training.engine.session import open_session
-from training.hub import find_commit, try_make_repo, try_push
+from training.hub.repositories import find_commit, try_make_repo, try_push
 from training.lora import build_lora_configs
 from training.media.pictures import spare_inputs
 from training.option_parsing import format_options, option_values, parse, save_options

@@ -14,7 +14,7 @@ import torch
 
 from training.data.pair_settings import PairSettings
 from training.engine.optimizer import check_optimizer
-from training.model_card import PICTURE_SUFFIXES, is_repo_id
+from training.hub.model_card import PICTURE_SUFFIXES, is_repo_id
 
 
 def _option(default: Any, help: str) -> Any:

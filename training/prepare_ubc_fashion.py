@@ -27,9 +27,9 @@ from training.data.preparation import (
 )
 from training.data.ubc_fashion import SPLITS, read_video_ids
 from training.data.video_download import download_videos, file_digest
+from training.hub.publishing import push_data_set
 from training.pose_options import add_pose_options, pose_settings
 from training.poses.estimator import DensePoseEstimator, find_densepose
-from training.publishing import push_data_set
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

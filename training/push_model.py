@@ -8,7 +8,7 @@ python training/push_model.py --folder model_card/tiny --hub_model_id you/dreamp
 import argparse
 from pathlib import Path
 
-from training.hub import push_folder
+from training.hub.repositories import push_folder
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

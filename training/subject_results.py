@@ -13,10 +13,10 @@ import datasets
 
 from pipeline_dreampose import DreamPosePipeline
 from training.comparison import draw_before_after
-from training.hub import BEFORE_AFTER_NAME, subject_patterns
+from training.hub.model_card import find_hub_id, try_write_card
+from training.hub.repositories import BEFORE_AFTER_NAME, subject_patterns
+from training.hub.subject_card import write_subject_card
 from training.lora import write_subject_file
-from training.model_card import find_hub_id, try_write_card
-from training.subject_card import write_subject_card
 
 
 logger = logging.getLogger(__name__)
@@ -60,10 +60,10 @@ def write_subject(
         hub_sample (`bool`, *optional*, defaults to `False`): Show them on the card, with which they are pushed.
         picture (`str`, *optional*): For the card in their place.
         repo_id (`str`, *optional*): Where it will be pushed, as far as that is known: `OWNER/NAME`, or `NAME`.
-        card: Further arguments of [`training.subject_card.write_subject_card`].
+        card: Further arguments of [`training.hub.subject_card.write_subject_card`].
     Returns:
         `list[str]` or `None`: What is to be pushed of a LoRA, as patterns; `None` for a pipeline, of which
-        [`training.hub.pipeline_patterns`] knows it.
+        [`training.hub.repositories.pipeline_patterns`] knows it.
     """
     if layers:
         facts = {"base_model": find_hub_id(base_model), "revision": revision, "num_photos": len(photos)}

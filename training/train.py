@@ -21,11 +21,11 @@ from training.engine.checkpoints import starting_step
 from training.engine.loop import train
 from training.engine.precision import held_in, weight_dtype
 from training.engine.session import open_session
-from training.hub import try_make_repo, try_push
+from training.hub.repositories import try_make_repo, try_push
+from training.hub.run_card import describe_run
 from training.media.pictures import spare_inputs
 from training.metrics.validation import build_validation
 from training.option_parsing import format_options, option_values, parse, save_options
-from training.run_card import describe_run
 
 
 OPTIONS = (

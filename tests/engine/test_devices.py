@@ -3,7 +3,7 @@ import torch
 
 from training.engine import devices
 from training.engine.devices import check_bitsandbytes, check_device
-from training.hub import load_pipeline
+from training.hub.repositories import load_pipeline
 
 
 def test_a_device_of_this_machine_is_given_back():

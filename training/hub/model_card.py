@@ -19,13 +19,13 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from training.data.prepared import PROCEDURAL
-from training.hub import CARD_NAME, PICTURE_SUFFIXES, SAMPLE_STEM
+from training.hub.repositories import CARD_NAME, PICTURE_SUFFIXES, SAMPLE_STEM
 from training.media.pictures import copy_without_metadata
 
 
 logger = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).parent.parent / "model_card"
+TEMPLATES = Path(__file__).parents[2] / "model_card"
 TAGS = ("dreampose", "image-to-video", "pose", "densepose", "fashion", "diffusers-training")
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 LICENSES = {
@@ -201,7 +201,7 @@ def try_write_card(
     """Write a card at the end of a run, which must not fail for it: what goes wrong is a warning.
 
     Args:
-        write (`Callable`): [`write_base_card`] or [`training.subject_card.write_subject_card`].
+        write (`Callable`): [`write_base_card`] or [`training.hub.subject_card.write_subject_card`].
         output_dir (`Path`): Where the card goes.
         repo_id (`str`, *optional*): Where it will be pushed, as far as that is known: `OWNER/NAME`, or `NAME`, for
             which the push puts the full one into the card.

@@ -31,8 +31,15 @@ from tests.test_loading import HIDDEN_LIBRARIES, files_of, run_fresh
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, save_photo
 from training import push_model
 from training.data.procedural_fashion import ProceduralFashionConfig
-from training.hub import PushError, card_patterns, explain_push, find_commit, pipeline_patterns, push_folder
-from training.model_card import find_hub_id, public_settings, write_base_card
+from training.hub.model_card import find_hub_id, public_settings, write_base_card
+from training.hub.repositories import (
+    PushError,
+    card_patterns,
+    explain_push,
+    find_commit,
+    pipeline_patterns,
+    push_folder,
+)
 
 
 OTHER_TOKEN = "hf_ofsomebodyelse"
@@ -82,7 +89,7 @@ from huggingface_hub import HfApi, ModelCard
 
 from training import finetune
 from training import push_model
-from training.hub import make_repo, push_folder, try_make_repo, try_push
+from training.hub.repositories import make_repo, push_folder, try_make_repo, try_push
 
 work, other_token = Path(sys.argv[1]), sys.argv[2]
 token, subject_words, tiny_words = os.environ["HF_TOKEN"], json.loads(sys.argv[3]), json.loads(sys.argv[4])
@@ -716,7 +723,7 @@ def small_hub(monkeypatch):
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         for name, value in (("HF_HUB_DISABLE_XET", True), ("HF_HUB_OFFLINE", False)):
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-        monkeypatch.setattr("training.hub.HfApi", lambda: HfApi(hub.endpoint, token=TOKEN))
+        monkeypatch.setattr("training.hub.repositories.HfApi", lambda: HfApi(hub.endpoint, token=TOKEN))
         yield hub
 
 

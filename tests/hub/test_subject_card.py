@@ -20,12 +20,13 @@ from tests.tiny_components import (
     save_photo,
     save_subject,
 )
-from training import model_card, subject_results
+from training import subject_results
 from training.comparison import draw_before_after
 from training.data.subject_photos import load_photos
+from training.hub import model_card
+from training.hub.model_card import try_write_card, write_base_card
+from training.hub.subject_card import read_license, read_license_terms, write_subject_card
 from training.media.pictures import UnreadablePictures, copy_without_metadata
-from training.model_card import try_write_card, write_base_card
-from training.subject_card import read_license, read_license_terms, write_subject_card
 from training.subject_options import SubjectSampleOptions
 from training.subject_results import write_subject
 
@@ -65,7 +66,7 @@ def layers_of_subject(tmp_path):
 
 
 def test_the_card_of_a_lora(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.subject_card.read_license", lambda model, revision: "creativeml-openrail-m")
+    monkeypatch.setattr("training.hub.subject_card.read_license", lambda model, revision: "creativeml-openrail-m")
     (tmp_path / "out").mkdir()
     get_dummy_image().save(tmp_path / "strip.png")
     path = write_subject_card(
@@ -200,7 +201,7 @@ def test_a_licence_of_its_own_is_named_on_the_card(tmp_path, monkeypatch):
     # A file's name leads nowhere from here, but for a repository on the Hub.
     (tmp_path / "README.md").write_text(text.format("LICENSE.md"))
     assert read_license_terms(str(tmp_path)) == {"license_name": "our-own"}
-    monkeypatch.setattr("training.subject_card.hf_hub_download", lambda *_, **__: str(tmp_path / "README.md"))
+    monkeypatch.setattr("training.hub.subject_card.hf_hub_download", lambda *_, **__: str(tmp_path / "README.md"))
     link = "https://huggingface.co/someone/base/blob/v1/LICENSE.md"
     assert read_license_terms("someone/base", "v1") == {"license_name": "our-own", "license_link": link}
     for other in ("license_name: [a]\nlicense_link: 5", "license_name: A B\nlicense_link: javascript:x"):

@@ -10,8 +10,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, hf_hub_download
 
-from training.hub import CARD_NAME
-from training.model_card import TAGS, find_hub_id, name_data, write_card
+from training.hub.model_card import TAGS, find_hub_id, name_data, write_card
+from training.hub.repositories import CARD_NAME
 
 
 logger = logging.getLogger(__name__)

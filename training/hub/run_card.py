@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from training.engine.run_log import read_figures
+from training.hub.model_card import is_drawn, try_write_card, write_base_card
 from training.metrics.validation import strip_path
-from training.model_card import is_drawn, try_write_card, write_base_card
 
 
 def describe_run(
@@ -27,7 +27,7 @@ def describe_run(
         dataset (`str`): What it was trained on.
         picture (`str`, *optional*): For the card; by default, if nobody real is on it, the last validation's strip.
         repo_id (`str`, *optional*): Where it will be pushed, as far as that is known: `OWNER/NAME`, or `NAME`.
-        card: Further arguments of [`training.model_card.write_base_card`].
+        card: Further arguments of [`training.hub.model_card.write_base_card`].
     """
     strip = strip_path(output_dir, num_steps)
     if picture is None and is_drawn(dataset) and strip.exists():

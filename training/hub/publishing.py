@@ -11,11 +11,11 @@ from huggingface_hub import HfApi
 
 from training.data.preparation import ClipTask, describe
 from training.data.ubc_fashion import SPLITS, read_video_ids
-from training.hub import explain_push
+from training.hub.repositories import explain_push
 from training.media.settings_file import write_json
 
 
-CARD_PATH = Path(__file__).parent.parent / "model_card" / "annotations.md"
+CARD_PATH = Path(__file__).parents[2] / "model_card" / "annotations.md"
 
 
 UBC_FASHION = (

@@ -1,0 +1,1 @@
+"""The Hub: repositories, cards and publishing."""
