@@ -25,7 +25,7 @@ from training.data.procedural_fashion import ProceduralFashion, load_procedural_
 from training.hub.repositories import load_pipeline
 from training.metrics.baselines import measure, measure_regions, measure_run, sample_frames, to_tensor
 from training.metrics.clips import Clip, Clips, load_clips
-from training.small_model import build_pipeline
+from training.models.small_model import build_pipeline
 
 
 ROOT = Path(__file__).parent.parent

@@ -23,8 +23,8 @@ from training.data.clip_rows import FEATURES, encode_frame
 from training.data.frame_pairs import FramePairs, LatentShape
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
 from training.data.pair_settings import PairSettings
-from training.denoiser import build_feature_extractor
 from training.media.pictures import iterate_pictures
+from training.models.denoiser import build_feature_extractor
 
 
 def read_frames(frames: Path, iuv: Path, width: int, height: int) -> list[tuple[Image.Image, Image.Image]]:

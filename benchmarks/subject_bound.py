@@ -27,13 +27,13 @@ from benchmarks.subject_trials import (
 )
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.procedural_scene import Frame
-from training.denoiser import load_subject_base
 from training.hub.repositories import load_pipeline
 from training.media.animation import model_digest
 from training.media.settings_file import write_json
 from training.metrics.baselines import measure, to_tensor
 from training.metrics.frames import mean_and_standard_error
 from training.metrics.warping import UV_TOLERANCE, match_surface, warp_photo
+from training.models.denoiser import load_subject_base
 
 
 METRICS = ("psnr", "ssim", "l1", "foreground_psnr")

@@ -20,8 +20,8 @@ import peft
 import torch
 
 from benchmarks.sampling_procedures import SIZES, build_pipeline
-from training.lora import attached_lora, build_lora_configs, collect_lora, write_subject_file
 from training.media.settings_file import write_json
+from training.models.lora import attached_lora, build_lora_configs, collect_lora, write_subject_file
 from training.subject_options import LoraOptions
 
 

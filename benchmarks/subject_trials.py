@@ -26,9 +26,9 @@ from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashion, ProceduralFashionConfig
 from training.data.procedural_scene import Frame, Motion, render_clip
 from training.data.subject_photos import IUV_ENDING, SubjectPairs, load_photos
-from training.denoiser import load_subject_base
-from training.lora import build_lora_configs
 from training.metrics.baselines import measure, to_tensor, vae_round_trip
+from training.models.denoiser import load_subject_base
+from training.models.lora import build_lora_configs
 from training.subject import train_subject
 from training.subject_samples import open_pairs
 

@@ -25,9 +25,9 @@ from pipeline_dreampose import DreamPosePipeline
 from training.data.frame_pairs import FramePairs, LatentShape
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
 from training.data.procedural_fashion import ProceduralFashionConfig
-from training.denoiser import Denoiser, StageOneLoss
 from training.engine.loop import train
 from training.engine.optimizer import build_optimizer
+from training.models.denoiser import Denoiser, StageOneLoss
 
 
 LEARNING_RATE = 5e-6  # of the paper

@@ -27,13 +27,13 @@ LAYERS = [
     {"pipeline_dreampose"},
     {
         "training.data",
-        "training.denoiser",
+        "training.models.denoiser",
         "training.engine.devices",
         "training.metrics.learned",
-        "training.lora",
-        "training.lora_extraction",
+        "training.models.lora",
+        "training.models.lora_extraction",
         "training.engine.muon",
-        "training.objective",
+        "training.models.objective",
         "training.metrics.frames",
         "training.media.pictures",
         "training.media.settings_file",
@@ -45,14 +45,14 @@ LAYERS = [
         "training.media.charts",
         "training.engine.checkpoints",
         "training.comparison",
-        "training.conversion",
+        "training.models.conversion",
         "training.hub.repositories",
         "training.engine.interruption",
         "training.hub.model_card",
         "training.engine.optimizer",
         "training.engine.precision",
         "training.hub.publishing",
-        "training.quantization",
+        "training.models.quantization",
         "training.engine.run_log",
         "training.engine.run_state",
         "training.engine.schedule",
@@ -73,7 +73,7 @@ LAYERS = [
         "training.pose_options",
         "training.hub.run_card",
         "training.data.samples",
-        "training.small_model",
+        "training.models.small_model",
         "training.subject",
         "training.subject_options",
         "training.subject_results",
@@ -108,7 +108,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Imported where an option asks for them, after a look whether they are installed.
 CHOSEN = {"bitsandbytes", "tensorboard", "wandb"}
 OPTIONS = {"training.options", "training.subject_options"}
-MODULES_WITHOUT_OTHERS = {"training.metrics.frames", "training.objective"}
+MODULES_WITHOUT_OTHERS = {"training.metrics.frames", "training.models.objective"}
 
 
 def module_name(path):

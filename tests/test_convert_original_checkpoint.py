@@ -25,8 +25,8 @@ from tests.tiny_components import (
     get_unet,
 )
 from training import convert_original_checkpoint
-from training.conversion import convert_checkpoints, find_pose_radius, read_checkpoint
-from training.lora_extraction import extract_lora, low_rank_factors
+from training.models.conversion import convert_checkpoints, find_pose_radius, read_checkpoint
+from training.models.lora_extraction import extract_lora, low_rank_factors
 
 
 HEIGHT, WIDTH = 48, 32  # CLIP's processor makes 24 x 16 of it and takes the rows from 4 to 20

@@ -17,7 +17,7 @@ from training.data.latent_cache import FrameEncoders
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.subject_photos import SubjectPairs, load_photos
-from training.denoiser import Denoiser, StageOneLoss
+from training.models.denoiser import Denoiser, StageOneLoss
 
 
 CROPS = PairSettings(min_crop_scale=0.6)

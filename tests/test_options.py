@@ -8,10 +8,10 @@ import yaml
 from tests.launch import ROOT
 from training import finetune, train_encoders
 from training.data.pair_settings import PairSettings
-from training.denoiser import StageOneLoss
 from training.engine.loop import train
 from training.engine.session import open_session
-from training.lora import build_lora_configs
+from training.models.denoiser import StageOneLoss
+from training.models.lora import build_lora_configs
 from training.option_parsing import PRESETS_DIR, format_options, parse, read_config, save_options
 from training.options import (
     DataOptions,

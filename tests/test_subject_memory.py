@@ -21,8 +21,8 @@ from benchmarks.sampling_procedures import build_models
 from benchmarks.subject_memory import main, parse_args
 from tests.launch import ROOT
 from tests.tiny_components import get_dummy_pipeline
-from training.denoiser import Denoiser
-from training.lora import attached_lora, build_lora_configs
+from training.models.denoiser import Denoiser
+from training.models.lora import attached_lora, build_lora_configs
 
 
 STORED = ROOT / "benchmarks" / "subject_memory.json"

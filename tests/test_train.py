@@ -21,12 +21,13 @@ from tests.conftest import reset_accelerate
 from tests.hub_server import TOKEN, Hub
 from tests.launch import ROOT, launch_two_processes, start_two_processes
 from tests.tiny_components import get_dummy_components, get_unet
-from training import denoiser, train
+from training import train
 from training.data import samples
 from training.data.frame_stream import EndlessFrameStream
 from training.data.pair_settings import PairSettings
-from training.denoiser import vae_token_weight
 from training.engine.checkpoints import checkpoint_step, list_checkpoints
+from training.models import denoiser
+from training.models.denoiser import vae_token_weight
 from training.train import main, parse_args
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from pipeline_dreampose import DreamPosePipeline
 from tests.launch import launch_two_processes
 from training import train_encoders
-from training.small_model import (
+from training.models.small_model import (
     ImageEncoderTrainer,
     build_image_encoder,
     build_vae,

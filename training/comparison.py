@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline, to_rgb
-from training.lora import ADAPTER_NAME
 from training.media.pictures import picture_grid
+from training.models.lora import ADAPTER_NAME
 
 
 TITLES = ("pose", "photo", "before", "after")

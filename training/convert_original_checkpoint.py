@@ -10,9 +10,15 @@ python training/convert_original_checkpoint.py --unet unet_epoch_499.pth --adapt
 import argparse
 from pathlib import Path
 
-from training.conversion import RANGES, check_output_dir, convert_checkpoints, describe_conversion, extract_subject
 from training.hub.model_card import write_base_card
 from training.media.pictures import spare_inputs
+from training.models.conversion import (
+    RANGES,
+    check_output_dir,
+    convert_checkpoints,
+    describe_conversion,
+    extract_subject,
+)
 from training.options import DataOptions, ModelOptions
 
 

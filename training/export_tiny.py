@@ -14,11 +14,11 @@ from PIL import Image
 
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.procedural_scene import render_clip
-from training.denoiser import sampling_scheduler
 from training.engine.run_log import LOG_NAME, read_log
 from training.hub.repositories import load_pipeline
 from training.media.charts import line_chart
 from training.media.pictures import picture_grid
+from training.models.denoiser import sampling_scheduler
 
 
 RUNS = ("vae", "image_encoder", "stage1")

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from training import subject_options as groups
-from training.denoiser import load_subject_base
 from training.engine.checkpoints import starting_step
 from training.engine.precision import weight_dtype
 from training.engine.session import open_session
 from training.hub.repositories import find_commit, try_make_repo, try_push
-from training.lora import build_lora_configs
 from training.media.pictures import spare_inputs
+from training.models.denoiser import load_subject_base
+from training.models.lora import build_lora_configs
+from training.models.quantization import four_bit_arguments
 from training.option_parsing import format_options, option_values, parse, save_options
 from training.options import HubOptions
-from training.quantization import four_bit_arguments
 from training.subject import PHASES, phase_arguments, resume_points, train_subject, trained_phases
 from training.subject_results import TITLE, write_subject
 from training.subject_samples import check_photos, open_pairs, open_photos

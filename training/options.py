@@ -158,7 +158,7 @@ class ObjectiveOptions:
         _check(self, "within [0, 999]", lambda value: 0 <= value <= 999, "high_noise_start")
 
     def loss_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of [`training.denoiser.StageOneLoss`] that these options stand for."""
+        """The keyword arguments of [`training.models.denoiser.StageOneLoss`] that these options stand for."""
         return {name: value for name, value in vars(self).items() if name != "noise_offset"}
 
 

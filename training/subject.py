@@ -19,13 +19,13 @@ from training.data.augmentation import to_pixel_values
 from training.data.crop_cache import CachedSubjectPairs
 from training.data.latent_cache import FrameEncoders
 from training.data.subject_photos import SubjectPairs
-from training.denoiser import Denoiser, StageOneLoss
 from training.engine.checkpoints import checkpoint_step, list_checkpoints, resolve_checkpoint
 from training.engine.loop import train
 from training.engine.precision import held_in, held_on_cpu, weight_dtype
-from training.lora import attached_lora, collect_lora
-from training.quantization import is_quantized
-from training.small_model import VAETrainer, named_loss
+from training.models.denoiser import Denoiser, StageOneLoss
+from training.models.lora import attached_lora, collect_lora
+from training.models.quantization import is_quantized
+from training.models.small_model import VAETrainer, named_loss
 
 
 PHASES = ("denoiser", "decoder")  # in this order, each with its checkpoints in a folder of this name
@@ -126,7 +126,7 @@ def train_subject(
         arguments (`Mapping[str, Mapping[str, Any]]`): Phase -> keyword arguments of [`training.engine.loop.train`]; a
             phase that is not in it is skipped.
         configs (`Mapping[str, LoraConfig]`, *optional*): Of the LoRA, by component; `None` trains in full.
-        loss_arguments (`Mapping[str, Any]`): Keyword arguments of [`training.denoiser.StageOneLoss`].
+        loss_arguments (`Mapping[str, Any]`): Keyword arguments of [`training.models.denoiser.StageOneLoss`].
         channels_last (`bool`, *optional*, defaults to `False`): Hold what trains in channels_last layout meanwhile.
         num_cached_crops (`int`, *optional*, defaults to 0):
             Crops of each photo that are encoded before the first phase, which then needs no encoder; with 0 each

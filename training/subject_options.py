@@ -102,7 +102,7 @@ class LoraOptions:
             raise ValueError("`quantize_base` must go with `train_mode` lora: 4-bit weights do not train, got full.")
 
     def config_arguments(self) -> dict[str, Any]:
-        """The arguments of [`training.lora.build_lora_configs`] that these options stand for."""
+        """The arguments of [`training.models.lora.build_lora_configs`] that these options stand for."""
         others = ("train_mode", "quantize_base")
         return {name: value for name, value in vars(self).items() if name not in others}
 

@@ -16,7 +16,7 @@ from training.comparison import draw_before_after
 from training.hub.model_card import find_hub_id, try_write_card
 from training.hub.repositories import BEFORE_AFTER_NAME, subject_patterns
 from training.hub.subject_card import write_subject_card
-from training.lora import write_subject_file
+from training.models.lora import write_subject_file
 
 
 logger = logging.getLogger(__name__)

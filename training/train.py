@@ -16,7 +16,6 @@ from training import options as groups
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
 from training.data.samples import cache_samples, open_held_out, open_samples, open_stream
-from training.denoiser import Denoiser, StageOneLoss, load_base_pipeline
 from training.engine.checkpoints import starting_step
 from training.engine.loop import train
 from training.engine.precision import held_in, weight_dtype
@@ -25,6 +24,7 @@ from training.hub.repositories import try_make_repo, try_push
 from training.hub.run_card import describe_run
 from training.media.pictures import spare_inputs
 from training.metrics.validation import build_validation
+from training.models.denoiser import Denoiser, StageOneLoss, load_base_pipeline
 from training.option_parsing import format_options, option_values, parse, save_options
 
 

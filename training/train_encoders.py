@@ -16,13 +16,11 @@ from transformers import CLIPVisionModel
 from training.data.encoder_frames import ImageEncoderFrames, VAEFrames, read_pictures
 from training.data.frame_pairs import LatentShape
 from training.data.prepared import load_prepared
-from training.denoiser import build_feature_extractor
 from training.engine.checkpoints import starting_state, starting_step
 from training.engine.loop import train
 from training.engine.session import open_session
-from training.option_parsing import option_values, parse, save_options
-from training.options import DataOptions, EncoderOptions, TrainOptions
-from training.small_model import (
+from training.models.denoiser import build_feature_extractor
+from training.models.small_model import (
     ImageEncoderTrainer,
     VAETrainer,
     build_image_encoder,
@@ -32,6 +30,8 @@ from training.small_model import (
     named_loss,
     normalize_latents,
 )
+from training.option_parsing import option_values, parse, save_options
+from training.options import DataOptions, EncoderOptions, TrainOptions
 
 
 OPTIONS = (EncoderOptions, DataOptions, TrainOptions)

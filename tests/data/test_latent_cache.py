@@ -17,7 +17,7 @@ from training.data import latent_cache
 from training.data.frame_pairs import BadRow, FramePairs, LatentShape
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, cache_facts, precompute_latents
 from training.data.pair_settings import PairSettings
-from training.denoiser import Denoiser, StageOneLoss
+from training.models.denoiser import Denoiser, StageOneLoss
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,7 @@ def write_base_card(
     Args:
         output_dir (`Path`): Folder of the pipeline.
         repo_id (`str`, *optional*): Where it will be pushed, `OWNER/NAME`.
-        base_model (`str`): What the training started from, as `training.denoiser.load_base_pipeline` takes it.
+        base_model (`str`): What the training started from, as `training.models.denoiser.load_base_pipeline` takes it.
         revision (`str`, *optional*): Of `base_model` on the Hub.
         dataset (`str`, *optional*): What it was trained on, as `training.data.prepared.load_prepared` takes it;
             `None` for converted weights.

@@ -15,8 +15,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pipeline_dreampose import DreamPosePipeline
 from training.data.frame_pairs import LatentShape
-from training.denoiser import build_adapter, build_feature_extractor, freeze_post_layernorm, widen_conv_in
 from training.metrics.frames import psnr
+from training.models.denoiser import build_adapter, build_feature_extractor, freeze_post_layernorm, widen_conv_in
 
 
 NUM_PARTS = 25  # DensePose's 24 parts and the background

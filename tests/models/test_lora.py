@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline
-from training.lora import ADAPTER_NAME, attached_lora, build_lora_configs, collect_lora, sort_metadata
+from training.models.lora import ADAPTER_NAME, attached_lora, build_lora_configs, collect_lora, sort_metadata
 
 
 PARTS = ("unet", "adapter", "vae")

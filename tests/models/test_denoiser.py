@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler,
 from pipeline_dreampose import DreamPosePipeline, encode_reference
 from tests.tiny_components import HEIGHT, LATENT_CHANNELS, WIDTH, get_dummy_components, get_unet
 from training.data.frame_pairs import LatentShape
-from training.denoiser import (
+from training.models.denoiser import (
     Denoiser,
     StageOneLoss,
     build_adapter,
@@ -15,7 +15,7 @@ from training.denoiser import (
     sampling_scheduler,
     widen_conv_in,
 )
-from training.small_model import build_image_encoder
+from training.models.small_model import build_image_encoder
 
 
 @pytest.fixture

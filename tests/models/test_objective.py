@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from training.objective import (
+from training.models.objective import (
     denoising_loss,
     diffusion_target,
     draw_timesteps,

@@ -23,7 +23,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, clip_pixel_values, encode_pixels
 from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import LatentShape
-from training.objective import (
+from training.models.objective import (
     denoising_loss,
     diffusion_target,
     draw_timesteps,

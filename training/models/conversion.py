@@ -19,12 +19,12 @@ from torch import nn
 from transformers import CLIPImageProcessor
 
 from pipeline_dreampose import DreamPosePipeline
-from training.denoiser import is_dreampose, load_base_pipeline, load_dreampose_index, load_index
 from training.hub.model_card import find_hub_id, try_write_card
 from training.hub.repositories import CODE_NAME, INDEX_NAME, class_name
 from training.hub.subject_card import write_subject_card
-from training.lora import write_subject_file
-from training.lora_extraction import Extraction, extract_lora
+from training.models.denoiser import is_dreampose, load_base_pipeline, load_dreampose_index, load_index
+from training.models.lora import write_subject_file
+from training.models.lora_extraction import Extraction, extract_lora
 
 
 # What black and white of pictures, 0 and 1 of pose maps, may have been to the weights.
@@ -359,7 +359,7 @@ def _report(found: Mapping[str, Extraction], facts: Mapping[str, Any], path: Pat
 
 
 def _renamed_error(error: ValueError, argument: str) -> ValueError:
-    """An error of `training.denoiser`'s loaders by the argument that named the pipeline here."""
+    """An error of `training.models.denoiser`'s loaders by the argument that named the pipeline here."""
     return ValueError(_one_line(error).replace("`pretrained_model_name_or_path`", f"`{argument}`", 1))
 
 

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from torch import nn
 from tqdm.auto import tqdm
 
-from training.lora import config_metadata
+from training.models.lora import config_metadata
 
 
 @dataclass(frozen=True)

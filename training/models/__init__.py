@@ -1,0 +1,1 @@
+"""The models that train, and what they are made from."""
