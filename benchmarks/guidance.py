@@ -17,12 +17,12 @@ import torch
 from tqdm.auto import tqdm
 
 from benchmarks.guidance_pairs import METRICS, draw_heat, draw_pictures, measure_pair, pair_name, pair_path
-from training.clip_options import add_clip_options, check_clip_options
 from training.hub.repositories import default_size, load_pipeline
 from training.media.animation import model_digest, open_frames
 from training.media.settings_file import write_json
 from training.metrics.clips import load_clips
 from training.metrics.frames import mean_and_standard_error
+from training.options.clips import add_clip_options, check_clip_options
 
 
 SCALES = [0.0, 1.0, 2.0, 3.0, 5.0, 8.0]

@@ -18,7 +18,6 @@ import torch
 from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline
-from training.clip_options import add_clip_options, check_clip_options
 from training.hub.repositories import default_size, load_pipeline
 from training.media.animation import model_digest, open_frames
 from training.media.charts import heat_map
@@ -26,6 +25,7 @@ from training.media.settings_file import write_json
 from training.metrics import frames as metrics
 from training.metrics.baselines import sample_frames, to_tensor
 from training.metrics.clips import Clip, load_clips
+from training.options.clips import add_clip_options, check_clip_options
 
 
 SCHEDULERS = {  # name, class, changes of the model's own settings

@@ -22,7 +22,7 @@ import torch
 from benchmarks.sampling_procedures import SIZES, build_pipeline
 from training.media.settings_file import write_json
 from training.models.lora import attached_lora, build_lora_configs, collect_lora, write_subject_file
-from training.subject_options import LoraOptions
+from training.options.subject import LoraOptions
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -27,7 +27,7 @@ from benchmarks.sampling_procedures import SIZES
 from benchmarks.subject_phases import Setting, count_setting, measure_setting
 from training.engine.devices import check_bitsandbytes
 from training.media.settings_file import write_json
-from training.subject_options import LoraOptions, SubjectOptions, SubjectTrainOptions
+from training.options.subject import LoraOptions, SubjectOptions, SubjectTrainOptions
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

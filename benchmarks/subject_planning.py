@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.subject_trials import Trial, numbers_of_subjects
 from training.hub.repositories import load_pipeline
 from training.media.animation import model_digest
-from training.option_parsing import option_values, parse
+from training.options.parsing import option_values, parse
 from training.subject import trained_phases
 
 
@@ -30,10 +30,10 @@ def split_words(argv: Sequence[str] | None) -> tuple[Sequence[str], Sequence[str
 
 
 def parse_stage_two(kinds: Sequence[type], argv: Sequence[str]) -> tuple:
-    """Options of stage 2 from a command line, as `training.option_parsing.parse` gives them.
+    """Options of stage 2 from a command line, as `training.options.parsing.parse` gives them.
 
     Args:
-        kinds (`Sequence[type]`): `training.subject_options.METHOD_OPTIONS`.
+        kinds (`Sequence[type]`): `training.options.subject.METHOD_OPTIONS`.
         argv (`Sequence[str]`): Of training/finetune.py.
     Raises:
         ValueError: If one is given that trials do not take, or nothing would train.

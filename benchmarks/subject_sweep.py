@@ -17,8 +17,8 @@ from benchmarks.subject_planning import parse_stage_two, plan_trials, split_word
 from benchmarks.subject_report import compare_with_first, draw_sweep, format_sweep, run_all, summarize
 from benchmarks.subject_trials import add_subject_options
 from training.media.settings_file import write_json
-from training.option_parsing import option_values
-from training.subject_options import METHOD_OPTIONS
+from training.options.parsing import option_values
+from training.options.subject import METHOD_OPTIONS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

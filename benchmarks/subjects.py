@@ -16,7 +16,7 @@ from benchmarks.subject_planning import parse_stage_two, plan_trials, split_word
 from benchmarks.subject_report import draw_curves, print_report, run_all, summarize
 from benchmarks.subject_trials import add_subject_options
 from training.media.settings_file import write_json
-from training.subject_options import METHOD_OPTIONS
+from training.options.subject import METHOD_OPTIONS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

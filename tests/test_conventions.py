@@ -63,19 +63,19 @@ LAYERS = [
     {"training.engine.loop"},
     {
         "training.metrics.baselines",
-        "training.clip_options",
+        "training.options.clips",
         "training.metrics.clip_records",
         "training.metrics.clips",
         "training.metrics.evaluation_page",
         "training.metrics.figures",
-        "training.option_parsing",
-        "training.options",
-        "training.pose_options",
+        "training.options.parsing",
+        "training.options.run",
+        "training.options.poses",
         "training.hub.run_card",
         "training.data.samples",
         "training.models.small_model",
         "training.subject",
-        "training.subject_options",
+        "training.options.subject",
         "training.subject_results",
         "training.subject_samples",
         "training.metrics.validation",
@@ -107,7 +107,7 @@ EXTRAS = {
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Imported where an option asks for them, after a look whether they are installed.
 CHOSEN = {"bitsandbytes", "tensorboard", "wandb"}
-OPTIONS = {"training.options", "training.subject_options"}
+OPTIONS = {"training.options.run", "training.options.subject"}
 MODULES_WITHOUT_OTHERS = {"training.metrics.frames", "training.models.objective"}
 
 

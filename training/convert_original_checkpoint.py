@@ -19,7 +19,7 @@ from training.models.conversion import (
     describe_conversion,
     extract_subject,
 )
-from training.options import DataOptions, ModelOptions
+from training.options.run import DataOptions, ModelOptions
 
 
 PARTS = ("unet", "adapter", "vae")

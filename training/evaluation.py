@@ -15,7 +15,6 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from training.clip_options import add_clip_options, check_clip_options
 from training.hub.repositories import default_size, load_pipeline
 from training.media.animation import digest, model_digest, open_frames
 from training.metrics.clip_records import SUFFIX, ClipRecord, join_features, measure_clips, record_clip, record_path
@@ -23,6 +22,7 @@ from training.metrics.clips import load_clips
 from training.metrics.evaluation_page import write_results
 from training.metrics.figures import add_set_distances, describe_run, summarize
 from training.metrics.learned import LearnedMetrics, check_judges
+from training.options.clips import add_clip_options, check_clip_options
 
 
 CALL_OPTIONS = ("num_inference_steps", "image_guidance_scale", "pose_guidance_scale", "chunk_size")

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from training.media.pictures import spare_inputs, write_picture_folder
-from training.pose_options import add_pose_options, pose_settings
+from training.options.poses import add_pose_options, pose_settings
 from training.poses.clip_poses import ClipPoses, estimate_poses, follow_through_clip
 from training.poses.densepose import CHANNEL_ORDERS, find_channel_order, read_poses, temporal_median
 from training.poses.detections import read_dump

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training import subject_options as groups
 from training.engine.checkpoints import starting_step
 from training.engine.precision import weight_dtype
 from training.engine.session import open_session
@@ -18,8 +17,9 @@ from training.media.pictures import spare_inputs
 from training.models.denoiser import load_subject_base
 from training.models.lora import build_lora_configs
 from training.models.quantization import four_bit_arguments
-from training.option_parsing import format_options, option_values, parse, save_options
-from training.options import HubOptions
+from training.options import subject as groups
+from training.options.parsing import format_options, option_values, parse, save_options
+from training.options.run import HubOptions
 from training.subject import PHASES, phase_arguments, resume_points, train_subject, trained_phases
 from training.subject_results import TITLE, write_subject
 from training.subject_samples import check_photos, open_pairs, open_photos

@@ -28,7 +28,7 @@ from training.data.preparation import (
 from training.data.ubc_fashion import SPLITS, read_video_ids
 from training.data.video_download import download_videos, file_digest
 from training.hub.publishing import push_data_set
-from training.pose_options import add_pose_options, pose_settings
+from training.options.poses import add_pose_options, pose_settings
 from training.poses.estimator import DensePoseEstimator, find_densepose
 
 

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
 from pipeline_dreampose import DreamPosePipeline
-from training import options as groups
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
 from training.data.samples import cache_samples, open_held_out, open_samples, open_stream
@@ -25,7 +24,8 @@ from training.hub.run_card import describe_run
 from training.media.pictures import spare_inputs
 from training.metrics.validation import build_validation
 from training.models.denoiser import Denoiser, StageOneLoss, load_base_pipeline
-from training.option_parsing import format_options, option_values, parse, save_options
+from training.options import run as groups
+from training.options.parsing import format_options, option_values, parse, save_options
 
 
 OPTIONS = (

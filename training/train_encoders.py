@@ -30,8 +30,8 @@ from training.models.small_model import (
     named_loss,
     normalize_latents,
 )
-from training.option_parsing import option_values, parse, save_options
-from training.options import DataOptions, EncoderOptions, TrainOptions
+from training.options.parsing import option_values, parse, save_options
+from training.options.run import DataOptions, EncoderOptions, TrainOptions
 
 
 OPTIONS = (EncoderOptions, DataOptions, TrainOptions)

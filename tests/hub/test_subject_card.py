@@ -27,7 +27,7 @@ from training.hub import model_card
 from training.hub.model_card import try_write_card, write_base_card
 from training.hub.subject_card import read_license, read_license_terms, write_subject_card
 from training.media.pictures import UnreadablePictures, copy_without_metadata
-from training.subject_options import SubjectSampleOptions
+from training.options.subject import SubjectSampleOptions
 from training.subject_results import write_subject
 
 

@@ -230,7 +230,7 @@ def public_settings(options_yaml: str) -> dict[str, Any]:
     """Those of a run's options that may be published: numbers, choices, ids on the Hub; no place and no secret.
 
     Args:
-        options_yaml (`str`): From `training.option_parsing.format_options`.
+        options_yaml (`str`): From `training.options.parsing.format_options`.
     Returns:
         `dict`: By name, in the order of `options_yaml`.
     """

@@ -1,13 +1,14 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Options of stage 2, beside those of `training.options` that it shares with the other trainers."""
+"""Options of stage 2, beside those of `training.options.run` that it shares with the other trainers."""
 
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from training.data.pair_settings import PairSettings
-from training.options import (
+from training.options.poses import DENSEPOSE_HELP
+from training.options.run import (
     ObjectiveOptions,
     TrainOptions,
     _check,
@@ -16,7 +17,6 @@ from training.options import (
     _check_not_negative,
     _option,
 )
-from training.pose_options import DENSEPOSE_HELP
 from training.poses.detections import PERSON_RULES
 
 

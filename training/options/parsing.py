@@ -22,7 +22,7 @@ from transformers import HfArgumentParser
 
 logger = logging.getLogger(__name__)
 
-PRESETS_DIR = Path(__file__).parent / "presets"  # with a folder for each entry point
+PRESETS_DIR = Path(__file__).parents[1] / "presets"  # with a folder for each entry point
 OPTIONS_NAME = "options.yaml"
 
 

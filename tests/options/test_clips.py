@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import guidance, schedulers
 from training import evaluation
-from training.clip_options import RULES, check_clip_options
+from training.options.clips import RULES, check_clip_options
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from training.engine.loop import train
 from training.engine.session import open_session
 from training.models.denoiser import StageOneLoss
 from training.models.lora import build_lora_configs
-from training.option_parsing import PRESETS_DIR, format_options, parse, read_config, save_options
-from training.options import (
+from training.options.parsing import PRESETS_DIR, format_options, parse, read_config, save_options
+from training.options.run import (
     DataOptions,
     EncoderOptions,
     HubOptions,
@@ -23,7 +23,7 @@ from training.options import (
     TrainOptions,
     ValidationOptions,
 )
-from training.subject_options import (
+from training.options.subject import (
     DecoderOptions,
     LoraOptions,
     SubjectObjectiveOptions,

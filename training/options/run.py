@@ -1,7 +1,7 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
 """Options of the trainers: frozen dataclasses, of which each entry point composes those that it needs; parsed by
-`training.option_parsing`.
+`training.options.parsing`.
 """
 
 import math

@@ -1,0 +1,1 @@
+"""Option dataclasses and the command-line parser."""
