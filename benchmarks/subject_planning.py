@@ -11,7 +11,7 @@ from benchmarks.subject_trials import Trial, numbers_of_subjects
 from training.hub.repositories import load_pipeline
 from training.media.animation import model_digest
 from training.options.parsing import option_values, parse
-from training.subject import trained_phases
+from training.subject.phases import trained_phases
 
 
 # Of finetune.py's options: a trial has its own of the first, runs in float32 on the CPU, and keeps no checkpoint.

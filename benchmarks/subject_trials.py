@@ -25,12 +25,12 @@ from training.data.frame_stream import FEATURES
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashion, ProceduralFashionConfig
 from training.data.procedural_scene import Frame, Motion, render_clip
-from training.data.subject_photos import IUV_ENDING, SubjectPairs, load_photos
 from training.metrics.baselines import measure, to_tensor, vae_round_trip
 from training.models.denoiser import load_subject_base
 from training.models.lora import build_lora_configs
-from training.subject import train_subject
-from training.subject_samples import open_pairs
+from training.subject.phases import train_subject
+from training.subject.photos import IUV_ENDING, SubjectPairs, load_photos
+from training.subject.samples import open_pairs
 
 
 VIEWS = {"front": 0.0, "back": np.pi, "left": np.pi / 2, "right": -np.pi / 2}  # of the photos, the angle of each

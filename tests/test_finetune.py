@@ -19,7 +19,7 @@ from tests.conftest import reset_accelerate
 from tests.densepose_exports import TupleExport
 from tests.launch import launch_two_processes
 from tests.tiny_components import HEIGHT, WIDTH, get_dummy_inputs, get_dummy_pipeline, save_photo
-from training import finetune, subject
+from training import finetune
 from training.data.augmentation import to_pixel_values
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.engine import devices
@@ -27,7 +27,8 @@ from training.engine.checkpoints import find_latest_checkpoint
 from training.engine.interruption import TrainingInterrupted
 from training.finetune import main, parse_args
 from training.models.small_model import VAETrainer
-from training.subject import reconstruct, resume_points
+from training.subject import phases as subject
+from training.subject.phases import reconstruct, resume_points
 
 
 FILE = "pytorch_lora_weights.safetensors"

@@ -20,9 +20,9 @@ from training.models.quantization import four_bit_arguments
 from training.options import subject as groups
 from training.options.parsing import format_options, option_values, parse, save_options
 from training.options.run import HubOptions
-from training.subject import PHASES, phase_arguments, resume_points, train_subject, trained_phases
-from training.subject_results import TITLE, write_subject
-from training.subject_samples import check_photos, open_pairs, open_photos
+from training.subject.phases import PHASES, phase_arguments, resume_points, train_subject, trained_phases
+from training.subject.results import TITLE, write_subject
+from training.subject.samples import check_photos, open_pairs, open_photos
 
 
 OPTIONS = (*groups.METHOD_OPTIONS, HubOptions, groups.SubjectSampleOptions)

@@ -20,15 +20,15 @@ from tests.tiny_components import (
     save_photo,
     save_subject,
 )
-from training import subject_results
-from training.comparison import draw_before_after
-from training.data.subject_photos import load_photos
 from training.hub import model_card
 from training.hub.model_card import try_write_card, write_base_card
 from training.hub.subject_card import read_license, read_license_terms, write_subject_card
 from training.media.pictures import UnreadablePictures, copy_without_metadata
 from training.options.subject import SubjectSampleOptions
-from training.subject_results import write_subject
+from training.subject import results as subject_results
+from training.subject.comparison import draw_before_after
+from training.subject.photos import load_photos
+from training.subject.results import write_subject
 
 
 FILE = "pytorch_lora_weights.safetensors"

@@ -71,7 +71,7 @@ class SubjectOptions:
         self.settings()
 
     def settings(self, pose_radius: int = 2, noise_offset: float = 0.0) -> PairSettings:
-        """What `training.data.subject_photos` takes of these options."""
+        """What `training.subject.photos` takes of these options."""
         names = ("reference_frames", "fit", "min_crop_scale")
         return PairSettings(pose_radius, noise_offset=noise_offset, **{name: getattr(self, name) for name in names})
 

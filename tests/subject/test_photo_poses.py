@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data import photo_poses
-from training.data.photo_poses import make_iuv_pictures
 from training.data.procedural_fashion import ProceduralFashionConfig
-from training.data.subject_photos import load_photos
 from training.poses.detections import Detection
+from training.subject import photo_poses
+from training.subject.photo_poses import make_iuv_pictures
+from training.subject.photos import load_photos
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import FramePairs, LatentShape, sample_generator
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
-from training.data.subject_photos import SubjectPairs, load_photos
+from training.subject.photos import SubjectPairs, load_photos
 
 
 SKIN = (200, 80, 120)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from training.data.subject_photos import find_photos, iuv_path_of, open_photo
 from training.media.settings_file import partial_path
 from training.poses.detections import PERSON_RULES, follow_person, paste
 from training.poses.estimator import DensePoseEstimator
+from training.subject.photos import find_photos, iuv_path_of, open_photo
 
 
 def make_iuv_pictures(

@@ -16,9 +16,7 @@ from torch import nn
 
 from pipeline_dreampose import DreamPosePipeline
 from training.data.augmentation import to_pixel_values
-from training.data.crop_cache import CachedSubjectPairs
 from training.data.latent_cache import FrameEncoders
-from training.data.subject_photos import SubjectPairs
 from training.engine.checkpoints import checkpoint_step, list_checkpoints, resolve_checkpoint
 from training.engine.loop import train
 from training.engine.precision import held_in, held_on_cpu, weight_dtype
@@ -26,6 +24,8 @@ from training.models.denoiser import Denoiser, StageOneLoss
 from training.models.lora import attached_lora, collect_lora
 from training.models.quantization import is_quantized
 from training.models.small_model import VAETrainer, named_loss
+from training.subject.crop_cache import CachedSubjectPairs
+from training.subject.photos import SubjectPairs
 
 
 PHASES = ("denoiser", "decoder")  # in this order, each with its checkpoints in a folder of this name

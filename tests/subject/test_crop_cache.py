@@ -10,14 +10,14 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from tests.tiny_components import save_photo
-from training.data import crop_cache
-from training.data.crop_cache import CachedSubjectPairs
 from training.data.frame_pairs import FramePairs, sample_generator, shuffled_index
 from training.data.latent_cache import FrameEncoders
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
-from training.data.subject_photos import SubjectPairs, load_photos
 from training.models.denoiser import Denoiser, StageOneLoss
+from training.subject import crop_cache
+from training.subject.crop_cache import CachedSubjectPairs
+from training.subject.photos import SubjectPairs, load_photos
 
 
 CROPS = PairSettings(min_crop_scale=0.6)

@@ -30,7 +30,7 @@ def draw_before_after(
     Args:
         pipeline (`DreamPosePipeline`): The one that the subject was trained on, which comes back without the subject.
         subject (`Path`): Folder of the subject.
-        photos (`datasets.Dataset`): From [`training.data.subject_photos.load_photos`].
+        photos (`datasets.Dataset`): From [`training.subject.photos.load_photos`].
         num_inference_steps (`int`, *optional*, defaults to 10): Denoising steps.
         seed (`int`, *optional*, defaults to 0): Of the noise.
     Returns:

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from pipeline_dreampose import DreamPosePipeline
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
-from training.data.photo_poses import make_iuv_pictures
 from training.data.samples import open_samples
-from training.data.subject_photos import SubjectPairs, find_photos, load_photos
+from training.subject.photo_poses import make_iuv_pictures
+from training.subject.photos import SubjectPairs, find_photos, load_photos
 
 
 def check_photos(instance_data_dir: str | os.PathLike, densepose: str | None) -> None:

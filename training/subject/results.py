@@ -12,11 +12,11 @@ from typing import Any
 import datasets
 
 from pipeline_dreampose import DreamPosePipeline
-from training.comparison import draw_before_after
 from training.hub.model_card import find_hub_id, try_write_card
 from training.hub.repositories import BEFORE_AFTER_NAME, subject_patterns
 from training.hub.subject_card import write_subject_card
 from training.models.lora import write_subject_file
+from training.subject.comparison import draw_before_after
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ def write_subject(
     Args:
         output_dir (`Path`): Where all of it goes.
         pipeline (`DreamPosePipeline`): The one that was trained.
-        layers (`Mapping[str, Any]`): From [`training.subject.train_subject`]; empty where all weights were trained.
+        layers (`Mapping[str, Any]`): From [`training.subject.phases.train_subject`]; empty where all weights were
+            trained.
         photos (`datasets.Dataset`): What it was trained on.
         num_steps (`Mapping[str, int]`): Optimizer steps of each phase that was not skipped.
         base_model (`str`): The pipeline that it started from, a folder or a Hub id.

@@ -20,7 +20,7 @@ from pipeline_dreampose import pose_window
 from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import FramePairs, sample_generator
 from training.data.latent_cache import FrameEncoders, pictures_at_a_time
-from training.data.subject_photos import SubjectPairs
+from training.subject.photos import SubjectPairs
 
 
 # Positions of a run are below it: from here on lie the draws of the crops of each photo, and then those of the prior.

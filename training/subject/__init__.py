@@ -1,0 +1,1 @@
+"""Stage 2: one subject from a few photos."""
