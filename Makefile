@@ -69,15 +69,15 @@ hub-id:
 	@echo "make hub-tiny wants HUB_ID=you/dreampose-tiny" >&2; exit 1
 
 benchmark: $(VENV)/.installed-test  ## what a frame and a training step cost (half size; hours on a CPU)
-	$(BIN)/python -m benchmarks.sampling --size half
-	$(BIN)/python -m benchmarks.training_step --size half
+	$(BIN)/python -m benchmarks.speed.sampling --size half
+	$(BIN)/python -m benchmarks.speed.training_step --size half
 
-STEP_ON_GPU = $(BIN)/python -m benchmarks.training_step --size full --device cuda --mixed_precision bf16 --batch_size 8 \
+STEP_ON_GPU = $(BIN)/python -m benchmarks.speed.training_step --size full --device cuda --mixed_precision bf16 --batch_size 8 \
 	--num_workers 1 --steps 8 --repeats 3
 benchmark-gpu: $(VENV)/.installed-test  ## what a training step costs on a GPU (full size; bitsandbytes; minutes)
 	$(STEP_ON_GPU)
-	$(STEP_ON_GPU) --gradient_checkpointing --output benchmarks/training_step_full_cuda_checkpointing.json
-	$(BIN)/python -m benchmarks.training_memory
+	$(STEP_ON_GPU) --gradient_checkpointing --output benchmarks/speed/training_step_full_cuda_checkpointing.json
+	$(BIN)/python -m benchmarks.speed.training_memory
 
 # Of other subjects, for stage 2: the first 200 clips that the small model was trained on.
 runs/prior/train.parquet: | $(VENV)/.installed-test
@@ -91,17 +91,17 @@ reproduce: CURVE = --split validation --num_subjects 4 --num_photos 1 --curve_st
 reproduce: FOUR = --reference_frames first --train_batch_size 4 --gradient_accumulation_steps 1
 reproduce: STAGE_TWO = --preset tiny --prior_dataset runs/prior
 reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## the paper's claims at the small model's size (hours on a CPU)
-	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects.json -- $(STAGE_TWO)
-	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 8 --output benchmarks/subjects_full.json -- $(STAGE_TWO) \
+	$(BIN)/python -m benchmarks.subjects.gains $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects/gains.json -- $(STAGE_TWO)
+	$(BIN)/python -m benchmarks.subjects.gains $(SUBJECTS) --num_subjects 8 --output benchmarks/subjects/gains_full.json -- $(STAGE_TWO) \
 		--train_mode full --learning_rate 3e-4
-	$(BIN)/python -m benchmarks.subjects $(SUBJECTS) --num_subjects 20 --num_photos 1 --output benchmarks/subjects_control.json \
+	$(BIN)/python -m benchmarks.subjects.gains $(SUBJECTS) --num_subjects 20 --num_photos 1 --output benchmarks/subjects/gains_control.json \
 		-- $(STAGE_TWO) --prior_prob 0.9999 --decoder_max_train_steps 0
-	$(BIN)/python -m benchmarks.subject_sweep -- $(STAGE_TWO)
-	$(BIN)/python -m benchmarks.subjects $(CURVE) --output benchmarks/subject_curve.json -- --prior_dataset runs/prior $(FOUR) \
+	$(BIN)/python -m benchmarks.subjects.sweep -- $(STAGE_TWO)
+	$(BIN)/python -m benchmarks.subjects.gains $(CURVE) --output benchmarks/subjects/curve.json -- --prior_dataset runs/prior $(FOUR) \
 		--max_train_steps 500 --decoder_max_train_steps 300
-	$(BIN)/python -m benchmarks.subjects $(CURVE) --output benchmarks/subject_curve_paper.json -- --preset paper $(FOUR)
-	$(BIN)/python -m benchmarks.subject_bound $(SUBJECTS) --num_subjects 20 --output benchmarks/subject_bound.json
-	$(BIN)/python -m benchmarks.ablation
+	$(BIN)/python -m benchmarks.subjects.gains $(CURVE) --output benchmarks/subjects/curve_paper.json -- --preset paper $(FOUR)
+	$(BIN)/python -m benchmarks.subjects.bound $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects/bound.json
+	$(BIN)/python -m benchmarks.claims.ablation
 
 community:  ## write the file for diffusers' examples/community, with its row and section of the README there
 	mkdir -p $(COMMUNITY)

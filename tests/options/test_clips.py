@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from benchmarks import guidance, schedulers
+from benchmarks.claims import guidance, schedulers
 from training import evaluation
 from training.options.clips import RULES, check_clip_options
 

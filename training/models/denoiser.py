@@ -79,7 +79,7 @@ def build_adapter(vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: in
 
 def sampling_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler:
     """What a saved pipeline samples with by default, DPM-Solver++ (arXiv:2211.01095) with the noise of `scheduler`:
-    chosen by `benchmarks/schedulers.py`."""
+    chosen by `benchmarks/claims/schedulers.py`."""
     return DPMSolverMultistepScheduler.from_config(scheduler.config)
 
 

@@ -1,0 +1,109 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""The paper's ablations (arXiv:2304.06025) at a size that anyone can run: a short stage 1 for each arm and seed,
+measured on held-out clips, with the figures of `benchmarks.subjects.gains` for stage 2. Stopped, it goes on when it is
+started again.
+
+    python -m benchmarks.claims.ablation
+"""
+
+import argparse
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.claims.ablation_arms import (
+    ARMS,
+    DRAWING,
+    SCALES,
+    SCHEDULE,
+    UNET_CHANNELS,
+    Held,
+    compare_noise,
+    draw_data,
+    encoders_of,
+    run_arm,
+)
+from benchmarks.claims.ablation_report import format_table, judge, values_of, values_of_subjects
+from benchmarks.kept_jobs import run_missing
+from training.hub.repositories import load_pipeline
+from training.media.animation import model_digest
+from training.media.settings_file import has_settings, write_json
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("--model", default="model_card/tiny", help="pipeline whose encoders are taken; the noise is compared on it")
+    add("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    add("--seeds", nargs="+", type=int, default=[0, 1])
+    add("--num_train", type=int, default=1000, help="drawn clips that are trained on")
+    add("--max_train_steps", type=int, help="default: the schedule's")
+    add("--num_clips", type=int, default=20, help="held-out clips that are measured")
+    add("--frames_per_clip", type=int, default=3)
+    add("--num_consecutive", type=int, default=4, help="frames a clip that follow one another")
+    add("--num_inference_steps", type=int, default=15)
+    add(
+        "--subjects",
+        type=Path,
+        default=Path(__file__).parents[1] / "subjects" / "gains.json",
+        help="figures of stage 2",
+    )
+    add("--num_processes", type=int, default=os.cpu_count(), help="arms at a time, one thread each")
+    add("--work_dir", type=Path, default=Path("runs/ablation"))
+    add("--output", type=Path, default=Path(__file__).with_suffix(".json"), help="the table lies beside it, as .md")
+    return parser.parse_args(argv)
+
+
+def run_arms(options: argparse.Namespace, held: Held) -> dict[tuple[str, int], dict]:
+    """The results of all arms and seeds, by both."""
+    schedule = {} if options.max_train_steps is None else {"max_train_steps": options.max_train_steps}
+    work_dir, keys = options.work_dir, [(arm, seed) for seed in options.seeds for arm in options.arms]
+    draw_data(options.model, work_dir, options.num_train)
+    jobs = {
+        work_dir / f"{arm}-{seed}.json": (options.model, arm, seed, str(work_dir), schedule, held)
+        for arm, seed in keys
+    }
+    return dict(zip(keys, run_missing(run_arm, jobs, options.num_processes, "arm"), strict=True))
+
+
+def main(options: argparse.Namespace) -> dict:
+    """Run what is missing, print the table and write the report, which is returned."""
+    names = ("num_clips", "frames_per_clip", "num_consecutive", "num_inference_steps")
+    settings = {name: getattr(options, name) for name in (*names, "num_train", "max_train_steps")}
+    model = load_pipeline(options.model, "cpu")
+    settings |= {"encoders": encoders_of(model).facts(), "schedule": SCHEDULE.read_text(), "arms": ARMS}
+    settings |= {"scales": SCALES, "unet_channels": UNET_CHANNELS, "drawing": DRAWING}
+    if not has_settings(options.work_dir / "settings.json", settings, "work_dir"):
+        write_json(options.work_dir / "settings.json", settings)
+    held = Held(**{name: getattr(options, name) for name in names})
+    arms = run_arms(options, held)
+    # Of the arms' settings only the encoders are the model's; here all of it matters.
+    noise = {options.work_dir / f"noise-{model_digest(model)}.json": (options.model, held)}
+    (compared,) = run_missing(compare_noise, noise, 1, "comparison")
+    sides = {("noise", name): [values_of(clips)] for name, clips in compared.items()}
+    for (arm, _), result in arms.items():
+        for name in SCALES:
+            sides.setdefault((arm, name), []).append(values_of(result[name]))
+    if options.subjects.exists():
+        sides |= values_of_subjects(json.loads(options.subjects.read_text()))
+    report = {
+        "settings": settings | {"seeds": options.seeds, "model": options.model},
+        "versions": {name: version(name) for name in ("torch", "diffusers")},
+        "training_cpu_seconds": {f"{arm}, seed {s}": r["training_cpu_seconds"] for (arm, s), r in arms.items()},
+        "claims": judge(sides),
+        "figures": {", ".join(side): values for side, values in sides.items()},
+    }
+    write_json(options.output, report)
+    table = format_table(report["claims"])
+    options.output.with_suffix(".md").write_text(table)
+    print(table, f"Wrote {options.output} and .md.", sep="\n")
+    return report
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(f"ablation.py: error: {error}") from None

@@ -1,0 +1,1 @@
+"""What sampling, training and data cost."""

@@ -1,0 +1,199 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""What `benchmarks.speed.sampling` measures: each way to a frame as a function, on random weights of a chosen size."""
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+)
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline
+
+
+SIZES = {  # channels of UNet and VAE, layers of the image encoder, height and width; "full" is Stable Diffusion 1.4
+    "tiny": ((32, 64, 128, 128), (32, 32, 64, 64), 1, 128, 64),
+    "half": ((160, 320, 640, 640), (64, 128, 256, 256), 12, 320, 256),
+    "full": ((320, 640, 1280, 1280), (128, 256, 512, 512), 12, 640, 512),
+}
+SCALES = {"image_guidance_scale": 8.0, "pose_guidance_scale": 3.0}  # three branches
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def build_pndm() -> PNDMScheduler:
+    """The release's scheduler."""
+    return PNDMScheduler(**BETAS, skip_prk_steps=True)
+
+
+def build_unet(channels: tuple[int, ...], in_channels: int) -> UNet2DConditionModel:
+    """Stable Diffusion's UNet at these channels."""
+    sizes = {"cross_attention_dim": 768, "attention_head_dim": 8}
+    return UNet2DConditionModel(in_channels=in_channels, out_channels=4, block_out_channels=channels, **sizes)
+
+
+def build_models(size: str) -> dict[str, nn.Module]:
+    """VAE, UNet, image encoder and adapter by name, on torch's default device, each with random weights."""
+    unet_channels, vae_channels, num_layers, height, width = SIZES[size]
+    return {
+        "vae": AutoencoderKL(
+            block_out_channels=vae_channels,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            layers_per_block=2,
+        ),
+        "unet": build_unet(unet_channels, 14),
+        "image_encoder": CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=num_layers)),
+        "adapter": DreamPoseAdapter(pooled_height=height // 16, pooled_width=width // 16),
+    }
+
+
+def build_pipeline(size: str, device: str, dtype: torch.dtype) -> DreamPosePipeline:
+    """The pipeline with seeded random weights and its stored defaults of size and scales."""
+    *_, height, width = SIZES[size]
+    torch.manual_seed(0)
+    with torch.device(device):  # a GPU draws a billion weights at once
+        models = build_models(size)
+    pipe = DreamPosePipeline(
+        **models,
+        feature_extractor=CLIPImageProcessor(),
+        scheduler=DPMSolverMultistepScheduler(**BETAS),
+        default_height=height,
+        default_width=width,
+    ).to(device, dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def run_pipeline(
+    pipe: DreamPosePipeline, scheduler: SchedulerMixin, num_frames: int, steps: int, chunk_size: int = 8
+) -> None:
+    """One whole call, from photo to frames."""
+    pipe.scheduler = scheduler
+    height, width = pipe.config.default_height, pipe.config.default_width
+    generator = torch.Generator().manual_seed(0)
+    photo = torch.rand(3, height, width, generator=generator)
+    pose_maps = torch.rand(num_frames, 2, height, width, generator=generator)
+    settings = {"num_inference_steps": steps, "chunk_size": chunk_size, "output_type": "pt", **SCALES}
+    pipe(photo, pose_maps, generator=generator, **settings)
+
+
+@torch.no_grad()
+def run_release(pipe: DreamPosePipeline, num_frames: int, steps: int) -> None:
+    """The release's procedure: frame by frame, three branches, and three encodings anew for each frame."""
+    pipe.scheduler = build_pndm()
+    height, width, device = pipe.config.default_height, pipe.config.default_width, pipe.device
+    pixel_values = torch.rand(1, 3, height, width, device=device) * 2 - 1
+    pose_maps = torch.rand(num_frames, 2, height // 8, width // 8)
+    branches = pipe.guidance_branches(*SCALES.values())
+    for index in range(num_frames):
+        pipe.encode_image(pixel_values)
+        states, image_latents = pipe.encode_image(pixel_values)
+        null_states = pipe.encode_null_image(height, width, device)
+        timesteps = pipe.set_timesteps(steps, device)
+        latents = pipe.prepare_latents(image_latents, timesteps)
+        window = pipe.prepare_pose_windows(pose_maps, [index], device)
+        for t in timesteps:
+            noise_pred = pipe.predict_noise(latents, t, window, states, null_states, branches)
+            latents = pipe.scheduler.step(noise_pred, t, latents, return_dict=False)[0]
+        pipe.decode_latents(latents)
+
+
+@torch.no_grad()
+def run_floor(pipe: DreamPosePipeline, num_frames: int, steps: int) -> None:
+    """The same forwards and decodings on ready tensors, and nothing else."""
+    height, width = pipe.config.default_height // 8, pipe.config.default_width // 8
+    ready = {"device": pipe.device, "dtype": pipe.unet.dtype}
+    model_input, states = (
+        torch.rand(3 * num_frames, 14, height, width, **ready),
+        torch.rand(3 * num_frames, 50, 768, **ready),
+    )
+    scheduler = build_pndm()
+    scheduler.set_timesteps(steps, device=pipe.device)
+    for t in scheduler.timesteps:
+        pipe.unet(model_input, t, encoder_hidden_states=states, return_dict=False)
+    pipe.vae.decode(model_input[:num_frames, :4].to(pipe.vae.dtype), return_dict=False)
+
+
+def build_peer(pipe: DreamPosePipeline, size: str) -> StableDiffusionInstructPix2PixPipeline:
+    """The nearest pipeline of diffusers: three branches and a widened input too."""
+    unet = build_unet(SIZES[size][0], 8).to(pipe.device, pipe.unet.dtype)
+    absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
+    scheduler = build_pndm()
+    peer = StableDiffusionInstructPix2PixPipeline(
+        vae=pipe.vae, unet=unet, scheduler=scheduler, requires_safety_checker=False, **absent
+    )
+    peer.set_progress_bar_config(disable=True)
+    return peer
+
+
+def run_peer(peer: StableDiffusionInstructPix2PixPipeline, num_frames: int, steps: int, size: tuple) -> None:
+    """A call on as many pictures as the video has frames."""
+    embeds = torch.rand(num_frames, 50, 768, device=peer.device, dtype=peer.unet.dtype)
+    settings = {"num_inference_steps": steps, "guidance_scale": 8.0, "image_guidance_scale": 3.0, "output_type": "pt"}
+    photos = torch.rand(num_frames, 3, *size)
+    peer(image=photos, prompt_embeds=embeds, negative_prompt_embeds=embeds, **settings)
+
+
+def timed(function: Callable, device: str) -> float:
+    """Seconds of one call, whatever the device still had to do included."""
+    started = time.perf_counter()
+    function()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def measure_in_turn(
+    runs: dict[str, tuple[int, int, Callable[[int], None]]], repeats: int, device: str
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds a frame of all calls, round by round so that a busy machine slows all alike, and their medians.
+
+    Each run is its number of frames, its steps, and what is called with them.
+    """
+    seconds = {name: [] for name in runs}
+    for _, _, call in runs.values():  # warm up
+        call(1)
+    rounds = [name for _ in range(repeats) for name in runs]
+    for name in tqdm(rounds, desc="runs", unit="run"):
+        num_frames, steps, call = runs[name]
+        seconds[name].append(timed(partial(call, steps), device) / num_frames)
+    return seconds, {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure_length(size: str, num_frames: int, num_threads: int, results: multiprocessing.Queue) -> None:
+    """Seconds a frame at two steps, and the peak memory of the process, which must be one of its own."""
+    torch.set_num_threads(num_threads)
+    pipe = build_pipeline(size, "cpu", torch.float32)
+    run_pipeline(pipe, pipe.scheduler, 8, 2)
+    seconds = timed(lambda: run_pipeline(pipe, pipe.scheduler, num_frames, 2), "cpu") / num_frames
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    frame = 4 * 3 * pipe.config.default_height * pipe.config.default_width
+    results.put({"seconds_a_frame": seconds, "peak_bytes": peak, "frames_bytes": num_frames * frame})
+
+
+def measure_lengths(size: str, lengths: list[int]) -> dict[int, dict[str, float]]:
+    """[`measure_length`] of each, in processes of their own on the CPU."""
+    measured, context = {}, multiprocessing.get_context("spawn")
+    for num_frames in lengths:
+        results = context.Queue()
+        arguments = (size, num_frames, torch.get_num_threads(), results)
+        process = context.Process(target=measure_length, args=arguments)
+        process.start()
+        measured[num_frames] = results.get()
+        process.join()
+    return measured

@@ -1,0 +1,1 @@
+"""What stage 2 gives, costs and depends on."""

@@ -1,0 +1,120 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""What the body's texture in a subject's photos is worth: read off them by the true IUV, without training.
+
+The model's frames of `benchmarks.subjects.gains`, before stage 2, in which the pixels of the body that a photo shows
+are taken from the photo at the nearest point; then only where they are nearer to the truth, which no model can know.
+
+python -m benchmarks.subjects.bound --num_subjects 20 --output benchmarks/subjects/bound.json
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from benchmarks.kept_jobs import kept_path, run_missing
+from benchmarks.subjects.report import format_gain
+from benchmarks.subjects.trials import (
+    RECORDS_VERSION,
+    Examination,
+    add_subject_options,
+    draw_footage,
+    draw_photos,
+    numbers_of_subjects,
+)
+from training.data.procedural_fashion import ProceduralFashionConfig
+from training.data.procedural_scene import Frame
+from training.hub.repositories import load_pipeline
+from training.media.animation import model_digest
+from training.media.settings_file import write_json
+from training.metrics.baselines import measure, to_tensor
+from training.metrics.frames import mean_and_standard_error
+from training.metrics.warping import UV_TOLERANCE, match_surface, warp_photo
+from training.models.denoiser import load_subject_base
+
+
+METRICS = ("psnr", "ssim", "l1", "foreground_psnr")
+NUM_PHOTOS = (1, 4)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_subject_options(parser, Path("runs/subject_bound"))
+    return parser.parse_args(argv)
+
+
+def take_from_photos(photos: Sequence[Frame], iuv: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    """A frame's body as its photos show it.
+
+    Args:
+        photos (`Sequence[Frame]`): Of one size.
+        iuv (`PIL.Image.Image`): Of the frame, of their size.
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Pixels `[3, H, W]` in `[0, 1]`, each from the photo whose point of the
+        body is the nearest, and where one lies within `UV_TOLERANCE`, `[H, W]`.
+    """
+    warped, distances = [], []
+    for photo in photos:
+        image, photo_iuv = Image.fromarray(photo.image), Image.fromarray(photo.iuv)
+        match = match_surface(iuv, photo_iuv)
+        warped.append(warp_photo(image, photo_iuv, match))
+        distances.append(match.distance)
+    nearest = torch.stack(distances).min(dim=0)
+    pixels = torch.stack(warped).gather(0, nearest.indices.expand(1, 3, -1, -1))[0]
+    return pixels, nearest.values <= UV_TOLERANCE
+
+
+def measure_subject(model: str, split: str, index: int, num_inference_steps: int) -> dict[str, dict[str, float]]:
+    """Figures of one subject's frames: the model's own, and for each number of photos `read` and `oracle`."""
+    config = ProceduralFashionConfig()
+    photos, footage = draw_photos(config, split, index, max(NUM_PHOTOS)), draw_footage(config, split, index)
+    pipeline = load_subject_base(model, height=config.height, width=config.width)
+    examination = Examination(pipeline, photos[:1], footage, num_inference_steps)
+    predicted = examination.sample_new()
+    targets, layers = ([x for part in footage for x in getattr(part, name)] for name in ("targets", "layers"))
+    truth, poses = to_tensor(targets), [part.iuv[i] for part in footage for i in part.frame_indices]
+    frames = {"model": predicted}
+    for num_photos in NUM_PHOTOS:
+        shown = [take_from_photos(photos[:num_photos], iuv) for iuv in poses]
+        pixels, is_shown = torch.stack([s[0] for s in shown]), torch.stack([s[1] for s in shown])[:, None]
+        is_better = is_shown & ((pixels - truth).abs().sum(1, True) < (predicted - truth).abs().sum(1, True))
+        frames[f"read_{num_photos}"] = torch.where(is_shown, pixels, predicted)
+        frames[f"oracle_{num_photos}"] = torch.where(is_better, pixels, predicted)
+    return {name: measure(values, targets, layers) for name, values in frames.items()}
+
+
+def summarize(results: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict]]:
+    """Gains over the model's own frames, over subjects: mean and standard error by name and metric."""
+    values = {
+        name: {m: torch.tensor([r[name][m] - r["model"][m] for r in results], dtype=torch.float64) for m in METRICS}
+        for name in results[0]
+        if name != "model"
+    }
+    return {name: {m: mean_and_standard_error(v) for m, v in by.items()} for name, by in values.items()}
+
+
+def main(options: argparse.Namespace) -> dict:
+    """Measure what is missing, print the gains and write them, which are returned."""
+    digest = model_digest(load_pipeline(options.model))
+    facts, jobs = [RECORDS_VERSION, digest, options.num_inference_steps], {}
+    for index in numbers_of_subjects(options):
+        path = kept_path(options.work_dir, f"{options.split}-{index:03d}", facts)
+        jobs[path] = (options.model, options.split, index, options.num_inference_steps)
+    gains = summarize(run_missing(measure_subject, jobs, options.num_processes, "subject"))
+    names = ("model", "split", "num_subjects", "first_subject", "num_inference_steps")
+    report = {"settings": {name: getattr(options, name) for name in names} | {"digest": digest}, "gains": gains}
+    for name, by_metric in gains.items():
+        print(f"{name:10}", "  ".join(f"{metric} {format_gain(value)}" for metric, value in by_metric.items()))
+    if options.output is not None:
+        write_json(options.output, report)
+    return report
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except ValueError as error:
+        raise SystemExit(f"subject_bound.py: error: {error}") from None

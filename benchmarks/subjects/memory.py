@@ -1,0 +1,99 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""What memory a subject's fine-tuning wants on a GPU, counted without one, or measured where there is one.
+
+    python -m benchmarks.subjects.memory
+    python -m benchmarks.subjects.memory --device cuda
+
+Counted is every tensor that a step makes, on the meta device and so without memory: parameters by dtype, gradients,
+AdamW's moments, what autograd saves between the passes (each storage once, parameters left out), and the most that is
+alive at a time in both passes, which includes what operations need in between. Attention is taken to be the
+memory-efficient kernel and autocast to follow CUDA's lists. Not counted are the CUDA context, workspaces within
+kernels (cuDNN, cuBLAS), the allocator's gaps, and the moment of loading.
+
+Of the phases, "encoding" is the making of the cached crops, "denoiser" UNet and adapter, "decoder" the VAE's decoder.
+"""
+
+import argparse
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import diffusers
+import peft
+import torch
+
+from benchmarks.speed.sampling_procedures import SIZES
+from benchmarks.subjects.phases import Setting, count_setting, measure_setting
+from training.engine.devices import check_bitsandbytes
+from training.media.settings_file import write_json
+from training.options.subject import LoraOptions, SubjectOptions, SubjectTrainOptions
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--device", choices=("meta", "cuda", "cpu"), default="meta", help="meta counts, cuda measures")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps of each phase that are measured")
+    parser.add_argument("--settings", nargs="+", choices=build_settings(), default=list(build_settings()))
+    parser.add_argument("--output", type=Path, help="JSON, by default beside this script")
+    return parser.parse_args(argv)
+
+
+def build_settings() -> dict[str, Setting]:
+    """The options' defaults, what each way to spend less or more does to them, and the least."""
+    subject, run, lora = SubjectOptions(), SubjectTrainOptions(), LoraOptions()
+    default = Setting(
+        run.train_batch_size,
+        run.gradient_accumulation_steps,
+        subject.gradient_checkpointing,
+        run.mixed_precision or "no",
+        run.use_8bit_adam,
+        lora.quantize_base,
+        lora.rank,
+    )
+    half = replace(default, mixed_precision="bf16")
+    return {
+        "default": default,
+        "default, a batch of 4 at once": replace(default, train_batch_size=4, gradient_accumulation_steps=1),
+        "default, activations kept": replace(default, gradient_checkpointing=False),
+        "bf16": half,
+        "bf16, activations kept": replace(half, gradient_checkpointing=False),
+        "smallest": replace(half, use_8bit_adam=True, quantize_base=True, gradient_accumulation_steps=1),
+    }
+
+
+def main(options: argparse.Namespace) -> dict:
+    """Count or measure, print and write the report, which is returned."""
+    on_cuda, report = options.device == "cuda", {}
+    if on_cuda and not torch.cuda.is_available():
+        raise ValueError("`device` must be meta or cpu where there is no CUDA, got cuda.")
+    if options.device != "meta" and any(build_settings()[name].quantize_base for name in options.settings):
+        check_bitsandbytes("quantize_base", options.device)
+    for name in options.settings:
+        setting = build_settings()[name]
+        report[name] = {"setting": asdict(setting)}
+        if options.device == "meta":
+            report[name]["bytes"] = count_setting(options.size, setting)
+            totals = {phase: figures["total"] for phase, figures in report[name]["bytes"].items()}
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                totals = measure_setting(options.size, setting, options.device, options.steps, Path(folder))
+            report[name]["max_memory_allocated"] = totals
+        shown = (f"{phase} {total / 1e9:.2f} GB" for phase, total in totals.items() if total is not None)
+        print(f"{name:30}", *shown, flush=True)
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "peft": peft.__version__}
+    kind = "counted on the meta device" if options.device == "meta" else f"measured on {options.device}"
+    facts = {"kind": kind, "size": options.size, "device": torch.cuda.get_device_name() if on_cuda else None}
+    suffix = "" if options.device == "meta" else f"_{options.device}"
+    output = options.output or Path(__file__).with_name(f"memory{suffix}.json")
+    write_json(output, facts | {"versions": versions, "settings": report})
+    print(f"Wrote {output}.")
+    return report
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except ValueError as error:
+        raise SystemExit(f"subject_memory.py: error: {error}") from None

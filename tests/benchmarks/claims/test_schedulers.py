@@ -1,0 +1,77 @@
+"""The choice of a stored scheduler is measured on the model and clips that are named, and reported."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.claims import schedulers
+from benchmarks.claims.schedulers import main, parse_args
+from pipeline_dreampose import fit_image
+from tests.tiny_components import get_dummy_pipeline
+from training.metrics import frames as metrics
+from training.metrics.clips import load_clips
+
+
+@pytest.mark.slow
+def test_the_report(tmp_path):
+    words = ["--dataset", "procedural/smoke", "--num_clips", "2", "--frames_per_clip", "1", "--steps", "1", "4"]
+    words += ["--reference_steps", "4", "--schedulers", "DDIM", "UniPC", "--output", str(tmp_path / "report.json")]
+    report = main(parse_args(words))
+    assert report["rows"]["DDIM"][4]["minus_reference"]["mean"] == 0  # the reference itself
+    # One step is one prediction for both; later they part.
+    one, four = ([report["rows"][name][steps]["psnr"]["mean"] for name in ("DDIM", "UniPC")] for steps in (1, 4))
+    assert four[0] > one[0] and four[1] > one[1] and four[0] != four[1]
+    assert json.loads((tmp_path / "report.json").read_text())["reference"] == report["reference"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.png"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    get_dummy_pipeline().save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--dataset", "procedural/smoke", "--num_clips", "2"]
+    words += ["--frames_per_clip", "1", "--steps", "1", "2", "--reference_steps", "2"]
+    words += ["--schedulers", "DDIM", "UniPC", "--output"]
+    whole = main(parse_args([*words, str(tmp_path / "whole.json")]))
+    measure, measured = schedulers.measure_clips, []
+
+    def stop_after_three(pipe, clips, name, steps):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append((name, steps))
+        return measure(pipe, clips, name, steps)
+
+    monkeypatch.setattr(schedulers, "measure_clips", stop_after_three)
+    words.append(str(tmp_path / "report.json"))
+    with pytest.raises(KeyboardInterrupt):
+        main(parse_args(words))
+    assert measured == [("DDIM", 2), ("DDIM", 1), ("UniPC", 1)]
+    monkeypatch.setattr(schedulers, "measure_clips", lambda *args: measured.append(args[2:]) or measure(*args))
+    assert main(parse_args([*words, "--resume"]))["rows"] == whole["rows"]
+    assert sorted(measured) == sorted((name, steps) for name in whole["rows"] for steps in (1, 2)), "each once"
+
+
+def test_by_default_the_four_schedulers_take_4_to_100_steps():
+    options = parse_args([])
+    assert options.schedulers == ["DDIM", "PNDM", "DPM-Solver++", "UniPC"]
+    assert min(options.steps) == 4 and max(options.steps) == options.reference_steps == 100
+
+
+@pytest.mark.slow
+def test_frames_of_any_size_and_one_clip_at_a_time(odd_frames, tmp_path, clips_held):
+    pipe = get_dummy_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--dataset", str(odd_frames), "--num_clips", "3", "--steps", "1"]
+    words += ["--frames_per_clip", "1", "--reference_steps", "2", "--schedulers", "DDIM", "UniPC"]
+    report = main(parse_args([*words, "--output", str(tmp_path / "report.json")]))
+    assert len(clips_held) == 3 * 3 and max(clips_held) <= 2, "each scheduler at each number of steps reads them"
+    psnr = []
+    for seed, clip in enumerate(load_clips(str(odd_frames), "validation", 3, 1)):
+        frames = pipe(
+            clip.reference, list(clip.iuv), num_inference_steps=2, frame_indices=clip.frame_indices,
+            generator=torch.Generator().manual_seed(seed), output_type="pt",
+        ).frames[0]  # fmt: skip
+        truth = fit_image(clip.targets[0], 32, 24)[None] / 2 + 0.5
+        psnr.append(metrics.psnr(frames, truth).item())
+    assert report["reference"]["mean"] == pytest.approx(np.mean(psnr), abs=1e-4)
