@@ -3,6 +3,7 @@
 import ast
 import configparser
 import functools
+import graphlib
 import importlib.util
 import os
 import re
@@ -17,82 +18,24 @@ ROOT = Path(__file__).parent.parent
 PLUG_IN = ROOT / "pipeline_dreampose.py"
 TINY = ROOT / "model_card" / "tiny"
 TRAINING = sorted((ROOT / "training").rglob("*.py"))
-BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 PROJECT = [PLUG_IN, ROOT / "animate.py", *TRAINING, *BENCHMARKS]
 PROJECT_NAMES = {"pipeline_dreampose", "animate", "benchmarks", "training", "tests"}
 PLUG_IN_IMPORTS = {"torch", "numpy", "PIL", "diffusers", "transformers", "peft", "safetensors", "huggingface_hub"}
 
-# From what is imported by all to what is imported by none: a module imports from its own layer and those before it.
-LAYERS = [
-    {"pipeline_dreampose"},
-    {
-        "training.data",
-        "training.models.denoiser",
-        "training.engine.devices",
-        "training.metrics.learned",
-        "training.models.lora",
-        "training.models.lora_extraction",
-        "training.engine.muon",
-        "training.models.objective",
-        "training.metrics.frames",
-        "training.media.pictures",
-        "training.media.settings_file",
-        "training.metrics.warping",
-    },
-    {
-        "training.media.animation",
-        "training.engine.batches",
-        "training.media.charts",
-        "training.engine.checkpoints",
-        "training.subject.comparison",
-        "training.models.conversion",
-        "training.hub.repositories",
-        "training.engine.interruption",
-        "training.hub.model_card",
-        "training.engine.optimizer",
-        "training.engine.precision",
-        "training.hub.publishing",
-        "training.models.quantization",
-        "training.engine.run_log",
-        "training.engine.run_state",
-        "training.engine.schedule",
-        "training.engine.session",
-        "training.hub.subject_card",
-        "training.engine.trackers",
-    },
-    {"training.engine.loop"},
-    {
-        "training.metrics.baselines",
-        "training.options.clips",
-        "training.metrics.clip_records",
-        "training.metrics.clips",
-        "training.metrics.evaluation_page",
-        "training.metrics.figures",
-        "training.options.parsing",
-        "training.options.run",
-        "training.options.poses",
-        "training.hub.run_card",
-        "training.data.samples",
-        "training.models.small_model",
-        "training.subject.phases",
-        "training.options.subject",
-        "training.subject.results",
-        "training.subject.samples",
-        "training.metrics.validation",
-    },
-    {
-        "benchmarks.claims.ablation_arms",
-        "benchmarks.claims.ablation_report",
-        "benchmarks.speed.data_layouts",
-        "benchmarks.claims.guidance_pairs",
-        "benchmarks.kept_jobs",
-        "benchmarks.subjects.memory_counting",
-        "benchmarks.speed.sampling_procedures",
-        "benchmarks.subjects.phases",
-        "benchmarks.subjects.trials",
-        "benchmarks.speed.training_procedures",
-    },
-    {"benchmarks.subjects.planning", "benchmarks.subjects.report"},
+# The column of imports, from the top down: a module imports from its own row and from the rows above it.
+ROWS = [
+    ["pipeline_dreampose"],
+    ["training.engine"],
+    ["training.media"],
+    ["training.poses"],
+    ["training.data"],
+    ["training.metrics"],
+    ["training.hub"],
+    ["training.models", "training.options"],
+    ["training.subject"],
+    ["training", "animate"],  # the entry points
+    ["benchmarks"],
 ]
 # Of an entry point; `training` for all others.
 EXTRAS = {
@@ -134,11 +77,12 @@ def is_entry_point(tree):
     return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
 
 
-def layer_of(name):
-    for number, layer in enumerate(LAYERS):
-        if any(name == member or name.startswith(member + ".") for member in layer):
-            return number
-    return None
+def row_of(name):
+    """The number of the row of a module of the project, and `None` for a library."""
+    rows = {folder: number for number, row in enumerate(ROWS) for folder in row}
+    while name not in rows and "." in name:
+        name = name.rpartition(".")[0]
+    return rows.get(name)
 
 
 def functions_of(tree):
@@ -156,20 +100,33 @@ def by_module(paths):
     return pytest.mark.parametrize("path", paths, ids=module_name)
 
 
-@by_module([path for path in PROJECT if path.name != "__init__.py"])
-def test_imports_run_one_way(path):
-    name = module_name(path)
-    own_layer = layer_of(name)
-    assert own_layer is not None or is_entry_point(tree_of(path)), f"{name} has no place in LAYERS"
-    for imported in imports_of(tree_of(path)):
-        if imported.split(".")[0] not in PROJECT_NAMES:
-            continue
-        assert imported.split(".")[0] not in ("tests", "animate"), f"{name} imports {imported}"
-        if name == "pipeline_dreampose" or name in MODULES_WITHOUT_OTHERS:
-            assert imported.split(".")[0] == "pipeline_dreampose", f"{name} imports {imported}"
-        other_layer = layer_of(imported)
-        if own_layer is not None and other_layer is not None:
-            assert other_layer <= own_layer, f"{name} imports {imported}"
+def upward_imports(name, tree):
+    """The imports of a module that run up the column."""
+    return [found for found in imports_of(tree) if row_of(found) is not None and row_of(found) > row_of(name)]
+
+
+@by_module(PROJECT)
+def test_imports_run_down_one_column(path):
+    name, tree = module_name(path), tree_of(path)
+    assert not upward_imports(name, tree)
+    assert "tests" not in {found.split(".")[0] for found in imports_of(tree)}
+    if name in MODULES_WITHOUT_OTHERS:
+        others = {found for found in imports_of(tree) if row_of(found) is not None}
+        assert {found.split(".")[0] for found in others} <= {"pipeline_dreampose"}, f"{name} imports {others}"
+
+
+def test_an_import_that_runs_up_is_found():
+    tree = ast.parse("def f():\n    from training.hub.repositories import load_pipeline")
+    assert upward_imports("training.data.samples", tree)
+    assert upward_imports("training.hub.model_card", tree) == upward_imports("training.train", tree) == []
+
+
+def test_modules_of_a_room_import_each_other_in_no_circle():
+    imports = {}
+    for path in PROJECT:
+        names = {module_name(other) for other in PROJECT}
+        imports[module_name(path)] = {found for found in imports_of(tree_of(path)) if found in names}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError
 
 
 def test_only_tests_import_entry_points_and_only_entry_points_see_options():
@@ -353,7 +310,7 @@ def documented_flags():
         text = document.read_text().replace("\\\n", " ")
         for file, words in re.findall(r"(?:python|launch)\s(?:--\S+\s(?:\d+\s)?)*((?:\w+/)*\w+\.py)([^`\n]*)", text):
             flags.setdefault(file, set()).update(re.findall(r"(--\w+)", words))
-        for module, words in re.findall(r"python -m (benchmarks\.\w+)([^`\n]*)", text):
+        for module, words in re.findall(r"python -m (benchmarks(?:\.\w+)+)([^`\n]*)", text):
             flags.setdefault(module.replace(".", "/") + ".py", set()).update(re.findall(r"(--\w+)", words))
     return flags
 

@@ -18,8 +18,8 @@ from tests.launch import launch_two_processes
 from tests.tiny_components import NUM_FRAMES, get_dummy_image, get_dummy_iuv, get_dummy_pipeline
 from training import evaluation
 from training.data.frame_pairs import group_videos
-from training.data.prepared import load_prepared
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
+from training.data.samples import load_prepared
 from training.hub.repositories import default_size, load_pipeline
 from training.metrics import baselines
 from training.metrics import clips as clips_module
@@ -248,7 +248,7 @@ def test_poses_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
 
 def test_the_default_data_set_is_one(monkeypatch):
     asked = []
-    monkeypatch.setattr("training.data.prepared.load_procedural_fashion", lambda *args: asked.append(args))
+    monkeypatch.setattr("training.data.samples.load_procedural_fashion", lambda *args: asked.append(args))
     load_prepared(evaluation.parse_args(["--model", "m"]).dataset, "test")
     assert asked == [("tiny", "test")]
 

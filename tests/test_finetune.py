@@ -26,7 +26,7 @@ from training.engine import devices
 from training.engine.checkpoints import find_latest_checkpoint
 from training.engine.interruption import TrainingInterrupted
 from training.finetune import main, parse_args
-from training.models.small_model import VAETrainer
+from training.models.autoencoder import VAETrainer
 from training.subject import phases as subject
 from training.subject.phases import reconstruct, resume_points
 

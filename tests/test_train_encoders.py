@@ -10,14 +10,8 @@ from safetensors.torch import load_file
 from pipeline_dreampose import DreamPosePipeline
 from tests.launch import launch_two_processes
 from training import train_encoders
-from training.models.small_model import (
-    ImageEncoderTrainer,
-    build_image_encoder,
-    build_vae,
-    measure_latents,
-    named_loss,
-    normalize_latents,
-)
+from training.models.autoencoder import measure_latents, named_loss, normalize_latents
+from training.models.small_model import ImageEncoderTrainer, build_image_encoder, build_vae
 from training.train_encoders import main, parse_args
 
 

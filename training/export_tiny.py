@@ -18,7 +18,7 @@ from training.engine.run_log import LOG_NAME, read_log
 from training.hub.repositories import load_pipeline
 from training.media.charts import line_chart
 from training.media.pictures import picture_grid
-from training.models.denoiser import sampling_scheduler
+from training.models.base_pipeline import sampling_scheduler
 
 
 RUNS = ("vae", "image_encoder", "stage1")

@@ -14,9 +14,8 @@ from training.engine.precision import weight_dtype
 from training.engine.session import open_session
 from training.hub.repositories import find_commit, try_make_repo, try_push
 from training.media.pictures import spare_inputs
-from training.models.denoiser import load_subject_base
+from training.models.base_pipeline import four_bit_arguments, load_subject_base
 from training.models.lora import build_lora_configs
-from training.models.quantization import four_bit_arguments
 from training.options import subject as groups
 from training.options.parsing import format_options, option_values, parse, save_options
 from training.options.run import HubOptions

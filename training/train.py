@@ -19,11 +19,12 @@ from training.engine.checkpoints import starting_step
 from training.engine.loop import train
 from training.engine.precision import held_in, weight_dtype
 from training.engine.session import open_session
+from training.hub.model_card import describe_run
 from training.hub.repositories import try_make_repo, try_push
-from training.hub.run_card import describe_run
 from training.media.pictures import spare_inputs
 from training.metrics.validation import build_validation
-from training.models.denoiser import Denoiser, StageOneLoss, load_base_pipeline
+from training.models.base_pipeline import load_base_pipeline
+from training.models.denoiser import Denoiser, StageOneLoss
 from training.options import run as groups
 from training.options.parsing import format_options, option_values, parse, save_options
 

@@ -15,21 +15,13 @@ from transformers import CLIPVisionModel
 
 from training.data.encoder_frames import ImageEncoderFrames, VAEFrames, read_pictures
 from training.data.frame_pairs import LatentShape
-from training.data.prepared import load_prepared
+from training.data.samples import load_prepared
 from training.engine.checkpoints import starting_state, starting_step
 from training.engine.loop import train
 from training.engine.session import open_session
-from training.models.denoiser import build_feature_extractor
-from training.models.small_model import (
-    ImageEncoderTrainer,
-    VAETrainer,
-    build_image_encoder,
-    build_pipeline,
-    build_vae,
-    measure_latents,
-    named_loss,
-    normalize_latents,
-)
+from training.models.autoencoder import VAETrainer, measure_latents, named_loss, normalize_latents
+from training.models.base_pipeline import build_feature_extractor
+from training.models.small_model import ImageEncoderTrainer, build_image_encoder, build_pipeline, build_vae
 from training.options.parsing import option_values, parse, save_options
 from training.options.run import DataOptions, EncoderOptions, TrainOptions
 

@@ -20,8 +20,8 @@ from pipeline_dreampose import DreamPosePipeline
 from training.data.frame_pairs import FramePairs, LatentShape
 from training.data.latent_cache import FrameEncoders, precompute_latents
 from training.data.pair_settings import PairSettings
-from training.data.prepared import load_prepared
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
+from training.data.samples import load_prepared
 from training.hub.repositories import load_pipeline
 from training.metrics.baselines import measure, measure_regions, measure_run, sample_frames, to_tensor
 from training.metrics.clips import Clip, Clips, load_clips

@@ -24,7 +24,7 @@ from training.data.frame_pairs import FramePairs, LatentShape
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
 from training.data.pair_settings import PairSettings
 from training.media.pictures import iterate_pictures
-from training.models.denoiser import build_feature_extractor
+from training.models.base_pipeline import build_feature_extractor
 
 
 def read_frames(frames: Path, iuv: Path, width: int, height: int) -> list[tuple[Image.Image, Image.Image]]:

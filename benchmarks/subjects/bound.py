@@ -33,7 +33,7 @@ from training.media.settings_file import write_json
 from training.metrics.baselines import measure, to_tensor
 from training.metrics.frames import mean_and_standard_error
 from training.metrics.warping import UV_TOLERANCE, match_surface, warp_photo
-from training.models.denoiser import load_subject_base
+from training.models.base_pipeline import load_subject_base
 
 
 METRICS = ("psnr", "ssim", "l1", "foreground_psnr")

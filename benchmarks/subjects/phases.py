@@ -28,10 +28,10 @@ from training.data.frame_pairs import LatentShape
 from training.data.latent_cache import pictures_at_a_time
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
-from training.models.denoiser import Denoiser, load_subject_base
+from training.models.autoencoder import VAETrainer
+from training.models.base_pipeline import four_bit_arguments, load_subject_base
+from training.models.denoiser import Denoiser
 from training.models.lora import attached_lora, build_lora_configs
-from training.models.quantization import four_bit_arguments
-from training.models.small_model import VAETrainer
 from training.subject.phases import PHASES, phase_arguments, train_subject
 from training.subject.photos import SubjectPairs, load_photos
 

@@ -26,7 +26,7 @@ from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashion, ProceduralFashionConfig
 from training.data.procedural_scene import Frame, Motion, render_clip
 from training.metrics.baselines import measure, to_tensor, vae_round_trip
-from training.models.denoiser import load_subject_base
+from training.models.base_pipeline import load_subject_base
 from training.models.lora import build_lora_configs
 from training.subject.phases import train_subject
 from training.subject.photos import IUV_ENDING, SubjectPairs, load_photos

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.launch import ROOT
 from training.data import preparation
 from training.data.clip_rows import clip_rows
-from training.data.prepared import load_prepared
+from training.data.samples import load_prepared
 from training.media.pictures import iterate_pictures, write_video
 from training.poses import clip_poses
 from training.poses.clip_poses import ClipDropped, PoseSettings

@@ -26,9 +26,8 @@ from training.hub.subject_card import read_license, read_license_terms, write_su
 from training.media.pictures import UnreadablePictures, copy_without_metadata
 from training.options.subject import SubjectSampleOptions
 from training.subject import results as subject_results
-from training.subject.comparison import draw_before_after
 from training.subject.photos import load_photos
-from training.subject.results import write_subject
+from training.subject.results import draw_before_after, write_subject
 
 
 FILE = "pytorch_lora_weights.safetensors"

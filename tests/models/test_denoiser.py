@@ -7,14 +7,8 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler,
 from pipeline_dreampose import DreamPosePipeline, encode_reference
 from tests.tiny_components import HEIGHT, LATENT_CHANNELS, WIDTH, get_dummy_components, get_unet
 from training.data.frame_pairs import LatentShape
-from training.models.denoiser import (
-    Denoiser,
-    StageOneLoss,
-    build_adapter,
-    load_base_pipeline,
-    sampling_scheduler,
-    widen_conv_in,
-)
+from training.models.base_pipeline import build_adapter, load_base_pipeline, sampling_scheduler, widen_conv_in
+from training.models.denoiser import Denoiser, StageOneLoss
 from training.models.small_model import build_image_encoder
 
 

@@ -6,9 +6,8 @@ from PIL import Image
 
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.poses.detections import Detection
-from training.subject import photo_poses
-from training.subject.photo_poses import make_iuv_pictures
-from training.subject.photos import load_photos
+from training.subject import photos as photo_poses
+from training.subject.photos import load_photos, make_iuv_pictures
 
 
 @pytest.fixture(scope="module")

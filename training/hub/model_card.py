@@ -6,6 +6,7 @@ model is and came from, without paths or secrets.
 
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -18,9 +19,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from training.data.prepared import PROCEDURAL
+from training.data.samples import PROCEDURAL
+from training.engine.run_log import read_figures
 from training.hub.repositories import CARD_NAME, PICTURE_SUFFIXES, SAMPLE_STEM
 from training.media.pictures import copy_without_metadata
+from training.metrics.validation import strip_path
 
 
 logger = logging.getLogger(__name__)
@@ -66,9 +69,10 @@ def write_base_card(
     Args:
         output_dir (`Path`): Folder of the pipeline.
         repo_id (`str`, *optional*): Where it will be pushed, `OWNER/NAME`.
-        base_model (`str`): What the training started from, as `training.models.denoiser.load_base_pipeline` takes it.
+        base_model (`str`): What the training started from, as `training.models.base_pipeline.load_base_pipeline` takes
+            it.
         revision (`str`, *optional*): Of `base_model` on the Hub.
-        dataset (`str`, *optional*): What it was trained on, as `training.data.prepared.load_prepared` takes it;
+        dataset (`str`, *optional*): What it was trained on, as `training.data.samples.load_prepared` takes it;
             `None` for converted weights.
         options_yaml (`str`, *optional*): The run's options; [`public_settings`] of them are shown.
         figures (`Mapping[str, float]`, *optional*): Of the last validation, by name.
@@ -318,3 +322,32 @@ def _table(figures: Mapping[str, float]) -> str:
     names = [f"{name.replace('_', ' ')} {ARROWS.get(name, '')}".strip() for name in figures]
     rows = [names, ["---"] * len(names), [f"{value:.4g}" for value in figures.values()]]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def describe_run(
+    output_dir: str | os.PathLike,
+    num_steps: int,
+    dataset: str,
+    picture: str | None = None,
+    repo_id: str | None = None,
+    **card: Any,
+) -> None:
+    """Write the card with the figures of the last step's validation; if it cannot be written, say so.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Of the run.
+        num_steps (`int`): Its last step.
+        dataset (`str`): What it was trained on.
+        picture (`str`, *optional*): For the card; by default, if nobody real is on it, the last validation's strip.
+        repo_id (`str`, *optional*): Where it will be pushed, as far as that is known: `OWNER/NAME`, or `NAME`.
+        card: Further arguments of [`training.hub.model_card.write_base_card`].
+    """
+    strip = strip_path(output_dir, num_steps)
+    if picture is None and is_drawn(dataset) and strip.exists():
+        picture = strip
+
+    def write(output_dir: Path, **card: Any) -> Path:
+        return write_base_card(output_dir, figures=read_figures(output_dir, num_steps, "validation/"), **card)
+
+    card |= {"dataset": dataset, "num_steps": num_steps, "picture": picture}
+    try_write_card(write, Path(output_dir), repo_id, **card)

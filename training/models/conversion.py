@@ -22,7 +22,7 @@ from pipeline_dreampose import DreamPosePipeline
 from training.hub.model_card import find_hub_id, try_write_card
 from training.hub.repositories import CODE_NAME, INDEX_NAME, class_name
 from training.hub.subject_card import write_subject_card
-from training.models.denoiser import is_dreampose, load_base_pipeline, load_dreampose_index, load_index
+from training.models.base_pipeline import is_dreampose, load_base_pipeline, load_dreampose_index, load_index
 from training.models.lora import write_subject_file
 from training.models.lora_extraction import Extraction, extract_lora
 

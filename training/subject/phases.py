@@ -20,10 +20,10 @@ from training.data.latent_cache import FrameEncoders
 from training.engine.checkpoints import checkpoint_step, list_checkpoints, resolve_checkpoint
 from training.engine.loop import train
 from training.engine.precision import held_in, held_on_cpu, weight_dtype
+from training.models.autoencoder import VAETrainer, named_loss
+from training.models.base_pipeline import is_quantized
 from training.models.denoiser import Denoiser, StageOneLoss
 from training.models.lora import attached_lora, collect_lora
-from training.models.quantization import is_quantized
-from training.models.small_model import VAETrainer, named_loss
 from training.subject.crop_cache import CachedSubjectPairs
 from training.subject.photos import SubjectPairs
 

@@ -12,8 +12,7 @@ from pipeline_dreampose import DreamPosePipeline
 from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
 from training.data.samples import open_samples
-from training.subject.photo_poses import make_iuv_pictures
-from training.subject.photos import SubjectPairs, find_photos, load_photos
+from training.subject.photos import SubjectPairs, find_photos, load_photos, make_iuv_pictures
 
 
 def check_photos(instance_data_dir: str | os.PathLike, densepose: str | None) -> None:

@@ -5,8 +5,8 @@ import importlib.metadata
 import torch
 from torch import nn
 
+from training.models.base_pipeline import four_bit_arguments, is_quantized
 from training.models.denoiser import Denoiser
-from training.models.quantization import four_bit_arguments, is_quantized
 
 
 def test_the_unet_alone_is_loaded_as_nf4(monkeypatch):

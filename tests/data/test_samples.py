@@ -14,7 +14,7 @@ from tests.launch import ROOT
 
 READING = """
 import hashlib, json, sys
-from training.data.prepared import load_prepared
+from training.data.samples import load_prepared
 
 def refusal(name):
     try:
