@@ -57,7 +57,7 @@ def test_iuv_to_pose_map_reads_u_from_green_and_v_from_red():
     "image, message",
     [
         (picture([[(0, 0, 25)]]), "got 25.*poses again, as IUV"),
-        (picture([[(68, 1, 84)]]), "part-colour picture.*lost U and V"),  # viridis background
+        (picture([[(68, 1, 84)]]), "part-colour picture.*no longer contains U and V"),  # viridis background
         (picture([[(53, 42, 135)]]), "part-colour picture"),  # parula background
         (picture([[3]]), "mode 'L'"),
         (picture([[(0, 0, 0, 0)]]), "mode 'RGBA'"),

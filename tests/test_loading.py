@@ -243,7 +243,7 @@ def test_code_asks_for_trust_and_a_plain_unet_is_refused(facts):
     assert "trust_remote_code=True" in facts["hub_untrusted"]
     assert "adapter" in facts["community_untrusted"] and "trust_remote_code=True" in facts["community_untrusted"]
     assert "`unet` must take 4 latent channels" in facts["not_widened"]
-    assert "widened by new weights of 0" in facts["not_widened"]
+    assert "new input channels with weights of 0" in facts["not_widened"]
 
 
 def test_the_folder_carries_its_code_and_names_nothing_else(work):

@@ -571,20 +571,20 @@ def wrong_inputs():
     yield "frame_indices", [5], r"`frame_indices` .* got \[5\]"
     yield "frame_indices", [-1], r"`frame_indices` .* got \[-1\]"
     yield "frame_indices", [1, 1], r"`frame_indices` .* different .* got \[1, 1\]"
-    yield "frame_indices", [0.5], r"`frame_indices` .* numbers of range\(.* got \[0.5\]"
+    yield "frame_indices", [0.5], r"`frame_indices` .* integers in range\(.* got \[0.5\]"
     yield "frame_indices", 3, "`frame_indices` .* got 3"
     yield "latents", torch.zeros(2, *LATENT_SHAPE), r"`latents` must have one of the shapes.*got \(2, 4, 16, 12\)"
     yield "latents", torch.zeros(2, 5, *LATENT_SHAPE), r"`latents` .* got \(2, 5, 4, 16, 12\)"
     yield "latents", np.zeros((1, *LATENT_SHAPE)), "`latents` .*ndarray"
     yield "latents", torch.full((1, *LATENT_SHAPE), torch.inf), "`latents` must be finite"
-    yield "generator", [seeded(), seeded()], "`generator` must be one, or a list of 1, one a video; got 2"
+    yield "generator", [seeded(), seeded()], r"`generator` must be one, or one per video \(1\); got 2"
     yield "generator", 42, "`generator` must be a torch.Generator.*int"
     yield "generator", [None], "`generator` must be a torch.Generator.*NoneType"
     yield "image", [], "`image` must hold at least one photo"
     yield "image", [[photo], []], "`image` must hold at least one photo"
     yield "image", "photo.png", "`image` must be a PIL image.*str"
     yield "image", torch.full((3, 8, 8), 200.0), r"`image` must be 8 bit, or hold finite values in \[0, 1\].*200.0"
-    yield "pose_maps", maps[0], r"`pose_maps` must have shape \(F, 2, H, W\).*got \(2, 32, 24\)"
+    yield "pose_maps", maps[0], r"`pose_maps` must have a non-empty shape \(F, 2, H, W\).*got \(2, 32, 24\)"
     yield "pose_maps", maps[:, :1], r"`pose_maps` .* got \(3, 1, 32, 24\)"
     yield "pose_maps", maps[:0], r"`pose_maps` .* got \(0, 2, 32, 24\)"
     yield "pose_maps", maps + 200, r"`pose_maps` must lie in \[0, 1\].*between 200.0 and 200.0"
@@ -597,8 +597,12 @@ def wrong_inputs():
     yield "pose_maps", [iuv, [iuv]], "`pose_maps` must be a list of IUV images or a list of such lists"
     yield "pose_maps", list(maps), r"`pose_maps\[0\]` must be an RGB picture"
     yield "pose_maps", [iuv, Image.new("RGB", iuv.size, (68, 1, 84))], r"`pose_maps\[1\]`.*poses again, as IUV"
-    yield "pose_maps", [iuv, get_dummy_iuv(height=16)], r"`pose_maps` must all have one size.*\(16, 24\), \(32, 24\)"
-    yield "pose_maps", maps.expand(2, -1, -1, -1, -1), "`pose_maps` must be for all videos, or for each of 1; got 2"
+    yield (
+        "pose_maps",
+        [iuv, get_dummy_iuv(height=16)],
+        r"`pose_maps` must all have the same size.*\(16, 24\), \(32, 24\)",
+    )
+    yield "pose_maps", maps.expand(2, -1, -1, -1, -1), r"`pose_maps` must be one sequence.*\(1\); got 2"
     yield "pose_maps", [[iuv], [iuv, iuv]], r"`pose_maps` must hold equally many frames.*\[1, 2\]"
 
 
@@ -615,7 +619,7 @@ def test_wrong_input_is_refused_before_a_model_runs(shared_pipe, name, value, me
 
 @pytest.mark.parametrize("in_channels", [4, 5, 8])
 def test_a_unet_that_was_not_widened_is_refused(in_channels):
-    message = f"`unet` .* 14 for five poses; got in_channels={in_channels}.*new weights of 0"
+    message = f"`unet` .* 14 for five poses; got in_channels={in_channels}.*weights of 0"
     with pytest.raises(ValueError, match=message):
         get_dummy_pipeline(unet=get_unet(in_channels))
     pipe = get_dummy_pipeline()

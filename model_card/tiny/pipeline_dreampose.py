@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""DreamPose (arXiv:2304.06025) as a one-file diffusers pipeline: one photo and a pose sequence in, a video out.
+"""DreamPose (arXiv:2304.06025) as a single-file diffusers pipeline that animates a photo with a pose sequence.
 
-Axes in comments and docstrings: `B` videos, `P` photos of one subject, `F` frames, `T` image tokens, `D` their width,
-`C` latent channels, `H W` pixels, `h w` latent cells, `r` frames of the pose window on each side of its centre.
+Axes in comments and docstrings: `B` videos, `P` photos of one subject, `F` frames, `T` image tokens, `D` token width,
+`C` latent channels, `H W` pixels, `h w` latent cells, `r` frames on each side of the centre of a pose window.
 """
 
 import inspect
@@ -25,7 +25,7 @@ import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import torch
@@ -60,21 +60,20 @@ EXAMPLE_DOC_STRING = """
 
         >>> pipe = DiffusionPipeline.from_pretrained("path/to/dreampose", trust_remote_code=True)
         >>> photo = load_image("photo.png")
-        >>> poses = [load_image(str(path)) for path in sorted(Path("poses").glob("*.png"))]  # DensePose IUV pictures
+        >>> poses = [load_image(str(path)) for path in sorted(Path("poses").glob("*.png"))]  # DensePose IUV images
         >>> video = pipe(photo, poses, generator=torch.Generator().manual_seed(0)).frames[0]
         >>> export_to_gif(video, "video.gif")
         ```
 """
 
-_NUM_PART_CODES = 25  # DensePose: 0 is the background, 1..24 are the parts of the body
 _REFUSED_SCHEDULERS = {
-    "EDMEulerScheduler": "its preconditioned noise levels are no timesteps that a Stable Diffusion UNet understands",
+    "EDMEulerScheduler": "it gives the UNet preconditioned noise levels instead of Stable Diffusion's timesteps",
     "DPMSolverSDEScheduler": "its Brownian noise is tied to the whole batch, so a frame would depend on `chunk_size`",
 }
 
 
-def _fitted_size(source_height: int, source_width: int, height: int, width: int) -> Tuple[int, int, int, int]:
-    """Height, width, top and left of a source that is fitted whole and centred into `height` x `width`."""
+def _fitted_size(source_height: int, source_width: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Scale a source to fit whole and centred into `height` x `width`; return its new height, width, top and left."""
     scale = min(height / source_height, width / source_width)
     fitted_height = min(height, max(1, round(source_height * scale)))
     fitted_width = min(width, max(1, round(source_width * scale)))
@@ -82,17 +81,17 @@ def _fitted_size(source_height: int, source_width: int, height: int, width: int)
 
 
 def _load(image: Image.Image) -> Image.Image:
-    """Read the pixels now, so that a broken file is named before anything else happens."""
+    """Decode the pixels now, so that a broken file is reported before any model runs."""
     try:
         image.load()
-    except (OSError, SyntaxError) as error:  # Pillow calls some broken PNG files a syntax error
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
         name = getattr(image, "filename", "") or "a stream"
         raise ValueError(f"`image` must be readable; {name} is not: {error}.") from error
     return image
 
 
-def to_rgb(image: Union[Image.Image, np.ndarray, torch.Tensor]) -> Image.Image:
-    """Any one picture that `VaeImageProcessor` takes -> an 8 bit RGB picture; transparency is laid over white."""
+def to_rgb(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
+    """Convert one picture, of any form that [`fit_image`] takes, to 8-bit RGB; lay transparent areas over white."""
     if isinstance(image, torch.Tensor):
         image = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
         image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
@@ -114,7 +113,7 @@ def to_rgb(image: Union[Image.Image, np.ndarray, torch.Tensor]) -> Image.Image:
         raise ValueError(f"`image` must be a PIL image, an array or a tensor; got {type(image)}.")
     _load(image)
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bit, which `convert` would clip instead of scale
+    if image.mode.startswith("I"):  # 16 bit: `convert` would clip the values instead of scaling them
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -122,19 +121,19 @@ def to_rgb(image: Union[Image.Image, np.ndarray, torch.Tensor]) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit_image(image: Union[Image.Image, np.ndarray, torch.Tensor], height: int, width: int) -> torch.Tensor:
-    """Fit one photo whole into a canvas, centred, its borders continued outwards; never stretched, never cut.
+def fit_image(image: Image.Image | np.ndarray | torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Fit a photo whole and centred into a canvas, neither stretched nor cut, and repeat its border pixels outwards.
 
     Args:
-        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One picture: PIL in any mode (EXIF rotation applied,
-            transparency laid over white), an array `(H, W, 3)` or a tensor `(3, H, W)`, 8 bit or in `[0, 1]` (then
-            rounded to 8 bit).
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One picture: a PIL image of any mode (EXIF rotation
+            is applied, transparent areas become white), an array `(H, W, 3)` or a tensor `(3, H, W)`. Arrays and
+            tensors hold 8-bit values or values in `[0, 1]`, which are rounded to 8 bits.
         height (`int`): Height of the canvas in pixels.
         width (`int`): Width of the canvas in pixels.
     Returns:
-        `torch.Tensor`: Pixel values, shape `(3, height, width)`, float32, range `[-1, 1]`, levels of 8 bit.
+        `torch.Tensor`: Pixel values, shape `(3, height, width)`, float32, range `[-1, 1]`, 8-bit levels.
     Raises:
-        ValueError: If `image` is no picture with three colour channels or cannot be read.
+        ValueError: If `image` is unreadable or does not have three colour channels.
     """
     image = to_rgb(image)
     fitted_height, fitted_width, top, left = _fitted_size(image.height, image.width, height, width)
@@ -145,16 +144,16 @@ def fit_image(image: Union[Image.Image, np.ndarray, torch.Tensor], height: int, 
     return canvas.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
 
 
-def iuv_to_pose_map(image: Union[Image.Image, np.ndarray]) -> torch.Tensor:
-    """Turn one DensePose IUV picture into a pose map: U and V in `[0, 1]`, zero outside the body.
+def iuv_to_pose_map(image: Image.Image | np.ndarray) -> torch.Tensor:
+    """Convert one DensePose IUV image to a pose map: U and V in `[0, 1]`, zero outside the body.
 
     Args:
-        image (`PIL.Image.Image` or `np.ndarray`): RGB picture, or 8 bit array `(H, W, 3)`, with R = V, G = U and
-            B = I, the part code 0..24.
+        image (`PIL.Image.Image` or `np.ndarray`): RGB image, or 8-bit array `(H, W, 3)`, with R = V, G = U and B = I:
+            part code 0 for the background, 1..24 for body parts.
     Returns:
         `torch.Tensor`: Shape `(2, H, W)`, float32, range `[0, 1]`; channel 0 is U, channel 1 is V.
     Raises:
-        ValueError: If `image` is no 8 bit RGB picture, or its blue channel holds values that are no part codes.
+        ValueError: If `image` is not an 8-bit RGB image, or its blue channel holds other values than part codes.
     """
     if isinstance(image, Image.Image):
         if image.mode != "RGB":
@@ -162,13 +161,12 @@ def iuv_to_pose_map(image: Union[Image.Image, np.ndarray]) -> torch.Tensor:
         image = np.asarray(_load(image))
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
-        raise ValueError(f"`image` must be an RGB picture or an 8 bit array `(H, W, 3)` of I, U and V; got {got}.")
+        raise ValueError(f"`image` must be an RGB picture or an 8 bit array `(H, W, 3)` of V, U and I; got {got}.")
     v, u, parts = (torch.from_numpy(image[..., channel].copy()) for channel in range(3))
-    if parts.max() >= _NUM_PART_CODES:
+    if parts.max() > 24:
         raise ValueError(
-            f"`image` must hold DensePose part codes 0..{_NUM_PART_CODES - 1} in its blue channel; got "
-            f"{parts.max().item()}. A part-colour picture (viridis, parula) has lost U and V for good: extract the "
-            "poses again, as IUV."
+            f"`image` must hold DensePose part codes 0..24 in its blue channel; got {parts.max().item()}. "
+            "A part-colour picture (viridis, parula) no longer contains U and V: extract the poses again, as IUV."
         )
     return torch.stack([u, v]).float() / 255.0 * (parts > 0)
 
@@ -180,9 +178,9 @@ def _check_pose_maps(pose_maps: torch.Tensor) -> None:
 
 
 def fit_pose_maps(pose_maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Fit pose maps whole into a canvas, just as [`fit_image`] fits the photo, but with zeros (nobody) around them.
+    """Fit pose maps whole and centred into a canvas, exactly as [`fit_image`] fits the photo, and pad with zeros.
 
-    Shape `(F, 2, H, W)` becomes `(F, 2, height, width)`, by nearest neighbour, never across chart borders.
+    `(F, 2, H, W)` becomes `(F, 2, height, width)`, by nearest neighbour, which never mixes two body parts.
     """
     _check_pose_maps(pose_maps)
     fitted_height, fitted_width, top, left = _fitted_size(*pose_maps.shape[-2:], height, width)
@@ -191,7 +189,7 @@ def fit_pose_maps(pose_maps: torch.Tensor, height: int, width: int) -> torch.Ten
 
 
 def resize_pose_maps(pose_maps: torch.Tensor, h: int, w: int) -> torch.Tensor:
-    """Resize `(F, 2, H, W)` to `(F, 2, h, w)`, nearest neighbour as in the release: never across chart borders."""
+    """Resize pose maps `(F, 2, H, W)` to `(F, 2, h, w)` by nearest neighbour, as DreamPose's released code does."""
     _check_pose_maps(pose_maps)
     if pose_maps.shape[-2:] == (h, w):
         return pose_maps
@@ -199,12 +197,12 @@ def resize_pose_maps(pose_maps: torch.Tensor, h: int, w: int) -> torch.Tensor:
 
 
 def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.Tensor:
-    """Stack the pose maps around one frame along channels (DreamPose, arXiv:2304.06025).
+    """Stack the pose maps around one frame along the channels (DreamPose, arXiv:2304.06025).
 
     Args:
         pose_maps (`torch.Tensor`): Shape `(F, 2, h, w)`, range `[0, 1]`, zero outside the body.
         index (`int`): Centre frame, `0 <= index < F`.
-        radius (`int`, *optional*, defaults to 2): Frames on each side; past the ends the border frame repeats.
+        radius (`int`, *optional*, defaults to 2): Frames on each side. Past either end, the border frame is repeated.
     Returns:
         `torch.Tensor`: Shape `(2 * (2 * radius + 1), h, w)`, earliest frame first, U before V.
     Raises:
@@ -223,12 +221,13 @@ def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.T
 def clip_pixel_values(
     pixel_values: torch.Tensor, image_size: int, feature_extractor: CLIPImageProcessor
 ) -> torch.Tensor:
-    """Turn fitted canvases into CLIP's input: squeezed whole into its square, or their middle if it is to be cropped.
+    """Convert fitted canvases to CLIP's square input: squeeze the whole canvas, or take its central square.
 
     Args:
-        pixel_values (`torch.Tensor`): Shape `(B, 3, H, W)`, range `[-1, 1]`; rounded to 8 bit, so no gradients pass.
-        image_size (`int`): Side of the square that the image encoder expects.
-        feature_extractor ([`~transformers.CLIPImageProcessor`]): `image_mean`, `image_std`, `do_center_crop` count.
+        pixel_values (`torch.Tensor`): Shape `(B, 3, H, W)`, range `[-1, 1]`; rounded to 8 bits, so no gradients pass.
+        image_size (`int`): Side of the square in pixels, as the image encoder expects it.
+        feature_extractor ([`~transformers.CLIPImageProcessor`]): Provides `image_mean`, `image_std` and
+            `do_center_crop`, which selects the central square.
     Returns:
         `torch.Tensor`: Shape `(B, 3, image_size, image_size)`, float32, normalised, on the device of `pixel_values`.
     """
@@ -244,11 +243,11 @@ def clip_pixel_values(
 
 
 def encode_pixels(
-    pixel_values: torch.Tensor, vae: AutoencoderKL, image_range: Tuple[float, float] = (-1.0, 1.0)
+    pixel_values: torch.Tensor, vae: AutoencoderKL, image_range: tuple[float, float] = (-1.0, 1.0)
 ) -> DiagonalGaussianDistribution:
-    """The VAE's posterior, over unscaled latents `(B, C, h, w)`, of pictures `(B, 3, H, W)` in `[-1, 1]`.
+    """Return the VAE's posterior over unscaled latents `(B, C, h, w)` of pictures `(B, 3, H, W)` in `[-1, 1]`.
 
-    `image_range` is what black and white become at the VAE's input. The VAE encodes in its own dtype.
+    `image_range` holds the VAE's input values for black and white. The VAE runs in its own dtype.
     """
     low, high = image_range
     return vae.encode((low + (high - low) * (pixel_values + 1.0) / 2.0).to(vae.dtype)).latent_dist
@@ -259,16 +258,16 @@ def encode_reference(
     vae: AutoencoderKL,
     image_encoder: CLIPVisionModel,
     feature_extractor: CLIPImageProcessor,
-    image_range: Tuple[float, float] = (-1.0, 1.0),
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Encode photos for the adapter and the start of sampling.
+    image_range: tuple[float, float] = (-1.0, 1.0),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode photos into the inputs of the adapter; the latents are also the start of sampling.
 
     Args:
         pixel_values (`torch.Tensor`): Fitted canvases ([`fit_image`]), shape `(B, 3, H, W)`, range `[-1, 1]`.
-        vae ([`AutoencoderKL`]): Its posterior mean is taken, times `vae.config.scaling_factor`.
-        image_encoder ([`~transformers.CLIPVisionModel`]): Its `last_hidden_state` is taken, without post-layernorm.
-        feature_extractor ([`~transformers.CLIPImageProcessor`]): As [`clip_pixel_values`] takes it.
-        image_range (`tuple`, *optional*, defaults to `(-1.0, 1.0)`): What black and white become at the VAE's input.
+        vae ([`AutoencoderKL`]): Provides its posterior mean, which is multiplied by `vae.config.scaling_factor`.
+        image_encoder ([`~transformers.CLIPVisionModel`]): Provides its `last_hidden_state`, without post-layernorm.
+        feature_extractor ([`~transformers.CLIPImageProcessor`]): Provides the settings of [`clip_pixel_values`].
+        image_range (`tuple`, *optional*, defaults to `(-1.0, 1.0)`): The VAE's input values for black and white.
     Returns:
         `tuple`: `image_embeds` of shape `(B, T, D)` and `image_latents` of shape `(B, C, h, w)`.
     """
@@ -278,17 +277,17 @@ def encode_reference(
 
 
 class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """Mixes CLIP tokens and VAE latents of a photo into the UNet's cross-attention states (arXiv:2304.06025).
+    """Mixes a photo's CLIP tokens and VAE latents into the UNet's cross-attention states (arXiv:2304.06025).
 
-    A new adapter passes the CLIP tokens through exactly: their mixing weights are the identity, those of the VAE
-    tokens and the bias are zero.
+    A new adapter returns the CLIP tokens unchanged: their mixing weights start as the identity, the weights of the VAE
+    tokens and the bias start as zero.
 
     Args:
         image_embed_dim (`int`, *optional*, defaults to 768): Width of the CLIP tokens and of the states.
-        num_image_tokens (`int`, *optional*, defaults to 50): Number of CLIP tokens, and of the states.
+        num_image_tokens (`int`, *optional*, defaults to 50): Number of CLIP tokens and of states.
         latent_channels (`int`, *optional*, defaults to 4): Channels of the VAE latents; each becomes one token.
-        pooled_height (`int`, *optional*, defaults to 40): Height that latents of any size are max-pooled to.
-        pooled_width (`int`, *optional*, defaults to 32): Width that latents of any size are max-pooled to.
+        pooled_height (`int`, *optional*, defaults to 40): Height to which latents of any size are max-pooled.
+        pooled_width (`int`, *optional*, defaults to 32): Width to which latents of any size are max-pooled.
     """
 
     @register_to_config
@@ -307,7 +306,7 @@ class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
         nn.init.zeros_(self.token_mixer.bias)
 
     def forward(self, image_embeds: torch.Tensor, image_latents: torch.Tensor) -> torch.Tensor:
-        """CLIP tokens `(B, T, D)` and scaled latents `(B, C, h, w)` of any size -> the UNet's states `(B, T, D)`."""
+        """Mix CLIP tokens `(B, T, D)` and scaled latents `(B, C, h, w)` of any size into states `(B, T, D)`."""
         pooled_size = (self.config.pooled_height, self.config.pooled_width)
         vae_tokens = self.vae_projection(F.adaptive_max_pool2d(image_latents, pooled_size).flatten(2))
         tokens = torch.cat([image_embeds, vae_tokens], dim=1)  # [B, T + C, D]
@@ -321,49 +320,46 @@ class DreamPosePipelineOutput(BaseOutput):
 
     Args:
         frames (`list`, `np.ndarray` or `torch.Tensor`):
-            The videos: a list of `B` lists of PIL images, an array `(B, F, H, W, 3)` in `[0, 1]`, a tensor
+            The videos: `B` lists of `F` PIL images, an array `(B, F, H, W, 3)` in `[0, 1]`, a tensor
             `(B, F, 3, H, W)` in `[0, 1]`, or scaled latents `(B, F, C, h, w)`; float32 on the CPU.
         nsfw_content_detected (`list`, *optional*):
-            `B` lists of `F` booleans, or `None` where no safety checker looked at the frames.
+            `B` lists of `F` booleans, or `None` if no safety checker ran.
     """
 
-    frames: Union[List[List[Image.Image]], np.ndarray, torch.Tensor]
-    nsfw_content_detected: Optional[List[List[bool]]] = None
+    frames: list[list[Image.Image]] | np.ndarray | torch.Tensor
+    nsfw_content_detected: list[list[bool]] | None = None
 
 
 class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     r"""
-    Pipeline for animating a photo of a person by a pose sequence, as proposed in DreamPose (arXiv:2304.06025).
+    Pipeline for animating a photo of a person with a pose sequence, as proposed in DreamPose (arXiv:2304.06025).
 
     This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods
     implemented for all pipelines (downloading, saving, running on a particular device, etc.).
 
-    A subject is a LoRA of UNet, adapter and VAE in one file: [`DreamPosePipeline.load_lora_weights`] and the methods
-    of [`LoraBaseMixin`] act on all three.
+    A subject is a person that the model was fine-tuned on, stored as a LoRA of UNet, adapter and VAE in one file.
+    [`~DreamPosePipeline.load_lora_weights`] and the methods of [`LoraBaseMixin`] act on all three.
 
     Args:
-        vae ([`AutoencoderKL`]): Encodes the photo and decodes the frames.
+        vae ([`AutoencoderKL`]): Encodes the photo into latents and decodes latents into frames.
         unet ([`UNet2DConditionModel`]):
-            Denoises the latents of each frame. Its input channels are those of the latents and of the pose window:
-            `latent_channels + 2 * (2 * r + 1)`, 14 for five poses.
+            Denoises the latents of each frame. It takes the latents and the pose window along the channels:
+            `latent_channels + 2 * (2 * r + 1)` in all, 14 for five poses.
         image_encoder ([`~transformers.CLIPVisionModel`]): Encodes the photo into tokens.
         feature_extractor ([`~transformers.CLIPImageProcessor`]):
-            Holds the mean and standard deviation of the image encoder's input, and whether it is a centre crop.
-        adapter ([`DreamPoseAdapter`]):
-            Mixes the photo's tokens and latents into the states for the UNet's cross-attention.
-        scheduler ([`KarrasDiffusionSchedulers`]): Any of them but `EDMEulerScheduler` and `DPMSolverSDEScheduler`.
-        safety_checker ([`StableDiffusionSafetyChecker`], *optional*):
-            Looks at every frame if given; frames that it flags become black.
-        default_height (`int`, *optional*, defaults to 640): Height in pixels when a call names none.
-        default_width (`int`, *optional*, defaults to 512): Width in pixels when a call names none.
-        default_num_inference_steps (`int`, *optional*, defaults to 25): Denoising steps when a call names none.
-        default_image_guidance_scale (`float`, *optional*, defaults to 8.0):
-            Image guidance scale when a call names none.
-        default_pose_guidance_scale (`float`, *optional*, defaults to 3.0): Pose guidance scale when a call names none.
+            Provides the mean and standard deviation of the image encoder's input, and whether to centre-crop it.
+        adapter ([`DreamPoseAdapter`]): Mixes the photo's tokens and latents into the UNet's cross-attention states.
+        scheduler ([`KarrasDiffusionSchedulers`]): Any of them except `EDMEulerScheduler` and `DPMSolverSDEScheduler`.
+        safety_checker ([`StableDiffusionSafetyChecker`], *optional*): Blackens frames that it finds unsafe.
+        default_height (`int`, *optional*, defaults to 640): Height of the frames in pixels if the call gives none.
+        default_width (`int`, *optional*, defaults to 512): Width of the frames in pixels if the call gives none.
+        default_num_inference_steps (`int`, *optional*, defaults to 25): Denoising steps if the call gives none.
+        default_image_guidance_scale (`float`, *optional*, defaults to 8.0): Image guidance if the call gives none.
+        default_pose_guidance_scale (`float`, *optional*, defaults to 3.0): Pose guidance if the call gives none.
         image_range (`tuple`, *optional*, defaults to `(-1.0, 1.0)`):
-            What black and white become at the VAE's input, and what its output is mapped back from.
+            Values of black and white at the VAE's input and output.
         pose_range (`tuple`, *optional*, defaults to `(0.0, 1.0)`):
-            What 0 and 1 of the pose maps become at the UNet's input; the null pose is 0 there in any case.
+            The UNet's input values for 0 and 1 of the pose maps. The null pose is always 0.
     """
 
     model_cpu_offload_seq = "image_encoder->adapter->unet->vae"
@@ -378,16 +374,16 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         unet: UNet2DConditionModel,
         image_encoder: CLIPVisionModel,
         feature_extractor: CLIPImageProcessor,
-        adapter: Union[DreamPoseAdapter, ModelMixin],
+        adapter: DreamPoseAdapter | ModelMixin,
         scheduler: KarrasDiffusionSchedulers,
-        safety_checker: Optional[StableDiffusionSafetyChecker] = None,
+        safety_checker: StableDiffusionSafetyChecker | None = None,
         default_height: int = 640,
         default_width: int = 512,
         default_num_inference_steps: int = 25,
         default_image_guidance_scale: float = 8.0,
         default_pose_guidance_scale: float = 3.0,
-        image_range: Union[Tuple[float, float], List[float]] = (-1.0, 1.0),
-        pose_range: Union[Tuple[float, float], List[float]] = (0.0, 1.0),
+        image_range: tuple[float, float] | list[float] = (-1.0, 1.0),
+        pose_range: tuple[float, float] | list[float] = (0.0, 1.0),
     ):
         super().__init__()
         self.register_modules(
@@ -411,18 +407,18 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         if self.vae is not None and self.unet is not None:
-            _ = self.pose_radius  # refuses a UNet that was not widened, before anything else is done with it
+            _ = self.pose_radius  # raises for a UNet that was not widened
 
     @property
     def pose_radius(self) -> int:
-        """Frames of the pose window on each side of its centre, as the UNet's input channels tell."""
+        """Number of frames on each side of the pose window's centre, derived from the UNet's input channels."""
         in_channels, latent_channels = self.unet.config.in_channels, self.vae.config.latent_channels
         pose_channels = in_channels - latent_channels
         if pose_channels < 2 or pose_channels % 4 != 2:
             raise ValueError(
                 f"`unet` must take {latent_channels} latent channels and 2 * (2 * r + 1) pose channels, e.g. "
-                f"{latent_channels + 10} for five poses; got in_channels={in_channels}. A UNet of Stable Diffusion is "
-                "widened by new weights of 0 in `conv_in`."
+                f"{latent_channels + 10} for five poses; got in_channels={in_channels}. To widen a Stable "
+                "Diffusion UNet, give `conv_in` new input channels with weights of 0."
             )
         return (pose_channels - 2) // 4
 
@@ -444,84 +440,78 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     # Saving and loading
 
-    def save_pretrained(self, save_directory: Union[str, os.PathLike], *args, **kwargs):
-        """Write a self-contained folder: the weights, `model_index.json` and the code that loads them anywhere.
-
-        Takes the arguments of [`DiffusionPipeline.save_pretrained`].
-        """
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """Write a self-contained folder: weights, `model_index.json` and the code that loads them."""
         for name, component in self.components.items():
             if isinstance(component, nn.Module) and any(hasattr(layer, "base_layer") for layer in component.modules()):
                 raise ValueError(
                     f"`save_pretrained` cannot save a component with PEFT layers; `{name}` has some. "
-                    "Fuse them into its weights if they are to stay, then unload them."
+                    "Fuse them to keep their effect, then unload them."
                 )
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def save_config(self, save_directory: Union[str, os.PathLike], push_to_hub: bool = False, **kwargs):
-        """Write `model_index.json` and copies of this file, and drop from the parts' configs where they came from.
-
-        Takes the arguments of [`ConfigMixin.save_config`].
-        """
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """Write `model_index.json` and two copies of this file; drop `_name_or_path` from the components' configs."""
         if os.path.isfile(save_directory):
             raise ValueError(f"`save_directory` must be a folder; {save_directory} is a file.")
         source = Path(__file__).read_bytes()
-        # The copy beside the adapter has another stem: diffusers keeps one module for each stem.
+        # The adapter's copy has its own file name, since diffusers caches one module per name.
         for copy in ("pipeline_dreampose.py", "adapter/dreampose_adapter.py"):
             target = Path(save_directory, copy)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source)
-        for path in (path for part in self.components for path in Path(save_directory, part).glob("config.json")):
+        for path in (path for name in self.components for path in Path(save_directory, name).glob("config.json")):
             config = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "_name_or_path"}
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
-    def to_json_file(self, json_file_path: Union[str, os.PathLike]):
-        """Write the configuration so that diffusers finds both classes in the copies that `save_config` made."""
+    def to_json_file(self, json_file_path: str | os.PathLike):
+        """Write `model_index.json` so that diffusers finds both classes in the copies that `save_config` writes."""
         config = json.loads(self.to_json_string())
-        config.pop("_name_or_path", None)  # where this copy came from helps nobody who loads it elsewhere
+        config.pop("_name_or_path", None)  # a local path means nothing elsewhere
         config["_class_name"] = ["pipeline_dreampose", "DreamPosePipeline"]
         config["adapter"] = ["dreampose_adapter", "DreamPoseAdapter"]
         library, class_name = config["feature_extractor"]
-        # transformers 5 without torchvision names its own backend here, which other installations lack
+        # transformers 5 without torchvision writes a class name here that other installations lack
         config["feature_extractor"] = [library, class_name and class_name.removesuffix("Pil").removesuffix("Fast")]
         Path(json_file_path).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: Union[str, os.PathLike]) -> Dict[str, Any]:
-        """Name this very class where the folder names a file of its own; `download` reads the index by this alone."""
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """Read `model_index.json` without its pipeline file, so that this class runs; `download` calls only this."""
         config = super()._dict_from_json_file(json_file)
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][-1]
         return config
 
     @classmethod
-    def load_config(cls, pretrained_model_name_or_path: Union[str, os.PathLike], **kwargs):
-        """Read `model_index.json`, by [`ConfigMixin.load_config`], so that this very module provides the adapter."""
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        """Read `model_index.json` as [`ConfigMixin.load_config`] does; take the adapter's class from this module."""
         loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if config.get("adapter", [None])[-1] == "DreamPoseAdapter":
             config["adapter"] = [__name__, "DreamPoseAdapter"]
         return loaded
 
-    # Subjects: a LoRA of UNet, adapter and VAE in one file
+    # Subjects: LoRAs of UNet, adapter and VAE
 
     @classmethod
     def lora_state_dict(
-        cls, pretrained_model_name_or_path_or_dict: Union[str, os.PathLike, Dict[str, torch.Tensor]], **kwargs
+        cls, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor], **kwargs
     ):
-        """Read a subject's weights, and with `return_lora_metadata=True` its metadata.
+        """Read a subject's weights; with `return_lora_metadata=True`, return `(weights, metadata)`.
 
         Args:
             pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`):
-                A Hub repository or folder with a safetensors file, that file, or the weights themselves.
+                A Hub repository or folder with a safetensors file, the file itself, or the weights by name.
             kwargs (`dict`, *optional*):
-                `weight_name`, by default `"pytorch_lora_weights.safetensors"`, and what a download takes: `cache_dir`,
-                `force_download`, `proxies`, `local_files_only`, `token`, `revision`, `subfolder`.
+                `weight_name` (defaults to `"pytorch_lora_weights.safetensors"`) and the download options `cache_dir`,
+                `force_download`, `proxies`, `local_files_only`, `token`, `revision` and `subfolder`.
         """
         return_lora_metadata = kwargs.pop("return_lora_metadata", False)
         weight_name = kwargs.pop("weight_name", None) or LORA_WEIGHT_NAME_SAFE
         if not weight_name.endswith(".safetensors"):
-            raise ValueError(f"`weight_name` must be that of a safetensors file; got {weight_name!r}.")
+            raise ValueError(f"`weight_name` must name a safetensors file; got {weight_name!r}.")
         names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
         try:
             state_dict, metadata = _fetch_state_dict(
@@ -533,14 +523,14 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 **{**dict.fromkeys(names), **kwargs},
             )
         except SafetensorError as error:
-            raise ValueError(f"`pretrained_model_name_or_path_or_dict` must be safetensors: {error}.") from error
+            raise ValueError(f"`pretrained_model_name_or_path_or_dict` must be safetensors; got {error}.") from error
         return (state_dict, metadata or {}) if return_lora_metadata else state_dict
 
-    def check_lora(self, state_dict: Dict[str, torch.Tensor]) -> None:
-        """Refuse weights that are not a LoRA of this model's layers, by a `ValueError`."""
+    def check_lora(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Raise a `ValueError` unless the weights are a LoRA of this model's layers."""
         layers = {}
         for part in self._lora_loadable_modules:
-            layers.update({f"{part}.{path}": layer for path, layer in getattr(self, part).named_modules()})
+            layers |= {f"{part}.{path}": layer for path, layer in getattr(self, part).named_modules()}
         rule = "`pretrained_model_name_or_path_or_dict` must hold a LoRA of this model's `unet`, `adapter` and `vae`"
         if not state_dict:
             raise ValueError(f"{rule}; got no weights.")
@@ -548,49 +538,50 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             path, _, kind = key.rpartition(".lora_")
             layer = getattr(layers.get(path), "base_layer", layers.get(path))
             down, up = (state_dict.get(f"{path}.lora_{side}.weight") for side in "AB")
-            kinds = ("A.weight", "B.weight", "magnitude_vector")  # the last is DoRA's
+            kinds = ("A.weight", "B.weight", "magnitude_vector")  # the last belongs to DoRA
             if kind not in kinds or not hasattr(layer, "weight") or down is None or up is None:
-                raise ValueError(f"{rule}, `lora_A` with `lora_B`; got {key}, which has no layer or no partner.")
+                raise ValueError(f"{rule}, `lora_A` and `lora_B` per layer; got {key} without layer or partner.")
             shape = layer.weight.shape
-            if hasattr(layer, "in_features"):  # quantised weights have shapes of their own
+            if hasattr(layer, "in_features"):  # the shape of a quantised weight may differ
                 shape = (layer.out_features, layer.in_features)
             is_other = kind == kinds[2] and state_dict[key].numel() != shape[0]
             if is_other or (up.shape[0], *down.shape[1:]) != tuple(shape) or up.shape[1] != down.shape[0]:
                 got = f"{tuple(down.shape)} and {tuple(up.shape)}"
-                raise ValueError(f"{rule}; {path} is of shape {tuple(shape)}, which {got} do not make.")
+                raise ValueError(f"{rule}; {path} has shape {tuple(shape)}; got {got}.")
 
     def load_lora_weights(
         self,
-        pretrained_model_name_or_path_or_dict: Union[str, os.PathLike, Dict[str, torch.Tensor]],
-        adapter_name: Optional[str] = None,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor],
+        adapter_name: str | None = None,
         hotswap: bool = False,
         **kwargs,
     ) -> None:
-        """Attach a subject and make it the active one; [`LoraBaseMixin.set_adapters`] switches between several.
+        """Attach a subject and activate it. [`LoraBaseMixin.set_adapters`] switches between attached subjects.
 
         Args:
             pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`):
-                A Hub repository, a folder, a file or weights.
-            adapter_name (`str`, *optional*): A name for the subject, `"default_0"` and so on if not given.
+                A Hub repository, a folder, a safetensors file or the weights by name.
+            adapter_name (`str`, *optional*): Name of the subject, by default `"default_0"`, `"default_1"` and so on.
             hotswap (`bool`, *optional*, defaults to `False`): Replace the attached subject of this name in place.
-            kwargs (`dict`, *optional*): As [`DreamPosePipeline.lora_state_dict`] takes them, and `low_cpu_mem_usage`.
+            kwargs (`dict`, *optional*): Those of [`~DreamPosePipeline.lora_state_dict`], and `low_cpu_mem_usage`.
         Raises:
-            ValueError: If the weights are not for this model, or the name cannot be taken; nothing is changed then.
+            ValueError: If the weights do not fit this model or the name is not allowed. The pipeline is unchanged.
         """
         low_cpu_mem_usage = kwargs.pop("low_cpu_mem_usage", True)
         kwargs["return_lora_metadata"] = True
         state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
         base_model = metadata.get("dreampose.base_model")
-        if base_model and self.name_or_path and base_model != self.name_or_path:  # perhaps a copy of the same
-            logger.warning(f"This LoRA was trained on {base_model}; this is {self.name_or_path}.")
+        if base_model and self.name_or_path and base_model != self.name_or_path:  # maybe a copy: no error
+            logger.warning(f"This LoRA was trained on {base_model}; this model is {self.name_or_path}.")
         self.check_lora(state_dict)
         parts = [part for part in self._lora_loadable_modules if any(k.startswith(f"{part}.") for k in state_dict)]
         attached = self.get_list_adapters()
         if adapter_name is None:
             taken = {name for names in attached.values() for name in names}
             adapter_name = next(name for name in (f"default_{i}" for i in range(len(taken) + 1)) if name not in taken)
-        if len(adapter_name) < 2 or "." in adapter_name or adapter_name in "lora_":  # PEFT finds names within keys
-            raise ValueError(f"`adapter_name` must be two letters or more, without dots; got {adapter_name!r}.")
+        if len(adapter_name) < 2 or "." in adapter_name or adapter_name in "lora_":  # PEFT finds names inside keys
+            rule = "`adapter_name` must have two letters or more, no dots, and not be a part of 'lora_'"
+            raise ValueError(f"{rule}; got {adapter_name!r}.")
         holders = [part for part in self._lora_loadable_modules if adapter_name in attached.get(part, [])]
         if not hotswap and holders:
             raise ValueError(f"`adapter_name` must be new unless `hotswap=True`; {adapter_name!r} is attached.")
@@ -598,7 +589,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             raise ValueError(f"`hotswap` must replace {adapter_name!r} in the same components {holders}; got {parts}.")
         others = [name for part in parts for name in attached.get(part, []) if name != adapter_name]
         if hotswap and any(adapter_name in f"{key}.{name}" for key in state_dict for name in others):
-            raise ValueError(f"`hotswap` takes a name that is in no layer's or other subject's; got {adapter_name!r}.")
+            raise ValueError(f"`hotswap` needs a name that no other subject or layer contains; got {adapter_name!r}.")
         for part in parts:
             getattr(self, part).load_lora_adapter(
                 state_dict,
@@ -615,17 +606,17 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     @classmethod
     def save_lora_weights(
         cls,
-        save_directory: Union[str, os.PathLike],
-        unet_lora_layers: Optional[Dict[str, torch.Tensor]] = None,
-        adapter_lora_layers: Optional[Dict[str, torch.Tensor]] = None,
-        vae_lora_layers: Optional[Dict[str, torch.Tensor]] = None,
-        weight_name: Optional[str] = None,
-        unet_lora_adapter_metadata: Optional[Dict[str, Any]] = None,
-        adapter_lora_adapter_metadata: Optional[Dict[str, Any]] = None,
-        vae_lora_adapter_metadata: Optional[Dict[str, Any]] = None,
-        run_metadata: Optional[Dict[str, Any]] = None,
+        save_directory: str | os.PathLike,
+        unet_lora_layers: dict[str, torch.Tensor] | None = None,
+        adapter_lora_layers: dict[str, torch.Tensor] | None = None,
+        vae_lora_layers: dict[str, torch.Tensor] | None = None,
+        weight_name: str | None = None,
+        unet_lora_adapter_metadata: dict[str, Any] | None = None,
+        adapter_lora_adapter_metadata: dict[str, Any] | None = None,
+        vae_lora_adapter_metadata: dict[str, Any] | None = None,
+        run_metadata: dict[str, Any] | None = None,
     ) -> None:
-        """Write a subject: its layers, their `LoraConfig`s as dicts, and facts of the run, `base_model` among them."""
+        """Write a subject: its layers, their `LoraConfig`s as dicts, and facts about the run, such as `base_model`."""
         layers = {"unet": unet_lora_layers, "adapter": adapter_lora_layers, "vae": vae_lora_layers}
         layers = {part: weights for part, weights in layers.items() if weights}
         if not layers:
@@ -634,18 +625,18 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         metadata |= {"vae": vae_lora_adapter_metadata, "dreampose": run_metadata}
         cls._save_lora_weights(save_directory, layers, metadata, weight_name=weight_name)
 
-    def fuse_lora(self, components: Optional[List[str]] = None, lora_scale: float = 1.0, **kwargs) -> None:
-        """[`LoraBaseMixin.fuse_lora`], into UNet, adapter and VAE if no `components` are named."""
+    def fuse_lora(self, components: list[str] | None = None, lora_scale: float = 1.0, **kwargs) -> None:
+        """Fuse subjects into `components`, by default all three, as [`LoraBaseMixin.fuse_lora`] does."""
         super().fuse_lora(self._lora_loadable_modules if components is None else components, lora_scale, **kwargs)
 
-    def unfuse_lora(self, components: Optional[List[str]] = None, **kwargs) -> None:
-        """[`LoraBaseMixin.unfuse_lora`], from UNet, adapter and VAE if no `components` are named."""
+    def unfuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
+        """Undo [`~DreamPosePipeline.fuse_lora`] in `components`, by default all three."""
         super().unfuse_lora(self._lora_loadable_modules if components is None else components, **kwargs)
 
-    # Checks: everything that can be wrong is found before a model runs
+    # Checks, all made before any model runs
 
     def check_components(self) -> None:
-        """Refuse components that do not fit each other, by a `ValueError`."""
+        """Raise a `ValueError` unless the components fit each other."""
         for scheduler_class in type(self.scheduler).__mro__:
             reason = _REFUSED_SCHEDULERS.get(scheduler_class.__name__)
             if reason is not None:
@@ -666,7 +657,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 raise ValueError(f"`adapter` must fit {theirs[0]}: {name} must be {theirs[1]}; got {ours}.")
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse sizes in pixels that the VAE and the UNet cannot halve as often as they do, by a `ValueError`."""
+        """Raise a `ValueError` unless VAE and UNet can downsample `height` and `width` (pixels) without remainder."""
         multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         for name, value in (("height", height), ("width", width)):
             if not isinstance(value, numbers.Integral) or value <= 0 or value % multiple != 0:
@@ -683,7 +674,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
-        """Refuse numbers and names that no call can work with, by a `ValueError`; see the call for their meaning."""
+        """Raise a `ValueError` unless the numbers and names given to the call are valid."""
         self.check_size(height, width)
         for name, value in (("num_inference_steps", num_inference_steps), ("chunk_size", chunk_size)):
             if not isinstance(value, numbers.Integral) or value < 1:
@@ -703,25 +694,19 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         self,
         batch_size: int,
         num_frames: int,
-        latent_size: Tuple[int, int],
-        frame_indices: Optional[Sequence[int]],
-        latents: Optional[torch.Tensor],
-        generator: Optional[Union[torch.Generator, List[torch.Generator]]],
-    ) -> List[int]:
-        """Check what depends on the number of videos and of frames; arguments are as given to the call.
-
-        Returns:
-            `list`: The frames to render.
-        Raises:
-            ValueError: Naming the argument, the rule and the value.
-        """
+        latent_size: tuple[int, int],
+        frame_indices: Sequence[int] | None,
+        latents: torch.Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> list[int]:
+        """Check the arguments that depend on the number of videos and frames; return the indices to render."""
         try:
             indices = [operator.index(i) for i in (range(num_frames) if frame_indices is None else frame_indices)]
         except TypeError:
             indices = []
         if not indices or len(set(indices)) != len(indices) or min(indices) < 0 or max(indices) >= num_frames:
             raise ValueError(
-                f"`frame_indices` must be one or more different numbers of range({num_frames}); got {frame_indices}."
+                f"`frame_indices` must be one or more different integers in range({num_frames}); got {frame_indices}."
             )
         if latents is not None:
             cell_shape = (self.vae.config.latent_channels, *latent_size)
@@ -732,7 +717,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             if not torch.isfinite(latents).all():
                 raise ValueError("`latents` must be finite; got infinity or NaN.")
         if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"`generator` must be one, or a list of {batch_size}, one a video; got {len(generator)}.")
+            raise ValueError(f"`generator` must be one, or one per video ({batch_size}); got {len(generator)}.")
         for one in generator if isinstance(generator, list) else [generator]:
             if not isinstance(one, torch.Generator) and not (one is None and generator is None):
                 raise ValueError(f"`generator` must be a torch.Generator or a list of them; got {type(one)}.")
@@ -740,8 +725,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     # Preparation
 
-    def prepare_image(self, image: Any, height: int, width: int) -> List[torch.Tensor]:
-        """Fit all photos into canvases: for each video, pixel values `(P, 3, height, width)` in `[-1, 1]`."""
+    def prepare_image(self, image: Any, height: int, width: int) -> list[torch.Tensor]:
+        """Fit all photos into canvases; return pixel values `(P, 3, height, width)` in `[-1, 1]` for each video."""
         if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
             image = list(image)
         subjects = list(image) if isinstance(image, (list, tuple)) else [image]
@@ -751,7 +736,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         return [torch.stack([fit_image(photo, height, width) for photo in photos]) for photos in subjects]
 
     def prepare_pose_maps(self, pose_maps: Any, height: int, width: int, batch_size: int) -> torch.Tensor:
-        """Fit all pose maps and bring them to latent size, one by one: `(B, F, 2, h, w)`, float32, `[0, 1]`."""
+        """Fit all pose maps and resize them to latent size: `(B, F, 2, h, w)`, float32, in `[0, 1]`."""
         is_tensor = isinstance(pose_maps, (np.ndarray, torch.Tensor))
         if is_tensor:
             videos = list(self._check_pose_tensor(torch.as_tensor(pose_maps)))
@@ -760,66 +745,59 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             if any(is_nested) and not all(is_nested):
                 raise ValueError("`pose_maps` must be a list of IUV images or a list of such lists; got a mixture.")
             videos = list(pose_maps) if all(is_nested) else [pose_maps]
-            if len({len(frames) for frames in videos}) > 1 or len(videos[0]) == 0:
-                lengths = [len(frames) for frames in videos]
-                raise ValueError(f"`pose_maps` must hold equally many frames, at least 1, a video; got {lengths}.")
+            lengths = [len(frames) for frames in videos]
+            if len(set(lengths)) > 1 or lengths[0] == 0:
+                raise ValueError(f"`pose_maps` must hold equally many frames per video, at least 1; got {lengths}.")
         else:
             raise ValueError(f"`pose_maps` must be a tensor, an array or a list of IUV images; got {type(pose_maps)}.")
         if len(videos) not in (1, batch_size):
-            raise ValueError(f"`pose_maps` must be for all videos, or for each of {batch_size}; got {len(videos)}.")
+            raise ValueError(f"`pose_maps` must be one sequence, or one per video ({batch_size}); got {len(videos)}.")
 
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         prepared, sizes = [], set()
         for frames in videos:
             maps = []
             for index, frame in enumerate(frames):
-                pose_map = frame.float() if is_tensor else self._pose_map_of_frame(frame, index)
+                try:
+                    pose_map = frame.float() if is_tensor else iuv_to_pose_map(frame)
+                except ValueError as error:
+                    raise ValueError(str(error).replace("`image`", f"`pose_maps[{index}]`", 1)) from error
                 sizes.add(tuple(pose_map.shape[-2:]))
                 maps.append(resize_pose_maps(fit_pose_maps(pose_map[None], height, width), *latent_size))
             prepared.append(torch.cat(maps))
         if len(sizes) > 1:
-            raise ValueError(f"`pose_maps` must all have one size; got (H, W) of {sorted(sizes)}.")
+            raise ValueError(f"`pose_maps` must all have the same size; got (H, W) of {sorted(sizes)}.")
         return torch.stack(prepared).cpu().expand(batch_size, -1, -1, -1, -1)
 
     @staticmethod
-    def _pose_map_of_frame(frame: Any, index: int) -> torch.Tensor:
-        try:
-            return iuv_to_pose_map(frame)
-        except ValueError as error:
-            raise ValueError(str(error).replace("`image`", f"`pose_maps[{index}]`", 1)) from error
-
-    @staticmethod
     def _check_pose_tensor(pose_maps: torch.Tensor) -> torch.Tensor:
-        """[F, 2, H, W] or [B, F, 2, H, W] -> [B, F, 2, H, W] with finite values in [0, 1]."""
-        if pose_maps.ndim not in (4, 5) or pose_maps.shape[-3] != 2 or 0 in pose_maps.shape:
-            raise ValueError(
-                "`pose_maps` must have shape (F, 2, H, W) or (B, F, 2, H, W), no axis empty; "
-                f"got {tuple(pose_maps.shape)}."
-            )
+        """Check pose maps `(F, 2, H, W)` or `(B, F, 2, H, W)`, finite and in `[0, 1]`; return the latter shape."""
+        shape = tuple(pose_maps.shape)
+        if len(shape) not in (4, 5) or shape[-3] != 2 or 0 in shape:
+            raise ValueError(f"`pose_maps` must have a non-empty shape (F, 2, H, W) or (B, F, 2, H, W); got {shape}.")
         if not pose_maps.is_floating_point():
             raise ValueError(f"`pose_maps` must be floating point in [0, 1]; got {pose_maps.dtype}.")
-        low, high = pose_maps.min().item(), pose_maps.max().item()  # NaN if there is one
+        low, high = pose_maps.min().item(), pose_maps.max().item()  # NaN if any value is NaN
         if not (low >= 0 and high <= 1):
             raise ValueError(f"`pose_maps` must lie in [0, 1] and be finite; got values between {low} and {high}.")
-        return pose_maps if pose_maps.ndim == 5 else pose_maps[None]
+        return pose_maps if len(shape) == 5 else pose_maps[None]
 
-    def encode_image(self, pixel_values: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Fitted canvases `(P, 3, H, W)` in `[-1, 1]` -> the UNet's states `(P, T, D)` and latents `(P, C, h, w)`."""
+    def encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode canvases `(P, 3, H, W)` in `[-1, 1]` into states `(P, T, D)` and scaled latents `(P, C, h, w)`."""
         image_embeds, image_latents = encode_reference(
             pixel_values, self.vae, self.image_encoder, self.feature_extractor, self.config.image_range
         )
-        dtype = self.adapter.dtype
-        encoder_hidden_states = self.adapter(image_embeds.to(dtype), image_latents.to(dtype))
+        encoder_hidden_states = self.adapter(image_embeds.to(self.adapter.dtype), image_latents.to(self.adapter.dtype))
         return encoder_hidden_states.to(self.unet.dtype), image_latents
 
     def encode_null_image(self, height: int, width: int, device: torch.device) -> torch.Tensor:
-        """The states `(1, T, D)` that stand for no photo: a black picture's, as training drops the photo."""
+        """Return the states `(1, T, D)` of a black picture, which also replaces the photo when training drops it."""
         return self.encode_image(torch.full((1, 3, height, width), -1.0, device=device))[0]
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device) -> torch.Tensor:
-        """Put the scheduler back to its start; some visit more timesteps than `num_inference_steps`."""
+        """Reset the scheduler and return its timesteps, which may be more than `num_inference_steps`."""
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        if hasattr(self.scheduler, "set_begin_index"):  # else it guesses the step from a timestep that may repeat
+        if hasattr(self.scheduler, "set_begin_index"):  # otherwise it infers the step from `t`, which may repeat
             self.scheduler.set_begin_index(0)
         self._num_timesteps = len(self.scheduler.timesteps)
         return self.scheduler.timesteps
@@ -828,13 +806,13 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         self,
         image_latents: torch.Tensor,
         timesteps: torch.Tensor,
-        generator: Optional[torch.Generator] = None,
-        latents: Optional[torch.Tensor] = None,
+        generator: torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The start of one video: the photo's latents noised to the first timestep by a draw that all frames share.
+        """Return the start of one video: float32, shape `(1 or F, C, h, w)`.
 
-        `latents` replaces it by its own unit noise, at the scheduler's first noise level; `image_latents` are those of
-        the first photo, `(1, C, h, w)`. Returns float32 of shape `(1 or F, C, h, w)`.
+        It is the first photo's latents `(1, C, h, w)`, noised to the first timestep with noise that all frames share.
+        If unit noise is given as `latents`, it is that noise at the scheduler's first noise level instead.
         """
         device = image_latents.device
         if latents is not None:
@@ -845,28 +823,28 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def prepare_pose_windows(
         self, pose_maps: torch.Tensor, frame_indices: Sequence[int], device: torch.device
     ) -> torch.Tensor:
-        """The pose windows of some frames of a video, in the range that the UNet was trained with.
+        """Stack the pose windows of some frames and map them to `config.pose_range`.
 
-        `(F, 2, h, w)` in `[0, 1]` -> `(len(frame_indices), 2 * (2 * r + 1), h, w)` in `config.pose_range`.
+        `(F, 2, h, w)` in `[0, 1]` becomes `(len(frame_indices), 2 * (2 * r + 1), h, w)`.
         """
         low, high = self.config.pose_range
         windows = torch.stack([pose_window(pose_maps, index, self.pose_radius) for index in frame_indices])
         return (low + (high - low) * windows).to(device)
 
-    def prepare_extra_step_kwargs(self, seeds: Sequence[int], device: torch.device) -> Dict[str, Any]:
-        """Generators for schedulers that draw noise, one a frame, so that no frame depends on its neighbours."""
+    def prepare_extra_step_kwargs(self, seeds: Sequence[int], device: torch.device) -> dict[str, Any]:
+        """Return one generator per frame if the scheduler draws noise, so that no frame depends on its neighbours."""
         if "generator" not in inspect.signature(self.scheduler.step).parameters:
             return {}
         return {"generator": [torch.Generator(device=device).manual_seed(seed) for seed in seeds]}
 
     @staticmethod
-    def guidance_branches(image_guidance_scale: float, pose_guidance_scale: float) -> List[Tuple[float, bool, bool]]:
-        """The guidance formula as a weighted sum of predictions; the weights add up to 1.
+    def guidance_branches(image_guidance_scale: float, pose_guidance_scale: float) -> list[tuple[float, bool, bool]]:
+        """Return the guidance formula as a weighted sum of predictions, whose weights add up to 1.
 
         `eps(0, 0) + s_I (eps(c_I, 0) - eps(0, 0)) + s_p (eps(c_I, c_p) - eps(c_I, 0))`
 
         Returns:
-            `list`: `(weight, sees the photo, sees the pose)` of each prediction whose weight is not exactly 0.
+            `list`: `(weight, sees the photo, sees the pose)` of each prediction with a weight other than 0.
         """
         branches = [
             (1.0 - image_guidance_scale, False, False),
@@ -881,8 +859,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         low, high = self.config.image_range
         return ((pixels.float() - low) / (high - low)).clamp(0, 1).cpu()
 
-    def run_safety_checker(self, frames: torch.Tensor, device: torch.device) -> Tuple[torch.Tensor, List[bool]]:
-        """Blacken those of the frames `(F, 3, H, W)` in `[0, 1]` that the safety checker flags, and say which."""
+    def run_safety_checker(self, frames: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, list[bool]]:
+        """Blacken the frames `(F, 3, H, W)` in `[0, 1]` that the safety checker flags; return frames and flags."""
         image_size = self.safety_checker.config.vision_config.image_size
         clip_input = clip_pixel_values(frames * 2.0 - 1.0, image_size, self.feature_extractor)
         return self.safety_checker(images=frames, clip_input=clip_input.to(device, self.safety_checker.dtype))
@@ -893,13 +871,13 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         t: torch.Tensor,
         windows: torch.Tensor,
         states: torch.Tensor,
-        null_states: Optional[torch.Tensor],
-        branches: List[Tuple[float, bool, bool]],
+        null_states: torch.Tensor | None,
+        branches: list[tuple[float, bool, bool]],
     ) -> torch.Tensor:
-        """One guided prediction (of noise or velocity, as the scheduler is set) for a chunk of frames.
+        """Predict the noise (or the scheduler's other `prediction_type`) of a chunk of frames, with guidance.
 
-        `latents` and the result have shape `(F, C, h, w)`, `windows` `(F, 2 * (2 * r + 1), h, w)`, the states
-        `(1, T, D)`; the batch is in the order of `branches`, of [`DreamPosePipeline.guidance_branches`].
+        `latents` and the result have shape `(F, C, h, w)`, `windows` `(F, 2 * (2 * r + 1), h, w)`, and all states
+        `(1, T, D)`. The UNet's batch has the order of `branches`, see [`~DreamPosePipeline.guidance_branches`].
         """
         model_input = self.scheduler.scale_model_input(latents, t).repeat(len(branches), 1, 1, 1)
         poses = torch.cat([windows if sees_pose else torch.zeros_like(windows) for _, _, sees_pose in branches])
@@ -917,74 +895,72 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
-        image: Union[Image.Image, np.ndarray, torch.Tensor, List],
-        pose_maps: Union[torch.Tensor, np.ndarray, List[Image.Image], List[List[Image.Image]]],
-        height: Optional[int] = None,
-        width: Optional[int] = None,
-        num_inference_steps: Optional[int] = None,
-        image_guidance_scale: Optional[float] = None,
-        pose_guidance_scale: Optional[float] = None,
-        frame_indices: Optional[Sequence[int]] = None,
-        generator: Optional[Union[torch.Generator, List[torch.Generator]]] = None,
-        latents: Optional[torch.Tensor] = None,
+        image: Image.Image | np.ndarray | torch.Tensor | list,
+        pose_maps: torch.Tensor | np.ndarray | list[Image.Image] | list[list[Image.Image]],
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        image_guidance_scale: float | None = None,
+        pose_guidance_scale: float | None = None,
+        frame_indices: Sequence[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
         chunk_size: int = 8,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Optional[
-            Union[Callable[["DiffusionPipeline", int, Any, Dict], Dict], PipelineCallback, MultiPipelineCallbacks]
-        ] = None,
-        callback_on_step_end_tensor_inputs: List[str] = ["latents"],
-    ) -> Union[DreamPosePipelineOutput, Tuple]:
+        callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> DreamPosePipelineOutput | tuple:
         r"""
         The call function to the pipeline for generation.
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `list`):
-                The photo. A batch or a list of `B` gives `B` videos; a list of lists holds several photos of each
-                subject, of which one is drawn for every step, and the first gives the start. Arrays and tensors are
-                8 bit or in `[0, 1]`. A photo of another aspect is fitted whole, its borders continued.
+                The photo; arrays and tensors hold 8-bit values or values in `[0, 1]`. A batch or list of `B` photos
+                gives `B` videos. A list of lists gives several photos per subject: sampling starts from the first, and
+                every step sees one drawn at random. The whole photo is fitted in and its border pixels are repeated.
             pose_maps (`torch.Tensor`, `np.ndarray` or `list`):
-                The poses: `(F, 2, H, W)` in `[0, 1]`, U and V of DensePose, or a list of `F` IUV pictures (R = V,
-                G = U, B = I), for all videos; or `(B, F, 2, H, W)`, or `B` such lists. Fitted whole like the photo.
+                The pose sequence of all videos: DensePose U and V as `(F, 2, H, W)` in `[0, 1]`, or a list of `F` IUV
+                images (R = V, G = U, B = I). Or one sequence per video: `(B, F, 2, H, W)`, or `B` such lists. The
+                poses are fitted in like the photo.
             height (`int`, *optional*, defaults to `config.default_height`): Height of the frames in pixels.
             width (`int`, *optional*, defaults to `config.default_width`): Width of the frames in pixels.
             num_inference_steps (`int`, *optional*, defaults to `config.default_num_inference_steps`): Denoising steps.
             image_guidance_scale (`float`, *optional*, defaults to `config.default_image_guidance_scale`):
-                `s_I` of the paper, how strongly the photo is followed; any finite number of at least 0. 1 does not
-                guide, and equal scales do not guide by the photo alone; both save a third of the work.
+                How strongly the frames follow the photo: `s_I` of the paper, finite and at least 0. 1 means no
+                guidance. At 1, or if both scales are equal, one of three UNet predictions is saved.
             pose_guidance_scale (`float`, *optional*, defaults to `config.default_pose_guidance_scale`):
-                `s_p` of the paper, how strongly the poses are followed; any finite number of at least 0. 0 ignores
-                the poses.
+                How strongly the frames follow the poses: `s_p` of the paper, finite and at least 0. 0 ignores poses.
             frame_indices (`Sequence[int]`, *optional*):
-                The frames to render, in this order, all if not given. They come out as they would in the whole video.
+                Indices of the frames to render, in this order; all by default. A frame is the same in any selection.
             generator (`torch.Generator` or `list`, *optional*):
-                Makes the result deterministic; a list holds one for each video.
+                Makes the result deterministic: one generator, or a list of one per video.
             latents (`torch.Tensor`, *optional*):
-                Unit noise to start from instead of the noised photo, shape `(1, C, h, w)` for all frames,
-                `(F, C, h, w)` or `(B, F, C, h, w)`; multiplied by the scheduler's `init_noise_sigma`.
+                Unit noise to start from instead of the noised photo: shape `(1, C, h, w)` for all frames,
+                `(F, C, h, w)` or `(B, F, C, h, w)`. It is multiplied by the scheduler's `init_noise_sigma`.
             chunk_size (`int`, *optional*, defaults to 8):
-                Most frames that are denoised at once; a matter of memory and speed, never of the result.
+                Maximum number of frames denoised at once. It affects memory and speed, never the result.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return a [`DreamPosePipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
-                Called after each step of each chunk with `(pipeline, step, timestep, callback_kwargs)`; `step` starts
-                again with every chunk. Returns a dict, whose `latents` replace those of the chunk. It may set the
-                pipeline's `_image_guidance_scale` and `_pose_guidance_scale` for the rest of the chunk. With
-                `_interrupt` set, the call ends with the chunk: later frames are missing in lists, 0 elsewhere.
+                Called as `callback(pipeline, step, timestep, callback_kwargs)` after each step of each chunk; `step`
+                restarts at 0 with each chunk. It returns a dict, whose `latents` replace the chunk's. It may set
+                `pipeline._image_guidance_scale` and `pipeline._pose_guidance_scale` for the rest of the chunk. If it
+                sets `pipeline._interrupt`, the call ends with this chunk; later frames are missing (PIL) or 0.
             callback_on_step_end_tensor_inputs (`list`, *optional*, defaults to `["latents"]`):
-                Names of the tensors in `callback_kwargs`, each of shape `(frames of the chunk, C, h, w)`.
+                Tensors in `callback_kwargs`: `"latents"` and `"noise_pred"`, both `(frames of the chunk, C, h, w)`.
 
         Examples:
 
         Returns:
             [`DreamPosePipelineOutput`] or `tuple`:
-                The frames, and whether the safety checker flagged them (`None` without one).
+                The frames and the safety checker's flags (`None` without a safety checker).
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
-        # 0. What the call leaves open is in the config
+        # 0. Default values from the config
         height = self.config.default_height if height is None else height
         width = self.config.default_width if width is None else width
         if num_inference_steps is None:
@@ -994,7 +970,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         if pose_guidance_scale is None:
             pose_guidance_scale = self.config.default_pose_guidance_scale
 
-        # 1. Check and prepare all inputs before any model runs
+        # 1. Check and prepare all inputs, before any model runs
         self.check_components()
         self.check_inputs(
             height,
@@ -1014,7 +990,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         self._interrupt = False
         device = self._execution_device
 
-        # 2. Timesteps; chunks of equal size, the last filled up with its last frame
+        # 2. Count timesteps and chunks; chunks have equal size, the last one is padded with its last frame
         num_timesteps = len(self.set_timesteps(num_inference_steps, device))
         num_chunks = math.ceil(len(frame_indices) / chunk_size)
         size = math.ceil(len(frame_indices) / num_chunks)
@@ -1028,10 +1004,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 if self.interrupt and b > 0:
                     break
 
-                # 3. Encode the photos, once a video
+                # 3. Encode the photos, once per video
                 states, image_latents = self.encode_image(photos[b].to(device))
 
-                # 4. Draw all that is random, once a video: the shared noise, a seed a frame, a photo a timestep
+                # 4. Draw the random numbers of a video: noise for all frames, a seed per frame, a photo per timestep
                 video_generator = generator[b] if isinstance(generator, list) else generator
                 draw_device = torch.device("cpu") if video_generator is None else video_generator.device
                 timesteps = self.set_timesteps(num_inference_steps, device)
@@ -1046,7 +1022,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     if self.interrupt and first > 0:
                         break
 
-                    # 5. The chunk's start, pose windows, generators and scales, which a callback may change
+                    # 5. Prepare a chunk: start, pose windows, generators, and scales, which a callback may change
                     chunk = frame_indices[first : first + size]
                     num_real, num_padded = len(chunk), size - len(chunk)
                     chunk = chunk + chunk[-1:] * num_padded
@@ -1056,7 +1032,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     step_kwargs = self.prepare_extra_step_kwargs([seeds[index] for index in chunk], draw_device)
                     self._image_guidance_scale, self._pose_guidance_scale = image_guidance_scale, pose_guidance_scale
 
-                    # 6. Denoise by the branches of guidance, in batch order, with the null image if one wants it
+                    # 6. Denoise the chunk; the null image is encoded when a guidance branch first needs it
                     for i, t in enumerate(timesteps):
                         if self.interrupt:
                             continue
@@ -1065,9 +1041,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                             null_states = self.encode_null_image(height, width, device)
                         photo_states = states[photo_indices[i]][None]
                         noise_pred = self.predict_noise(chunk_latents, t, windows, photo_states, null_states, branches)
-                        chunk_latents = self.scheduler.step(
-                            noise_pred, t, chunk_latents, **step_kwargs, return_dict=False
-                        )[0]
+                        chunk_latents = self.scheduler.step(noise_pred, t, chunk_latents, **step_kwargs).prev_sample
                         if callback_on_step_end is not None:
                             tensors = {"latents": chunk_latents[:num_real], "noise_pred": noise_pred[:num_real]}
                             callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
@@ -1077,7 +1051,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                             chunk_latents = torch.cat([returned, padding]).to(device, torch.float32)
                         progress_bar.update()
 
-                    # 7. Decode; the finished chunk leaves the device
+                    # 7. Decode the chunk and move it to the CPU
                     finished = chunk_latents[:num_real]
                     finished = finished.cpu() if output_type == "latent" else self.decode_latents(finished)
                     if nsfw_content_detected is not None:
@@ -1092,7 +1066,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                         frames = torch.zeros(batch_size, len(frame_indices), *finished.shape[1:])
                     frames[b, first : first + num_real] = finished
 
-        # 8. Hand over
+        # 8. Offload all models and return the videos
         frames = frames.numpy() if output_type == "np" else frames
         self.maybe_free_model_hooks()
         if not return_dict:
