@@ -151,7 +151,7 @@ def test_an_undecidable_order_is_the_default_with_a_notice():
     for default in ("vui", "iuv"):
         order, notice = find_channel_order(empty, default)
         assert order == default and default in notice
-    # One frame alone may fit both orders; the clip decides.
+    # A single frame may fit both orders; the whole clip decides.
     frame = np.full((4, 4, 3), (200, 9, 3), np.uint8)
     assert find_channel_order([*empty, frame]) == ("vui", None)
 

@@ -26,11 +26,11 @@ def drawn_iuv():
 
 
 def charts_of(iuv):
-    """What a chart head would say of one box, sure of itself, at the box's size: coarse, fine, U and V."""
+    """Output of a chart head that is certain of one box, at the box's size: coarse, fine, U and V."""
     v, u, parts = torch.from_numpy(iuv).permute(2, 0, 1)
     fine = torch.nn.functional.one_hot(parts.long(), 25).permute(2, 0, 1)[None].float()
     coarse = torch.stack([parts == 0, parts > 0])[None].float()
-    # Only the channel of a pixel's part holds its value; all others would be wrong.
+    # Only the channel of a pixel's part holds its value; the others hold a wrong one.
     u, v = (torch.where(fine > 0, value.float() / 255, 0.5) for value in (u, v))
     return coarse, fine, u, v
 
@@ -72,7 +72,7 @@ def test_both_exports_give_the_same_detections(drawn_iuv):
 
 @pytest.fixture
 def save_dump(monkeypatch, tmp_path):
-    """Write a dump as detectron2 would, whose classes are then gone again."""
+    """Write a dump as detectron2 does; its classes exist only while the dump is written."""
 
     def save(entries_of):
         module = types.ModuleType("densepose.structures.chart_result")
@@ -105,7 +105,7 @@ def test_a_dump_is_read_without_detectron2(save_dump, drawn_iuv):
         return [{"file_name": "10.png", **nobody}, {"file_name": "2.png", "pred_densepose": [person], **found}]
 
     (name, (detection,)), empty = read_dump(save_dump(entries))
-    assert name == "2.png" and empty == ("10.png", []), "in the order of their numbers"
+    assert name == "2.png" and empty == ("10.png", []), "sorted by the numbers in the names"
     assert detection.box == (5, 7, 5 + 64, 7 + 80) and detection.score == 0.75
     np.testing.assert_array_equal(detection.iuv, drawn_iuv)
 
@@ -122,13 +122,13 @@ def test_a_hostile_dump_is_refused_and_nothing_of_it_runs(save_dump, tmp_path):
     trace = tmp_path / "trace"
     for hostile in (Hostile(trace), {"file_name": "0.png", "scores": Hostile(trace)}):
         path = save_dump(lambda result: [hostile])
-        with pytest.raises(ValueError, match="must be a dump of detectron2's .* 'dump.pkl' is none, or holds more"):
+        with pytest.raises(ValueError, match="must be a dump of detectron2's .* got 'dump.pkl': "):
             read_dump(path)
     assert not trace.exists()
     assert b"touch" in path.read_bytes()
     function, arguments = hostile["scores"].__reduce__()
     function(*arguments)
-    assert trace.exists(), "what the file asks for is harmless, so the test showed nothing"
+    assert trace.exists(), "the code in the file does nothing, so the test proves nothing"
 
 
 def test_what_is_no_dump_is_refused(save_dump, tmp_path):
@@ -187,11 +187,6 @@ def test_somebody_who_stops_in_a_gap_is_found_again():
 
 
 def test_frames_before_the_first_person_and_without_any_are_gaps():
-    assert codes(follow_person([[], [person(10, 4)], [], [person(12, 4)], [person(90, 5)]], 100, 110)) == [
-        None,
-        4,
-        None,
-        4,
-        None,
-    ]
+    clip = [[], [person(10, 4)], [], [person(12, 4)], [person(90, 5)]]
+    assert codes(follow_person(clip, 100, 110)) == [None, 4, None, 4, None]
     assert follow_person([[], []], 100, 110) == [None, None]

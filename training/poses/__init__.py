@@ -1,1 +1,1 @@
-"""From DensePose output to IUV pictures and pose maps."""
+"""DensePose output to IUV pictures and pose maps."""

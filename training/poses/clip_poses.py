@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""One clip -> the IUV of one person in every frame, by DensePose."""
+"""IUV pictures of one person in every frame of a clip, estimated by DensePose."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from training.poses.estimator import DensePoseEstimator
 
 
 class ClipDropped(ValueError):
-    """A clip without a person, or without one for longer than is filled."""
+    """A clip that shows no person, or shows none for more frames than `max_gap`."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class PoseSettings:
 
 @dataclass(frozen=True)
 class ClipPoses(Sequence):
-    """The IUV of one person, frame by frame: uint8 `[height, width, 3]` as V, U, I, put together when it is asked for.
+    """IUV pictures of one person: uint8 `[height, width, 3]` as V, U, I, built when an item is read.
 
-    `people` holds the person's detection of each frame, `filled` the frames in which it is a neighbour's.
+    `people` holds the person's detection in each frame. `filled` lists the frames that copy a neighbour's detection.
     """
 
     people: list[Detection]
@@ -71,17 +71,10 @@ class ClipPoses(Sequence):
 def follow_through_clip(
     clip: Iterable[Sequence[Detection]], height: int, width: int, settings: PoseSettings
 ) -> ClipPoses:
-    """Follow one person through the detections of a clip.
+    """Follow one person through the detections of each frame; `height` and `width` are the frames' size in pixels.
 
-    Args:
-        clip (`Iterable[Sequence[Detection]]`): The detections of each frame.
-        height (`int`): Of the frames, in pixels.
-        width (`int`): Of the frames, in pixels.
-        settings (`PoseSettings`): Whom, and what becomes of gaps and flicker.
-    Returns:
-        `ClipPoses`: One IUV a frame.
     Raises:
-        ClipDropped: If there is no person, or a gap is longer than `settings.max_gap`.
+        ClipDropped: If no frame shows a person, or a gap is longer than `settings.max_gap`.
     """
     chosen = follow_person(clip, height, width, settings.person)
     try:
@@ -96,30 +89,22 @@ def estimate_poses(
 ) -> ClipPoses:
     """Run DensePose on a video or a folder of pictures.
 
-    Args:
-        source (`str` or `os.PathLike`): A video, or a folder of pictures of one size.
-        estimator (`DensePoseEstimator`): DensePose.
-        settings (`PoseSettings`): Whom to follow, and what becomes of gaps and flicker.
-        show_progress (`bool`, *optional*, defaults to `True`): A bar over the frames.
-    Returns:
-        `ClipPoses`: One IUV a frame.
     Raises:
-        ClipDropped: If there is no person, or a gap is too long.
-        UnreadablePictures: If there are no frames, one cannot be read, or their sizes differ.
+        ClipDropped: If no frame shows a person, or a gap is longer than `settings.max_gap`.
+        UnreadablePictures: If there are no frames, a frame cannot be read, or their sizes differ.
     """
     first = next(iterate_pictures(source), None)
     if first is None:
         raise UnreadablePictures(f"`input` must have at least one frame, got {str(source)!r}, which has none.")
 
     def detect():
-        for picture in tqdm(
-            iterate_pictures(source), desc="DensePose", unit="frame", leave=False, disable=not show_progress
-        ):
+        pictures = iterate_pictures(source)
+        for picture in tqdm(pictures, desc="DensePose", unit="frame", leave=False, disable=not show_progress):
             if picture.size != first.size:
                 raise UnreadablePictures(
                     f"`input` must have pictures of one size, got {first.size} and {picture.size}."
                 )
             yield estimator(picture)
 
-    # One after another, so that only the followed person's part of each frame stays in memory.
+    # A generator, so that only the followed person's detections stay in memory.
     return follow_through_clip(detect(), first.height, first.width, settings)

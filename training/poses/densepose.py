@@ -1,9 +1,8 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""DensePose sequences from files: IUV pictures, a lossless IUV video, a `.npy` stack, the release's `.npy` folder; and
-what a clip of IUV pictures may need: its channels put in order, gaps filled, flicker calmed.
+"""Reading DensePose sequences from files, and repairing them: channel order, gaps and flicker.
 
-The one internal form is IUV, uint8 `[H, W, 3]` as V, U, I (R, G, B of a picture).
+IUV is always uint8 `[H, W, 3]`, stored as V, U, I (R, G, B of a picture).
 """
 
 import itertools
@@ -26,7 +25,7 @@ RELEASE_PATTERN = "*_densepose.npy"
 
 
 def read_poses(path: str | os.PathLike) -> list[Image.Image] | torch.Tensor:
-    """Read the poses of a clip, whatever they lie in.
+    """Read the poses of a clip from a file or folder.
 
     Args:
         path (`str` or `os.PathLike`): One of
@@ -36,11 +35,11 @@ def read_poses(path: str | os.PathLike) -> list[Image.Image] | torch.Tensor:
             - a `.npy` file of uint8 `[F, H, W, 3]` (IUV pictures) or floats `[F, 2, H, W]` (U, V in `[0, 1]`);
             - a folder of the release's `frame_<n>_densepose.npy`, floats `[2, H, W]` each.
     Returns:
-        `list[PIL.Image.Image]` or `torch.Tensor`: `F` pictures of one size, or for floats `[F, 2, H, W]`, float32:
-            what the pipeline takes as `pose_maps`.
+        `list[PIL.Image.Image]` or `torch.Tensor`: The pipeline's `pose_maps`: `F` pictures of one size, or float32
+            `[F, 2, H, W]` where the file holds floats.
     Raises:
-        ValueError: If there is nothing at `path`, a frame cannot be read or is not RGB, sizes differ, a video has lost
-            what its codec dropped, or an array has another shape or range.
+        ValueError: If `path` does not exist, a frame cannot be read or is not RGB, sizes differ, a video's codec is
+            lossy, or an array has another shape or range.
     """
     path = Path(path)
     if path.is_file() and path.suffix.lower() == ".npy":
@@ -52,7 +51,7 @@ def read_poses(path: str | os.PathLike) -> list[Image.Image] | torch.Tensor:
             "`poses` must be a folder of IUV pictures, a lossless video or a .npy file, "
             f"got {str(path)!r}{'' if path.exists() else ', which does not exist'}."
         )
-    # The release keeps its maps among the frames of the clip that they were taken from, so the maps come first.
+    # The original release stores its maps next to the clip's frames, so maps take precedence over pictures.
     maps = sorted(path.glob(RELEASE_PATTERN), key=natural_order)
     return _read_release_maps(maps) if maps else _read_pictures(path)
 
@@ -99,8 +98,8 @@ def _read_video(path: Path) -> list[Image.Image]:
                 _refuse_part_colours([np.asarray(frame) for frame in itertools.islice(frames, 1)])
                 raise ValueError(
                     "`poses` must be a video in a lossless RGB codec (`ffmpeg ... -c:v ffv1 -pix_fmt bgr0`), since "
-                    f"others mix U and V across parts; got {codec.name}, {pixel_format.name} in {str(path)!r}. Poses "
-                    "of the people in an ordinary video are made by training/extract_poses.py --densepose."
+                    f"others mix U and V across parts; got {codec.name}, {pixel_format.name} in {str(path)!r}. "
+                    "Make poses from an ordinary video with training/extract_poses.py --densepose."
                 )
             frames = list(frames)
     except av.error.FFmpegError as error:
@@ -118,7 +117,7 @@ def _load_array(path: Path) -> np.ndarray:
 
 
 def _is_map(array: np.ndarray) -> bool:
-    """Whether floats `[..., 2, H, W]` are U and V; not so for NaN, which compares with nothing."""
+    """Check that an array `[..., 2, H, W]` holds floats within [0, 1]; every comparison with NaN is false."""
     return array.dtype.kind == "f" and array.size > 0 and array.shape[-3] == 2 and 0 <= array.min() <= array.max() <= 1
 
 
@@ -153,19 +152,19 @@ CHANNEL_ORDERS = {"vui": (0, 1, 2), "iuv": (2, 1, 0)}
 """Where V, U and I lie in R, G, B: as DensePose writes IUV pictures, and as TikTok's data set does."""
 
 _NUM_CODES = 25
-_PART_COLORS = {"viridis": (68, 1, 84), "parula": (53, 42, 135)}  # what they paint the background
+_PART_COLORS = {"viridis": (68, 1, 84), "parula": (53, 42, 135)}  # background colours
 
 
 def find_channel_order(frames: Sequence[np.ndarray], default: str = "vui") -> tuple[str, str | None]:
-    """Find which channel holds the part codes, over a whole clip.
+    """Find the channel that holds the part codes, using all frames of a clip.
 
     Args:
         frames (`Sequence[np.ndarray]`): IUV pictures, uint8 `[H, W, 3]`.
-        default (`str`, *optional*, defaults to `"vui"`): Taken where the pictures fit both orders.
+        default (`str`, *optional*, defaults to `"vui"`): Order returned if the pictures fit both.
     Returns:
-        `tuple[str, str | None]`: A key of `CHANNEL_ORDERS`, and a notice if it was not decided by the pictures.
+        `tuple[str, str | None]`: A key of `CHANNEL_ORDERS`, and a notice if the default was taken.
     Raises:
-        ValueError: If no channel can hold part codes, as in pictures of part colours, which have lost U and V.
+        ValueError: If no channel can hold part codes. Pictures of part colours, for example, have lost U and V.
     """
     highest = np.max([frame.max(axis=(0, 1)) for frame in frames], axis=0)
     fitting = [name for name, (_, _, parts) in CHANNEL_ORDERS.items() if highest[parts] < _NUM_CODES]
@@ -183,23 +182,23 @@ def find_channel_order(frames: Sequence[np.ndarray], default: str = "vui") -> tu
 def _refuse_part_colours(frames: Sequence[np.ndarray]) -> None:
     background = np.median([np.median(frame[:2].reshape(-1, 3), axis=0) for frame in frames], axis=0)
     for name, color in _PART_COLORS.items():
-        if np.abs(background - color).max() <= 12:  # what a lossy codec leaves of it
+        if np.abs(background - color).max() <= 12:  # a lossy codec changes it by less
             raise ValueError(
-                f"`poses` must be IUV pictures, got part colours ({name}): they tell the parts, but their U and V are "
-                "lost for good. Run DensePose on the clip again: training/extract_poses.py --densepose."
+                f"`poses` must be IUV pictures, got part colours ({name}): they show the parts, but U and V are lost "
+                "for good. Run DensePose on the clip again: training/extract_poses.py --densepose."
             )
 
 
 def fill_gaps(frames: Sequence[Any | None], max_gap: int) -> tuple[list[Any], list[int]]:
-    """Fill frames without a person by the nearest frame that has one, the earlier of two.
+    """Replace each `None` with the nearest frame that shows the person; of two equally near, the earlier.
 
     Args:
-        frames (`Sequence[Any | None]`): What is known of the person in each frame.
-        max_gap (`int`): The longest run of missing frames that is filled.
+        frames (`Sequence[Any | None]`): The person's data in each frame, `None` where the person is missing.
+        max_gap (`int`): The longest run of missing frames to fill.
     Returns:
-        `tuple[list, list[int]]`: All frames, and which of them were filled.
+        `tuple[list, list[int]]`: All frames, and the indices of the filled ones.
     Raises:
-        ValueError: If a gap is longer, or there is no person at all.
+        ValueError: If a gap is longer, or no frame shows a person.
     """
     found = np.array([i for i, frame in enumerate(frames) if frame is not None])
     if not len(found):
@@ -213,16 +212,14 @@ def fill_gaps(frames: Sequence[Any | None], max_gap: int) -> tuple[list[Any], li
 
 
 def temporal_median(frames: Sequence[np.ndarray], radius: int = 1) -> list[np.ndarray]:
-    """Calm flicker: the median of U and V over `2 radius + 1` frames, only where the part is the same in all of them.
+    """Reduce flicker: median of U and V over `2 radius + 1` frames where all of them show the same part.
 
     On 120 frames of a detector's output (256x256), radius 1 lowers the mean deviation of U and V from the mean of the
-    frames before and after from 4.3 to 2.1 levels of 255 and moves a value by 1.5; larger radii calm no further.
+    frames before and after from 4.3 to 2.1 levels of 255 and moves a value by 1.5. Larger radii do not lower it more.
 
     Args:
         frames (`Sequence[np.ndarray]`): IUV, uint8 `[H, W, 3]` as V, U, I.
         radius (`int`, *optional*, defaults to 1): Frames on each side; beyond the ends the border frame repeats.
-    Returns:
-        `list[np.ndarray]`: As many frames.
     """
     last = len(frames) - 1
     spans = (range(index - radius, index + radius + 1) for index in range(len(frames)))
@@ -230,12 +227,9 @@ def temporal_median(frames: Sequence[np.ndarray], radius: int = 1) -> list[np.nd
 
 
 def steady_median(window: Sequence[np.ndarray]) -> np.ndarray:
-    """The middle one of several frames, with the median of U and V where all of them have the same part.
+    """Return the middle frame, with the median of U and V where all frames show the same part.
 
-    Args:
-        window (`Sequence[np.ndarray]`): An odd number of IUV, uint8 `[H, W, 3]` as V, U, I.
-    Returns:
-        `np.ndarray`: Shape `[H, W, 3]`, uint8.
+    `window` holds an odd number of IUV frames, uint8 `[H, W, 3]` as V, U, I.
     """
     frame = window[len(window) // 2]
     if len(window) == 1:

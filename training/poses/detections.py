@@ -1,8 +1,8 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What DensePose detectors put out -> IUV pictures of one person: detectron2's dumps and both TorchScript exports.
+"""Detections from DensePose output (detectron2's dumps and both TorchScript exports), and following one person.
 
-A detection is one person's I, U and V at the size of its box; a clip is a list of frames, each a list of detections.
+A detection holds one person's I, U and V at the size of its box. A clip is a list of lists of detections.
 Legend: `N` detections, `P` 25 part channels, `H W` pixels, boxes (left, top, right, bottom) in pixels.
 """
 
@@ -26,8 +26,8 @@ _DUMP_CLASSES = ("DensePoseChartResult", "DensePoseChartResultWithConfidences")
 
 @dataclass(frozen=True)
 class Detection:
-    """One person: `box` (left, top, right, bottom), whole pixels, right and bottom beyond the last one; `iuv` of the
-    box's size, uint8 `[H, W, 3]` as V, U, I; `score` in [0, 1]."""
+    """One person: `box` (left, top, right, bottom) in whole pixels, right and bottom exclusive; `iuv` of the box's
+    size, uint8 `[H, W, 3]` as V, U, I; `score` in [0, 1]."""
 
     box: tuple[int, int, int, int]
     iuv: np.ndarray
@@ -45,7 +45,7 @@ def _whole_box(box: Sequence[float]) -> tuple[int, int, int, int]:
 
 
 def _to_iuv(parts: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> np.ndarray:
-    """Parts, U and V `[H, W]` -> uint8 `[H, W, 3]` as V, U, I; a body's U and V start at 1, since 0 means nobody."""
+    """Stack parts, U and V `[H, W]` as uint8 `[H, W, 3]` (V, U, I). U and V of a body start at 1: 0 means nobody."""
     body = parts > 0
     levels = [(value.clamp(0, 1) * 255).round().clamp(min=1) * body for value in (v, u)]
     return torch.stack([*levels, parts], dim=-1).byte().cpu().numpy()
@@ -59,18 +59,17 @@ def detections_from_charts(
     u: torch.Tensor,
     v: torch.Tensor,
 ) -> list[Detection]:
-    """Turn a chart head's output into detections: resize to the box, `I = argmax(fine) * (argmax(coarse) > 0)`, and of
-    U and V the channel of each pixel's part.
+    """Turn a chart head's output into detections.
+
+    The charts are resized to the box. `I = argmax(fine) * (argmax(coarse) > 0)`; U and V come from the channel of each
+    pixel's part.
 
     Args:
         boxes (`torch.Tensor`): Shape `(N, 4)`, pixels.
-        scores (`torch.Tensor`, *optional*): Shape `(N,)`; 1 for all without them.
-        coarse (`torch.Tensor`): Shape `(N, 2, h, w)`, body against background.
-        fine (`torch.Tensor`): Shape `(N, P, h, w)`, scores of the parts, 0 the background.
-        u (`torch.Tensor`): Shape `(N, P, h, w)`.
-        v (`torch.Tensor`): Shape `(N, P, h, w)`.
-    Returns:
-        `list[Detection]`: `N` of them.
+        scores (`torch.Tensor`, *optional*): Shape `(N,)`; without it, every score is 1.
+        coarse (`torch.Tensor`): Shape `(N, 2, h, w)`, scores of background and body.
+        fine (`torch.Tensor`): Shape `(N, P, h, w)`, scores of the parts; part 0 is the background.
+        u, v (`torch.Tensor`): Shape `(N, P, h, w)`.
     """
     detections = []
     for index in range(len(boxes)):
@@ -86,22 +85,17 @@ def detections_from_charts(
 
 
 def detections_from_torchscript(output: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]) -> list[Detection]:
-    """Detections in one picture from either export's output.
+    """Return the detections in one picture from the output of either TorchScript export.
 
     Args:
         output (`Mapping` or `Sequence`): A dict with `pred_boxes`, `scores` and `pred_densepose_*`, or a tuple of
             boxes, coarse, fine, U and V.
-    Returns:
-        `list[Detection]`: One a person, perhaps none.
     Raises:
         ValueError: If `output` is neither.
     """
     if isinstance(output, Mapping):
-        names = (
-            "pred_boxes",
-            "scores",
-            *(f"pred_densepose_{name}" for name in ("coarse_segm", "fine_segm", "u", "v")),
-        )
+        charts = (f"pred_densepose_{name}" for name in ("coarse_segm", "fine_segm", "u", "v"))
+        names = ("pred_boxes", "scores", *charts)
         missing = [name for name in names if name not in output]
         if missing:
             raise ValueError(f"`output` of a DensePose export must have {names}, but lacks {missing}.")
@@ -116,18 +110,16 @@ def detections_from_torchscript(output: Mapping[str, torch.Tensor] | Sequence[to
 
 
 class _ChartResult:
-    """Stands in for detectron2's classes, which are plain holders of `labels` [H,W] and `uv` [2,H,W]."""
+    """Stand-in for detectron2's result classes, which only hold `labels` [H,W] and `uv` [2,H,W]."""
 
 
 def read_dump(path: str | os.PathLike) -> list[tuple[str, list[Detection]]]:
-    """Read what detectron2's `apply_net.py dump` wrote; nothing but tensors and its result classes is unpickled.
+    """Read a `.pkl` of detectron2's `apply_net.py dump`; only tensors and its result classes are unpickled.
 
-    Args:
-        path (`str` or `os.PathLike`): The `.pkl` file.
     Returns:
-        `list`: For each picture its file name and detections, in the order of the numbers in the names.
+        `list`: File name and detections of each picture, in the order of the numbers in the names.
     Raises:
-        ValueError: If the file is no such dump, or holds anything else; nothing of it is run.
+        ValueError: If the file is not such a dump or holds anything else; no code in it is run.
     """
     allowed = [(_ChartResult, f"densepose.structures.chart_result.{name}") for name in _DUMP_CLASSES]
     allowed += [(_ChartResult, f"densepose.structures.{name}") for name in _DUMP_CLASSES]
@@ -138,17 +130,17 @@ def read_dump(path: str | os.PathLike) -> list[tuple[str, list[Detection]]]:
         return sorted(frames, key=lambda frame: natural_order(Path(frame[0])))
     except FileNotFoundError as error:
         raise ValueError(f"`path` must be a file, got {str(path)!r}, which does not exist.") from error
-    except Exception as error:  # whatever torch's unpickler meets in a file of unknown origin
+    except Exception as error:  # the file may hold anything
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"`path` must be a dump of detectron2's `apply_net.py`, tensors and chart results alone; "
-            f"{Path(path).name!r} is none, or holds more: {reason}"
+            f"`path` must be a dump of detectron2's `apply_net.py` that holds only tensors and chart results, got "
+            f"{Path(path).name!r}: {reason}"
         ) from error
 
 
 def _read_dump_entry(entry: Mapping[str, Any]) -> list[Detection]:
     if len(entry["scores"]) == 0:
-        return []  # detectron2 writes no `pred_densepose` where it found nobody
+        return []  # without a person, detectron2 writes no `pred_densepose`
     detections = []
     for box, score, result in zip(entry["pred_boxes_XYXY"], entry["scores"], entry["pred_densepose"], strict=True):
         left, top = (int(float(value)) for value in box[:2])
@@ -159,7 +151,7 @@ def _read_dump_entry(entry: Mapping[str, Any]) -> list[Detection]:
 
 
 def paste(detection: Detection, height: int, width: int) -> np.ndarray:
-    """Put a detection into a picture of nobody, clipped to it: uint8 `[height, width, 3]` as V, U, I."""
+    """Paste a detection into an empty IUV picture, clipped to it: uint8 `[height, width, 3]` as V, U, I."""
     left, top, right, bottom = detection.box
     canvas = np.zeros((height, width, 3), np.uint8)
     rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
@@ -182,19 +174,18 @@ def box_iou(first: Sequence[float], second: Sequence[float]) -> float:
 def follow_person(
     clip: Iterable[Sequence[Detection]], height: int, width: int, rule: str = "largest"
 ) -> list[Detection | None]:
-    """Choose one person in the first frame that has any and keep to it.
+    """Choose one person in the first frame that shows anybody, and follow this person through the clip.
 
-    In each frame the detection is taken whose box overlaps most with where the person's is expected: the last box
-    moved on by its last movement, so that people who cross are not exchanged; else with the last box.
+    In each later frame, choose the detection that overlaps most with the expected box: the last box, moved on by its
+    last movement, so that people who cross are not swapped. If none overlaps, compare with the last box itself.
 
     Args:
         clip (`Iterable[Sequence[Detection]]`): The detections of each frame.
-        height (`int`): Of the frames, in pixels.
-        width (`int`): Of the frames, in pixels.
-        rule (`str`, *optional*, defaults to `"largest"`): `"largest"` box, best `"score"` (the first detection, where
-            an export has none), nearest to the `"centre"`.
+        height, width (`int`): Size of the frames in pixels.
+        rule (`str`, *optional*, defaults to `"largest"`): `"largest"` box, best `"score"` (the first detection if an
+            export has no scores), nearest to the `"centre"`.
     Returns:
-        `list[Detection | None]`: One a frame, `None` where the person is not found.
+        `list[Detection | None]`: One item per frame, `None` where the person is not found.
     Raises:
         ValueError: If `rule` is unknown.
     """
@@ -211,7 +202,7 @@ def follow_person(
         if last is None:
             found = max(detections, key=ranks[rule], default=None)
         else:
-            for expected in (last + gap * velocity, last):  # or where it was: somebody may stop in a gap
+            for expected in (last + gap * velocity, last):  # the person may have stopped in a gap
                 overlaps = [box_iou(detection.box, expected) for detection in detections]
                 if found is None and max(overlaps, default=0) > 0:
                     found = detections[int(np.argmax(overlaps))]
@@ -221,7 +212,7 @@ def follow_person(
             continue
         box = np.array(found.box, float)
         if last is not None:
-            # The centre's movement alone: arms that open widen a box, and that is no movement.
+            # Only the centre's movement counts: opening the arms widens a box without moving the person.
             movement = ((box - last)[:2] + (box - last)[2:]) / 2 / gap
             velocity = np.tile(movement, 2)
         last, gap = box, 1

@@ -1,8 +1,8 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""A TorchScript DensePose on pictures: no detectron2, both of the exports that are found in the wild.
+"""DensePose on pictures from a TorchScript file, without detectron2; supports both common kinds of export.
 
-Whoever loads a TorchScript file runs its code: take one from a source that you trust.
+Loading a TorchScript file runs the code in it: use only files from a source that you trust.
 """
 
 import importlib
@@ -21,14 +21,10 @@ from training.poses.detections import Detection, detections_from_torchscript
 
 
 def find_densepose(path: str | os.PathLike) -> Path:
-    """A TorchScript file, fetched first if it lies on the Hub.
+    """Return the path of a TorchScript file; `OWNER/REPOSITORY/FILE` is downloaded from the Hub into its cache.
 
-    Args:
-        path (`str` or `os.PathLike`): The file, or `OWNER/REPOSITORY/FILE` on the Hub.
-    Returns:
-        `Path`: The file, in the Hub's cache if it came from there.
     Raises:
-        ValueError: If it is neither here nor there.
+        ValueError: If the file exists neither here nor on the Hub.
     """
     if Path(path).is_file():
         return Path(path)
@@ -46,16 +42,16 @@ def find_densepose(path: str | os.PathLike) -> Path:
 class DensePoseEstimator:
     """DensePose from a TorchScript file.
 
-    Two interfaces are recognised by the type that `forward` returns: a dict for an export that takes one BGR picture,
-    0..255, as HWC or CHW (found out on the first picture), and a tuple for one that takes CHW RGB uint8. Neither takes
-    a batch: the outputs would not tell whose picture a person is in.
+    The type that `forward` returns tells the two kinds of export apart. One that returns a dict takes a BGR picture,
+    0..255, as HWC or CHW (tried on the first picture). One that returns a tuple takes CHW RGB uint8. Neither takes a
+    batch, since the outputs do not say which picture shows a person.
 
     Args:
         path (`str` or `os.PathLike`): The file, or `OWNER/REPOSITORY/FILE` on the Hub.
-        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where it runs.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Device of the model.
     Raises:
-        ValueError: If there is no such file or device, it is no TorchScript module, or it returns neither a dict nor a
-            tuple.
+        ValueError: If the file or device does not exist, or the file is not a TorchScript module that returns a dict
+            or a tuple.
     """
 
     def __init__(self, path: str | os.PathLike, device: str | torch.device = "cpu"):
@@ -63,7 +59,7 @@ class DensePoseEstimator:
         if importlib.util.find_spec("torchvision"):
             importlib.import_module("torchvision")  # exports use its operators, which importing it registers
         try:
-            # Some exports are stored in half precision, in which a CPU cannot run them.
+            # A CPU cannot run exports that are stored in half precision.
             self.model = torch.jit.load(str(path), map_location=self.device).eval().float()
         except RuntimeError as error:
             hint = " Install torchvision, whose operators it uses." if "torchvision" in str(error) else ""
@@ -78,7 +74,7 @@ class DensePoseEstimator:
         self.layouts = ["chw", "hwc"] if self.takes_bgr else ["chw"]
 
     def __call__(self, image: Image.Image) -> list[Detection]:
-        """The people in one picture, perhaps none."""
+        """Detect the people in one picture."""
         return detections_from_torchscript(self._run(np.asarray(image.convert("RGB"))))
 
     @torch.no_grad()
@@ -99,5 +95,5 @@ class DensePoseEstimator:
             self.layouts = [layout]
             return output
         raise ValueError(
-            f"`image` must be what the model takes, but it failed on {pixels.shape} ({'; '.join(errors)})."
+            f"`image` must be a picture that the model accepts, but it failed on {pixels.shape} ({'; '.join(errors)})."
         )
