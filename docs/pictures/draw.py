@@ -1,0 +1,129 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Draw the pictures of README.md and docs/: DensePose IUV, good and bad inputs, a guidance grid.
+
+python docs/pictures/draw.py
+
+All people are drawn figures. The guidance grid is sampled with the small model; the other pictures need no model. The
+script needs the extra `training`.
+"""
+
+import colorsys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from training.data.procedural_fashion import ProceduralFashionConfig
+from training.data.procedural_scene import Frame, render_clip
+from training.hub.repositories import load_pipeline
+from training.media.animation import render_grid
+from training.media.pictures import picture_grid, read_photo
+from training.poses.densepose import read_poses
+
+
+FOLDER = Path(__file__).parent
+MODEL_CARD = FOLDER.parent.parent / "model_card"
+SAMPLE = MODEL_CARD / "sample"
+GOOD, BAD = "#157a2c", "#c02020"
+# Nine evenly spaced colours of matplotlib's viridis, in which some DensePose tools paint the parts 0 to 24.
+VIRIDIS = np.array(
+    [(68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141), (39, 173, 129), (92, 200, 99)]
+    + [(170, 220, 50), (253, 231, 37)]
+)
+# One colour for each part, neighbouring codes far apart in hue; black where nobody is.
+PART_COLORS = np.array([(0, 0, 0)] + [colorsys.hsv_to_rgb(part * 0.381966 % 1, 0.6, 0.95) for part in range(1, 25)])
+
+
+def label(picture: Image.Image, title: str, note: str, color: str = "black") -> Image.Image:
+    """Write a title and a note below a picture."""
+    labelled = Image.new("RGB", (picture.width, picture.height + 48), "white")
+    labelled.paste(picture)
+    draw = ImageDraw.Draw(labelled)
+    middle = picture.width / 2
+    draw.text((middle, picture.height + 15), title, color, ImageFont.load_default(19), anchor="mm")
+    draw.text((middle, picture.height + 36), note, "#444444", ImageFont.load_default(15), anchor="mm")
+    return labelled
+
+
+def viridis_parts(iuv: np.ndarray) -> Image.Image:
+    """Paint the parts of an IUV array `[H, W, 3]` in viridis, as a picture that has lost U and V."""
+    position = iuv[..., 2] / 24
+    channels = [np.interp(position, np.linspace(0, 1, len(VIRIDIS)), VIRIDIS[:, c]) for c in range(3)]
+    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+
+
+def draw_densepose_iuv() -> Image.Image:
+    """The sample's photo, its IUV picture, and the three channels of that picture."""
+    columns = slice(8, 52)  # without the empty sides
+    photo = np.asarray(read_photo(SAMPLE / "photo.png"))[:, columns]
+    iuv = np.asarray(Image.open(SAMPLE / "photo_iuv.png"))[:, columns]
+    v, u, parts = np.moveaxis(iuv, -1, 0)
+    panels = [
+        (photo, "photo", "one person, whole"),
+        (iuv, "its IUV picture", "R = V, G = U, B = I"),
+        (u, "U, in green", "position in the part"),
+        (v, "V, in red", "position in the part"),
+        ((PART_COLORS[parts] * 255).round().astype(np.uint8), "I, in blue", "part 1-24 (as colours)"),
+    ]
+    cells = []
+    for pixels, title, note in panels:
+        picture = Image.fromarray(pixels).convert("RGB")
+        picture = picture.resize((picture.width * 4, picture.height * 4), Image.Resampling.NEAREST)
+        cells.append(label(picture, title, note))
+    return picture_grid([cells], gap=8)
+
+
+def draw_figure(index: int, turn: float = 0.0, frame_index: int = 0) -> Frame:
+    """Draw a held-out subject in its own motion, turned by `turn` radians."""
+    config = ProceduralFashionConfig(name="pictures")
+    motion = config.motion("test", index)
+    motion = replace(motion, yaw=motion.yaw + turn)
+    subject = replace(config.subject("test", index), background=np.full(3, 0.93))
+    return render_clip(subject, motion, 270, 216, [frame_index])[0]
+
+
+def draw_photos() -> Image.Image:
+    """A photo that suits the pipeline, and three that do not."""
+    good, other = (Image.fromarray(draw_figure(index).image) for index in (39, 24))
+    both = Image.new("RGB", good.size, good.getpixel((0, 0)))
+    for left, person in ((0, good), (108, other)):
+        both.paste(person.resize((108, 202), box=(36, 0, 180, 270)), (left, 34))
+    cells = [
+        label(good, "good", "whole, facing the camera", GOOD),
+        label(good.resize(good.size, box=(30, 0, 186, 194)), "bad", "cut off at the knees", BAD),
+        label(Image.fromarray(draw_figure(39, turn=np.pi).image), "bad", "turned away", BAD),
+        label(both, "bad", "two people", BAD),
+    ]
+    return picture_grid([cells], gap=8)
+
+
+def draw_pose_frames() -> Image.Image:
+    """A pose frame that the pipeline takes, and one that it refuses."""
+    iuv = draw_figure(39, frame_index=12).iuv
+    cells = [
+        label(Image.fromarray(iuv), "good", "IUV: R = V, G = U, B = I", GOOD),
+        label(viridis_parts(iuv), "refused", "part colours: U and V are lost", BAD),
+    ]
+    return picture_grid([cells], gap=8)
+
+
+def draw_guidance_grid() -> Image.Image:
+    """The picture that `animate.py --grid 0,2,6 0,2,6 --scale 2` writes for the sample, in 256 colours."""
+    pipe = load_pipeline(str(MODEL_CARD / "tiny"), "cpu")
+    photo, poses, scales = read_photo(SAMPLE / "photo.png"), read_poses(SAMPLE / "poses"), [0.0, 2.0, 6.0]
+    return render_grid(pipe, photo, poses, scales, scales, scale=2).quantize(256)
+
+
+DRAWN = {"densepose_iuv.png": draw_densepose_iuv, "photos.png": draw_photos, "pose_frames.png": draw_pose_frames}
+
+
+def main() -> None:
+    for name, draw in (DRAWN | {"guidance_grid.png": draw_guidance_grid}).items():
+        draw().save(FOLDER / name, optimize=True)
+        print(FOLDER / name)
+
+
+if __name__ == "__main__":
+    main()
