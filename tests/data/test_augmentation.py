@@ -1,4 +1,4 @@
-"""One geometry for a picture and its poses: a known figure stays where its UV is."""
+"""Pictures and poses get the same geometry: a drawn figure stays where its UV is."""
 
 import itertools
 
@@ -17,7 +17,7 @@ SIZES = [(512, 640), (256, 256), (576, 720), (720, 1280), (1116, 600)]
 
 
 def draw_figure(width, height):
-    """A head and a body of one colour on a wall of another, and the same as IUV."""
+    """Draw a head and a body in one colour on a wall of another, and the same figure as IUV."""
     image, iuv = Image.new("RGB", (width, height), WALL), Image.new("RGB", (width, height))
     for picture, color in ((image, SKIN), (iuv, (120, 200, 2))):
         draw = ImageDraw.Draw(picture)
@@ -31,7 +31,7 @@ def iou(a, b):
 
 
 def silhouette(pixel_values):
-    """Where a fitted picture is nearer to the skin than to the wall."""
+    """Mask of the pixels of a fitted picture whose colour is nearer to the skin than to the wall."""
     colors = torch.tensor([SKIN, WALL])[:, :, None, None] / 127.5 - 1
     return (pixel_values - colors[0]).norm(dim=0) < (pixel_values - colors[1]).norm(dim=0)
 
@@ -48,14 +48,14 @@ def test_silhouettes_of_target_and_poses_coincide(canvas, fit):
         shares.append(iou(read_cells(iuv, box, canvas, canvas).any(dim=0), target))
         cells = (canvas[0] // 8, canvas[1] // 8)
         at_cells = resize_pose_maps(target.float().expand(1, 2, -1, -1), cells[1], cells[0])[0, 0] > 0
-        # At latent size a single cell of the rim counts: there are a few hundred in all.
+        # At latent size a single cell of the outline counts: there are only a few hundred cells.
         assert iou(read_cells(iuv, box, canvas, cells).any(dim=0), at_cells) >= 0.96
     assert min(shares) >= 0.98
 
 
 @pytest.mark.parametrize("size", [(64, 80), (80, 64), (100, 37)])
 def test_cells_are_those_of_the_whole_map(size):
-    """Looking at the kept pixels alone equals fitting the map and resizing it, to the bit."""
+    """Reading only the kept pixels equals fitting the map and resizing it, bit for bit."""
     codes = np.random.default_rng(1).integers(0, 25, (size[1], size[0], 3), dtype=np.uint8)
     iuv = Image.fromarray(codes)
     for box in ((0, 0, *size), (3, 5, size[0] - 8, size[1] - 1)):
@@ -110,7 +110,7 @@ def test_colours_are_left_alone():
     box = shown_box(image.size, (512, 640), "whole", 0.5, (0.2, 0.5, 0.5))
     pixels = (fit_image(image.crop(box), 640, 512) * 127.5 + 127.5).round().to(torch.uint8).flatten(1).T
     colors, counts = pixels.unique(dim=0, return_counts=True)
-    # But for the filter's rim between the two.
+    # The filter mixes only the edge between the two colours.
     shown = {tuple(color): count for color, count in zip(colors.tolist(), counts.tolist())}
     assert shown[SKIN] + shown[WALL] > 0.96 * len(pixels)
 
@@ -135,6 +135,6 @@ def test_levels_become_the_pixel_values_that_the_plug_in_makes(mode, size):
 
 def test_levels_of_see_through_pictures_are_laid_over_white():
     picture = Image.new("RGB", (24, 32), (10, 20, 30))
-    picture.info["transparency"] = (10, 20, 30)  # as a PNG may say
+    picture.info["transparency"] = (10, 20, 30)  # a PNG can mark a colour as transparent
     levels = read_levels(picture, (0, 0, 24, 32), (24, 32))
     assert torch.equal(to_pixel_values(levels), fit_image(picture, 32, 24)) and levels.min() == 255

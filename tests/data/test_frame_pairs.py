@@ -1,4 +1,4 @@
-"""Samples: real windows, one generator a position, references at their distance, bad rows."""
+"""Samples: pose windows, one generator per position, the distance of references, bad rows."""
 
 import errno
 import os
@@ -13,14 +13,7 @@ from torch.utils.data import DataLoader
 
 from pipeline_dreampose import fit_image, iuv_to_pose_map, pose_window, resize_pose_maps
 from training.data.augmentation import to_pixel_values
-from training.data.frame_pairs import (
-    BadRow,
-    FramePairs,
-    LatentShape,
-    group_videos,
-    sample_generator,
-    shuffled_index,
-)
+from training.data.frame_pairs import BadRow, FramePairs, LatentShape, group_videos, sample_generator, shuffled_index
 from training.data.pair_settings import PairSettings
 
 
@@ -66,10 +59,10 @@ def test_each_map_is_read_once(dataset, shape, monkeypatch):
     assert len(epochs[0]) == 36 and all(reads[row, "iuv"] == 1 for row in range(36))
     assert sum(reads[row, "image"] for row in range(36)) == 2 * 2 * 36, "pictures are not kept"
     anew = FramePairs(dataset, shape, seed=0)
-    for position in (36, 40, 71):  # kept in one, read in the other
+    for position in (36, 40, 71):  # read from one memo, decoded in the other
         assert all(torch.equal(value, anew[position][name]) for name, value in epochs[1][position - 36].items())
     crops = FramePairs(dataset, shape, 0, PairSettings(min_crop_scale=0.5))
-    assert crops.pose_memo is None, "a crop's map is never met again"
+    assert crops.pose_memo is None, "the map of a crop never occurs again"
 
 
 def test_processes_share_the_maps_and_one_of_its_own_reads_anew(dataset, shape):
@@ -123,7 +116,7 @@ def test_items_are_reproducible_and_noise_has_its_offset(dataset, shape):
 
 
 def test_the_order_of_the_draws(dataset, shape):
-    """What is drawn later changes nothing that is drawn before: the recipe of a trained model stays what it was."""
+    """A later draw changes no earlier one, so the recipe of a trained model stays valid."""
     generator = sample_generator(3, 5)
     target, size = shuffled_index(3, 5, len(dataset)), (shape.channels, shape.height, shape.width)
     rows = next(rows for rows in group_videos(dataset).values() if target in rows)
@@ -139,7 +132,7 @@ def test_the_order_of_the_draws(dataset, shape):
 
 
 def test_the_distance_of_the_reference(dataset, shape):
-    """All frames within the distance are drawn alike, none beyond it."""
+    """All frames within the distance are equally likely, and none beyond it is drawn."""
     samples = FramePairs(dataset, shape, 0, PairSettings(max_reference_distance=2))
     drawn = []
     samples.read_reference = lambda row: drawn.append(row) or {}
@@ -158,7 +151,7 @@ def test_frames_of_the_cutter_fill_the_canvas(dataset, shape):
     wide = LatentShape(shape.channels, 20, 32, 40, 64)
     pictures = [dataset[row]["image"] for row in range(2)]
     samples = FramePairs(dataset.select(range(2)), wide, 0, PairSettings(fit="crop"))
-    for row, picture in enumerate(pictures):  # 64x80: the middle 64x40 of it, pixel by pixel
+    for row, picture in enumerate(pictures):  # the middle 64x40 of 64x80, pixel by pixel
         assert torch.equal(samples.read_pixel_values(row), fit_image(picture.crop((0, 20, 64, 60)), 40, 64))
         cut = iuv_to_pose_map(dataset[row]["iuv"].crop((0, 20, 64, 60)))[None]
         assert torch.equal(samples.read_frame(row)[1], resize_pose_maps(cut, 20, 32)[0])
@@ -169,18 +162,15 @@ def undecoded(dataset):
 
 
 def spoil(dataset, changes):
-    """The rows with some columns of some of them replaced, or without those rows."""
-    rows = [
-        row | changes.get(number, {})
-        for number, row in enumerate(undecoded(dataset))
-        if changes.get(number, 0) is not None
-    ]
+    """Replace columns of the rows named in `changes`, or drop the row where the change is `None`."""
+    rows = enumerate(undecoded(dataset))
+    rows = [row | changes.get(number, {}) for number, row in rows if changes.get(number, 0) is not None]
     return datasets.Dataset.from_list(rows, features=dataset.features)
 
 
 @pytest.fixture(scope="module")
 def faults(dataset):
-    """Rows of a first video of six frames, each with a fault of its own kind, and what is said of it."""
+    """Changes that spoil a row of the first video, and the error message for each."""
     rows = undecoded(dataset.select(range(6)))
     picture = rows[2]["image"]["bytes"]
     small = dataset[2]["image"].resize((32, 40))
@@ -188,7 +178,7 @@ def faults(dataset):
         "truncated": ({"image": {"bytes": picture[: len(picture) // 2], "path": None}}, "its `image` cannot be read"),
         "no picture": ({"iuv": {"bytes": b"<html>", "path": None}}, "its `iuv` cannot be read"),
         "missing": ({"image": None}, "it has no `image`"),
-        "no IUV": ({"iuv": {"bytes": picture, "path": None}}, "its `iuv` is no IUV picture"),
+        "no IUV": ({"iuv": {"bytes": picture, "path": None}}, "its `iuv` is not an IUV picture"),
         "sizes": ({"image": small}, r"its picture has \(32, 40\) pixels and its pose map \(64, 80\)"),
         "gap": (None, r"the frames around it are \[0, 1, 3, 4\], which do not follow one another"),
         "twice": ({"frame_index": 1}, r"the frames around it are \[0, 1, 1, 3\], which do not follow"),
@@ -200,9 +190,8 @@ def test_a_bad_row_is_named_or_skipped(dataset, shape, faults, kind):
     change, message = faults[kind]
     spoilt = spoil(dataset.select(range(12)), {2: change})
     frame, row = {"gap": (1, 1), "twice": (1, 1)}.get(kind, (2, 2))
-    with pytest.raises(
-        BadRow, match=f"`dataset` must hold whole rows, got frame {frame} of video '.*-000000': {message}"
-    ):
+    match = f"`dataset` must hold whole rows, got frame {frame} of video '.*-000000': {message}"
+    with pytest.raises(BadRow, match=match):
         FramePairs(spoilt, shape, 0).read_target(row)
     raising = FramePairs(spoilt, shape, 0)
     with pytest.raises(BadRow, match=message[:12]):
@@ -212,7 +201,7 @@ def test_a_bad_row_is_named_or_skipped(dataset, shape, faults, kind):
     assert [sample["num_bad_rows"] for sample in samples] == [sample["num_bad_rows"] for sample in again]
     assert sum(sample["num_bad_rows"] for sample in samples) >= 1
     for position, sample in enumerate(samples):
-        if sample["num_bad_rows"]:  # the next row of the epoch's order in its place, with the position's own draws
+        if sample["num_bad_rows"]:  # the next row in the epoch's order, with the draws of this position
             row = shuffled_index(0, position + int(sample.pop("num_bad_rows")), len(spoilt))
             expected = skipping.read_sample(row, sample_generator(0, position))
             assert all(torch.equal(sample[name], value) for name, value in expected.items())
@@ -228,7 +217,7 @@ def test_skipping_is_the_same_in_worker_processes(dataset, shape, faults):
 
 def test_only_bad_rows_end_in_an_error(dataset, shape, faults):
     spoilt = spoil(dataset.select(range(2)), dict.fromkeys(range(2), faults["truncated"][0]))
-    with pytest.raises(ValueError, match="`dataset` must have a row that a sample can be made of, got 2 bad ones"):
+    with pytest.raises(ValueError, match="`dataset` must have at least one usable row, but all 2 are bad"):
         FramePairs(spoilt, shape, 0, PairSettings(bad_rows="skip"))[0]
 
 

@@ -1,4 +1,4 @@
-"""Streamed samples: those of the mapped data set, one video at a time, shared out, resumable."""
+"""Streamed samples: equal to those of the mapped data set, divided among workers, resumable."""
 
 from collections import Counter
 from itertools import islice
@@ -25,7 +25,7 @@ def stream(dataset, tmp_path_factory):
 
 
 def key(sample):
-    """A sample by its draws, which no two share, and its pictures."""
+    """Identify a sample by its pictures and its draws, which are unique."""
     return sample["noise"].numpy().tobytes() + sample["target_image"].numpy().tobytes()
 
 
@@ -34,7 +34,7 @@ def keys(samples):
 
 
 def targets(samples, dataset):
-    """The rows of the data set that samples have as their targets."""
+    """Return the rows of the data set that are the targets of these samples."""
     pictures = {FramePairs(dataset, SHAPE, 0).read_image(row).numpy().tobytes(): row for row in range(len(dataset))}
     return [pictures[sample["target_image"].numpy().tobytes()] for sample in samples]
 
@@ -78,23 +78,23 @@ def test_workers_and_processes_share_the_shards_and_change_no_sample(stream):
 
 
 @pytest.mark.parametrize("num_samples", [0, 6, 8, 15, 33])
-def test_goes_on_at_the_start_of_a_video(stream, num_samples):
+def test_resumes_at_the_start_of_a_video(stream, num_samples):
     whole = keys(FrameStream(stream, SHAPE, 0))
     first = FrameStream(stream, SHAPE, 0)
     iterator = iter(first)
     assert keys(islice(iterator, num_samples)) == whole[:num_samples]
     second = FrameStream(stream, SHAPE, 0)
     second.load_state_dict(first.state_dict())
-    # A video whose last sample was taken is through only when more is asked for.
+    # A video is finished only when the sample after its last one is requested.
     assert keys(second) == whole[max(num_samples - 1, 0) // 6 * 6 :]
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_an_epoch_that_is_through_is_not_begun_again(stream, num_workers):
+def test_a_finished_epoch_is_not_started_again(stream, num_workers):
     streamed = FrameStream(stream, SHAPE, 0)
     loader = DataLoader(streamed, batch_size=None, num_workers=num_workers)
     first = Counter(keys(loader))
-    with pytest.raises(ValueError, match="`set_epoch` must be called before the next epoch, epoch 0 is through"):
+    with pytest.raises(ValueError, match="`set_epoch` must be called before the next epoch; epoch 0 is finished"):
         list(loader)
     streamed.set_epoch(1)
     second = Counter(keys(loader))
@@ -103,11 +103,11 @@ def test_an_epoch_that_is_through_is_not_begun_again(stream, num_workers):
     assert Counter(keys(loader)) == first
 
 
-def test_a_state_at_the_end_of_an_epoch_is_through(stream):
+def test_a_state_at_the_end_of_an_epoch_is_finished(stream):
     first, second = FrameStream(stream, SHAPE, 0), FrameStream(stream, SHAPE, 0)
     assert len(list(first)) == 36
     second.load_state_dict(first.state_dict())
-    with pytest.raises(ValueError, match="`set_epoch` must be called before the next epoch, epoch 0 is through"):
+    with pytest.raises(ValueError, match="`set_epoch` must be called before the next epoch; epoch 0 is finished"):
         next(iter(second))
 
 
@@ -123,13 +123,11 @@ def test_one_video_is_held_at_a_time(dataset):
     stream = datasets.IterableDataset.from_generator(rows, features=dataset.features, gen_kwargs={"videos": [0, 1, 2]})
     iterator = iter(FrameStream(stream, SHAPE, 0))
     next(iterator)
-    assert len(taken) <= 7, "a video, and the row that shows that it is over"
+    assert len(taken) <= 7, "one video and the first row after it"
 
 
 def test_bad_rows_raise_or_are_counted(dataset):
-    rows = [
-        row for number, row in enumerate(dataset.cast_column("image", datasets.Image(decode=False))) if number < 12
-    ]
+    rows = list(dataset.select(range(12)).cast_column("image", datasets.Image(decode=False)))
     rows[2]["image"]["bytes"] = rows[2]["image"]["bytes"][:100]
     stream = datasets.Dataset.from_list(rows, features=dataset.features).to_iterable_dataset()
     with pytest.raises(BadRow, match="got frame 2 of video '.*-000000': its `image` cannot be read"):
@@ -141,14 +139,12 @@ def test_bad_rows_raise_or_are_counted(dataset):
 def test_what_cannot_be_streamed_is_refused(dataset, stream):
     with pytest.raises(ValueError, match=r"`stream` must have the columns .*, but lacks \['iuv'\]"):
         FrameStream(stream.remove_columns("iuv"), SHAPE, 0)
-    with pytest.raises(
-        ValueError, match="`stream` must have a shard for each worker of each process, got 4 shards for 5"
-    ):
+    match = "`stream` must have a shard for each worker of each process, got 4 shards for 5"
+    with pytest.raises(ValueError, match=match):
         next(iter(FrameStream(stream, SHAPE, 0, num_processes=5)))
     scattered = dataset.select([0, 1, 6, 7, 2, 3]).to_iterable_dataset()
-    with pytest.raises(
-        ValueError, match="`stream` must have the rows of a video one after another, but '.*' comes twice"
-    ):
+    match = "`stream` must have the rows of a video one after another, but '.*' comes twice"
+    with pytest.raises(ValueError, match=match):
         list(FrameStream(scattered, SHAPE, 0))
 
 
@@ -169,19 +165,19 @@ def test_epochs_follow_one_another_and_a_sample_tells_where_its_video_begins(str
     assert keys(samples) == (expected + keys(epochs) + keys(samples)[72:])[:80]
     assert [position[0] for position in told] == [0] * 36 + [1] * 36 + [2] * 8
     starts = [number for number in range(80) if number == 0 or told[number] != told[number - 1]]
-    assert starts == list(range(0, 80, 6)), "a position is that of the start of a video of six frames"
+    assert starts == list(range(0, 80, 6)), "each position is the start of a video of six frames"
     for start in (0, 6, 30, 36, 42):
         again = endless(stream)
         again.load_positions([told[start]])
         assert keys(islice(again, 10)) == keys(samples[start : start + 10])
 
 
-def test_each_worker_goes_on_at_a_position_of_its_own(stream):
+def test_each_worker_resumes_at_its_own_position(stream):
     options = {"batch_size": 3, "num_workers": 2}
     batches = list(islice(DataLoader(endless(stream), **options), 12))
     told = [batch["stream_position"][-1].tolist() for batch in batches]
     again = endless(stream)
-    again.load_positions(told[4:6])  # the third batch of each worker: the start of its second video
+    again.load_positions(told[4:6])  # each worker's third batch starts its second video
     resumed = list(islice(DataLoader(again, **options), 6))
     for batch, other in zip(batches[4:10], resumed):
         assert batch["noise"].equal(other["noise"])
@@ -193,7 +189,7 @@ def test_a_share_without_samples_is_refused(dataset, tmp_path):
     datasets.Dataset.from_list(rows, features=dataset.features).to_parquet(str(tmp_path / "train-00000.parquet"))
     bad = datasets.load_dataset("parquet", data_dir=str(tmp_path), split="train", streaming=True)
     streamed = EndlessFrameStream(FrameStream(bad, SHAPE, 0, PairSettings(bad_rows="skip")))
-    with pytest.raises(ValueError, match="`stream` must have a sample in every share of it, got none in epoch 0"):
+    with pytest.raises(ValueError, match="`stream` must have a sample for every worker, got none in epoch 0"):
         next(iter(streamed))
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Single frames as training samples of the embedded default's VAE and image encoder."""
+"""Training samples of the embedded model's VAE and image encoder, made from single frames."""
 
 import datasets
 import numpy as np
@@ -13,22 +13,16 @@ from training.data.frame_pairs import LatentShape, sample_generator, shuffled_in
 
 
 def read_pictures(dataset: datasets.Dataset, shape: LatentShape, num_pictures: int) -> torch.Tensor:
-    """At most `num_pictures` fitted pictures, evenly spread over the rows, [N,3,H,W] in [-1,1]."""
+    """Return at most `num_pictures` fitted pictures, evenly spread over the rows, [N,3,H,W] in [-1,1]."""
     rows = range(0, len(dataset), max(1, len(dataset) // num_pictures))[:num_pictures]
     images = dataset.select(rows)["image"]
     return torch.stack([fit_image(image, shape.pixel_height, shape.pixel_width) for image in images])
 
 
 class VAEFrames(Dataset):
-    """Pictures with posterior noise; small crops before position `crop_until`, whole frames after it.
+    """Pictures with posterior noise: crops of half the size before global position `crop_until`, then whole frames.
 
-    Crops let the first steps see several times as many pictures in equal time.
-
-    Args:
-        dataset (`datasets.Dataset`): Rows with `image`.
-        shape (`LatentShape`): Sizes of pictures and latents.
-        seed (`int`): Of all draws.
-        crop_until (`int`): Global position of the first whole frame.
+    Crops let the first steps see several times as many pictures in the same time. `dataset` has rows with `image`.
     """
 
     def __init__(self, dataset, shape: LatentShape, seed: int, crop_until: int = 0):
@@ -53,13 +47,10 @@ class VAEFrames(Dataset):
 
 
 class ImageEncoderFrames(Dataset):
-    """Square pictures, normalised as the image encoder takes them, with DensePose's parts and UV of the same square.
+    """Square pictures, normalised for the image encoder, with DensePose's parts and UV of the same square.
 
-    Args:
-        dataset (`datasets.Dataset`): Rows with `image` and `iuv`.
-        image_size (`int`): Side of the square.
-        feature_extractor (`CLIPImageProcessor`): Holds mean and standard deviation.
-        seed (`int`): Of the order of the rows.
+    `dataset` has rows with `image` and `iuv`; `image_size` is the side of the square; `feature_extractor` (a
+    `CLIPImageProcessor`) holds mean and standard deviation.
     """
 
     def __init__(self, dataset, image_size: int, feature_extractor, seed: int):
@@ -72,7 +63,7 @@ class ImageEncoderFrames(Dataset):
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         row = self.dataset[shuffled_index(self.seed, position, len(self.dataset))]
         pixel_values = fit_image(row["image"], *reversed(row["image"].size))
-        # Codes are never mixed, so the nearest one is taken.
+        # Nearest neighbour, since codes must not be mixed.
         codes = np.array(row["iuv"].resize((self.image_size, self.image_size), Image.Resampling.NEAREST))
         v, u, parts = torch.from_numpy(codes).permute(2, 0, 1)
         return {

@@ -1,9 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Rows of a prepared data set, one a frame, as (reference, target, pose window) samples.
+"""Training samples (reference, target, pose window) from a prepared data set with one row per frame.
 
-Item `n` of a training set here is the sample at global position `n` of a run: all its random draws come from one
-generator seeded by (seed, n), so that workers, processes and resumption change nothing.
+Item `n` is the sample at global position `n` of a run. One generator, seeded by (seed, n), makes all its random draws,
+so workers, processes and resuming a run do not change samples.
 
 Legend: `C` latent channels, `H W` pixels, `h w` latent cells.
 """
@@ -26,11 +26,11 @@ from training.data.pose_memo import PoseMemo
 
 
 class BadRow(ValueError):
-    """A frame that no sample can be made of."""
+    """A row that cannot be used in a sample."""
 
 
 def sample_generator(seed: int, position: int) -> torch.Generator:
-    """The CPU generator of all draws of the sample at one global position (negative ones serve whole epochs)."""
+    """Return the CPU generator for all draws of one sample; negative positions are for the draws of whole epochs."""
     state = int(np.random.SeedSequence([seed, position % 2**63]).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(state)
 
@@ -41,19 +41,13 @@ def _epoch_order(seed: int, epoch: int, num_rows: int) -> torch.Tensor:
 
 
 def shuffled_index(seed: int, position: int, num_rows: int) -> int:
-    """Row of a global position: every epoch goes through all rows once, in an order of its own."""
+    """Return the row of a global position: every epoch visits all rows once, in its own order."""
     epoch, offset = divmod(position, num_rows)
     return int(_epoch_order(seed, epoch, num_rows)[offset])
 
 
 def group_videos(dataset: datasets.Dataset) -> dict[str, list[int]]:
-    """Row numbers of each video's frames, in order.
-
-    Args:
-        dataset (`datasets.Dataset`): With columns `video_id` and `frame_index`.
-    Returns:
-        `dict`: `video_id` -> row numbers.
-    """
+    """Return the row numbers of each video's frames in order, by `video_id`."""
     videos: dict[str, list[tuple[int, int]]] = {}
     for row, (video, frame) in enumerate(zip(dataset["video_id"], dataset["frame_index"])):
         videos.setdefault(video, []).append((frame, row))
@@ -62,7 +56,7 @@ def group_videos(dataset: datasets.Dataset) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class LatentShape:
-    """Latent channels `C` and size `h` x `w` in cells, and the picture's size `height` x `width` in pixels."""
+    """Latent channels, size of the latents in cells (`height`, `width`), and size of the pictures in pixels."""
 
     channels: int
     height: int
@@ -72,7 +66,7 @@ class LatentShape:
 
     @classmethod
     def of(cls, vae: AutoencoderKL, height: int, width: int) -> "LatentShape":
-        """The latents of `height` x `width` pictures through an `AutoencoderKL`."""
+        """Return the shape of the latents of `height` x `width` pictures."""
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         if height % factor or width % factor:
             raise ValueError(f"`height` and `width` must be multiples of {factor}, got {height} x {width}.")
@@ -80,35 +74,30 @@ class LatentShape:
 
     @property
     def canvas(self) -> tuple[int, int]:
-        """Width and height in pixels, as Pillow has them."""
+        """Width and height in pixels, in Pillow's order."""
         return self.pixel_width, self.pixel_height
 
 
 class FramePairs(Dataset):
-    """Training samples: a reference and a target frame of one video, the target's real pose window, and all draws.
+    """Training samples: a reference and a target frame of one video, the target's pose window, and all random draws.
 
     Items hold `reference_image` and `target_image` [3,H,W] in 8 bit, `pose_window` [2(2r+1),h,w] in [0,1],
-    `posterior_noise` and `noise` [C,h,w], and `timestep_draw` and `dropout_draw`, uniform in [0,1). Where bad rows are
-    skipped, `num_bad_rows` counts those that an item was asked of before.
+    `posterior_noise` and `noise` [C,h,w], and `timestep_draw` and `dropout_draw`, uniform in [0,1). If bad rows are
+    skipped, `num_bad_rows` counts the rows skipped before the item's row.
 
     Args:
         dataset (`datasets.Dataset`): Rows with `video_id`, `frame_index`, `image` and `iuv`.
         shape (`LatentShape`): Sizes of pictures and latents.
-        seed (`int`): Of all draws.
+        seed (`int`): Seed of all draws.
         settings (`PairSettings`, *optional*): How frames become a sample.
         keeps_poses (`bool`, *optional*, defaults to `True`):
-            Whether pose maps are kept once they are decoded; no use where each is met once or twice.
+            Keep decoded pose maps on disk; useless if each map is read only once or twice.
     Raises:
         ValueError: If `dataset` has no rows.
     """
 
     def __init__(
-        self,
-        dataset,
-        shape: LatentShape,
-        seed: int,
-        settings: PairSettings = PairSettings(),
-        keeps_poses: bool = True,
+        self, dataset, shape: LatentShape, seed: int, settings: PairSettings = PairSettings(), keeps_poses: bool = True
     ):
         if len(dataset) == 0:
             raise ValueError("`dataset` must have at least one row, got 0.")
@@ -116,16 +105,16 @@ class FramePairs(Dataset):
         self.has_targets_alone = False
         self.videos = group_videos(dataset)
         self.video_of_row = {row: rows for rows in self.videos.values() for row in rows}
-        # Reading a row decodes all of its pictures, so each column is read by itself.
+        # Reading a row decodes all its pictures, so each column is a data set of its own.
         self.columns = {name: dataset.select_columns([name]) for name in ("image", "iuv")}
         self.names = dataset.select_columns(["video_id", "frame_index"])
         self.frame_indices = np.array(self.names["frame_index"][:])
-        # A random crop has a map of its own, which is never met again.
+        # The map of a random crop never occurs again.
         is_repeated = keeps_poses and settings.min_crop_scale == 1
         self.pose_memo = PoseMemo.open(len(dataset), shape.height, shape.width) if is_repeated else None
 
     def __len__(self) -> int:
-        """Samples of one epoch; positions go on beyond it."""
+        """Number of samples of one epoch; positions continue beyond it."""
         return len(self.dataset)
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
@@ -137,18 +126,14 @@ class FramePairs(Dataset):
                 if self.settings.bad_rows == "raise":
                     raise
                 continue
-            counted = {"num_bad_rows": torch.tensor(float(num_bad_rows))}
-            return sample if self.settings.bad_rows == "raise" else sample | counted
-        raise ValueError(f"`dataset` must have a row that a sample can be made of, got {len(self)} bad ones.")
+            if self.settings.bad_rows == "raise":
+                return sample
+            return sample | {"num_bad_rows": torch.tensor(float(num_bad_rows))}
+        raise ValueError(f"`dataset` must have at least one usable row, but all {len(self)} are bad.")
 
     def read_sample(self, row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """The sample with a row's frame as its target.
+        """Make the sample whose target is a row's frame, with all its draws from `generator`.
 
-        Args:
-            row (`int`): Of the data set.
-            generator (`torch.Generator`): Of all its draws.
-        Returns:
-            `dict[str, torch.Tensor]`: As in the class's docstring.
         Raises:
             BadRow: If one of its frames is bad, whatever `bad_rows` says.
         """
@@ -159,22 +144,22 @@ class FramePairs(Dataset):
         choice = int(torch.randint(len(near), (), generator=generator))
         reference = near[0] if self.settings.reference_frames == "first" else near[choice]
         draws = self.draw(generator)
-        # Drawn last: a crop changes no other draw.
+        # Drawn last, so that a crop changes no other draw.
         crop = torch.rand(3, generator=generator).tolist() if self.settings.min_crop_scale < 1 else None
         return self.read_reference(int(reference)) | self.read_target(row, crop) | draws
 
     def targets_alone(self) -> "FramePairs":
-        """The same targets and draws, for what sees neither references nor poses: none is read, or found bad."""
+        """Return a copy with the same targets and draws that reads neither references nor poses."""
         alone = copy(self)
         alone.has_targets_alone = True
         return alone
 
     def read_reference(self, row: int, crop: list[float] | None = None) -> dict[str, torch.Tensor]:
-        """What a sample holds of its reference."""
+        """Return the reference's part of a sample."""
         return {} if self.has_targets_alone else {"reference_image": self.read_image(row, crop)}
 
     def read_target(self, row: int, crop: list[float] | None = None) -> dict[str, torch.Tensor]:
-        """What a sample holds of its target: the picture and the real poses around it, all by one crop's draws."""
+        """Return the target's part of a sample: picture and pose window, all with the same crop."""
         if self.has_targets_alone:
             return {"target_image": self.read_image(row, crop)}
         image, pose_map = self._read_frame(row, crop)
@@ -184,25 +169,25 @@ class FramePairs(Dataset):
         return {"target_image": image, "pose_window": window}
 
     def read_frame(self, row: int, crop: list[float] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The picture of a row, [3,H,W] in [-1,1], and its pose map at latent size, [2,h,w] in [0,1]."""
+        """Return the picture of a row, [3,H,W] in [-1,1], and its pose map at latent size, [2,h,w] in [0,1]."""
         image, pose_map = self._read_frame(row, crop)
         return to_pixel_values(image), pose_map
 
     def read_pose_map(self, row: int, crop: list[float] | None = None) -> torch.Tensor:
-        """The pose map of a row at latent size, [2,h,w] in [0,1]."""
+        """Return the pose map of a row at latent size, [2,h,w] in [0,1]."""
         return self._read_pose(row, crop)[0]
 
     def read_pixel_values(self, row: int, crop: list[float] | None = None) -> torch.Tensor:
-        """The picture of a row, [3,H,W] in [-1,1]."""
+        """Return the picture of a row, [3,H,W] in [-1,1]."""
         return to_pixel_values(self.read_image(row, crop))
 
     def read_image(self, row: int, crop: list[float] | None = None) -> torch.Tensor:
-        """The picture of a row, [3,H,W] in 8 bit."""
+        """Return the picture of a row, [3,H,W] in 8 bit."""
         image = self._read(row, "image")
         return read_levels(image, self._box(image, crop), self.shape.canvas)
 
     def window_rows(self, row: int) -> tuple[list[int], int]:
-        """The rows of a pose window, fewer at a video's ends, where it repeats its border, and the place of `row`."""
+        """Return the rows of a pose window, fewer at a video's ends, and the index of `row` among them."""
         rows, radius = self.video_of_row[row], self.settings.pose_radius
         centre = rows.index(row)
         rows = rows[max(0, centre - radius) : centre + radius + 1]
@@ -212,7 +197,7 @@ class FramePairs(Dataset):
         return rows, rows.index(row)
 
     def bad_row(self, row: int, reason: str) -> BadRow:
-        """The error for a row, which names its video and frame."""
+        """Return the error for a row, which names its video and frame."""
         name = self.names[row]
         return BadRow(
             f"`dataset` must hold whole rows, got frame {name['frame_index']} of video {name['video_id']!r}: {reason}."
@@ -233,14 +218,14 @@ class FramePairs(Dataset):
         return shown_box(picture.size, self.shape.canvas, self.settings.fit, self.settings.min_crop_scale, crop)
 
     def _read_frame(self, row: int, crop: list[float] | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The picture of a row, [3,H,W] in 8 bit, and its pose map at latent size."""
+        """Return the picture of a row, [3,H,W] in 8 bit, and its pose map at latent size."""
         image, (pose_map, size) = self._read(row, "image"), self._read_pose(row, crop)
         if image.size != size:
             raise self.bad_row(row, f"its picture has {image.size} pixels and its pose map {size}")
         return read_levels(image, self._box(image, crop), self.shape.canvas), pose_map
 
     def _read_pose(self, row: int, crop: list[float] | None = None) -> tuple[torch.Tensor, tuple[int, int]]:
-        """The pose map of a row at latent size, [2,h,w] in [0,1], and width and height of its IUV picture."""
+        """Return the pose map of a row at latent size, [2,h,w] in [0,1], and the size of its IUV picture."""
         known = None if self.pose_memo is None else self.pose_memo.get(row)
         if known is not None:
             return known
@@ -248,13 +233,13 @@ class FramePairs(Dataset):
         try:
             pose_map = read_cells(iuv, self._box(iuv, crop), self.shape.canvas, cells)
         except ValueError as error:
-            raise self.bad_row(row, f"its `iuv` is no IUV picture ({error})") from error
+            raise self.bad_row(row, f"its `iuv` is not an IUV picture ({error})") from error
         if self.pose_memo is not None:
             self.pose_memo.put(row, pose_map, iuv.size)
         return pose_map, iuv.size
 
     def draw(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """What a sample draws besides its frames: `posterior_noise`, `noise`, `timestep_draw` and `dropout_draw`."""
+        """Draw `posterior_noise`, `noise`, `timestep_draw` and `dropout_draw` of a sample."""
         size = (self.shape.channels, self.shape.height, self.shape.width)
         noise = torch.randn(size, generator=generator)
         return {

@@ -1,9 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Samples from a stream of prepared rows, for data sets that are not to lie on the disk: one video at a time.
+"""Training samples from a stream of prepared rows that is never stored on disk, read one video at a time.
 
-A sample is told by its epoch, video and frame, and so are its draws: how many processes and workers share a stream
-changes who reads a sample and when, not the sample.
+Epoch, video and frame determine a sample and its draws. The number of processes and workers only changes who reads a
+sample, and when.
 """
 
 import hashlib
@@ -29,21 +29,21 @@ FEATURES = datasets.Features(
 
 
 class FrameStream(IterableDataset):
-    """One epoch of the samples of [`FramePairs`], every frame once a target, in an order drawn by seed and epoch:
-    the shards are shuffled, and the frames within a video, of which the neighbours in a batch mostly are.
+    """One epoch of the samples of [`FramePairs`]: every frame is a target once.
 
-    Processes and worker processes share the shards out, whole ones, so that shares are uneven: processes that step
-    together, as in distributed training, must not count on equal numbers of samples. `state_dict` and
-    `load_state_dict` go on at the start of the video that was being read; each worker process has a state of its own,
-    which begins with that of the process that starts it. `persistent_workers` do not hear of a new epoch.
+    Seed and epoch determine the order of the shards and of the frames within each video, so that most neighbours in a
+    batch come from one video. Each process and worker reads whole shards of its own, so their numbers of samples
+    differ; distributed training must allow for that. `state_dict` and `load_state_dict` resume at the start of the
+    video that was being read. Each worker process has its own state, which starts as a copy of the parent's;
+    `persistent_workers` do not notice a new epoch.
 
     Args:
-        stream (`datasets.IterableDataset`): Rows with `video_id`, `frame_index`, `image` and `iuv`, those of a video
-            one after another and in one shard.
+        stream (`datasets.IterableDataset`): Rows with `video_id`, `frame_index`, `image` and `iuv`; those of a video
+            follow one another in one shard.
         shape (`LatentShape`): Sizes of pictures and latents.
-        seed (`int`): Of all draws.
+        seed (`int`): Seed of all draws.
         settings (`PairSettings`, *optional*): How frames become a sample.
-        process_index, num_processes (`int`, *optional*): Which of several training processes this is.
+        process_index, num_processes (`int`, *optional*): Index of this training process and number of processes.
     Raises:
         ValueError: If `stream` lacks a column.
     """
@@ -60,34 +60,34 @@ class FrameStream(IterableDataset):
         missing = [name for name in FEATURES if name not in (stream.column_names or ())]
         if missing:
             raise ValueError(f"`stream` must have the columns {', '.join(FEATURES)}, but lacks {missing}.")
-        # Held as they are in the file, pictures of a video are small; each is decoded when it is asked for.
+        # Pictures of a video stay compressed, and each is decoded when it is needed.
         self.stream = stream.select_columns(list(FEATURES)).decode(False)
         self.shape, self.seed, self.settings = shape, seed, settings
         self.process_index, self.num_processes = process_index, num_processes
-        # Which workers' shares are through: in memory that they share, since their states end with them.
-        self._is_through = torch.zeros(stream.num_shards, dtype=torch.bool).share_memory_()
+        # Which workers have finished, in shared memory, since a worker's own state ends with it.
+        self._is_finished = torch.zeros(stream.num_shards, dtype=torch.bool).share_memory_()
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the draws, and begin anew; to be called before each epoch but the first."""
+        """Start an epoch with its order and draws; call it before each epoch except the first."""
         self.load_state_dict({"epoch": epoch, "num_shards": 0, "num_videos": 0})
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, the shards of this share that are through, and the videos of the next one."""
+        """Return the epoch, the number of finished shards, and the number of finished videos of the next shard."""
         return dict(self._state)
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on where [`state_dict`] was asked for."""
+        """Resume where [`state_dict`] was called."""
         self._state = dict(state_dict)
-        self._is_through.zero_()
+        self._is_finished.zero_()
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Raises a `ValueError` if the epoch is through already."""
+        """Yield the samples; raise a `ValueError` if the epoch is already finished."""
         state, seen, num_bad_rows = self._state, set(), 0
         worker, shards = get_worker_info(), self._own_shards()
         place = 0 if worker is None else worker.id
-        if self._is_through[place] or state["num_shards"] == len(shards):
-            raise ValueError(f"`set_epoch` must be called before the next epoch, epoch {state['epoch']} is through.")
+        if self._is_finished[place] or state["num_shards"] == len(shards):
+            raise ValueError(f"`set_epoch` must be called before the next epoch; epoch {state['epoch']} is finished.")
         for shard in shards[state["num_shards"] :]:
             for number, rows in enumerate(self._videos(shard)):
                 video_id = rows[0]["video_id"]
@@ -108,10 +108,10 @@ class FrameStream(IterableDataset):
                         num_bad_rows = 0
                 state["num_videos"] += 1
             state |= {"num_shards": state["num_shards"] + 1, "num_videos": 0}
-        self._is_through[place] = True
+        self._is_finished[place] = True
 
     def _own_shards(self) -> list[int]:
-        """Numbers of the shards that this worker of this process reads, in the order of the epoch."""
+        """Return the numbers of the shards that this worker of this process reads, in the epoch's order."""
         worker = get_worker_info()
         workers, index = (1, 0) if worker is None else (worker.num_workers, worker.id)
         shares, share = self.num_processes * workers, self.process_index * workers + index
@@ -124,9 +124,9 @@ class FrameStream(IterableDataset):
         return torch.randperm(self.stream.num_shards, generator=generator)[share::shares].tolist()
 
     def _videos(self, shard: int) -> Iterator[list[dict[str, Any]]]:
-        """The rows of one video after another."""
+        """Yield the rows of each video of a shard."""
         rows = []
-        # Taken as batches of one, since rows taken singly are shared out once more among worker processes.
+        # Batches of one, since `datasets` would divide single rows among the worker processes once more.
         for batch in self.stream.shard(self.stream.num_shards, shard).iter(batch_size=1):
             row = {name: values[0] for name, values in batch.items()}
             if rows and row["video_id"] != rows[0]["video_id"]:
@@ -137,7 +137,7 @@ class FrameStream(IterableDataset):
             yield rows
 
     def _samples(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, torch.Tensor] | None]:
-        """The samples of a video, `None` for a bad row that is skipped."""
+        """Yield the samples of a video, and `None` for each bad row that is skipped."""
         video = datasets.Dataset.from_list(rows, features=FEATURES)
         pairs = FramePairs(video, self.shape, self.seed, self.settings)
         order = torch.randperm(len(rows), generator=self._generator(rows[0]["video_id"]))
@@ -150,19 +150,16 @@ class FrameStream(IterableDataset):
                 yield None
 
     def _generator(self, *name: str | int) -> torch.Generator:
-        """The generator of what has this name in this epoch."""
+        """Return the generator of a video or frame, given by name, in this epoch."""
         digest = hashlib.sha256(repr((self._state["epoch"], *name)).encode()).digest()
         return sample_generator(self.seed, int.from_bytes(digest[:7]))
 
 
 class EndlessFrameStream(IterableDataset):
-    """The epochs of a [`FrameStream`] one after another, as `training.engine.batches` takes a stream.
+    """All epochs of a [`FrameStream`] without end, for `training.engine.batches`.
 
-    A sample's `stream_position` [3] is its epoch, and how many shards of this share, and videos of the next one, lie
-    before its video: who goes on there begins with that video anew.
-
-    Args:
-        stream (`FrameStream`): This process's share.
+    A sample's `stream_position` [3] holds its epoch and the numbers of finished shards, and of finished videos of the
+    next shard, before its video. Resuming there starts that video again.
     """
 
     def __init__(self, stream: FrameStream):
@@ -170,11 +167,11 @@ class EndlessFrameStream(IterableDataset):
         self.load_positions([])
 
     def load_positions(self, positions: list[list[int]]) -> None:
-        """Go on at these, one for each data worker, or one for no workers; at the start if there are none."""
+        """Resume at one position per data worker (one if there are no workers), or at the start if it is empty."""
         self._positions = [list(position) for position in positions]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Raises a `ValueError` if an epoch of this share has no sample."""
+        """Yield the samples; raise a `ValueError` if an epoch has no sample for this worker."""
         worker = get_worker_info()
         place = 0 if worker is None else worker.id
         epoch, num_shards, num_videos = self._positions[place] if self._positions else (0, 0, 0)
@@ -187,13 +184,13 @@ class EndlessFrameStream(IterableDataset):
                 position = [state[name] for name in ("epoch", "num_shards", "num_videos")]
                 yield sample | {"stream_position": torch.tensor(position)}
             if count == 0 and is_whole:
-                raise ValueError(f"`stream` must have a sample in every share of it, got none in epoch {epoch}.")
+                raise ValueError(f"`stream` must have a sample for every worker, got none in epoch {epoch}.")
             epoch, is_whole = epoch + 1, True
             self.stream.set_epoch(epoch)
 
 
 def take_videos(stream: datasets.IterableDataset, num_videos: int) -> datasets.Dataset:
-    """The rows of the first videos of a stream, held in memory."""
+    """Read the rows of the first videos of a stream into memory."""
     videos: dict[str, list[dict[str, Any]]] = {}
     for row in stream.select_columns(list(FEATURES)).decode(False):
         if row["video_id"] not in videos and len(videos) == num_videos:

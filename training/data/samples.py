@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Opening a prepared data set by name, and the training samples made from it."""
+"""Opening prepared data sets by name, and making training samples from them."""
 
 from pathlib import Path
 
@@ -9,27 +9,24 @@ from accelerate import Accelerator
 
 from pipeline_dreampose import DreamPosePipeline
 from training.data.frame_pairs import FramePairs, LatentShape
-from training.data.frame_stream import EndlessFrameStream, FrameStream, take_videos
+from training.data.frame_stream import FEATURES, EndlessFrameStream, FrameStream, take_videos
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
 
 
 PROCEDURAL = "procedural"
-COLUMNS = ("video_id", "frame_index", "image", "iuv")
+COLUMNS = tuple(FEATURES)
 
 
 def load_prepared(name: str, split: str, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
-    """Load one split of a prepared data set, one row a frame.
+    """Load one split of a prepared data set: one row per frame, with at least `COLUMNS`.
 
     Args:
         name (`str`): Folder of parquet files, id on the Hub, `"procedural"` or `"procedural/CONFIG"` (drawn on first
             use and kept in the cache of `datasets`).
         split (`str`): `"train"`, `"validation"` or `"test"`.
-        streaming (`bool`, *optional*, defaults to `False`): Keep nothing on the disk: read, or draw, rows as they are
-            asked for.
-    Returns:
-        `datasets.Dataset` or `datasets.IterableDataset`: With at least `video_id`, `frame_index`, `image` and `iuv`.
+        streaming (`bool`, *optional*, defaults to `False`): Read or draw rows as they are needed; store nothing.
     Raises:
         ValueError: If `name` names no data set or a column is missing.
     """
@@ -37,7 +34,7 @@ def load_prepared(name: str, split: str, streaming: bool = False) -> datasets.Da
     if family == PROCEDURAL and not Path(name).exists():
         known = sorted(ProceduralFashion.builder_configs)
         if config_name and config_name not in known:
-            raise ValueError(f"The data set must be one of {known} behind `{PROCEDURAL}/`, got {config_name!r}.")
+            raise ValueError(f"The data set must be one of {known} after `{PROCEDURAL}/`, got {config_name!r}.")
         config_name = config_name or ProceduralFashion.DEFAULT_CONFIG_NAME
         if streaming:
             return ProceduralFashion(config_name=config_name).as_streaming_dataset(split=split)
@@ -59,14 +56,14 @@ def load_prepared(name: str, split: str, streaming: bool = False) -> datasets.Da
 def open_samples(
     name: str, shape: LatentShape, seed: int, settings: PairSettings, keeps_poses: bool = True
 ) -> FramePairs:
-    """The training split, read and encoded as samples are asked for; arguments are those of `FramePairs`."""
+    """Open the training split as samples; the arguments are those of `FramePairs`."""
     return FramePairs(load_prepared(name, "train"), shape, seed, settings, keeps_poses)
 
 
 def open_stream(
     accelerator: Accelerator, name: str, shape: LatentShape, seed: int, settings: PairSettings
 ) -> EndlessFrameStream:
-    """This process's share of the training split, streamed; arguments are those of `FrameStream`."""
+    """Open this process's part of the streamed training split; the arguments are those of `FrameStream`."""
     place = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
     return EndlessFrameStream(FrameStream(load_prepared(name, "train", True), shape, seed, settings, **place))
 
@@ -74,7 +71,7 @@ def open_stream(
 def open_held_out(
     name: str, shape: LatentShape, seed: int, settings: PairSettings, streaming: bool, num_videos: int
 ) -> FramePairs:
-    """The validation split; of a stream, the first `num_videos` videos."""
+    """Open the validation split; if streaming, only its first `num_videos` videos, held in memory."""
     rows = load_prepared(name, "validation", streaming)
     return FramePairs(take_videos(rows, num_videos) if streaming else rows, shape, seed, settings, keeps_poses=False)
 
@@ -82,14 +79,10 @@ def open_held_out(
 def cache_samples(
     accelerator: Accelerator, pipeline: DreamPosePipeline, samples: FramePairs, folder: str, train_image_encoder: bool
 ) -> LatentFramePairs:
-    """The same samples from a latent cache, of which the processes make what is missing.
+    """Return the same samples from a latent cache; all processes together encode what it lacks.
 
-    Args:
-        accelerator (`Accelerator`): Its processes share the work and wait for each other.
-        pipeline (`DreamPosePipeline`): Has the encoders.
-        samples (`FramePairs`): What is encoded.
-        folder (`str`): Of caches.
-        train_image_encoder (`bool`): Whether the image encoder's input is kept, since its output changes.
+    The cache is `folder` or a folder in it. With `train_image_encoder` it keeps the image encoder's input, since the
+    output changes.
     """
     encoders = FrameEncoders(pipeline.vae, pipeline.image_encoder, pipeline.feature_extractor, train_image_encoder)
     place = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
