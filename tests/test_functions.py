@@ -1,4 +1,4 @@
-"""The functions that sampling and training share, against values worked out by hand."""
+"""The functions that sampling and training share, checked against values computed by hand."""
 
 import inspect
 import re
@@ -47,7 +47,7 @@ def picture(rows):
 def test_iuv_to_pose_map_reads_u_from_green_and_v_from_red():
     iuv = picture([[(51, 102, 1), (255, 0, 24)], [(255, 255, 0), (0, 204, 7)]])
     u, v = iuv_to_pose_map(iuv)
-    assert torch.equal(u, torch.tensor([[102.0, 0.0], [0.0, 204.0]]) / 255)  # the background is zero whatever it says
+    assert torch.equal(u, torch.tensor([[102.0, 0.0], [0.0, 204.0]]) / 255)  # the background is always zero
     assert torch.equal(v, torch.tensor([[51.0, 255.0], [0.0, 0.0]]) / 255)
     assert torch.equal(iuv_to_pose_map(np.array(iuv)), iuv_to_pose_map(iuv))
     assert u.dtype == torch.float32
@@ -66,7 +66,7 @@ def test_iuv_to_pose_map_reads_u_from_green_and_v_from_red():
         (torch.zeros(4, 4, 3), "8 bit array.*Tensor"),
     ],
 )
-def test_iuv_to_pose_map_refuses(image, message):
+def test_iuv_to_pose_map_refuses_other_images(image, message):
     with pytest.raises(ValueError, match=message):
         iuv_to_pose_map(image)
 
@@ -80,13 +80,12 @@ def test_fit_image_of_the_right_size_changes_nothing():
     assert pixel_values.shape == (3, 6, 4) and pixel_values.dtype == torch.float32
     levels = (pixel_values + 1) * 127.5
     assert torch.allclose(levels, torch.from_numpy(values).permute(2, 0, 1).float(), atol=1e-4)
-    assert (
-        fit_image(picture([[(0, 0, 0)]]), 1, 1).eq(-1).all() and fit_image(picture([[(255,) * 3]]), 1, 1).eq(1).all()
-    )
+    for level, value in ((0, -1), (255, 1)):
+        assert fit_image(picture([[(level,) * 3]]), 1, 1).eq(value).all()
 
 
 def test_fit_image_continues_the_borders():
-    photo = picture([[(255, 0, 0), (0, 0, 255)]])  # 1 x 2 in 4 x 2: one row of four, the second of them
+    photo = picture([[(255, 0, 0), (0, 0, 255)]])  # 1 x 2 in 4 x 2 fills the second of four rows
     red = fit_image(photo, 4, 2)[0]
     assert torch.equal(red, torch.tensor([[1.0, -1.0]] * 4))
     red = fit_image(photo.transpose(Image.Transpose.TRANSPOSE), 2, 5)[0]
@@ -111,7 +110,7 @@ def test_fit_image_takes_arrays_and_tensors_in_both_scales():
 
 
 def test_fit_image_converts_modes():
-    white = fit_image(picture([[(0, 0, 0, 0)]]), 1, 1)  # transparent black lies over white
+    white = fit_image(picture([[(0, 0, 0, 0)]]), 1, 1)  # transparent black becomes white
     assert white.eq(1).all()
     half = fit_image(picture([[(0, 0, 0, 128)]]), 1, 1)
     assert torch.allclose(half, torch.full((3, 1, 1), 127 / 127.5 - 1))
@@ -126,7 +125,7 @@ def test_fit_image_converts_modes():
     assert torch.equal(fit_image(turned, 2, 1)[0].flatten(), torch.tensor([1.0, -1.0]))
 
 
-def test_fit_image_refuses(tmp_path):
+def test_fit_image_refuses_unreadable_and_wrong_images(tmp_path):
     get_dummy_image(height=200, width=200).save(tmp_path / "whole.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
     with pytest.raises(ValueError, match="`image` must be readable.*broken.png"):
@@ -146,7 +145,7 @@ def test_fit_image_refuses(tmp_path):
 # fit_pose_maps, resize_pose_maps, pose_window
 
 
-def test_fit_pose_maps_puts_nobody_around():
+def test_fit_pose_maps_pads_with_zeros():
     maps = torch.tensor([[[[0.25, 0.5]], [[0.75, 1.0]]]])  # one frame of 1 x 2
     fitted = fit_pose_maps(maps, 4, 2)
     assert torch.equal(fitted[0, 0], torch.tensor([[0, 0], [0.25, 0.5], [0, 0], [0, 0]]))
@@ -183,7 +182,7 @@ def test_pose_window_by_hand():
     assert pose_window(maps[:1], 0).shape == (10, 1, 1)
 
 
-def test_pose_functions_refuse():
+def test_pose_functions_refuse_wrong_input():
     maps = torch.zeros(3, 2, 4, 4)
     for function in (fit_pose_maps, resize_pose_maps):
         with pytest.raises(ValueError, match=r"`pose_maps`.*\(2, 4, 4\)"):
@@ -208,7 +207,7 @@ def test_encode_reference_is_clip_of_the_whole_canvas_and_the_posterior_mean():
     photo = get_dummy_image()
     with torch.no_grad():
         embeds, latents = encode_reference(fit_image(photo, HEIGHT, WIDTH)[None], vae, encoder, extractor)
-        # transformers' own processor squeezes to a square too, since its centre crop is off
+        # transformers' processor also squeezes to a square, since its centre crop is off
         expected = encoder(**extractor(images=photo, return_tensors="pt"))
         pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None] / 255 * 2 - 1
         mean = vae.encode(pixels).latent_dist.mean
@@ -228,8 +227,8 @@ def test_clip_pixel_values_by_hand():
 
 
 @pytest.mark.parametrize("height, width", [(640, 512), (512, 640), (448, 448)])
-def test_a_feature_extractor_that_crops_sees_the_middle_alone(height, width):
-    """As transformers' own processor does it: these are the sizes of the method, at which it crops whole pixels."""
+def test_a_feature_extractor_that_crops_sees_only_the_middle(height, width):
+    """The crop equals that of transformers' processor at the method's sizes, where it crops whole pixels."""
     extractor = CLIPImageProcessor(size={"shortest_edge": 224}, crop_size=224)
     photo = get_dummy_image(0, height, width)
     cropped = clip_pixel_values(fit_image(photo, height, width)[None], 224, extractor)
@@ -239,7 +238,7 @@ def test_a_feature_extractor_that_crops_sees_the_middle_alone(height, width):
     assert torch.equal(whole, cropped) == (height == width)
 
 
-def test_encode_reference_maps_the_image_range_for_the_vae_alone():
+def test_encode_reference_maps_the_image_range_only_for_the_vae():
     components = get_dummy_components()
     parts = components["vae"], components["image_encoder"], components["feature_extractor"]
     pixel_values = fit_image(get_dummy_image(), HEIGHT, WIDTH)[None]
@@ -251,7 +250,7 @@ def test_encode_reference_maps_the_image_range_for_the_vae_alone():
     assert torch.allclose(other_latents, expected, atol=1e-5) and not torch.allclose(other_latents, latents, atol=1e-3)
 
 
-def test_training_reaches_the_encoders_through_encode_reference():
+def test_gradients_reach_the_encoders_through_encode_reference():
     components = get_dummy_components()
     vae, encoder, adapter = components["vae"], components["image_encoder"], components["adapter"]
     pixel_values = torch.stack([fit_image(get_dummy_image(seed), HEIGHT, WIDTH) for seed in range(2)])
@@ -265,7 +264,7 @@ def test_training_reaches_the_encoders_through_encode_reference():
 # DreamPoseAdapter
 
 
-def test_a_new_adapter_passes_the_clip_tokens_through_exactly():
+def test_a_new_adapter_returns_the_clip_tokens_unchanged():
     torch.manual_seed(0)
     adapter = DreamPoseAdapter()
     assert adapter.vae_projection.weight.shape == (768, 1280) and adapter.token_mixer.weight.shape == (50, 54)
@@ -308,9 +307,7 @@ def test_adapter_saves_and_loads(tmp_path):
 @pytest.mark.parametrize("documented", [DreamPosePipeline, DreamPoseAdapter])
 def test_class_docstrings_list_the_arguments_of_init(documented):
     section = inspect.cleandoc(documented.__doc__).split("Args:\n")[1]
-    names = [
-        line.split(" (")[0].strip() for line in section.splitlines() if line.startswith("    ") and line[4] != " "
-    ]
+    names = re.findall(r"^    (\w+) \(", section, re.MULTILINE)
     assert names == list(inspect.signature(documented.__init__).parameters)[1:]
 
 

@@ -1,4 +1,4 @@
-"""Every route by which the pipeline is loaded and saved: which file runs, and the same pixels out of it."""
+"""Every way to load and save the pipeline: which file runs, and that it gives the same pixels."""
 
 import json
 import os
@@ -23,11 +23,11 @@ from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, get_unet
 
 SOURCE = Path(pipeline_dreampose.__file__)
 MIRROR = "datasets/diffusers/community-pipelines-mirror"
-BASE = "models/someone/base"  # a repository with code of its own, put there file by file
+BASE = "models/someone/base"  # a repository that holds its own code
 PUSHED = "models/someone/pushed"
 
-# Both run where nothing of the project can be imported, no module is cached and no library but those that diffusers
-# and transformers need is found.
+# Two fresh processes run the routes below. They cannot import the project, their module cache is empty, and they find
+# only the libraries that diffusers and transformers need.
 HIDDEN_LIBRARIES = ("accelerate", "av", "datasets", "peft", "torchmetrics", "skimage", "tests", "training")
 PREAMBLE = """
 import json
@@ -57,7 +57,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
 from PIL import Image
 
-# PyPI is asked which versions there are, and HF_ENDPOINT does not lead that question elsewhere
+# diffusers asks PyPI for its versions, and HF_ENDPOINT does not redirect that request
 dynamic_modules_utils.get_diffusers_versions = lambda: [diffusers.__version__]
 torch.set_num_threads({num_threads})
 work = Path({work!r})
@@ -107,7 +107,7 @@ pipe.push_to_hub("someone/pushed")
 """
 
 HUB_ROUTES = """
-# A cache for each route, all empty: what one of them fetched would change which file another runs.
+# Each route has its own empty cache, since a cached file of one route could change which file another one runs.
 load = DiffusionPipeline.from_pretrained
 cache = iter([{"cache_dir": str(work / f"cache_{number}")} for number in range(9)])
 run("community_hub", load("someone/base", custom_pipeline="dreampose", **trust, **next(cache)))
@@ -125,7 +125,7 @@ run("import_folder", DreamPosePipeline.from_pretrained(work / "saved"))
 
 GIT, LOCAL = "diffusers_modules.git.dreampose", "diffusers_modules.local"
 STORED_ADAPTER = f"{LOCAL}.dreampose_adapter"
-# The modules that the classes of the pipeline and of the adapter come from, by route.
+# The modules of the pipeline's and the adapter's class, by route.
 ROUTES = {
     "folder": (f"{LOCAL}.pipeline_dreampose", STORED_ADAPTER),
     "folder_again": (f"{LOCAL}.pipeline_dreampose", STORED_ADAPTER),
@@ -144,7 +144,7 @@ SAVING_ROUTES = ("folder", "file", "community", "hub", "import_hub")
 
 
 def run_fresh(code, work, hub, name, hidden=HIDDEN_LIBRARIES):
-    """Run code in a process of its own with an empty home for whatever the libraries keep; some it does not find."""
+    """Run code in a fresh process with an empty Hugging Face home and without the `hidden` libraries."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= hub.environment | {"HF_HOME": str(work / f"home_{name}")}
     preamble = PREAMBLE.format(work=str(work), hidden=hidden, num_threads=torch.get_num_threads())
@@ -156,7 +156,7 @@ def run_fresh(code, work, hub, name, hidden=HIDDEN_LIBRARIES):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder of saved pipelines and inputs."""
+    """A folder with saved pipelines and inputs."""
     work = tmp_path_factory.mktemp("work")
     pipe, inputs = get_dummy_pipeline(), get_dummy_inputs()
     pipe.save_pretrained(work / "saved")
@@ -168,7 +168,7 @@ def work(tmp_path_factory):
         (work / folder).mkdir()
     shutil.copy(SOURCE, work / "elsewhere")
 
-    # Stable Diffusion as anybody has it: no code, no adapter, no image encoder, a UNet that takes latents alone
+    # plain Stable Diffusion: no code, no adapter, no image encoder, and a UNet whose input is only latents
     ours = shutil.ignore_patterns("*.py", "adapter", "image_encoder", "feature_extractor", "unet")
     shutil.copytree(work / "saved", work / "stable_diffusion", ignore=ours)
     get_unet(in_channels=4).save_pretrained(work / "stable_diffusion" / "unet")
@@ -189,7 +189,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def facts(work, hub):
-    """What both fresh processes say; the second sees nothing of the first but what it pushed."""
+    """The facts that both fresh processes report; all that the second sees of the first is what it pushed."""
     facts = run_fresh(LOCAL_ROUTES, work, hub, "local")
     hub.commit(BASE, files_of(work / "saved"))
     facts |= run_fresh(HUB_ROUTES, work, hub, "hub")
@@ -201,7 +201,7 @@ def files_of(folder):
 
 
 def without_origins(files):
-    """Files of a pipeline, less the place where diffusers notes that a model was loaded from."""
+    """Files of a pipeline, without the `_name_or_path` that diffusers adds to configs."""
     parsed = {path: json.loads(content) for path, content in files.items() if path.endswith(".json")}
     for path, config in parsed.items():
         assert "diffusers_modules" not in json.dumps(config), path
@@ -226,7 +226,7 @@ def test_every_route_saves_the_same_folder(work, facts, route):
 @pytest.mark.slow
 def test_the_community_file_comes_from_the_mirror(facts, hub):
     asked = {path for path in hub.paths("HEAD") if path.startswith(f"/{MIRROR}/")}
-    folders = (f"v{diffusers.__version__}", "main")  # of the installed release, and of `custom_revision="main"`
+    folders = (f"v{diffusers.__version__}", "main")  # for the installed release, and for `custom_revision="main"`
     assert asked == {f"/{MIRROR}/resolve/main/{folder}/dreampose.py" for folder in folders}
 
 
@@ -330,7 +330,7 @@ def test_layers_of_peft_are_not_saved(tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_saving_to_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="`save_directory` must be a folder"):
         get_dummy_pipeline().save_config(tmp_path / "file")

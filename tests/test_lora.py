@@ -1,4 +1,4 @@
-"""Subjects: a LoRA of UNet, adapter and VAE in one file, attached, switched, merged and taken off again."""
+"""Subjects (LoRAs of UNet, adapter and VAE in one file): attached, switched, fused, saved and unloaded."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ def render(pipe):
 
 
 def merged_by_hand(*files_and_weights):
-    """A pipeline whose weights are `W + weight * alpha / rank * B A`, computed here."""
+    """A pipeline with the weights `W + weight * alpha / rank * B A`."""
     pipe = get_dummy_pipeline()
     for file, weight in files_and_weights:
         state_dict = load_file(file / FILE)
@@ -87,7 +87,7 @@ def test_unloading_restores_every_bit(subjects):
 
 
 def test_two_subjects_on_one_base(subjects):
-    """One of them has no VAE, so the other's must not show through."""
+    """One subject has no VAE weights, so the other one's must not be active with it."""
     alone = {}
     for name in ("anna", "bert"):
         pipe = get_dummy_pipeline()
@@ -97,7 +97,7 @@ def test_two_subjects_on_one_base(subjects):
     plain = render(pipe)
     for name in ("anna", "bert"):
         pipe.load_lora_weights(subjects / name, adapter_name=name)
-    assert torch.equal(render(pipe), alone["bert"]), "the one loaded last is active"
+    assert torch.equal(render(pipe), alone["bert"]), "the subject loaded last is active"
     pipe.set_adapters("anna")
     assert torch.equal(render(pipe), alone["anna"])
     pipe.set_adapters("bert")
@@ -145,7 +145,7 @@ def test_fusing_and_unfusing(subjects):
     torch.testing.assert_close(render(pipe), plain, atol=1e-4, rtol=0)
 
 
-def test_saving_wants_the_subject_fused_and_unloaded(subjects, tmp_path):
+def test_saving_requires_the_subject_to_be_fused_and_unloaded(subjects, tmp_path):
     pipe = get_dummy_pipeline()
     pipe.load_lora_weights(subjects / "anna")
     attached = render(pipe)
@@ -174,8 +174,8 @@ def test_empty_layers_of_peft_are_not_saved_either(subjects, tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
 
 
-def test_sources(subjects, monkeypatch, tmp_path):
-    """A folder, a file, weights, and once it is in the cache a Hub repository: all without a connection."""
+def test_a_subject_is_read_from_a_folder_a_file_weights_and_the_cache(subjects, monkeypatch, tmp_path):
+    """None of them needs a connection, once a Hub repository is in the cache."""
     cache = {"cache_dir": tmp_path}
     with Hub() as hub:
         hub.commit("models/someone/anna", {FILE: (subjects / "anna" / FILE).read_bytes()})
@@ -205,7 +205,7 @@ def test_sources(subjects, monkeypatch, tmp_path):
         assert read.keys() == fetched.keys() and all(torch.equal(read[key], fetched[key]) for key in read), source
 
 
-def test_metadata(subjects, caplog):
+def test_metadata_is_stored_and_another_base_model_is_a_warning(subjects, caplog):
     with safe_open(subjects / "anna" / FILE, "pt") as file:
         stored = json.loads(file.metadata()["lora_adapter_metadata"])
     assert stored["dreampose.base_model"] == "someone/base" and stored["vae.lora_alpha"] == ALPHA
@@ -249,7 +249,7 @@ def test_half_precision(subjects):
 
 
 def test_another_shape_is_one_error_and_changes_nothing(tmp_path, caplog):
-    """Before it both models are named, if they are known: the reason is there."""
+    """A warning before the error names both base models, if they are known."""
     save_subject(tmp_path, 1, base_model="someone/base")
     weights = load_file(tmp_path / FILE)
     key = "vae.decoder.conv_out.lora_A.weight"
@@ -270,7 +270,7 @@ def test_another_shape_is_one_error_and_changes_nothing(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"),
+    "weights, message",
     [
         ({}, "got no weights"),
         ({"text_encoder.layer.lora_A.weight": torch.zeros(2, 4)}, "got text_encoder.layer.lora_A.weight"),
@@ -278,25 +278,26 @@ def test_another_shape_is_one_error_and_changes_nothing(tmp_path, caplog):
         ({"adapter.token_mixer.weight": torch.zeros(5, 9)}, "got adapter.token_mixer.weight"),
     ],
 )
-def test_weights_of_something_else(weights, message):
+def test_weights_of_something_else_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         get_dummy_pipeline().load_lora_weights(weights)
 
 
 @pytest.mark.parametrize("name", ["a", "my.subject", "lora"])
-def test_names_that_peft_mistakes_for_keys(subjects, name):
+def test_names_that_peft_mistakes_for_keys_are_refused(subjects, name):
     with pytest.raises(ValueError, match="`adapter_name` must have two letters or more, no dots"):
         get_dummy_pipeline().load_lora_weights(subjects / "anna", adapter_name=name)
 
 
-def test_files_and_names_that_cannot_be(subjects, tmp_path):
+def test_wrong_files_and_names_are_refused(subjects, tmp_path):
     pipe = get_dummy_pipeline()
     (tmp_path / FILE).write_bytes(b"no safetensors")
     with pytest.raises(ValueError, match="`pretrained_model_name_or_path_or_dict` must be safetensors"):
         pipe.load_lora_weights(tmp_path)
     with pytest.raises(ValueError, match="`weight_name` must name a safetensors file"):
         pipe.load_lora_weights(tmp_path, weight_name="weights.bin")
-    save_file(load_file(subjects / "anna" / FILE), tmp_path / FILE)  # no metadata: rank from shapes, alpha = rank
+    # without metadata, the rank comes from the shapes and alpha equals the rank
+    save_file(load_file(subjects / "anna" / FILE), tmp_path / FILE)
     pipe.load_lora_weights(tmp_path, adapter_name="anna")
     assert pipe.unet.peft_config["anna"].r == RANK
     with pytest.raises(ValueError, match="`adapter_name` must be new unless `hotswap=True`; 'anna' is attached"):

@@ -1,4 +1,4 @@
-"""Whatever diffusers offers to save memory or time changes where and how the models run, never the video."""
+"""The ways in which diffusers saves memory or time do not change the video."""
 
 import subprocess
 import sys
@@ -34,13 +34,13 @@ def test_group_offload_changes_nothing(expected, offload_type):
 
 def test_sequential_offload_changes_nothing(expected):
     pipe = get_dummy_pipeline()
-    # What `enable_sequential_cpu_offload` does; that calls the device "cpu:0", which accelerate takes for another one
+    # `enable_sequential_cpu_offload` does the same, but with "cpu:0", which accelerate takes for another device
     for model in pipe.components.values():
         if isinstance(model, torch.nn.Module):
             cpu_offload(model, torch.device("cpu"), offload_buffers=len(model._parameters) > 0)
     assert {parameter.device.type for parameter in pipe.unet.parameters()} == {"meta"}
     assert torch.equal(render(pipe, chunk_size=2), expected)
-    assert torch.equal(render(pipe, chunk_size=2), expected), "a second call finds its models again"
+    assert torch.equal(render(pipe, chunk_size=2), expected), "a second call also works"
 
 
 def test_slices_and_tiles_stay_near(expected):
@@ -48,7 +48,7 @@ def test_slices_and_tiles_stay_near(expected):
     pipe.enable_attention_slicing()
     pipe.vae.enable_slicing()
     torch.testing.assert_close(render(pipe, chunk_size=2), expected, atol=1e-5, rtol=0)
-    pipe.vae.enable_tiling()  # no tile is smaller than these pictures
+    pipe.vae.enable_tiling()  # these pictures fit into one tile
     torch.testing.assert_close(render(pipe, chunk_size=2), expected, atol=1e-5, rtol=0)
 
 
@@ -89,16 +89,15 @@ def test_an_int8_unet_stays_near(expected, tmp_path):
     get_dummy_pipeline().save_pretrained(tmp_path)
     quantization_config = PipelineQuantizationConfig(quant_mapping={"unet": TorchAoConfig(Int8WeightOnlyConfig())})
     pipe = DreamPosePipeline.from_pretrained(tmp_path, quantization_config=quantization_config)
-    assert {type(layer.weight).__name__ for layer in pipe.unet.modules() if isinstance(layer, torch.nn.Linear)} == {
-        "Int8Tensor"
-    }
+    linear = [layer for layer in pipe.unet.modules() if isinstance(layer, torch.nn.Linear)]
+    assert {type(layer.weight).__name__ for layer in linear} == {"Int8Tensor"}
     difference = (render(pipe, chunk_size=2) - expected).abs()
     assert 0 < difference.mean() < 0.01 and difference.max() < 0.05
 
 
 @pytest.mark.slow
-def test_peak_memory_grows_by_the_finished_frames_alone():
-    """In a process of its own, whose peak is that of the pipeline."""
+def test_peak_memory_grows_only_by_the_finished_frames():
+    """Runs in its own process, so that its peak memory is the pipeline's."""
     script = """
 import resource
 import torch
@@ -117,6 +116,6 @@ print(peak_mb(16), peak_mb(272))
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     few, many = map(float, result.stdout.split())
-    # 256 more frames of 3 channels, their maps of 2 as given and as fitted, 4 bytes each; and the frames stacked once.
+    # each frame: 3 channels, twice due to stacking, and 2 channels of pose map, as given and as fitted; 4 bytes each
     per_frame = 64 * 48 * 4 * (2 * 3 + 2 * 2) / 2**20
     assert many - few < 256 * per_frame + 16, (few, many)

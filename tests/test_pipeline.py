@@ -1,4 +1,4 @@
-"""The pipeline's behaviour, first of all against the method written out from the paper."""
+"""The pipeline: the method of the paper, inputs and outputs, chunks, callbacks, and refused input."""
 
 from contextlib import contextmanager
 from unittest import mock
@@ -36,7 +36,7 @@ SCHEDULERS = [scheduler.name for scheduler in KarrasDiffusionSchedulers if sched
 
 @pytest.fixture(scope="module")
 def shared_pipe():
-    """One pipeline for the tests that leave it as it is."""
+    """One pipeline for all tests that do not change it."""
     return get_dummy_pipeline()
 
 
@@ -46,7 +46,7 @@ def seeded(seed=0):
 
 @contextmanager
 def unet_inputs(pipe):
-    """What the UNet is given while the block runs: `(sample, encoder_hidden_states)` of each forward."""
+    """Record `(sample, encoder_hidden_states)` of each call of the UNet while the block runs."""
     seen = []
 
     def record(module, args, kwargs):
@@ -61,7 +61,7 @@ def unet_inputs(pipe):
 
 @contextmanager
 def scheduler_of(pipe, scheduler):
-    """Lend another scheduler to a shared pipeline."""
+    """Replace the scheduler of a shared pipeline while the block runs."""
     previous, pipe.scheduler = pipe.scheduler, scheduler
     try:
         yield
@@ -75,7 +75,7 @@ def difference(a, b):
 
 @torch.no_grad()
 def reference_video(components, photo, iuvs, s_i, s_p, num_steps, seed):
-    """The whole method as the paper tells it, frame by frame, with none of the pipeline's own code."""
+    """The whole method of the paper, frame by frame, without the pipeline's code."""
     vae, unet, adapter, scheduler = (components[name] for name in ("vae", "unet", "adapter", "scheduler"))
 
     def encode(picture):
@@ -89,7 +89,7 @@ def reference_video(components, photo, iuvs, s_i, s_p, num_steps, seed):
 
     c_i, photo_latents = encode(photo)
     no_image, _ = encode(Image.new("RGB", photo.size))
-    iuvs = [torch.from_numpy(np.array(iuv)[::2, ::2].copy()) for iuv in iuvs]  # nearest to latent size
+    iuvs = [torch.from_numpy(np.array(iuv)[::2, ::2].copy()) for iuv in iuvs]  # nearest neighbour, to latent size
     poses = [torch.stack([iuv[..., 1], iuv[..., 0]]) / 255 * (iuv[..., 2] > 0) for iuv in iuvs]
     noise = torch.randn(photo_latents.shape, generator=seeded(seed))
     frames = []
@@ -115,7 +115,7 @@ def reference_video(components, photo, iuvs, s_i, s_p, num_steps, seed):
 SCALES = [(0, 0), (1, 1), (1, 0), (0, 1), (1, 2), (2, 2), (2, 1.5), (8, 3)]
 
 
-# Every pair of scales on two frames; those of one, two and three branches on other lengths and chunks.
+# Every pair of scales with two frames; one, two and three branches also with other lengths and chunks.
 @pytest.mark.parametrize(
     "s_i, s_p, num_frames, chunk_size",
     [(*scales, 2, 1) for scales in SCALES]
@@ -163,13 +163,12 @@ def test_photo_pose_neighbours_scales_and_seed_all_matter(shared_pipe):
         changed = {**get_dummy_inputs(), "output_type": "latent", name: value}
         frames = shared_pipe(**changed).frames
         assert difference(frames[:, :3], latents[:, :3]) > 1e-3, name
-        if name == "pose_maps":  # two frames away is as far as a window reaches
+        if name == "pose_maps":  # a window reaches two frames to each side
             assert all(difference(frames[:, i], latents[:, i]) > 1e-4 for i in range(3))
             assert difference(frames[:, 3:], latents[:, 3:]) < 1e-5
 
 
 def test_other_sizes_channels_and_windows():
-    """Nothing is tied to four latent channels, five poses or one size."""
     components = get_dummy_components(latent_channels=8, pose_radius=1)
     pipe = get_dummy_pipeline(**components)
     assert pipe.pose_radius == 1
@@ -198,18 +197,17 @@ def test_scales_of_one_are_the_fully_conditioned_prediction(shared_pipe):
         predicted = shared_pipe.predict_noise(latents, t, windows, states, None, branches)
         assert difference(predicted, expected) < 1e-6
         branches = [(0.0, False, False), (0.0, True, False), (1.0, True, True)]
-        assert (
-            difference(shared_pipe.predict_noise(latents, t, windows, states, null_states, branches), expected) < 1e-6
-        )
+        predicted = shared_pipe.predict_noise(latents, t, windows, states, null_states, branches)
+        assert difference(predicted, expected) < 1e-6
     for s_i, s_p in [(0, 0), (1, 0), (0.3, 0.7), (8, 3)]:
         assert sum(weight for weight, _, _ in shared_pipe.guidance_branches(s_i, s_p)) == pytest.approx(1)
 
 
-def test_reference_is_encoded_once_a_video(shared_pipe):
+def test_reference_is_encoded_once_per_video(shared_pipe):
     with mock.patch.object(shared_pipe.vae, "encode", wraps=shared_pipe.vae.encode) as encode:
         shared_pipe(**get_dummy_inputs(), chunk_size=1, image_guidance_scale=1.0)
         assert encode.call_count == 1
-        shared_pipe(**get_dummy_inputs(), chunk_size=1)  # the null image is encoded as well
+        shared_pipe(**get_dummy_inputs(), chunk_size=1)  # and the null image
         assert encode.call_count == 3
         shared_pipe(**{**get_dummy_inputs(), "image": [get_dummy_image(i) for i in range(3)]}, chunk_size=1)
         assert encode.call_count == 3 + 4
@@ -232,7 +230,7 @@ def test_image_range_and_pose_range_are_those_of_converted_weights():
         assert difference(plain.decode_latents(latents), (decoded / 2 + 0.5).clamp(0, 1)) < 1e-6
 
 
-# Batches, chunks, frames
+# Batches, chunks and frames
 
 
 def test_batch_equals_singles(shared_pipe):
@@ -255,29 +253,16 @@ def test_images_and_poses_in_every_form(shared_pipe):
     maps = torch.stack([iuv_to_pose_map(iuv) for iuv in iuvs])
     expected = shared_pipe(images, iuvs, generator=seeded(), **settings).frames
     array = np.stack([np.array(image) for image in images])
-    for form in (
-        array,
-        array / 255,
-        torch.from_numpy(array).permute(0, 3, 1, 2),
-        [array[0], images[1]],
-        tuple(images),
-    ):
+    tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
+    for form in (array, array / 255, tensor, [array[0], images[1]], tuple(images)):
         frames = shared_pipe(form, iuvs, generator=seeded(), **settings).frames
         assert difference(frames, expected) < 1e-6
-    batched = maps.expand(2, -1, -1, -1, -1)
-    for form in (
-        maps,
-        maps.numpy(),
-        maps.double(),
-        batched,
-        batched.numpy(),
-        [iuvs, iuvs],
-        [np.array(i) for i in iuvs],
-    ):
+    batched, arrays = maps.expand(2, -1, -1, -1, -1), [np.array(iuv) for iuv in iuvs]
+    for form in (maps, maps.numpy(), maps.double(), batched, batched.numpy(), [iuvs, iuvs], arrays):
         frames = shared_pipe(images, form, generator=seeded(), **settings).frames
         assert difference(frames, expected) < 1e-6
     one = shared_pipe(images[0], iuvs, generator=seeded(), **settings).frames
-    for form in (array[0], array[:1], torch.from_numpy(array[0]).permute(2, 0, 1), [images[0]], [[images[0]]]):
+    for form in (array[0], array[:1], tensor[0], [images[0]], [[images[0]]]):
         assert difference(shared_pipe(form, iuvs, generator=seeded(), **settings).frames, one) < 1e-6
 
 
@@ -322,10 +307,10 @@ def test_frame_indices_give_the_same_frames_of_the_whole_video(shared_pipe):
             assert difference(frames, whole[:, list(indices)]) < 1e-5
 
 
-# Randomness and start
+# Random numbers and start latents
 
 
-def test_generator_decides(shared_pipe):
+def test_the_generator_decides_the_result(shared_pipe):
     assert torch.equal(shared_pipe(**get_dummy_inputs()).frames, shared_pipe(**get_dummy_inputs()).frames)
     torch.manual_seed(0)
     free = {**get_dummy_inputs(), "generator": None}
@@ -347,10 +332,10 @@ def test_latents_replace_the_start(shared_pipe):
 
 
 @pytest.mark.parametrize("name, num_steps", [*((name, 2) for name in SCHEDULERS), ("PNDMScheduler", 5)])
-def test_every_scheduler_runs_and_forgets_between_chunks(shared_pipe, name, num_steps):
+def test_every_scheduler_runs_and_is_reset_between_chunks(shared_pipe, name, num_steps):
     config = shared_pipe.scheduler.config
     config = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule")}
-    if name == "PNDMScheduler":  # its Runge-Kutta steps, which Stable Diffusion skips, need more than two
+    if name == "PNDMScheduler":  # Stable Diffusion skips its Runge-Kutta steps, which need more than two
         config["skip_prk_steps"] = num_steps == 2
     settings = {"num_inference_steps": num_steps, "image_guidance_scale": 1.0, "pose_guidance_scale": 1.0}
     frames = []
@@ -373,7 +358,7 @@ def test_stochastic_steps_are_seeded_frame_by_frame(shared_pipe, algorithm_type)
     assert (difference(first, second) > 1e-2) == is_stochastic == (difference(second, third) > 1e-2)
 
 
-# What comes out
+# Output and settings
 
 
 def test_output_types(shared_pipe):
@@ -433,9 +418,8 @@ def test_safety_checker_sees_every_frame():
     torch.manual_seed(0)
     tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     vision = {**tower, "image_size": 8, "patch_size": 4}
-    checker = StableDiffusionSafetyChecker(
-        CLIPConfig(text_config=tower, vision_config=vision, projection_dim=8)
-    ).eval()
+    config = CLIPConfig(text_config=tower, vision_config=vision, projection_dim=8)
+    checker = StableDiffusionSafetyChecker(config).eval()
     pipe = get_dummy_pipeline(safety_checker=checker)
     for threshold, flagged in ((2.0, False), (-2.0, True)):
         checker.concept_embeds_weights.data.fill_(threshold)
@@ -444,7 +428,7 @@ def test_safety_checker_sees_every_frame():
     assert pipe(**{**get_dummy_inputs(), "output_type": "latent"}).nsfw_content_detected is None
 
 
-# Callbacks, progress, interruption
+# Callbacks, progress and interruption
 
 
 def test_callback_never_sees_padding(shared_pipe):
@@ -535,7 +519,7 @@ def test_scales_that_a_callback_sets_hold_until_the_end_of_the_chunk(shared_pipe
     call = {"num_inference_steps": 3, "callback_on_step_end": callback}
     with unet_inputs(shared_pipe) as seen:
         frames = shared_pipe(**inputs, **call, chunk_size=3).frames
-    batches = {2.0: 3 * 3, 1.0: 3}  # three branches of three frames, or the one that is not guided
+    batches = {2.0: 3 * 3, 1.0: 3}  # three branches of three frames, or one branch
     assert [len(args[0]) for args in seen] == [batches[before[0]], batches[after[0]], batches[after[0]]] * 2
     assert torch.allclose(frames, shared_pipe(**{**inputs, "generator": seeded()}, **call).frames, atol=1e-5)
 
@@ -606,7 +590,7 @@ def wrong_inputs():
     yield "pose_maps", [[iuv], [iuv, iuv]], r"`pose_maps` must hold equally many frames.*\[1, 2\]"
 
 
-@pytest.mark.parametrize("name, value, message", wrong_inputs())
+@pytest.mark.parametrize("name, value, message", list(wrong_inputs()))
 def test_wrong_input_is_refused_before_a_model_runs(shared_pipe, name, value, message):
     with (
         mock.patch.object(shared_pipe, "encode_image") as encode_image,
@@ -631,7 +615,7 @@ def test_a_unet_that_was_not_widened_is_refused(in_channels):
 @pytest.mark.parametrize("name, reason", [("EDMEulerScheduler", "timesteps"), ("DPMSolverSDEScheduler", "Brownian")])
 def test_schedulers_that_cannot_work_are_refused_with_the_reason(name, reason):
     pipe = get_dummy_pipeline()
-    pipe.scheduler = type(name, (diffusers.DDIMScheduler,), {})()  # the name tells: torchsde need not be installed
+    pipe.scheduler = type(name, (diffusers.DDIMScheduler,), {})()  # only the name counts; torchsde is not needed
     with pytest.raises(ValueError, match=f"`scheduler` must not be a {name}.*{reason}"):
         pipe(**get_dummy_inputs())
 
@@ -658,11 +642,11 @@ def test_an_adapter_that_does_not_fit_is_refused(settings, message):
         pipe(**get_dummy_inputs())
 
 
-def test_a_saved_folder_does_not_tell_where_its_parts_came_from(tmp_path):
+def test_a_saved_folder_does_not_tell_where_its_components_came_from(tmp_path):
     get_dummy_pipeline().save_pretrained(tmp_path / "first")
     (tmp_path / "second" / "other").mkdir(parents=True)
-    (tmp_path / "second" / "other" / "config.json").write_text('{"_name_or_path": "no part of it"}')
+    (tmp_path / "second" / "other" / "config.json").write_text('{"_name_or_path": "not a component"}')
     DreamPosePipeline.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
-    assert "no part of it" in (tmp_path / "second" / "other" / "config.json").read_text(), "left alone"
+    assert "not a component" in (tmp_path / "second" / "other" / "config.json").read_text(), "unchanged"
     files = [path for path in (tmp_path / "second").rglob("*") if path.suffix == ".json"]
     assert len(files) >= 6 and not any(str(tmp_path) in path.read_text() for path in files)

@@ -1,4 +1,4 @@
-"""Real components of the pipeline at a very small size, seeded, for all tests that need a pipeline."""
+"""Seeded pipelines, inputs and subjects of tiny size, made of the real classes."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline
 
 
-HEIGHT, WIDTH = 32, 24  # pixels; a multiple of 4: VAE factor 2, UNet factor 2
+HEIGHT, WIDTH = 32, 24  # pixels, multiples of 4: VAE and UNet each halve once
 LATENT_CHANNELS, LATENT_HEIGHT, LATENT_WIDTH = 4, 16, 12
 IMAGE_SIZE, PATCH_SIZE, IMAGE_EMBED_DIM = 16, 8, 16
 NUM_IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2 + 1
@@ -39,7 +39,7 @@ def get_unet(in_channels: int = LATENT_CHANNELS + 10, latent_channels: int = LAT
 
 
 def get_dummy_components(seed: int = 0, latent_channels: int = LATENT_CHANNELS, pose_radius: int = 2) -> dict:
-    """Every component of `DreamPosePipeline` by name; the same `seed` gives the same weights."""
+    """Return all components of `DreamPosePipeline` by name; the same `seed` gives the same weights."""
     torch.manual_seed(seed)
     unet = get_unet(latent_channels + 2 * (2 * pose_radius + 1), latent_channels)
     torch.manual_seed(seed)
@@ -102,7 +102,7 @@ def get_dummy_components(seed: int = 0, latent_channels: int = LATENT_CHANNELS, 
 
 
 def get_dummy_pipeline(seed: int = 0, **kwargs) -> DreamPosePipeline:
-    """A tiny pipeline whose stored defaults fit its size; `kwargs` replace components and settings."""
+    """Return a tiny pipeline with defaults for its size; `kwargs` replace components and settings."""
     settings = {
         "default_height": HEIGHT,
         "default_width": WIDTH,
@@ -120,7 +120,7 @@ def get_dummy_image(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> 
 
 
 def get_dummy_iuv(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
-    """A noisy IUV picture with an empty border."""
+    """Return a noisy IUV image with an empty border at the top and left."""
     rng = np.random.default_rng(seed)
     iuv = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     iuv[..., 2] = rng.integers(0, 25, (height, width))
@@ -129,7 +129,7 @@ def get_dummy_iuv(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Im
 
 
 def get_dummy_inputs(seed: int = 0) -> dict:
-    """Arguments of a call: one photo, five poses, a seeded generator, a tensor out."""
+    """Return arguments of a call: one photo, five poses, a seeded generator, tensors as output."""
     return {
         "image": get_dummy_image(seed),
         "pose_maps": [get_dummy_iuv(seed + i) for i in range(NUM_FRAMES)],
@@ -139,7 +139,7 @@ def get_dummy_inputs(seed: int = 0) -> dict:
 
 
 def save_subject(folder, seed, parts=tuple(TARGETS), rank=RANK, **run_metadata):
-    """The file that a training would write, its weights drawn at random and large enough to be seen."""
+    """Write a subject as training does, with random weights that are large enough to change the video."""
     components, layers = get_dummy_components(), {}
     torch.manual_seed(seed)
     for part in parts:
@@ -153,7 +153,7 @@ def save_subject(folder, seed, parts=tuple(TARGETS), rank=RANK, **run_metadata):
 
 
 def save_photo(folder, stem, image, iuv, suffix=".png"):
-    """A subject's photo with its IUV picture beside it, as stage 2 reads them."""
+    """Write a subject's photo and its IUV image, as stage 2 reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     image.save(folder / f"{stem}{suffix}")
     iuv.save(folder / f"{stem}_iuv.png")
