@@ -1,4 +1,4 @@
-"""What several test files start from; a file that needs another defines a fixture of the same name."""
+"""Fixtures that several test files share. A file overrides one by defining a fixture of the same name."""
 
 import gc
 import signal
@@ -17,17 +17,17 @@ from training.metrics.clips import Clips
 
 
 def pytest_configure():
-    """A shell's background job ignores Ctrl-C, and so would all that the tests start; some of them interrupt."""
+    """Enable Ctrl-C, which background jobs of a shell ignore: some tests send it to the processes that they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():
-    """Keep the imported libraries out of garbage collection, which otherwise looks through them all each time."""
+    """Exclude the imported libraries from garbage collection, which is faster without them."""
     gc.freeze()
 
 
 def reset_accelerate():
-    """Forget how accelerate was set up: it keeps one setting for all accelerators of a process."""
+    """Reset accelerate, which keeps one setting for all accelerators of a process."""
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -39,13 +39,13 @@ def fresh_accelerate_state():
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Six videos of six frames, 80x64 pixels."""
+    """A data set of six videos of six frames, 80 x 64 pixels."""
     return load_procedural_fashion("smoke", "train", cache_dir=str(tmp_path_factory.mktemp("datasets")))
 
 
 @pytest.fixture(scope="module")
 def odd_frames(dataset, tmp_path_factory):
-    """A prepared folder, split `validation`: three of these videos with frames of a size that no UNet divides."""
+    """A prepared folder with the split `validation`: three videos with a frame size that no UNet can halve."""
     names, box, folder = ("image", "iuv", "layers"), (1, 2, 62, 79), tmp_path_factory.mktemp("odd")
     rows = dataset.select(range(18)).map(lambda row: {name: row[name].crop(box) for name in names})
     (folder / "data").mkdir()
@@ -55,7 +55,7 @@ def odd_frames(dataset, tmp_path_factory):
 
 @pytest.fixture
 def clips_held(monkeypatch):
-    """How many clips are in memory, counted whenever one is read."""
+    """A list with the number of clips in memory after each read."""
     read, references, held = Clips.__getitem__, [], []
 
     def count(self, index):
@@ -69,7 +69,7 @@ def clips_held(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pipeline():
-    """A pipeline of tiny parts for these frames."""
+    """A tiny pipeline for the size of these frames."""
     pipeline = DreamPosePipeline(**get_dummy_components(), default_height=80, default_width=64)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -83,7 +83,7 @@ def shape(pipeline):
 
 @pytest.fixture(scope="module")
 def densepose(tmp_path_factory):
-    """A TorchScript that "finds" the IUV that is painted into a picture, in one box; nobody where it is black."""
+    """The file of a fake DensePose: it takes the picture for the IUV to find, and finds nobody if it is black."""
     path = tmp_path_factory.mktemp("densepose") / "model.pt"
     torch.jit.script(TupleExport()).save(path)
     return path

@@ -1,4 +1,4 @@
-"""Modules with the interfaces of DensePose's TorchScript exports: they "find" the IUV painted into a picture."""
+"""Fake DensePose TorchScript exports, one per known interface: they take the picture itself for the IUV to find."""
 
 from typing import Dict, Tuple
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def charts(iuv: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a head that is sure of itself says of an IUV picture [H,W,3], as V, U, I in 0..255."""
+    """Return the outputs of a DensePose head for an IUV image `(H, W, 3)` of V, U and I in 0..255."""
     v, u, parts = iuv[:, :, 0] / 255, iuv[:, :, 1] / 255, iuv[:, :, 2].long()
     fine = nn.functional.one_hot(parts, 25).permute(2, 0, 1)[None].float()
     coarse = torch.stack([parts == 0, parts > 0])[None].float()
@@ -15,7 +15,7 @@ def charts(iuv: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor,
 
 
 class DictExport(nn.Module):
-    """One BGR picture in 0..255, HWC; one person, in a box inside the picture."""
+    """Takes a BGR picture `(H, W, 3)` in 0..255 and returns one person in a box inside it."""
 
     def forward(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
         if image.shape[2] != 3:
@@ -29,7 +29,7 @@ class DictExport(nn.Module):
 
 
 class ChannelsFirstExport(nn.Module):
-    """The same, CHW."""
+    """The same for a picture `(3, H, W)`."""
 
     def forward(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
         assert image.shape[0] == 3
@@ -42,7 +42,7 @@ class ChannelsFirstExport(nn.Module):
 
 
 class TupleExport(nn.Module):
-    """One RGB picture, uint8, CHW. It misses the person where the picture is black."""
+    """Takes an RGB picture `(3, H, W)`, uint8, and returns one person, or nobody if the picture is black."""
 
     def forward(
         self, image: torch.Tensor

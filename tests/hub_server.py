@@ -1,5 +1,6 @@
-"""A small Hub on loopback, of the standard library and PyYAML: what huggingface_hub asks of it to create, fill and
-read models and data sets. A process reaches it by `environment`, which must be set before huggingface_hub is imported.
+"""A small Hugging Face Hub on loopback: it answers huggingface_hub's requests to create, fill and read repositories.
+
+A process reaches it through `environment`, which must be set before huggingface_hub is imported.
 
     with Hub() as hub:
         hub.commit("models/someone/model", {"config.json": b"{}"})
@@ -18,22 +19,22 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 
-TOKEN, OWNER = "hf_loopback", "someone"  # the one token, and whose it is
-LARGE_FILES = (".safetensors", ".bin", ".parquet", ".png", ".mp4")  # kept by LFS, as the Hub does
+TOKEN, OWNER = "hf_loopback", "someone"  # the only token, and its user
+LARGE_FILES = (".safetensors", ".bin", ".parquet", ".png", ".mp4")  # stored in LFS, as on the Hub
 _REPO = r"(?P<repo>[^/]+/[^/]+?)"
 _TYPE = r"(?P<type>models|datasets)"
 
 
 class Hub:
-    """Repositories in memory, named `models/owner/name` or `datasets/owner/name`; `requests`: `(method, path)`s.
+    """Repositories in memory, named `models/owner/name` or `datasets/owner/name`.
 
-    `faults` are `[method, pattern of the path, status, times]`: so often it answers by that status or, where that is
-    `None`, closes the connection in the middle of what it is sent.
+    `requests` lists `(method, path)` of each request. `faults` lists `[method, pattern of the path, status, times]`:
+    the next `times` such requests get that status, or a connection that closes during the upload if it is `None`.
     """
 
     def __init__(self):
         self.commits = {}  # repository -> [(commit, {path: bytes})], oldest first
-        self.large_files = {}  # (repository, sha256) -> bytes, uploaded
+        self.large_files = {}  # (repository, sha256) -> uploaded bytes
         self.private = set()
         self.requests, self.faults = [], []
         self.lock = threading.Lock()
@@ -59,7 +60,7 @@ class Hub:
         self.server.server_close()
 
     def commit(self, repository, changes):
-        """Add files, or remove those whose content is `None`; returns the commit."""
+        """Add files, and remove those with the content `None`; return the commit."""
         with self.lock:
             history = self.commits.setdefault(repository, [])
             files = {**(history[-1][1] if history else {}), **changes}
@@ -71,7 +72,7 @@ class Hub:
         return history[-1][0]
 
     def resolve(self, repository, revision="main"):
-        """`(commit, files)` of a revision: `main`, or a commit."""
+        """Return `(commit, files)` of a revision: `main` or a commit."""
         for commit, files in reversed(self.commits[repository]):
             if revision in ("main", commit):
                 return commit, files
@@ -81,7 +82,7 @@ class Hub:
         return self.resolve(repository)[1]
 
     def take_fault(self, method, path):
-        """Whether a request is to fail, and the status."""
+        """Return whether a request must fail, and the status."""
         with self.lock:
             for fault in self.faults:
                 if fault[3] > 0 and fault[0] == method and re.search(fault[1], path):
@@ -90,7 +91,7 @@ class Hub:
         return False, None
 
     def paths(self, method="GET"):
-        """The paths that were asked for by `method`, without their queries."""
+        """Return the paths of all requests with `method`, without queries."""
         return [path for used, path in self.requests if used == method]
 
 
@@ -117,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply({"error": code}, status, X_Error_Code=code, X_Error_Message=code, **headers)
 
     def may_write(self, owner):
-        """Whether the token may write what is `owner`'s; refuses if not."""
+        """Return whether the token may write to repositories of `owner`; refuse the request if not."""
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.refuse("Invalid credentials in Authorization header", 401)
         elif owner != OWNER:
@@ -139,8 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Transfer-Encoding") == "chunked":
             self.body = b"".join(iter(self.read_chunk, b""))
         if fails:
-            # A client that tries once more waits a second, not ever longer.
-            return self.refuse("A fault that was asked for", status, Retry_After=0)
+            # Clients retry after one second, without growing delays.
+            return self.refuse("A simulated fault", status, Retry_After=0)
         for methods, pattern, answer in _ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in methods:
@@ -164,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return chunk
 
-    # What is asked
+    # Requests
 
     def whoami(self):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -190,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply({"errors": [], "warnings": []})
 
     def validate_card(self):
-        """A model card's front matter, by the rules that the Hub is known to have; the library hands its answer on."""
+        """Check a model card's front matter by the rules that the Hub is known to have."""
         asked = json.loads(self.body)
         match = re.match(r"---\n(.*?)\n---\n", asked["content"], re.DOTALL)
         errors = []
@@ -207,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply({"files": files, "commitOid": commit})
 
     def preupload_answer(self, path, known):
-        """How a file is to be sent, and what is known by its name."""
+        """Say how a file must be uploaded, and the hash of the stored file of that name."""
         is_large = path.endswith(LARGE_FILES)
         answer = {"path": path, "uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False}
         if path in known:
@@ -303,12 +304,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     @staticmethod
     def blob_id(content):
-        """Git's own name for these bytes."""
+        """Return Git's hash of a file."""
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def card_errors(data):
-    """What is wrong in the front matter of a model's card."""
+    """Yield the faults in the front matter of a model card."""
     for name, pattern in (("license", r"[a-z0-9.-]+"), ("pipeline_tag", "[a-z0-9-]+"), ("library_name", r"[\w.-]+")):
         if name in data and not re.fullmatch(pattern, data[name]):
             yield f"{name}: {data[name]!r}"

@@ -1,10 +1,10 @@
-"""TorchScript networks with the interfaces of those that FID and FVD are computed by."""
+"""Fake TorchScript networks for FID and FVD."""
 
 import torch
 
 
 class Inception(torch.nn.Module):
-    """The interface of StyleGAN's file; its features are the mean levels of three channels."""
+    """The interface of StyleGAN's Inception; the features are the means of the three channels."""
 
     def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
         assert return_features and images.dtype == torch.uint8
@@ -12,7 +12,7 @@ class Inception(torch.nn.Module):
 
 
 class I3D(torch.nn.Module):
-    """The interface of StyleGAN-V's file; its features are the mean of each frame's first channel."""
+    """The interface of StyleGAN-V's I3D; the features are the means of each frame's first channel."""
 
     def forward(
         self, videos: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False

@@ -1,4 +1,4 @@
-"""`accelerate launch` of an entry point with two real CPU processes."""
+"""Running an entry point with `accelerate launch` on two CPU processes."""
 
 import os
 import socket
@@ -8,20 +8,20 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parent.parent
-# Without the first, two processes start that do not know of each other. The second hides GPUs, since torch would want
-# one for each process.
+# ACCELERATE_USE_CPU makes both processes one group. CUDA_VISIBLE_DEVICES hides GPUs, since torch would require one per
+# process.
 ON_CPU = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def free_port():
-    """A port of loopback that nobody listens on, so that tests run side by side."""
+    """Return a free port, so that tests can run at the same time."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def start_two_processes(script, words):
-    """Start `script` (relative to the project) with arguments, in a process group of its own."""
+    """Start `script` (relative to the project) with arguments, in its own process group."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
@@ -34,7 +34,7 @@ def start_two_processes(script, words):
 
 
 def launch_two_processes(script, words):
-    """Run `script` with arguments to its end; its output comes back, a failure is shown."""
+    """Run `script` with arguments and return its output; show the error if it fails."""
     process = start_two_processes(script, words)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr[-3000:]

@@ -1,4 +1,4 @@
-"""What CPUs cannot run: half precision with a scaler, 8-bit and fused optimizers, 4-bit weights, compilation."""
+"""Tests that need CUDA: fp16 with a loss scaler, fused and 8-bit optimizers, 4-bit weights, compilation."""
 
 import copy
 
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
-wants_bitsandbytes = pytest.mark.skipif(not is_bnb_available(), reason="bitsandbytes is not installed")
+needs_bitsandbytes = pytest.mark.skipif(not is_bnb_available(), reason="bitsandbytes is not installed")
 
 
 def take_step(module, optimizer, step):
@@ -62,11 +62,11 @@ def test_the_fused_optimizer_refuses_gradients_of_another_layout():
         [],
         ["--mixed_precision", "bf16", "--gradient_checkpointing", "--channels_last"],
         ["--mixed_precision", "fp16", "--dataloader_num_workers", "2"],
-        pytest.param(["--mixed_precision", "bf16", "--use_8bit_adam"], marks=wants_bitsandbytes),
+        pytest.param(["--mixed_precision", "bf16", "--use_8bit_adam"], marks=needs_bitsandbytes),
     ],
     ids=["float32", "bf16", "fp16", "8bit"],
 )
-def test_stage_1_goes_on_from_a_checkpoint(base, tmp_path, flags):  # noqa: F811
+def test_stage_1_resumes_from_a_checkpoint(base, tmp_path, flags):  # noqa: F811
     train.main(train.parse_args(arguments(base, tmp_path / "whole", *flags)))
     reset_accelerate()
     train.main(train.parse_args(arguments(base, tmp_path / "halves", *flags, "--max_train_steps", "2")))
@@ -92,7 +92,7 @@ def test_a_compiled_unet_trains_like_a_plain_one(base, tmp_path):  # noqa: F811
         ["--mixed_precision", "fp16"],
         pytest.param(
             ["--mixed_precision", "bf16", "--use_8bit_adam", "--quantize_base", "--decoder_max_train_steps", "0"],
-            marks=wants_bitsandbytes,
+            marks=needs_bitsandbytes,
         ),
     ],
     ids=["fp16", "nf4"],
@@ -106,7 +106,7 @@ def test_stage_2_makes_a_subject_that_can_be_loaded(base, photos, tmp_path, flag
 
 
 def test_frames_of_a_gpu_are_those_of_a_cpu(base):  # noqa: F811
-    """The noise is the CPU generator's; half precision rounds to 11 bits, bfloat16 to 8."""
+    """A CPU generator draws the noise for both. float16 rounds to 11 bits, bfloat16 to 8."""
     expected = DreamPosePipeline.from_pretrained(base)(**get_dummy_inputs()).frames
     for dtype, tolerance in ((torch.float32, 2e-3), (torch.float16, 2e-2), (torch.bfloat16, 0.1)):
         pipeline = DreamPosePipeline.from_pretrained(base, dtype=dtype).to("cuda")

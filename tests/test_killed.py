@@ -1,4 +1,4 @@
-"""Kill -9 at random moments, also while a checkpoint is written: a run that goes on equals an undisturbed one."""
+"""A run that is killed at random moments and resumed equals an undisturbed one."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ PARTIAL = ".tmp-checkpoint-*"
 
 
 def train_to_the_end(output_dir):
-    """In a process of its own, whose number of threads is no other test's: every step writes a checkpoint."""
+    """Train in this process, resuming if possible, with one thread and a checkpoint after every step."""
     torch.set_num_threads(1)
     settings = {"max_train_steps": STEPS, "checkpointing_steps": 1, "logging_steps": 1, "checkpoints_total_limit": 2}
     run(output_dir, network(0.3), resume_from_checkpoint="latest", **settings)
@@ -30,15 +30,15 @@ def test_a_run_killed_at_random_moments_equals_an_undisturbed_one(tmp_path):
     context.set_forkserver_preload([__name__])
     moments, num_kills, num_partial = random.Random(0), 0, 0
     while True:
-        assert num_kills < 60, "every life must get further"
+        assert num_kills < 60, "every process must get further"
         process = context.Process(target=train_to_the_end, args=(tmp_path / "killed",))
         process.start()
         if num_kills < 12:
             before = len(curve(tmp_path / "killed")) if (tmp_path / "killed" / "log.jsonl").exists() else 0
-            while process.is_alive() and not _has_got_on(tmp_path / "killed", before):
+            while process.is_alive() and not _has_progressed(tmp_path / "killed", before):
                 process.join(0.001)
             process.join(moments.uniform(0, 0.05))
-            if num_kills % 2 == 0:  # some of them while a checkpoint is being written
+            if num_kills % 2 == 0:  # every other time, kill it while it writes a checkpoint
                 while process.is_alive() and not any((tmp_path / "killed").glob(PARTIAL)):
                     pass
         else:
@@ -63,8 +63,8 @@ def test_a_run_killed_at_random_moments_equals_an_undisturbed_one(tmp_path):
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "undisturbed" / file).read_bytes()
 
 
-def _has_got_on(folder, num_records):
-    """Whether a life has logged a step and left a whole checkpoint."""
+def _has_progressed(folder, num_records):
+    """Return whether the process has logged a step and a checkpoint exists."""
     log = folder / "log.jsonl"
     return log.exists() and len(log.read_text().splitlines()) > num_records and bool(list_checkpoints(folder))
 
@@ -76,7 +76,7 @@ def test_a_stopped_process_ends_with_the_stated_exit_code(tmp_path, signum):
     context.set_forkserver_preload([__name__])
     process = context.Process(target=train_to_the_end, args=(tmp_path,))
     process.start()
-    while process.is_alive() and not _has_got_on(tmp_path, 0):
+    while process.is_alive() and not _has_progressed(tmp_path, 0):
         process.join(0.001)
     os.kill(process.pid, signum)
     process.join(120)

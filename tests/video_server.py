@@ -1,7 +1,7 @@
-"""Videos on loopback, and the ways in which a server can fail to send one.
+"""A video server on loopback that can fail in many ways.
 
 with VideoServer({"id": video_bytes()}) as server:
-    server.faults["id"] = ["cut", 500]     # its first two answers; `itertools.repeat(500)` for all of them
+    server.faults["id"] = ["cut", 500]     # faults of the first two answers; `itertools.repeat(500)` for all
     download_videos(["id"], folder, base_url=server.base_url)
 """
 
@@ -18,7 +18,7 @@ from training.media.pictures import write_video
 
 
 def video_bytes(seed=0, num_frames=6, size=(32, 48), fps=30):
-    """A small mp4 of noise, which hardly compresses."""
+    """Return a small mp4 of noise, which hardly compresses."""
     pixels = np.random.default_rng(seed).integers(0, 256, (num_frames, size[1], size[0], 3), dtype=np.uint8)
     with TemporaryDirectory() as folder:
         write_video([Image.fromarray(frame) for frame in pixels], Path(folder, "video.mp4"), fps)
@@ -26,11 +26,11 @@ def video_bytes(seed=0, num_frames=6, size=(32, 48), fps=30):
 
 
 class VideoServer:
-    """`videos`: id -> bytes; `faults`: id -> faults of its next answers; `requests`: `(path, Range or None)`s.
+    """`videos` maps ids to bytes, `faults` ids to the faults of the next answers; `requests` lists `(path, Range)`.
 
-    A fault is a status, or one of these: `"cut"`: half of what was promised; `"anonymous cut"`: the same, without an
-    ETag; `"html"`; `"whole"`: Range is ignored; `"shifted"`: another part than was asked for; `"stall"`: half, then
-    nothing until `released`; `"refuse"`: no answer at all.
+    A fault is an HTTP status or one of these. `"cut"`: sends half of the content; `"anonymous cut"`: the same without
+    an ETag; `"html"`: sends a web page; `"whole"`: ignores Range; `"shifted"`: announces another range than requested;
+    `"stall"`: sends half, then waits for `released`; `"refuse"`: sends nothing.
     """
 
     def __init__(self, videos):
@@ -51,13 +51,13 @@ class VideoServer:
         self.server.server_close()
 
     def next_fault(self, video_id):
-        """The next of its faults, `None` when they are used up."""
+        """Return the next fault of a video, `None` if there is none left."""
         with self.lock:
             faults = self.faults[video_id] = iter(self.faults.get(video_id, ()))
             return next(faults, None)
 
     def ranges(self, video_id):
-        """What its requests asked for."""
+        """Return the Range headers of all requests for a video."""
         return [asked for path, asked in self.requests if path == f"/I/{video_id}.mp4"]
 
 
