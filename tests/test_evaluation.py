@@ -199,7 +199,7 @@ def test_a_frame_of_two_sizes_is_refused(tmp_path, column, size):
     frame = {"image": get_dummy_image(), "iuv": get_dummy_iuv(), "layers": Image.new("L", (24, 32))}
     odd = frame | {column: frame[column].resize(size)}
     clips = load_clips(write_frames(tmp_path, [frame, odd, odd, odd]), "test", 2, 1, size=(24, 32))
-    message = r"`dataset` must hold pictures of one size in a frame, got {'image': \(24, 32\), .* of video 'a'"
+    message = r"`dataset` must hold pictures of one size for each frame, got {'image': \(24, 32\), .* of video 'a'"
     with pytest.raises(ValueError, match=message):
         clips[0]
 

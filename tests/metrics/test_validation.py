@@ -88,7 +88,7 @@ def test_the_next_good_frame_of_the_clip_takes_a_bad_one_s_place(dataset, pipeli
 
 def test_nothing_but_bad_rows_is_refused(dataset, pipeline, shape):
     samples = FramePairs(spoil(dataset.select(range(6)), dict.fromkeys(range(6), NO_MAP)), shape, 0, SKIP)
-    with pytest.raises(ValueError, match="`samples` must have a row that can be validated on, got bad ones only"):
+    with pytest.raises(ValueError, match="`samples` must have a clip with a good photo and a good target, got bad"):
         HeldOutPairs(pipeline, samples, 0)
 
 
@@ -136,7 +136,7 @@ def test_a_clip_without_bad_rows_is_taken(dataset, pipeline, shape, tmp_path):
     with pytest.raises(BadRow, match="frame 2 of video '.*': its `image` cannot be read"):
         HeldOutClip(pipeline, FramePairs(spoilt, shape, 0), NO_TRACKERS, tmp_path, 0)
     none = spoil(dataset, dict.fromkeys(range(0, 36, 6), NO_MAP))
-    with pytest.raises(ValueError, match="`samples` must have a clip that can be animated, got bad rows in each"):
+    with pytest.raises(ValueError, match="`samples` must have a clip without bad rows, got bad rows in each"):
         HeldOutClip(pipeline, FramePairs(none, shape, 0, SKIP), NO_TRACKERS, tmp_path, 0)
 
 
@@ -145,5 +145,5 @@ def test_a_clip_of_poses_of_several_sizes_is_bad(dataset, pipeline, shape, tmp_p
     spoilt = spoil(dataset, {2: resized})
     clip = HeldOutClip(pipeline, FramePairs(spoilt, shape, 0, SKIP), NO_TRACKERS, tmp_path, 0)
     assert clip.photo.tobytes() == dataset[6]["image"].tobytes()
-    with pytest.raises(BadRow, match="the pose maps from it on have"):
+    with pytest.raises(BadRow, match="the pose maps from this frame on have several sizes"):
         HeldOutClip(pipeline, FramePairs(spoilt, shape, 0), NO_TRACKERS, tmp_path, 0)

@@ -1,7 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""A pipeline on held-out clips beside what its figures must be read against: the predictions, and their
-measurement."""
+"""Predictions of a pipeline and of simple baselines on held-out clips, and their measurement."""
 
 from collections.abc import Sequence
 
@@ -10,14 +9,23 @@ import torch
 from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
-from training.metrics import frames as metrics
 from training.metrics.clips import Clip
+from training.metrics.frames import (
+    background_color,
+    flicker,
+    l1,
+    psnr,
+    silhouette,
+    silhouette_iou,
+    ssim,
+    temporal_error,
+)
 from training.metrics.warping import SurfaceMatch, warp_photo
 
 
-CLOTH, HAIR = 2, 3  # of `Clip.layers`
-MIN_UNSEEN = 0.05  # share of the body below which it is borders of limbs, and not something that is hidden
-# name in the tables, which prediction, which truth (`other`: the counterpart drawn in this motion)
+CLOTH, HAIR = 2, 3  # values in `Clip.layers`
+MIN_UNSEEN = 0.05  # below this share of the body, unseen pixels are borders of limbs and not a hidden side
+# Rows of the tables: the prediction and the truth that each compares. `other` is the other subject in this motion.
 ROWS = {
     "model": ("own", "own"),
     "VAE round trip": ("vae_round_trip", "own"),
@@ -30,15 +38,13 @@ ROWS = {
 }
 
 
-def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
-    """Stack pictures of one size.
+def _stack(pictures: Sequence[Image.Image]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
 
-    Args:
-        images (`Sequence[PIL.Image.Image]`): Mode RGB.
-    Returns:
-        `torch.Tensor`: Shape `[B, 3, H, W]`, range `[0, 1]`, float32.
-    """
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
+
+def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
+    """Stack RGB pictures of one size into a float32 tensor of shape `[B, 3, H, W]` and range `[0, 1]`."""
+    return _stack(images).permute(0, 3, 1, 2).float() / 255
 
 
 def sample_frames(
@@ -55,17 +61,17 @@ def sample_frames(
     Args:
         pipe (`DreamPosePipeline`): The model.
         photo (`PIL.Image.Image`): The reference.
-        iuv (`Sequence[PIL.Image.Image]`): Of the whole clip; those of the frames' windows alone are looked at.
-        frame_indices (`Sequence[int]`): Which frames.
+        iuv (`Sequence[PIL.Image.Image]`): IUV pictures of the whole clip; only those in the frames' windows are read.
+        frame_indices (`Sequence[int]`): The frames to sample.
         size (`tuple[int, int]`): Width and height of a frame.
-        seed (`int`): Of the noise, which all frames share: a frame does not depend on which others are asked for.
+        seed (`int`): Seed of the noise. All frames share it, so a frame does not depend on which others are sampled.
         call_options: Passed to the pipeline.
     Returns:
         `torch.Tensor`: Shape `[T, 3, H, W]`, range `[0, 1]`, on the CPU.
     """
     radius, last = pipe.pose_radius, len(iuv) - 1
     windows = {min(max(i + offset, 0), last) for i in frame_indices for offset in range(-radius, radius + 1)}
-    # Every frame keeps its place, which the noise of its steps depends on: where no window reaches, nobody stands.
+    # Each frame keeps its position, which seeds the noise of its steps; empty poses replace the unread ones.
     nobody = Image.new("RGB", iuv[frame_indices[0]].size)
     poses = [iuv[i] if i in windows else nobody for i in range(len(iuv))]
     options = {"width": size[0], "height": size[1], "frame_indices": list(frame_indices), **call_options}
@@ -74,16 +80,16 @@ def sample_frames(
 
 
 def predict_clip(pipe: DreamPosePipeline, clip: Clip, seed: int, **call_options) -> dict[str, torch.Tensor]:
-    """Predict a clip's targets in every condition of `ROWS`, all from the same noise.
+    """Make every prediction of `ROWS` for a clip's targets, all from the same noise.
 
     Args:
         pipe (`DreamPosePipeline`): The model.
-        clip (`Clip`): Photo, poses and targets.
-        seed (`int`): Of the noise.
+        clip (`Clip`): Photo, poses and `T` targets.
+        seed (`int`): Seed of the noise.
         call_options: Passed to the pipeline (steps, guidance scales, chunk size).
     Returns:
-        `dict[str, torch.Tensor]`: By prediction name, shape `[T, 3, H, W]` for the `T` targets, range `[0, 1]`; the
-            counterpart's only where the clip has one.
+        `dict[str, torch.Tensor]`: Each prediction by name, shape `[T, 3, H, W]`, range `[0, 1]`. `other_photo` is
+            there only if the clip has a counterpart.
     """
     black = Image.new("RGB", clip.iuv[0].size)
 
@@ -108,17 +114,15 @@ def predict_clip(pipe: DreamPosePipeline, clip: Clip, seed: int, **call_options)
 def predict_run(
     pipe: DreamPosePipeline, clip: Clip, seed: int, own: torch.Tensor, **call_options
 ) -> dict[str, torch.Tensor]:
-    """Predict a clip's consecutive frames: by the model, and by what costs no sampling.
+    """Predict a clip's consecutive frames with the model and with the baselines that need no sampling.
 
     Args:
-        pipe (`DreamPosePipeline`): The model.
-        clip (`Clip`): With `run_indices`.
-        seed (`int`): That `predict_clip` had.
-        own (`torch.Tensor`): Its prediction `own`: targets that lie in the run are not sampled again.
+        pipe, clip, seed: See [`predict_clip`].
+        own (`torch.Tensor`): The prediction `own` of `predict_clip`; its frames are not sampled again.
         call_options: Passed to the pipeline.
     Returns:
-        `dict[str, torch.Tensor]`: By prediction name, shape `[F, 3, H, W]` for the `F` frames, range `[0, 1]`; empty
-            if the clip has no run.
+        `dict[str, torch.Tensor]`: Each prediction by name, shape `[F, 3, H, W]` for `F` `run_indices`, range `[0, 1]`;
+            empty if the clip has no consecutive frames.
     """
     if not clip.run_indices:
         return {}
@@ -137,19 +141,15 @@ def predict_run(
 
 
 def warp_clip(clip: Clip, frame_indices: Sequence[int]) -> torch.Tensor:
-    """Warp a clip's photo to some of its frames; shape `[T, 3, H, W]`, range `[0, 1]`. It knows the exact UV."""
+    """Warp a clip's photo to some of its frames by their exact UV: shape `[T, 3, H, W]`, range `[0, 1]`."""
     return torch.stack([warp_photo(clip.reference, clip.iuv[0], clip.match(i)) for i in frame_indices])
 
 
 @torch.no_grad()
 def vae_round_trip(pipe: DreamPosePipeline, images: torch.Tensor) -> torch.Tensor:
-    """Encode pictures to the mean of their posterior and decode it: the best that any denoiser could reach.
+    """Encode pictures to their posterior mean and decode it: the upper bound for any denoiser.
 
-    Args:
-        pipe (`DreamPosePipeline`): The model; only its VAE is used.
-        images (`torch.Tensor`): Shape `[B, 3, H, W]`, range `[0, 1]`.
-    Returns:
-        `torch.Tensor`: Shape `[B, 3, H, W]`, range `[0, 1]`, float32 on the CPU.
+    `images` and the result have shape `[B, 3, H, W]` and range `[0, 1]`; the result is float32 on the CPU.
     """
     _, latents = pipe.encode_image((images * 2 - 1).to(pipe.device))
     return pipe.decode_latents(latents)
@@ -161,26 +161,26 @@ def measure(prediction: torch.Tensor, targets: Sequence[Image.Image], layers: Se
     Args:
         prediction (`torch.Tensor`): Shape `[T, 3, H, W]`, range `[0, 1]`.
         targets (`Sequence[PIL.Image.Image]`): The `T` true frames.
-        layers (`Sequence[PIL.Image.Image]`, *optional*): Their layers (`Clip.layers`); without them `foreground_psnr`
-            takes the true silhouette and `cloth_psnr` is `nan`.
+        layers (`Sequence[PIL.Image.Image]`, *optional*): Layers of the true frames (see `Clip`). Without them
+            `foreground_psnr` uses the true silhouette and `cloth_psnr` is `nan`.
     Returns:
-        `dict[str, float]`: `psnr`, `ssim`, `l1`, `foreground_psnr`, `silhouette_iou` and `cloth_psnr`, means over
-            frames; frames without loose cloth do not count for `cloth_psnr`.
+        `dict[str, float]`: Means over frames of `psnr`, `ssim`, `l1`, `foreground_psnr`, `silhouette_iou` and
+            `cloth_psnr`, the last over frames with loose cloth only.
     """
     truth = to_tensor(targets)
-    background = metrics.background_color(truth)
-    true_silhouette = metrics.silhouette(truth, background)
+    background = background_color(truth)
+    true_silhouette = silhouette(truth, background)
     foreground, cloth = true_silhouette, torch.zeros_like(true_silhouette)
     if layers is not None:
-        labels = torch.from_numpy(np.stack([np.asarray(layer) for layer in layers]))
+        labels = _stack(layers)
         foreground, cloth = labels > 0, labels == CLOTH
     values = {
-        "psnr": metrics.psnr(prediction, truth),
-        "ssim": metrics.ssim(prediction, truth),
-        "l1": metrics.l1(prediction, truth),
-        "foreground_psnr": metrics.psnr(prediction, truth, foreground),
-        "silhouette_iou": metrics.silhouette_iou(metrics.silhouette(prediction, background), true_silhouette),
-        "cloth_psnr": metrics.psnr(prediction, truth, cloth),
+        "psnr": psnr(prediction, truth),
+        "ssim": ssim(prediction, truth),
+        "l1": l1(prediction, truth),
+        "foreground_psnr": psnr(prediction, truth, foreground),
+        "silhouette_iou": silhouette_iou(silhouette(prediction, background), true_silhouette),
+        "cloth_psnr": psnr(prediction, truth, cloth),
     }
     return {name: value.nanmean().item() for name, value in values.items()}
 
@@ -192,21 +192,19 @@ def measure_regions(
     iuv: Sequence[Image.Image],
     matches: Sequence[SurfaceMatch] | None = None,
 ) -> dict[str, float]:
-    """L1 of one clip's predicted frames in parts of them, over all pixels of a part in all frames.
+    """Measure the L1 of parts of one clip's predicted frames, each over all pixels of the part in all frames.
 
-    It is L1 because a part of few pixels may be met exactly, where PSNR is infinite.
+    PSNR would be infinite where all few pixels of a part are predicted exactly.
 
     Args:
-        prediction (`torch.Tensor`): Shape `[T, 3, H, W]`, range `[0, 1]`.
-        targets (`Sequence[PIL.Image.Image]`): The `T` true frames.
-        layers (`Sequence[PIL.Image.Image]`, *optional*): Their layers (`Clip.layers`).
-        iuv (`Sequence[PIL.Image.Image]`): Their IUV pictures.
-        matches (`Sequence[SurfaceMatch]`, *optional*): Where the photo shows what they show.
+        prediction, targets, layers: See [`measure`].
+        iuv (`Sequence[PIL.Image.Image]`): IUV pictures of the true frames.
+        matches (`Sequence[SurfaceMatch]`, *optional*): Where the photo shows the body of each frame.
     Returns:
-        `dict[str, float]`: `seen_l1` and `unseen_l1` of the body that the photo shows and does not show, if `matches`
-            are given (less than `MIN_UNSEEN` of the body unseen is none); `cloth_l1` of loose cloth, `hem_l1` of its
-            part that lies beyond the body, where no UV reaches, and `hair_l1` of loose hair, if `layers` are. A part
-            without a pixel gives `nan`.
+        `dict[str, float]`: With `matches`: `seen_l1` and `unseen_l1` of the body that the photo shows and does not
+            show; less than `MIN_UNSEEN` of the body counts as nothing unseen. With `layers`: `cloth_l1` of loose
+            cloth, `hem_l1` of loose cloth beyond the body, where no UV reaches, and `hair_l1` of loose hair. A part
+            without pixels gives `nan`.
     """
     parts = {}
     if matches is not None:
@@ -214,33 +212,24 @@ def measure_regions(
         body = torch.stack([match.is_body for match in matches])
         parts |= {"seen": body & ~unseen, "unseen": unseen & (unseen.sum() >= MIN_UNSEEN * body.sum())}
     if layers is not None:
-        labels, pixels = (torch.from_numpy(np.stack([np.asarray(p) for p in pictures])) for pictures in (layers, iuv))
+        labels, pixels = _stack(layers), _stack(iuv)
         cloth, beyond = labels == CLOTH, pixels[..., 2] == 0
         parts |= {"cloth": cloth, "hem": cloth & beyond, "hair": labels == HAIR}
-    # One tall picture: then every pixel counts alike, in whichever frame it is.
+    # All frames become one tall picture, so that every pixel has the same weight.
     tall = [images.transpose(0, 1).flatten(1, 2)[None] for images in (prediction, to_tensor(targets))]
-    return {f"{name}_l1": metrics.l1(*tall, mask.flatten(0, 1)[None]).item() for name, mask in parts.items()}
+    return {f"{name}_l1": l1(*tall, mask.flatten(0, 1)[None]).item() for name, mask in parts.items()}
 
 
 def measure_run(
     prediction: torch.Tensor, targets: Sequence[Image.Image], layers: Sequence[Image.Image] | None
 ) -> dict[str, float]:
-    """Measure how predicted consecutive frames of one clip change.
+    """Measure `temporal_error` and `flicker` of at least three predicted consecutive frames of one clip.
 
-    Args:
-        prediction (`torch.Tensor`): Shape `[F, 3, H, W]`, range `[0, 1]`, `F >= 3`.
-        targets (`Sequence[PIL.Image.Image]`): The `F` true frames.
-        layers (`Sequence[PIL.Image.Image]`, *optional*): Their layers (`Clip.layers`); without them the static
-            background is what no true silhouette touches.
-    Returns:
-        `dict[str, float]`: `temporal_error` and `flicker`.
+    See [`measure`] for the arguments. Without `layers` the true silhouettes tell the figure from the background.
     """
     truth = to_tensor(targets)
-    if layers is not None:
-        figure = torch.from_numpy(np.stack([np.asarray(layer) for layer in layers])) > 0
-    else:
-        figure = metrics.silhouette(truth, metrics.background_color(truth))
+    figure = silhouette(truth, background_color(truth)) if layers is None else _stack(layers) > 0
     return {
-        "temporal_error": metrics.temporal_error(prediction, truth).item(),
-        "flicker": metrics.flicker(prediction, ~figure.any(dim=0)).item(),
+        "temporal_error": temporal_error(prediction, truth).item(),
+        "flicker": flicker(prediction, ~figure.any(dim=0)).item(),
     }

@@ -1,7 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Clips measured one by one, each kept on disk when it is finished, so that processes share them and an evaluation
-that was stopped goes on."""
+"""Records of measured clips, saved one by one: processes share the clips, and a stopped evaluation resumes."""
 
 import json
 import os
@@ -35,11 +34,11 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """What is kept of a clip.
+    """Figures, features and pictures of one clip.
 
-    `values` are its figures by row and metric, `moved` is the clip's. `features` are those of whole sets by metric and
-    set, shape `[B, D]`. `pictures` are predictions that will be shown, uint8 `[T, 3, H, W]`: those of the targets by
-    name, those of the run as `run NAME`.
+    `values` holds figures by row and metric, `moved` comes from the clip. `features` holds the features for FID and
+    FVD by metric and set, shape `[B, D]`. `pictures` holds the predictions to show, uint8 `[T, 3, H, W]`: those of the
+    targets under their names, those of the consecutive frames as `run NAME`.
     """
 
     values: dict[str, dict[str, float]]
@@ -48,7 +47,7 @@ class ClipRecord:
     pictures: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file that appears under its name when it is whole."""
+        """Write a safetensors file; it gets its name only when it is complete."""
         tensors = {f"pictures/{name}": value for name, value in self.pictures.items()}
         tensors |= {f"features/{m}/{name}": v for m, by_set in self.features.items() for name, v in by_set.items()}
         partial = partial_path(path)
@@ -58,7 +57,7 @@ class ClipRecord:
 
     @classmethod
     def load(cls, path: Path) -> "ClipRecord":
-        """Read what `save` wrote."""
+        """Read a file that `save` wrote."""
         with safe_open(path, "pt") as file:
             record = cls(**json.loads(file.metadata()["facts"]))
             for key in file.keys():
@@ -71,17 +70,13 @@ class ClipRecord:
 def record_clip(
     pipe: DreamPosePipeline, clip: Clip, seed: int, learned: LearnedMetrics, keep_pictures: bool, **call_options
 ) -> ClipRecord:
-    """Predict a clip in all conditions and measure it.
+    """Make all predictions of a clip and measure them.
 
     Args:
-        pipe (`DreamPosePipeline`): The model.
-        clip (`Clip`): Photo, poses and targets.
-        seed (`int`): Of the noise.
-        learned (`LearnedMetrics`): The judges that can be had.
-        keep_pictures (`bool`): Keep what a page shows.
+        pipe, clip, seed: See [`predict_clip`].
+        learned (`LearnedMetrics`): The learned metrics that are available.
+        keep_pictures (`bool`): Keep the pictures that the evaluation's page shows.
         call_options: Passed to the pipeline.
-    Returns:
-        `ClipRecord`: Its figures.
     """
     predictions = predict_clip(pipe, clip, seed, **call_options)
     run = predict_run(pipe, clip, seed, predictions["own"], **call_options)
@@ -91,7 +86,7 @@ def record_clip(
         if name not in predictions or truths[truth][0] is None:
             continue
         prediction, (targets, layers) = predictions[name], truths[truth]
-        # The other subject's photo shows other parts than the clip's own.
+        # The matches belong to the clip's own photo; the other subject's photo shows other parts of the body.
         matches = None if name == "other_photo" else [clip.match(i) for i in clip.frame_indices]
         values[row] = measure(prediction, targets, layers)
         values[row] |= measure_regions(prediction, targets, layers, [clip.iuv[i] for i in clip.frame_indices], matches)
@@ -109,7 +104,7 @@ def record_clip(
 def _set_features(
     learned: LearnedMetrics, clip: Clip, predictions: dict[str, torch.Tensor], run: dict[str, torch.Tensor]
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Features of predictions and truths, by metric and set."""
+    """Compute features of predictions and truths, by metric and set."""
     features: dict[str, dict[str, torch.Tensor]] = {}
     pictures = predictions | {"true own": to_tensor(clip.targets)}
     if clip.other_targets is not None:
@@ -129,18 +124,18 @@ def _to_levels(predictions: dict[str, torch.Tensor], run: dict[str, torch.Tensor
 
 
 def measure_clips(num_clips: int, folder: Path, record: Callable[[int], ClipRecord]) -> int:
-    """Measure the clips that `folder` lacks, each process its share; returns when all are there.
+    """Measure the clips that `folder` lacks, shared between the processes; return when all are measured.
 
     Args:
-        num_clips (`int`): How many there are.
-        folder (`Path`): Opened by `animation.open_frames`, seen by all processes.
-        record (`Callable`): Measures the clip of that number.
+        num_clips (`int`): Number of clips.
+        folder (`Path`): Folder opened by `animation.open_frames`, shared by all processes.
+        record (`Callable`): Measures the clip with a given number.
     Returns:
-        `int`: How many were missing.
+        `int`: Number of clips that were missing.
     """
     state = PartialState()
     missing = [index for index in range(num_clips) if not record_path(folder, index).exists()]
-    state.wait_for_everyone()  # until all have looked: the shares are those of one list
+    state.wait_for_everyone()  # nobody writes before all have listed the missing clips
     share = missing[state.process_index :: state.num_processes]
     for index in tqdm(share, desc="clips", unit="clip", disable=not state.is_main_process):
         record(index).save(record_path(folder, index))
@@ -153,7 +148,7 @@ def record_path(folder: Path, index: int) -> Path:
 
 
 def join_features(records: list[ClipRecord]) -> dict[str, dict[str, torch.Tensor]]:
-    """The sets' features of all clips together, by metric and set, shape `[N, D]`; what one clip lacks is left out."""
+    """Join the features of all clips by metric and set, shape `[N, D]`; sets that some clip lacks are left out."""
     first, *others = [record.features for record in records]
     return {
         metric: {

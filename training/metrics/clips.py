@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Held-out clips as the evaluation takes them: a photo, the poses of a whole clip, and the true frames to be met."""
+"""Held-out clips of an evaluation: a photo, the poses of a whole clip, and the true frames to predict."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,20 +19,20 @@ from training.metrics.warping import SurfaceMatch, match_surface
 
 
 QUARTER_TURN = np.pi / 2
-WINDOW_RADIUS = 2  # frames on each side of DreamPose's five
-CLEAR_ARM_MOVEMENT = np.pi / 5  # an arm this far from where it hangs in the photo
-KEPT_POSES = 64  # of a clip; evaluation looks at fewer again and again, those around its targets
+WINDOW_RADIUS = 2  # frames on each side in DreamPose's window of five
+CLEAR_ARM_MOVEMENT = np.pi / 5  # angle of an arm from its position in the photo
+KEPT_POSES = 64  # cached per clip; an evaluation reads fewer, those around its targets, several times
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One subject in one motion; `reference`, the photo, is its first frame.
+    """One subject in one motion. Its first frame is the photo, `reference`.
 
-    `frame_indices` says where in `iuv` (all frames of the clip, so that the windows are the true ones) the `targets`
-    lie, `run_indices` the same of `run_targets`, which follow one another. `layers` and `run_layers` (mode L: 0
-    background, 1 body and tight clothing, 2 loose cloth, 3 loose hair) and `moved` (whether the target is a quarter
-    turn or a clear arm movement away from the photo) are known for drawn clips only. The counterpart is another
-    subject: its photo, and for drawn clips its looks on this very body in this very motion.
+    `iuv` has all frames of the clip, so that pose windows are complete. `frame_indices` are the positions of the
+    `targets` in it, `run_indices` those of the consecutive `run_targets`. Only drawn clips have `layers` and
+    `run_layers` (mode L: 0 background, 1 body and tight clothing, 2 loose cloth, 3 loose hair) and `moved` (whether a
+    target is a quarter turn or a clear arm movement away from the photo). The counterpart, `other_*`, is another
+    subject: its photo and, for drawn clips, its clothes and hair on this body in this motion.
     """
 
     name: str
@@ -51,17 +51,17 @@ class Clip:
     _matches: dict[int, SurfaceMatch] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def match(self, index: int) -> SurfaceMatch:
-        """Where the photo shows what frame `index` of the clip shows; searched for once."""
+        """Find where the photo shows the body of frame `index`; the result is cached."""
         if index not in self._matches:
             self._matches[index] = match_surface(self.iuv[index], self.iuv[0])
         return self._matches[index]
 
 
 def _read_row(rows: datasets.Dataset, row: int) -> dict:
-    """A row with its pictures decoded; a `ValueError` that names the frame if one cannot be."""
+    """Read a row with its pictures decoded; if that fails, raise a `ValueError` that names the frame."""
     try:
         return rows[row]
-    except (OSError, SyntaxError) as error:  # what PIL raises
+    except (OSError, SyntaxError) as error:  # PIL raises both
         names = rows.select_columns(["frame_index", "video_id"])[row]
         raise ValueError(
             f"`dataset` must hold readable pictures, got frame {names['frame_index']} of video"
@@ -70,12 +70,12 @@ def _read_row(rows: datasets.Dataset, row: int) -> dict:
 
 
 class ClipPoses(Sequence[Image.Image]):
-    """The IUV pictures of a clip, each read when it is asked for by its number; the last `KEPT_POSES` are kept.
+    """IUV pictures of a clip, each read at its first use; the last `KEPT_POSES` stay in memory.
 
     Args:
-        rows (`datasets.Dataset`): With column `iuv`.
+        rows (`datasets.Dataset`): Rows of the split.
         frames (`Sequence[int]`): Row numbers of the clip's frames.
-        size (`tuple[int, int]`, *optional*): As `load_clips` takes it.
+        size (`tuple[int, int]`, *optional*): See [`load_clips`].
     """
 
     def __init__(self, rows: datasets.Dataset, frames: Sequence[int], size: tuple[int, int] | None = None):
@@ -95,19 +95,18 @@ class ClipPoses(Sequence[Image.Image]):
 
 
 class Clips(Sequence[Clip]):
-    """The first clips of a split, each read when it is asked for. What `load_clips` gives.
+    """The first clips of a split, as [`load_clips`] returns them; each clip is read when it is indexed.
+
+    Reading raises a `ValueError` if the poses or layers of a frame have another size than its picture.
 
     Args:
-        rows (`datasets.Dataset`): The split, one row a frame.
-        split (`str`): Its name.
-        videos (`dict[str, list[int]]`): Row numbers of each clip's frames, and of one clip more if there is one: the
+        rows (`datasets.Dataset`): The split, one row per frame.
+        split (`str`): Name of the split.
+        videos (`dict[str, list[int]]`): Row numbers of each clip's frames. One more clip, if the split has it, is the
             last one's counterpart.
-        num_clips (`int`): How many clips.
-        frames_per_clip, num_consecutive, seed (`int`): As `load_clips` takes them.
-        config_name (`str`, *optional*): Of the drawing, where the clips are drawn.
-        size (`tuple[int, int]`, *optional*): As `load_clips` takes it.
-    Raises:
-        ValueError: When a clip is read, if poses or layers of a frame have another size than its picture.
+        num_clips, frames_per_clip, num_consecutive, seed (`int`): See [`load_clips`].
+        config_name (`str`, *optional*): Configuration of `ProceduralFashion`, for drawn clips.
+        size (`tuple[int, int]`, *optional*): See [`load_clips`].
     """
 
     def __init__(
@@ -164,13 +163,13 @@ class Clips(Sequence[Clip]):
         return pictures[0]
 
     def _read(self, frames: Sequence[int]) -> tuple[list[Image.Image], list[Image.Image] | None]:
-        """Pictures and, if there are such, layers of some rows."""
+        """Read the pictures of some rows and, if the split has them, the layers."""
         read = [_read_row(self.pictures, row) for row in frames]
         for frame in read:
             sizes = {name: frame[name].size for name in ("image", "iuv", "layers") if name in frame}
             if len(set(sizes.values())) > 1:
                 raise ValueError(
-                    f"`dataset` must hold pictures of one size in a frame, got {sizes} in frame"
+                    f"`dataset` must hold pictures of one size for each frame, got {sizes} in frame"
                     f" {frame['frame_index']} of video {frame['video_id']!r}."
                 )
         pictures = [fit_picture(frame["image"], self.size) for frame in read]
@@ -179,22 +178,18 @@ class Clips(Sequence[Clip]):
 
 
 def fit_picture(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """A picture as a trainer's canvas shows it: whole, its borders continued; mode RGB.
+    """Fit a picture of any mode into a canvas as the trainer does: whole, its borders continued, mode RGB.
 
-    Args:
-        picture (`PIL.Image.Image`): In any mode.
-        size (`tuple[int, int]`, *optional*): Width and height of the canvas; the picture's own if `None`.
+    `size` is the canvas's width and height, by default the picture's own.
     """
     canvas = size or picture.size
     return to_pictures(read_levels(picture, shown_box(picture.size, canvas), canvas)[None])[0]
 
 
 def fit_labels(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """An IUV picture, or layers, where [`fit_picture`] has the picture, each value one that was there; 0 around them.
+    """Fit an 8-bit IUV picture, or layers, at the place where [`fit_picture`] puts the picture.
 
-    Args:
-        picture (`PIL.Image.Image`): In a mode of 8 bit.
-        size (`tuple[int, int]`, *optional*): Width and height of the canvas; the picture's own if `None`.
+    Values are not mixed, and the pixels around it are 0. `size` is the same as there.
     """
     canvas = size or picture.size
     return read_labels(picture, shown_box(picture.size, canvas), canvas)
@@ -209,23 +204,21 @@ def load_clips(
     num_consecutive: int = 0,
     size: tuple[int, int] | None = None,
 ) -> Clips:
-    """Load the first clips of a split with target frames drawn by `seed`; the photo is a clip's first frame.
+    """Load the first clips of a split with randomly drawn target frames; the photo is a clip's first frame.
 
-    Targets lie in the last three quarters of a clip and, as far as it has enough frames, two before its end, so that
-    the poses around them are five different ones.
+    Targets lie in the last three quarters of a clip. If the clip has enough frames, they end two frames before its
+    end, so that the window around each holds five different poses.
 
     Args:
         dataset (`str`): A prepared data set: a folder, a Hub id, `"procedural"` or `"procedural/CONFIG"`.
-        split (`str`): Its split.
-        num_clips (`int`): How many clips; the split must hold as many, and two at least.
-        frames_per_clip (`int`): Target frames a clip; it must hold as many besides its first.
-        seed (`int`, *optional*, defaults to 0): Of the choice of target frames.
-        num_consecutive (`int`, *optional*, defaults to 0): Frames a clip that follow one another, drawn by themselves;
-            0 for none, else at least 3, and a clip must hold as many besides its first.
-        size (`tuple[int, int]`, *optional*): Width and height that frames are fitted to, as the trainer fits them; a
-            frame of that size is left as it is, and all are if `None`.
-    Returns:
-        `Clips`: A sequence of `num_clips` clips, read one at a time.
+        split (`str`): Name of the split.
+        num_clips (`int`): Number of clips, at least 2 and at most those of the split.
+        frames_per_clip (`int`): Target frames per clip, at least 1 and fewer than the clip's frames.
+        seed (`int`, *optional*, defaults to 0): Seed for the choice of frames.
+        num_consecutive (`int`, *optional*, defaults to 0): Consecutive frames per clip, drawn independently of the
+            targets: 0, or at least 3 and fewer than the clip's frames.
+        size (`tuple[int, int]`, *optional*): Width and height that frames are fitted to, as the trainer fits them.
+            Frames of that size stay as they are, and all frames do if it is `None`.
     Raises:
         ValueError: If there is no such data set or it holds fewer clips or frames.
     """
@@ -235,7 +228,7 @@ def load_clips(
     videos = group_videos(rows)
     if not 2 <= num_clips <= len(videos):
         raise ValueError(f"`num_clips` must lie within [2, {len(videos)}] for this split, got {num_clips}.")
-    chosen = dict(list(videos.items())[: num_clips + 1])  # one more, so that no counterpart repeats another
+    chosen = dict(list(videos.items())[: num_clips + 1])  # one more, so that every clip has its own counterpart
     for video_id, frames in list(chosen.items())[:num_clips]:
         longest = len(frames) - 1
         if not 1 <= frames_per_clip <= longest:
@@ -251,27 +244,27 @@ def load_clips(
 
 
 def draw_targets(num_frames: int, count: int, rng: np.random.Generator) -> list[int]:
-    """Draw separate frames of a clip, in their order, as `load_clips` describes them."""
+    """Draw distinct frames of a clip, sorted, from the range that [`load_clips`] describes."""
     start, stop = _range_of(num_frames, count)
     return sorted(rng.choice(np.arange(start, stop), count, replace=False).tolist())
 
 
 def draw_run(num_frames: int, count: int, rng: np.random.Generator) -> list[int]:
-    """Draw frames of a clip that follow one another, from the same part of it as `draw_targets`."""
+    """Draw consecutive frames of a clip from the same range as [`draw_targets`]."""
     start, stop = _range_of(num_frames, count)
     first = int(rng.integers(start, stop - count + 1))
     return list(range(first, first + count))
 
 
 def _range_of(num_frames: int, count: int) -> tuple[int, int]:
-    # A window that runs over the clip's end holds the last pose several times, no motion; and the photo is the first
-    # frame: what comes soon after it is hardly another pose.
+    # A window beyond the clip's end repeats the last pose, without motion. Frames soon after the photo, which is the
+    # first frame, have nearly its pose.
     stop = max(num_frames - WINDOW_RADIUS, count + 1)
     return min(num_frames // 4 + 1, stop - count), stop
 
 
 def _drawn_facts(name: str, split: str, index: int, other: int, targets: list[int]) -> dict:
-    """What only the drawing knows: another subject in this motion, and how far the targets are from the photo."""
+    """Return the facts known of drawn clips only: another subject in this motion, and which targets moved."""
     config = ProceduralFashion(config_name=name).config
     motion = config.motion(split, index)
     frames = config.counterpart(split, other, index, targets)

@@ -1,9 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What of an evaluation is looked at: a picture of the clips, and a self-contained page with them moving side by side.
+"""Pictures and the HTML page of an evaluation.
 
-The page needs no script and no other file: every panel is one picture of all its frames, which style sheets step
-through, all in time.
+The page needs no script and no other file. Each panel is one picture of all its frames, and the style sheet steps
+through the frames of all panels in time.
 """
 
 import base64
@@ -22,12 +22,15 @@ from training.media.pictures import enlarge, picture_grid, to_pictures
 from training.metrics.baselines import to_tensor
 from training.metrics.clip_records import ClipRecord
 from training.metrics.clips import Clip
-from training.metrics.figures import METRICS, TABLES, Figures, format_figure, markdown_tables, table_cells
+from training.metrics.figures import METRICS, TABLES, Figures, markdown_tables, table_cells
 
 
 ERROR_GAIN = 3
 FRAMES_A_SECOND = 4
-SMALL_HEIGHT, LARGE_HEIGHT = 240, 320  # on the screen: enlarged as far as the first, or fitted into the second
+SMALL_HEIGHT, LARGE_HEIGHT = (
+    240,
+    320,
+)  # pixels: small frames grow up to the first, large ones shrink to the second
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }
@@ -50,13 +53,13 @@ pre { overflow-x: auto; font-size: .8rem; }
 
 
 def draw_pictures(clips: Sequence[Clip], records: Sequence[ClipRecord], scale: int) -> Image.Image:
-    """Clips one below another: photo, pose, truth and prediction of the last target of each, and what another
-    subject's photo gives.
+    """Draw one row per clip: photo, pose, truth and prediction of its last target, and if there is a counterpart, its
+    photo and the prediction from it.
 
     Args:
-        clips (`Sequence[Clip]`): As many as are shown.
-        records (`Sequence[ClipRecord]`): Theirs, with `pictures`.
-        scale (`int`): Enlarges each picture by a whole factor.
+        clips (`Sequence[Clip]`): The clips to draw.
+        records (`Sequence[ClipRecord]`): Their records, with `pictures`.
+        scale (`int`): Whole factor that enlarges each picture.
     """
     titles = ["photo", "pose", "truth", "prediction"]
     has_other = all(clip.other_reference is not None for clip in clips)
@@ -70,19 +73,14 @@ def draw_pictures(clips: Sequence[Clip], records: Sequence[ClipRecord], scale: i
 
 
 def draw_error(predictions: torch.Tensor, targets: Sequence[Image.Image]) -> list[Image.Image]:
-    """Where predictions are wrong: `ERROR_GAIN` times the absolute error of each channel, on black.
-
-    Args:
-        predictions (`torch.Tensor`): Levels, shape `[T, 3, H, W]`, uint8.
-        targets (`Sequence[PIL.Image.Image]`): The `T` true frames.
-    """
+    """Draw `ERROR_GAIN` times the absolute error of each channel of uint8 predictions `[T, 3, H, W]`, on black."""
     error = (predictions.float() / 255 - to_tensor(targets)).abs() * ERROR_GAIN
     return to_pictures(error.clamp(max=1).mul(255).round().byte())
 
 
 @dataclass(frozen=True)
 class ClipView:
-    """A clip as the page shows it: its name, a line about it, and its panels, one frame or all frames of each."""
+    """A clip on the page: its name, a line of figures, and its panels by title, each with one or all frames."""
 
     name: str
     line: str
@@ -90,19 +88,14 @@ class ClipView:
 
 
 def view_clip(clip: Clip, record: ClipRecord) -> ClipView:
-    """Lay a clip's frames beside one another: those that follow one another, or without such the targets.
-
-    Args:
-        clip (`Clip`): The clip.
-        record (`ClipRecord`): Its, with `pictures`.
-    """
+    """Prepare a clip for the page: its consecutive frames, or its targets if it has none."""
     is_run = "run own" in record.pictures
     prefix, indices = ("run ", clip.run_indices) if is_run else ("", clip.frame_indices)
     targets = list(clip.run_targets if is_run else clip.targets)
     own, warp = record.pictures[f"{prefix}own"], record.pictures[f"{prefix}warp"]
-    figures = {name: {"mean": value, "standard_error": None} for name, value in record.values["model"].items()}
-    targets_line = f"frames {', '.join(map(str, clip.frame_indices))}: {_figures_line(figures, 'psnr', 'ssim', 'l1')}"
-    run_line = f"shown are frames {indices[0]} to {indices[-1]}: {_figures_line(figures, 'temporal_error', 'flicker')}"
+    values = record.values["model"]
+    targets_line = f"frames {', '.join(map(str, clip.frame_indices))}: {_figures_line(values, 'psnr', 'ssim', 'l1')}"
+    run_line = f"shown are frames {indices[0]} to {indices[-1]}: {_figures_line(values, 'temporal_error', 'flicker')}"
     return ClipView(
         name=clip.name,
         line=f"{targets_line}; {run_line}" if is_run else targets_line,
@@ -118,19 +111,12 @@ def view_clip(clip: Clip, record: ClipRecord) -> ClipView:
     )
 
 
-def _figures_line(figures: Mapping[str, Mapping], *names: str) -> str:
-    return ", ".join(f"{n.replace('_', ' ')} {format_figure(n, figures[n])}" for n in names if n in figures)
+def _figures_line(values: Mapping[str, float], *names: str) -> str:
+    return ", ".join(f"{n.replace('_', ' ')} {values[n]:.{METRICS[n].digits}f}" for n in names if n in values)
 
 
 def render_page(results: Mapping[str, Any], views: Iterable[ClipView]) -> str:
-    """Write an evaluation as one HTML page.
-
-    Args:
-        results (`Mapping[str, Any]`): What evaluation.json holds.
-        views (`Iterable[ClipView]`): The clips to show.
-    Returns:
-        `str`: The page; pictures are inside.
-    """
+    """Render the content of evaluation.json and the clips to show as one HTML page with its pictures inside."""
     settings, rows, differences = results["settings"], results["rows"], results["model_minus_row"]
     title = escape(f"{settings['model']} on {settings['dataset']}, {settings['split']}")
     clips = "\n".join(map(_clip, views))
@@ -144,7 +130,7 @@ def render_page(results: Mapping[str, Any], views: Iterable[ClipView]) -> str:
 <h1>{title}</h1>
 <p>{settings["num_clips"]} clips; mean ± standard error over clips.</p>
 <h2>Clips</h2>
-<p>The first of the split, not chosen. <label><input type="checkbox" id="pause"> hold still</label></p>
+<p>The first clips of the split, not selected. <label><input type="checkbox" id="pause"> pause</label></p>
 {clips}
 <h2>Figures</h2>
 {_tables(rows)}
@@ -152,11 +138,11 @@ def render_page(results: Mapping[str, Any], views: Iterable[ClipView]) -> str:
 <p>Coloured where the model is <span class="better">better</span> or <span class="worse">worse</span> by more than two
 standard errors.</p>
 {_tables(differences, mark=True)}
-<h2>What they mean</h2>
+<h2>Meaning of the metrics</h2>
 {_definitions(meanings)}
-<h2>Judges</h2>
+<h2>Learned metrics</h2>
 {_definitions(notes)}
-<h2>How it was made</h2>
+<h2>Settings and versions</h2>
 <pre>{escape("".join(f"{name}: {value}{chr(10)}" for name, value in facts.items()))}</pre>
 </body></html>
 """
@@ -172,7 +158,7 @@ def _definitions(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _tables(rows: Figures, mark: bool = False) -> str:
-    """All of `TABLES` that have figures; `mark` colours differences that are more than two standard errors."""
+    """Render all `TABLES` that have figures; `mark` colours differences of more than two standard errors."""
     tables = []
     for caption, names in TABLES.items():
         names, cells = table_cells(rows, names)
@@ -214,7 +200,7 @@ def _panel(label: str, frames: Sequence[Image.Image]) -> str:
 
 
 def film_strip(frames: Sequence[Image.Image]) -> str:
-    """Frames side by side as a data URL: a PNG where they are small, else a JPEG."""
+    """Encode frames side by side as a data URL: PNG for small frames, else JPEG."""
     width, height = frames[0].size
     strip = Image.new("RGB", (width * len(frames), height))
     for index, frame in enumerate(frames):
@@ -227,14 +213,13 @@ def film_strip(frames: Sequence[Image.Image]) -> str:
 def write_results(
     folder: Path, results: Mapping[str, Any], clips: Sequence[Clip], records: Sequence[ClipRecord], scale: int
 ) -> None:
-    """Write evaluation.json, evaluation.md, evaluation.html and, if there are clips to show, evaluation.png; print
-    the tables.
+    """Write evaluation.json, .md, .html and, if there are clips to show, .png, and print the tables.
 
     Args:
-        folder (`Path`): Where they go.
+        folder (`Path`): Output folder.
         results (`Mapping[str, Any]`): All figures and what they depend on.
-        clips (`Sequence[Clip]`): The clips that are shown.
-        records (`Sequence[ClipRecord]`): Theirs.
+        clips (`Sequence[Clip]`): The clips to show.
+        records (`Sequence[ClipRecord]`): Their records.
         scale (`int`): Enlarges evaluation.png.
     """
     (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")

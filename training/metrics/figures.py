@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What an evaluation reports: its metrics with their meaning, means over clips with standard errors, and tables."""
+"""Figures of an evaluation: metrics with their meaning, means over clips with standard errors, and tables."""
 
 import os
 import platform
@@ -13,45 +13,44 @@ from typing import Any
 import torch
 
 from pipeline_dreampose import DreamPosePipeline
-from training.metrics import frames as metrics
 from training.metrics.baselines import ROWS
+from training.metrics.frames import frechet_distance, mean_and_standard_error
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a figure is shown: how many digits, whether higher is better, and what it says in a line."""
+    """How to show a metric: number of digits, whether higher is better, and its meaning in one line."""
 
     digits: int
     is_higher_better: bool
     meaning: str
 
 
+SETS = "; it has no standard error, and only sets of one size can be compared"
 METRICS = {
     "psnr": Metric(2, True, "peak signal-to-noise ratio in dB"),
     "ssim": Metric(3, True, "structural similarity, at most 1"),
-    "l1": Metric(3, False, "mean absolute error, of [0, 1]"),
+    "l1": Metric(3, False, "mean absolute error of values in [0, 1]"),
     "foreground_psnr": Metric(2, True, "PSNR of the pixels of the person"),
     "silhouette_iou": Metric(3, True, "overlap of the person's outline with the true one, at most 1"),
     "cloth_psnr": Metric(2, True, "PSNR of loose skirts"),
     "seen_l1": Metric(3, False, "L1 of the body that the reference shows too"),
-    "unseen_l1": Metric(3, False, "L1 of the body that the reference does not show, where that is a twentieth of it"),
+    "unseen_l1": Metric(3, False, "L1 of the body that the reference does not show, where that is at least 5 % of it"),
     "cloth_l1": Metric(3, False, "L1 of loose skirts"),
     "hem_l1": Metric(3, False, "L1 of loose skirts beyond the body, where no UV reaches"),
     "hair_l1": Metric(3, False, "L1 of loose hair"),
-    "temporal_error": Metric(4, False, "mean absolute error of the change from frame to frame, consecutive frames"),
+    "temporal_error": Metric(4, False, "mean absolute error of the change from one frame to the next"),
     "flicker": Metric(4, False, "mean absolute second difference in time of the static background"),
-    "identity_distance": Metric(3, False, "distance of CLIP image features of length 1 to the truth's, at most 2"),
+    "identity_distance": Metric(3, False, "distance between CLIP image features of prediction and truth, at most 2"),
     "lpips": Metric(3, False, "learned perceptual distance (AlexNet)"),
-    "fid": Metric(
-        2, False, "Fréchet distance of Inception features, over all frames: no error, sets of one size only"
-    ),
-    "fvd_16f": Metric(1, False, "Fréchet distance of I3D features of 16 frames, over all clips: likewise"),
+    "fid": Metric(2, False, f"Fréchet distance of Inception features over all frames{SETS}"),
+    "fvd_16f": Metric(1, False, f"Fréchet distance of I3D features of 16 frames over all clips{SETS}"),
 }
 TABLES = {
     "Whole frames": ("psnr", "ssim", "l1", "foreground_psnr", "silhouette_iou", "cloth_psnr"),
     "Parts of frames": ("seen_l1", "unseen_l1", "cloth_l1", "hem_l1", "hair_l1"),
     "Time": ("temporal_error", "flicker"),
-    "Learned judges": ("identity_distance", "lpips", "fid", "fvd_16f"),
+    "Learned metrics": ("identity_distance", "lpips", "fid", "fvd_16f"),
 }
 Figures = dict[str, dict[str, dict]]  # by row and metric: `mean`, `standard_error`, `n`
 LIBRARIES = ("torch", "diffusers", "transformers", "datasets", "torchmetrics", "numpy", "pillow")
@@ -61,11 +60,11 @@ def summarize(values: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, 
     """Average over clips.
 
     Args:
-        values (`Sequence`): Of each clip, by row and metric; at least two clips. A row that one lacks is left out, and
-            so is a metric of it.
+        values (`Sequence`): The figures of each of at least two clips, by row and metric. Rows and metrics that some
+            clip lacks are left out.
     Returns:
-        `dict`: `{"rows": ..., "model_minus_row": ...}`, each by row and metric the mean and standard error over clips
-            and their number; differences are taken clip by clip.
+        `dict`: `{"rows": ..., "model_minus_row": ...}`, each with the mean over clips, its standard error and the
+            number of clips by row and metric. Differences are taken clip by clip.
     """
     tensors = {
         row: {
@@ -76,7 +75,7 @@ def summarize(values: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, 
         for row in ROWS
         if all(row in clip for clip in values)
     }
-    summary, model = metrics.mean_and_standard_error, tensors["model"]
+    summary, model = mean_and_standard_error, tensors["model"]
     return {
         "rows": {row: {m: summary(v) for m, v in by_metric.items()} for row, by_metric in tensors.items()},
         "model_minus_row": {
@@ -88,24 +87,25 @@ def summarize(values: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, 
 
 
 def add_set_distances(rows: Figures, features: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Add FID and FVD to a summary's rows, as far as their features are there.
+    """Add FID and FVD to the rows of a summary, where features for them exist.
 
     Args:
-        rows (`Figures`): Of `summarize`; changed in place. `n` counts pictures or videos, and there is no error.
-        features (`Mapping`): By metric and set (`own` and the like for predictions, `true own` and `true other`),
-            shape `[N, D]`.
+        rows (`Figures`): Rows of [`summarize`], changed in place. `n` counts pictures or videos; there is no standard
+            error.
+        features (`Mapping`): Features of shape `[N, D]` by metric and set: the predictions in `ROWS`, `true own` and
+            `true other`.
     """
     for name, by_set in features.items():
         for row, by_metric in rows.items():
             prediction, truth = ROWS[row]
             if prediction in by_set and f"true {truth}" in by_set:
-                distance = metrics.frechet_distance(by_set[prediction], by_set[f"true {truth}"])
+                distance = frechet_distance(by_set[prediction], by_set[f"true {truth}"])
                 n = len(by_set[prediction])
                 by_metric[name] = {"mean": distance.item(), "standard_error": None, "n": n}
 
 
 def format_figure(name: str, figure: Mapping | None) -> str:
-    """`mean ± standard error` with the digits of its metric; empty where there is no figure."""
+    """Format `mean ± standard error` with the metric's digits; return an empty string without a figure."""
     if figure is None or figure["mean"] is None:
         return ""
     parts = [figure["mean"]] + ([] if figure["standard_error"] is None else [figure["standard_error"]])
@@ -113,28 +113,14 @@ def format_figure(name: str, figure: Mapping | None) -> str:
 
 
 def table_cells(rows: Figures, names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The filled part of a table.
-
-    Args:
-        rows (`Figures`): Of `summarize`.
-        names (`Sequence[str]`): Its metrics.
-    Returns:
-        `tuple`: The metrics that some row has, and by row their figures as text, for rows that have one.
-    """
+    """Return the metrics of `names` that some row has, and by row their figures as text, without empty rows."""
     names = [name for name in names if any(format_figure(name, by_metric.get(name)) for by_metric in rows.values())]
     cells = {row: [format_figure(name, by_metric.get(name)) for name in names] for row, by_metric in rows.items()}
     return names, {row: texts for row, texts in cells.items() if any(texts)}
 
 
 def markdown_table(rows: Figures, names: Sequence[str] = TABLES["Whole frames"]) -> str:
-    """Write rows of figures as a Markdown table.
-
-    Args:
-        rows (`Figures`): Of `summarize`.
-        names (`Sequence[str]`, *optional*): Its metrics, by default those of whole frames.
-    Returns:
-        `str`: The table, with "mean ± standard error" in its cells, ending in a line break; empty without figures.
-    """
+    """Format rows of [`summarize`] as a Markdown table of the metrics `names`; return "" without figures."""
     names, cells = table_cells(rows, names)
     if not names:
         return ""
@@ -144,18 +130,13 @@ def markdown_table(rows: Figures, names: Sequence[str] = TABLES["Whole frames"])
 
 
 def markdown_tables(rows: Figures, notes: Mapping[str, str]) -> str:
-    """Write all of `TABLES` that have figures, with what judges and what was left out below.
-
-    Args:
-        rows (`Figures`): Of `summarize`.
-        notes (`Mapping[str, str]`): `LearnedMetrics.notes`.
-    """
+    """Format all `TABLES` that have figures, with the notes of `LearnedMetrics` below."""
     tables = [table for names in TABLES.values() if (table := markdown_table(rows, names))]
     return "\n".join([*tables, *(f"- {name.replace('_', ' ')}: {note}" for name, note in notes.items())]) + "\n"
 
 
 def describe_run(pipe: DreamPosePipeline) -> dict[str, Any]:
-    """What figures depend on besides the options: the model's own defaults, its scheduler, versions and machine."""
+    """Describe what the figures depend on besides the options: model defaults, scheduler, versions and machine."""
     defaults = ("width", "height", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")
     cpu_info = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     names = [line.split(":")[1].strip() for line in cpu_info if line.startswith("model name")]

@@ -1,10 +1,11 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What predicted frames are measured by: pure functions on tensors; they open no file.
+"""Metrics of predicted frames: pure functions on tensors that open no file.
 
-Axes: `B` images, `C` channels, `H W` pixels. Pictures are `[B, C, H, W]` in `[0, 1]`, masks `[B, H, W]` boolean. Every
-function returns one value an image, shape `[B]`, float32 (`temporal_error` and `flicker`: one a video; what compares
-whole sets: one a set), so that a caller can average within a clip first and take the standard error over clips.
+Axes: `B` images, `C` channels, `H W` pixels. Pictures are `[B, C, H, W]` in `[0, 1]`, masks are boolean `[B, H, W]`.
+Each function returns float32 with one value per image, shape `[B]`, so that a caller can average within a clip first
+and take the standard error over clips. `temporal_error` and `flicker` return one value per video, `frechet_distance`
+one per pair of sets.
 """
 
 import torch
@@ -33,6 +34,12 @@ def _check_mask(mask: torch.Tensor, name: str = "mask", shape: torch.Size | None
         raise ValueError(f"`{name}` must be boolean of shape {expected}, got {mask.dtype} {list(mask.shape)}.")
 
 
+def _masked_mean(error: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Average `error`, shape `[B, H, W]`, over the pixels of each image's mask."""
+    _check_mask(mask, shape=error.shape)
+    return (error * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2))
+
+
 def l1(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Mean absolute error over pixels and channels: range `[0, 1]`, lower is better (the `L1` of DreamPose,
     arXiv:2304.06025, table 1).
@@ -40,8 +47,8 @@ def l1(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
     Args:
         prediction (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`.
         target (`torch.Tensor`): The truth, same shape and range.
-        mask (`torch.Tensor`, *optional*): Boolean, shape `[B, H, W]`: only these pixels count. An image without one
-            gives `nan`.
+        mask (`torch.Tensor`, *optional*): Boolean, shape `[B, H, W]`. Only these pixels count; an image whose mask is
+            empty gives `nan`.
     Returns:
         `torch.Tensor`: Shape `[B]`.
     Raises:
@@ -49,42 +56,32 @@ def l1(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
     """
     _check_pair(prediction, target)
     error = (prediction.float() - target.float()).abs()
-    if mask is None:
-        return error.mean(dim=(1, 2, 3))
-    _check_mask(mask, shape=error[:, 0].shape)
-    return (error.mean(dim=1) * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2))
+    return error.mean(dim=(1, 2, 3)) if mask is None else _masked_mean(error.mean(dim=1), mask)
 
 
 def psnr(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Peak signal-to-noise ratio, `-10 log10(MSE)` dB at peak 1: range `[0, inf]`, higher is better, equal pictures
     give `inf`.
 
-    The squared error is averaged within an image and the logarithm taken image by image (as scikit-image's
-    `peak_signal_noise_ratio` on each), never over a pooled error.
+    The squared error is averaged within an image, then the logarithm is taken for each image (like scikit-image's
+    `peak_signal_noise_ratio`), never of an error pooled over images.
 
     Args:
-        prediction (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`.
-        target (`torch.Tensor`): The truth, same shape and range.
-        mask (`torch.Tensor`, *optional*): Boolean, shape `[B, H, W]`: only these pixels count. An image without one
-            gives `nan`.
+        prediction, target, mask (`torch.Tensor`): See [`l1`], which raises the same errors.
     Returns:
         `torch.Tensor`: Shape `[B]`.
-    Raises:
-        ValueError: If the shapes differ, a value lies outside `[0, 1]` or `mask` is not boolean.
     """
     _check_pair(prediction, target)
     squared_error = (prediction.float() - target.float()).pow(2).mean(dim=1)
-    if mask is None:
-        return -10 * squared_error.mean(dim=(1, 2)).log10()
-    _check_mask(mask, shape=squared_error.shape)
-    return -10 * ((squared_error * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2))).log10()
+    mean = squared_error.mean(dim=(1, 2)) if mask is None else _masked_mean(squared_error, mask)
+    return -10 * mean.log10()
 
 
 def ssim(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Structural similarity (Wang et al., 2004): range `[-1, 1]`, higher is better, equal pictures give 1.
 
-    Gaussian window with sigma 1.5 (11×11), K1 = .01, K2 = .03, per channel and then averaged, borders reflected:
-    torchmetrics' `structural_similarity_index_measure` at `data_range=1`.
+    It is torchmetrics' `structural_similarity_index_measure` at `data_range=1`: Gaussian window with sigma 1.5
+    (11×11), K1 = .01, K2 = .03, reflected borders, computed per channel and then averaged.
 
     Args:
         prediction (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`, sides of at least 11.
@@ -102,16 +99,15 @@ def ssim(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def silhouette(images: torch.Tensor, background_color: torch.Tensor, threshold: float = 0.1) -> torch.Tensor:
-    """Find the pixels that are not background: those whose largest channel distance from the background colour exceeds
-    the threshold.
+    """Find the pixels whose largest channel distance from the background colour exceeds the threshold.
 
-    Only for plain studio backgrounds. The same rule is applied to prediction and truth, so that what it misses (a
-    garment of the background's colour) is missed in both.
+    This works for plain studio backgrounds only. Prediction and truth go through the same rule, so a garment of the
+    background's colour is missed in both.
 
     Args:
         images (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`.
-        background_color (`torch.Tensor`): Shape `[C]` or, one an image, `[B, C]`; range `[0, 1]`.
-        threshold (`float`, *optional*, defaults to 0.1): Distance above which a pixel counts, in `[0, 1)`.
+        background_color (`torch.Tensor`): Shape `[C]`, or `[B, C]` with one colour per image; range `[0, 1]`.
+        threshold (`float`, *optional*, defaults to 0.1): Distance in `[0, 1)` above which a pixel counts.
     Returns:
         `torch.Tensor`: Boolean, shape `[B, H, W]`.
     Raises:
@@ -148,11 +144,11 @@ def silhouette_iou(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tens
 
 
 def temporal_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error of the change from each frame to the next: range `[0, 2]`, lower is better; flicker raises
+    """Mean absolute error of the change from each frame to the next: range `[0, 2]`, lower is better. Flicker raises
     it, a constant offset does not.
 
-    `|(x'_{i+1} - x'_i) - (x_{i+1} - x_i)|` over pixels, channels and pairs of consecutive frames of one video; no
-    optical flow is estimated.
+    It averages `|(x'_{i+1} - x'_i) - (x_{i+1} - x_i)|` over pixels, channels and pairs of consecutive frames of one
+    video, without optical flow.
 
     Args:
         prediction (`torch.Tensor`): Consecutive frames of one video, shape `[F, C, H, W]`, range `[0, 1]`, `F >= 2`.
@@ -169,16 +165,16 @@ def temporal_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tens
 
 
 def flicker(frames: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
-    """Mean absolute second difference in time where nothing should move: range `[0, 2]`, lower is better, what stands
-    still or changes evenly gives 0.
+    """Mean absolute second difference in time of the static background: range `[0, 2]`, lower is better. A background
+    that stands still or changes evenly gives 0.
 
-    `|x_{i+1} - 2 x_i + x_{i-1}|` over channels, the pixels of the static background and triples of consecutive frames
-    of one video. The truth is not asked: a copied photo has 0, so read it beside `temporal_error`.
+    It averages `|x_{i+1} - 2 x_i + x_{i-1}|` over channels, pixels of the background and triples of consecutive frames
+    of one video. It does not look at the truth: a copied photo gives 0, so read it next to `temporal_error`.
 
     Args:
         frames (`torch.Tensor`): Consecutive frames of one video, shape `[F, C, H, W]`, range `[0, 1]`, `F >= 3`.
-        background (`torch.Tensor`): Boolean, shape `[H, W]`: background in all of these frames. Without a pixel the
-            result is `nan`.
+        background (`torch.Tensor`): Boolean, shape `[H, W]`: the pixels that are background in all of these frames.
+            An empty mask gives `nan`.
     Returns:
         `torch.Tensor`: Shape `[]`.
     Raises:
@@ -195,12 +191,12 @@ def identity_distance(features: torch.Tensor, target_features: torch.Tensor) -> 
     """Euclidean distance between an image's features and those of the truth, both scaled to length 1: range `[0, 2]`,
     lower is better, equal directions give 0.
 
-    It follows the average Euclidean distance (AED) of Siarohin et al., 2019, which takes the features of a network for
-    person re-identification; here they are those of a CLIP image encoder.
+    It follows the average Euclidean distance (AED) of Siarohin et al., 2019, but with the features of a CLIP image
+    encoder instead of a network for person re-identification.
 
     Args:
-        features (`torch.Tensor`): Of the predictions, shape `[B, D]`.
-        target_features (`torch.Tensor`): Of the true images, same shape.
+        features (`torch.Tensor`): Features of the predictions, shape `[B, D]`.
+        target_features (`torch.Tensor`): Features of the true images, same shape.
     Returns:
         `torch.Tensor`: Shape `[B]`.
     Raises:
@@ -219,13 +215,13 @@ def frechet_distance(features: torch.Tensor, target_features: torch.Tensor) -> t
     """Fréchet distance between two sets of features, each taken as a normal distribution: range `[0, inf)`, lower is
     better, equal sets give 0.
 
-    `|m - m'|² + tr(S + S' - 2 (S S')^{1/2})` with sample covariances (`n - 1`), by torchmetrics'
-    `FrechetInceptionDistance`. It is FID for features of Inception (Heusel et al., 2017) and FVD for features of I3D
-    of 16 frames each (Unterthiner et al., 2018). It grows as a set gets smaller: compare sets of one size only.
+    It computes `|m - m'|² + tr(S + S' - 2 (S S')^{1/2})` with sample covariances (`n - 1`), by torchmetrics'
+    `FrechetInceptionDistance`. With features of Inception it is FID (Heusel et al., 2017), with features of I3D of 16
+    frames each it is FVD (Unterthiner et al., 2018). Smaller sets give larger values: compare sets of one size only.
 
     Args:
-        features (`torch.Tensor`): Of the predictions, shape `[N, D]`, `N >= 2`.
-        target_features (`torch.Tensor`): Of the true images or videos, shape `[M, D]`, `M >= 2`.
+        features (`torch.Tensor`): Features of the predictions, shape `[N, D]`, `N >= 2`.
+        target_features (`torch.Tensor`): Features of the true images or videos, shape `[M, D]`, `M >= 2`.
     Returns:
         `torch.Tensor`: Shape `[]`.
     Raises:
@@ -241,17 +237,17 @@ def frechet_distance(features: torch.Tensor, target_features: torch.Tensor) -> t
     distance = FrechetInceptionDistance(feature=passed_through)
     distance.update(target_features.double(), real=True)
     distance.update(features.double(), real=False)
-    return distance.compute().float().clamp(min=0)  # of equal sets, rounding leaves a little on either side of 0
+    return distance.compute().float().clamp(min=0)  # rounding can put the 0 of equal sets a little below 0
 
 
 def mean_and_standard_error(values: torch.Tensor) -> dict[str, float | int | None]:
-    """Average over independent values (clips), with the standard error of that mean, `s / sqrt(n)`, `s` with `n - 1`;
-    `nan` entries are left out.
+    """Average independent values (clips), with the standard error of that mean: `s / sqrt(n)`, `s` with `n - 1`.
 
     Args:
-        values (`torch.Tensor`): Shape `[n]`, one value a clip, `nan` where a clip has none.
+        values (`torch.Tensor`): Shape `[n]`, one value per clip; `nan` entries are left out.
     Returns:
-        `dict`: `mean` (`None` without values), `standard_error` (`None` for fewer than two) and `n`, how many counted.
+        `dict`: `mean` (`None` without values), `standard_error` (`None` for fewer than two values) and `n`, the number
+            of values.
     Raises:
         ValueError: If `values` is not 1-dimensional.
     """
@@ -267,7 +263,7 @@ def mean_and_standard_error(values: torch.Tensor) -> dict[str, float | int | Non
 
 
 def background_color(images: torch.Tensor) -> torch.Tensor:
-    """Estimate a plain background's colour: the median of each channel over the outermost pixels.
+    """Estimate the colour of a plain background: the median of each channel over the outermost pixels.
 
     Args:
         images (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`.

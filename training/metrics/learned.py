@@ -1,17 +1,16 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Metrics that a trained network judges by. What is absent, package or weights, is left out by name with the reason,
-never counted as zero.
+"""Metrics computed by trained networks. A metric whose package or weights are missing is left out, with the reason.
 
-- `identity_distance`: by the model's own CLIP image encoder, which is always there, or by another one.
-- `lpips`: torchmetrics' AlexNet variant (Zhang et al., 2018), where torchvision and its weights can be had.
-- `fid`: by a TorchScript Inception that takes uint8 pictures `[B, 3, H, W]` and `return_features=True`, as StyleGAN's
-  `inception-2015-12-05.pt` does.
-- `fvd_16f`: by a TorchScript I3D that takes videos `[B, 3, 16, 224, 224]` in `[-1, 1]` and `rescale=False`,
-  `resize=False`, `return_features=True`, as StyleGAN-V's `i3d_torchscript.pt` does. The whole picture is squeezed to
+- `identity_distance` uses the model's own CLIP image encoder, or another one.
+- `lpips` is torchmetrics' AlexNet variant (Zhang et al., 2018). It needs torchvision and its weights.
+- `fid` needs a TorchScript Inception that takes uint8 pictures `[B, 3, H, W]` and `return_features=True`, such as
+  StyleGAN's `inception-2015-12-05.pt`.
+- `fvd_16f` needs a TorchScript I3D that takes videos `[B, 3, 16, 224, 224]` in `[-1, 1]` and `rescale=False`,
+  `resize=False`, `return_features=True`, such as StyleGAN-V's `i3d_torchscript.pt`. The whole picture is squeezed to
   that square.
 
-Whoever loads a TorchScript file runs its code: take one from a source that you trust.
+Loading a TorchScript file runs its code: use only files from a source that you trust.
 """
 
 import os
@@ -23,7 +22,7 @@ import torch
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from pipeline_dreampose import DreamPosePipeline, clip_pixel_values
-from training.metrics import frames as metrics
+from training.metrics.frames import identity_distance
 
 
 VIDEO_LENGTH = 16  # frames of FVD-16f
@@ -31,11 +30,7 @@ VIDEO_SIDE = 224
 
 
 def check_judges(inception: Path | None = None, i3d: Path | None = None, num_consecutive: int = 0) -> None:
-    """Refuse files that do not exist, and `i3d` without 16 frames, by a `ValueError`; [`LearnedMetrics`] does, too.
-
-    Args:
-        inception, i3d, num_consecutive: As [`LearnedMetrics`] takes them.
-    """
+    """Raise a `ValueError` if a file does not exist or `i3d` comes without 16 frames; see [`LearnedMetrics`]."""
     if i3d is not None and num_consecutive != VIDEO_LENGTH:
         raise ValueError(f"`i3d` must come with `num_consecutive` {VIDEO_LENGTH}, got {num_consecutive}.")
     for argument, path in (("inception", inception), ("i3d", i3d)):
@@ -44,18 +39,18 @@ def check_judges(inception: Path | None = None, i3d: Path | None = None, num_con
 
 
 class LearnedMetrics:
-    """The judges that can be had.
+    """The learned metrics that are available.
 
     Args:
-        pipe (`DreamPosePipeline`): Its image encoder judges identity, unless another one is named.
+        pipe (`DreamPosePipeline`): Its image encoder measures identity, unless `identity_encoder` is given.
         identity_encoder (`str`, *optional*): Folder or Hub id of a CLIP image encoder with its image processor.
-        inception (`Path`, *optional*): TorchScript file, for FID.
-        i3d (`Path`, *optional*): TorchScript file, for FVD.
-        num_consecutive (`int`, *optional*, defaults to 0): Consecutive frames a clip; FVD-16f wants 16.
+        inception (`Path`, *optional*): TorchScript file for FID.
+        i3d (`Path`, *optional*): TorchScript file for FVD.
+        num_consecutive (`int`, *optional*, defaults to 0): Consecutive frames per clip; FVD-16f needs 16.
     Attributes:
-        notes (`dict[str, str]`): Of each metric what judges, or why it is left out.
+        notes (`dict[str, str]`): For each metric the network that computes it, or why it is left out.
     Raises:
-        ValueError: If a file or model that was named cannot be loaded, or `i3d` is given without 16 frames.
+        ValueError: If a given file or model cannot be loaded, or `i3d` is given without 16 frames.
     """
 
     def __init__(
@@ -112,17 +107,15 @@ class LearnedMetrics:
 
     @torch.no_grad()
     def measure(self, prediction: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
-        """Compare pictures with the true ones.
+        """Compare pictures with the true ones, both of shape `[B, 3, H, W]` and range `[0, 1]`.
 
-        Args:
-            prediction (`torch.Tensor`): Shape `[B, 3, H, W]`, range `[0, 1]`.
-            truth (`torch.Tensor`): Same shape and range.
         Returns:
-            `dict[str, float]`: `identity_distance`, see `metrics.identity_distance`; `lpips`, range `[0, inf)`, lower
-                is better, equal pictures give 0. Means over the pictures, only of what can be had.
+            `dict[str, float]`: Means over the pictures of `identity_distance`, see
+                [`training.metrics.frames.identity_distance`], and, if available, of `lpips`: range `[0, inf)`, lower
+                is better, equal pictures give 0.
         """
         features = [self._identity_features(images) for images in (prediction, truth)]
-        values = {"identity_distance": metrics.identity_distance(*features).mean().item()}
+        values = {"identity_distance": identity_distance(*features).mean().item()}
         if self.lpips is not None:
             self.lpips.reset()
             self.lpips.update(prediction.to(self.device), truth.to(self.device))
@@ -130,17 +123,16 @@ class LearnedMetrics:
         return values
 
     def _identity_features(self, images: torch.Tensor) -> torch.Tensor:
-        """CLIP's pooled features of the whole pictures, squeezed to its square; shape `[B, D]`."""
+        """Compute CLIP's pooled features, shape `[B, D]`, of whole pictures squeezed to its square."""
         size = self.image_encoder.config.image_size
         pixels = clip_pixel_values((images * 2 - 1).to(self.device), size, self.feature_extractor)
         return self.image_encoder(pixels.to(self.image_encoder.dtype)).pooler_output.float()
 
     @torch.no_grad()
     def picture_features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What compares whole sets of pictures: `{"fid": [B, D]}`, if Inception is there, on the CPU.
+        """Compute the features for FID of pictures `[B, 3, H, W]` in `[0, 1]`: `{"fid": [B, D]}` on the CPU.
 
-        Args:
-            images (`torch.Tensor`): Shape `[B, 3, H, W]`, range `[0, 1]`.
+        The result is empty without Inception.
         """
         if self.inception is None:
             return {}
@@ -149,10 +141,9 @@ class LearnedMetrics:
 
     @torch.no_grad()
     def video_features(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What compares whole sets of videos: `{"fvd_16f": [1, D]}`, if I3D is there, on the CPU.
+        """Compute the features for FVD of 16 frames `[16, 3, H, W]` in `[0, 1]`: `{"fvd_16f": [1, D]}` on the CPU.
 
-        Args:
-            video (`torch.Tensor`): 16 consecutive frames, shape `[16, 3, H, W]`, range `[0, 1]`.
+        The result is empty without I3D.
         """
         if self.i3d is None:
             return {}
@@ -165,7 +156,7 @@ class LearnedMetrics:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Let whoever loads a downloaded file of weights unpickle nothing else from it."""
+    """Make `torch.load` in any library unpickle nothing but weights."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Validation while stage 1 trains: fixed held-out pairs and a clip, sampled by the pipeline itself."""
+"""Validation during stage 1: the pipeline samples fixed held-out pairs and animates a held-out clip."""
 
 import os
 from collections.abc import Callable
@@ -28,7 +28,7 @@ FOLDER = "validation"
 
 @dataclass(frozen=True)
 class _Pair:
-    """A photo, the IUV pictures of the target's window with the target's place among them, and the target [3,H,W]."""
+    """A photo, the IUV pictures of the target's window, the target's place among them, and the target [3,H,W]."""
 
     photo: Image.Image
     poses: list[Image.Image]
@@ -37,20 +37,20 @@ class _Pair:
 
 
 class HeldOutPairs:
-    """Samples fixed held-out frames and compares them with the truth; called by `training.engine.loop.train`.
+    """Fixed held-out pairs: samples their targets and compares them with the truth.
 
-    The pairs, their noise and the order never change in a run, so that its figures can be compared with each other.
-    Of a clip only what the target's window needs is held. Where the samples skip bad rows, the next frame of the clip
-    that is good takes the place of a bad one, and the next clip that of one without any.
+    Pairs, noise and order never change in a run, so its figures can be compared with each other. Only the poses
+    in the targets' windows stay in memory. If `samples` skip bad rows, the clip's next good frame replaces a bad one,
+    and the next clip replaces a clip without good frames.
 
     Args:
         pipeline (`DreamPosePipeline`): Shares its parts with the module that trains.
-        samples (`FramePairs`): Of the validation split, with the pipeline's pose radius.
-        seed (`int`): Of the choice of pairs and the noise.
-        num_pairs (`int`, *optional*, defaults to 16): How many frames, each of another clip as far as there are.
+        samples (`FramePairs`): Samples of the validation split, with the pipeline's pose radius.
+        seed (`int`): Seed of the noise.
+        num_pairs (`int`, *optional*, defaults to 16): Number of pairs, at most one per clip.
         num_inference_steps (`int`, *optional*, defaults to 10): Denoising steps.
     Raises:
-        ValueError: If a frame is bad and bad rows are not skipped, or no clip has good ones.
+        ValueError: If a frame is bad and bad rows are not skipped, or no clip has good frames.
     """
 
     def __init__(self, pipeline, samples: FramePairs, seed: int, num_pairs: int = 16, num_inference_steps: int = 10):
@@ -58,11 +58,11 @@ class HeldOutPairs:
         pairs = (_read_pair(samples, rows, 5 * k + 3) for k, rows in enumerate(samples.videos.values()))
         self.pairs = list(islice((pair for pair in pairs if pair is not None), num_pairs))
         if not self.pairs:
-            raise ValueError("`samples` must have a row that can be validated on, got bad ones only.")
+            raise ValueError("`samples` must have a clip with a good photo and a good target, got bad rows only.")
 
     @torch.no_grad()
     def __call__(self, module, global_step: int) -> dict[str, float]:
-        """Mean L1, PSNR and SSIM over the pairs."""
+        """Return the mean L1, PSNR and SSIM over the pairs."""
         self.pipeline.set_progress_bar_config(disable=True)
         frames = [
             self.pipeline(
@@ -84,18 +84,18 @@ class HeldOutPairs:
 
 
 class HeldOutClip:
-    """Animates one held-out clip and shows it: in `output_dir/validation` as a strip and a video, and in trackers.
+    """A held-out clip: animates it, writes a strip and a video to `output_dir/validation` and logs them to trackers.
 
     Args:
         pipeline (`DreamPosePipeline`): Shares its parts with the module that trains.
-        samples (`FramePairs`): Of the validation split. Of its clips, the first whose frames are all good is taken.
-        accelerator (`Accelerator`): Has the trackers.
-        output_dir (`Path`): Of the run.
-        seed (`int`): Of the noise.
-        num_frames (`int`, *optional*, defaults to 16): The first so many frames of the clip; the photo is its first.
+        samples (`FramePairs`): Samples of the validation split. The first clip without bad frames is used.
+        accelerator (`Accelerator`): Holds the trackers.
+        output_dir (`Path`): Output folder of the run.
+        seed (`int`): Seed of the noise.
+        num_frames (`int`, *optional*, defaults to 16): Number of frames from the clip's start; the first is the photo.
         num_inference_steps (`int`, *optional*, defaults to 10): Denoising steps.
     Raises:
-        ValueError: If a frame is bad and bad rows are not skipped, or no clip is good.
+        ValueError: If a frame is bad and bad rows are not skipped, or every clip has bad frames.
     """
 
     def __init__(
@@ -110,23 +110,21 @@ class HeldOutClip:
     ):
         self.pipeline, self.accelerator, self.output_dir = pipeline, accelerator, output_dir
         self.seed, self.num_inference_steps = seed, num_inference_steps
-        clips = (_read_clip(samples, rows[:num_frames]) for rows in samples.videos.values())
-        clip = next((clip for clip in clips if clip is not None), None)
+        clip = _first_good(samples, _read_clip, [rows[:num_frames] for rows in samples.videos.values()])
         if clip is None:
-            raise ValueError("`samples` must have a clip that can be animated, got bad rows in each.")
+            raise ValueError("`samples` must have a clip without bad rows, got bad rows in each.")
         self.photo, self.poses, self.truth = clip
 
     @torch.no_grad()
     def __call__(self, module, global_step: int) -> dict[str, float]:
-        """Write and show the clip; returns its temporal error, which flicker and stiffness raise."""
+        """Write and log the animated clip; return its temporal error, which flicker and stiffness raise."""
         self.pipeline.set_progress_bar_config(disable=True)
         prediction = self.pipeline(
             self.photo,
             self.poses,
             num_inference_steps=self.num_inference_steps,
             generator=torch.Generator().manual_seed(self.seed),
-            # The frames do not depend on it, and gradients and moments may leave room for little more than one.
-            chunk_size=1,
+            chunk_size=1,  # does not change the frames; gradients and moments may leave memory for few
             output_type="pt",
         ).frames[0]
         truth = self.truth / 2 + 0.5
@@ -150,7 +148,7 @@ def build_validation(
     num_validation_frames: int,
     validation_inference_steps: int,
 ) -> Callable[[torch.nn.Module, int], dict[str, float]]:
-    """A [`HeldOutClip`] and [`HeldOutPairs`] as the one call that `training.engine.loop.train` makes."""
+    """Join [`HeldOutPairs`] and [`HeldOutClip`] into the one function that `training.engine.loop.train` calls."""
     num_steps = validation_inference_steps
     compare = HeldOutPairs(pipeline, samples, seed, num_validation_pairs, num_steps)
     animate = HeldOutClip(pipeline, samples, accelerator, Path(output_dir), seed, num_validation_frames, num_steps)
@@ -158,7 +156,7 @@ def build_validation(
 
 
 def strip_path(output_dir: str | os.PathLike, global_step: int) -> Path:
-    """The strip of a validation."""
+    """Return the path of a validation's strip."""
     return Path(output_dir) / FOLDER / f"step-{global_step:06d}.png"
 
 
@@ -166,31 +164,25 @@ def _to_pictures(images: torch.Tensor) -> list[Image.Image]:
     return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(images))
 
 
-def _read_clip(samples: FramePairs, rows: list[int]) -> tuple[Image.Image, list[Image.Image], torch.Tensor] | None:
-    """Photo and IUV pictures as they are stored, and the frames [F,3,H,W]; `None` if a row is bad."""
-    try:
-        truth = torch.stack([samples.read_frame(row)[0] for row in rows])
-        poses = _read_poses(samples, rows)
-    except BadRow:
-        if samples.settings.bad_rows == "raise":
-            raise
-        return None
-    return samples.columns["image"][rows[0]]["image"], poses, truth
+def _read_clip(samples: FramePairs, rows: list[int]) -> tuple[Image.Image, list[Image.Image], torch.Tensor]:
+    """Read a clip: its stored photo and IUV pictures, and its frames [F,3,H,W]."""
+    truth = torch.stack([samples.read_frame(row)[0] for row in rows])
+    return samples.columns["image"][rows[0]]["image"], _read_poses(samples, rows), truth
 
 
 def _read_pair(samples: FramePairs, rows: list[int], start: int) -> _Pair | None:
-    """The first good photo of a clip and its first good target from a frame on; `None` if it has none."""
+    """Read a clip's first good photo and its first good target from row `start` on; return `None` without them."""
     start %= len(rows)
     photo = _first_good(samples, _read_photo, rows)
     target = _first_good(samples, _read_target, rows[start:] + rows[:start])
     return None if photo is None or target is None else _Pair(photo, *target)
 
 
-def _first_good(samples: FramePairs, read: Callable[[FramePairs, int], Any], rows: list[int]) -> Any:
-    """What is read of the first of some rows that is not bad; `None` if all are."""
-    for row in rows:
+def _first_good(samples: FramePairs, read: Callable[[FramePairs, Any], Any], candidates: list) -> Any:
+    """Read the first row, or the first clip, that is not bad; return `None` if all are bad."""
+    for candidate in candidates:
         try:
-            return read(samples, row)
+            return read(samples, candidate)
         except BadRow:
             if samples.settings.bad_rows == "raise":
                 raise
@@ -198,21 +190,21 @@ def _first_good(samples: FramePairs, read: Callable[[FramePairs, int], Any], row
 
 
 def _read_photo(samples: FramePairs, row: int) -> Image.Image:
-    """The picture of a row as it is stored: the pipeline fits it itself."""
-    samples.read_reference(row)  # may it be one?
+    """Read the stored picture of a row; the pipeline fits it."""
+    samples.read_reference(row)  # raises `BadRow` if the row cannot be a photo
     return samples.columns["image"][row]["image"]
 
 
 def _read_target(samples: FramePairs, row: int) -> tuple[list[Image.Image], int, torch.Tensor]:
-    """The IUV pictures of a row's window as they are stored, its place among them, and its picture."""
+    """Read the stored IUV pictures of a row's window, the row's place among them, and its picture."""
     truth = to_pixel_values(samples.read_target(row)["target_image"])
     window, place = samples.window_rows(row)
     return _read_poses(samples, window), place, truth
 
 
 def _read_poses(samples: FramePairs, rows: list[int]) -> list[Image.Image]:
-    """The IUV pictures of some rows as they are stored, all of one size, since the pipeline takes no others."""
+    """Read the stored IUV pictures of some rows; the pipeline needs them to be of one size."""
     poses = [samples.columns["iuv"][row]["iuv"] for row in rows]
     if len(sizes := {pose.size for pose in poses}) > 1:
-        raise samples.bad_row(rows[0], f"the pose maps from it on have {sorted(sizes)} pixels")
+        raise samples.bad_row(rows[0], f"the pose maps from this frame on have several sizes, {sorted(sizes)}")
     return poses

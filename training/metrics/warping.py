@@ -1,8 +1,8 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Warp a photo by its own UV map, without learning, and tell which of a frame's body the photo shows.
+"""Warping of a photo by its UV map, without learning, and the parts of a frame's body that the photo shows.
 
-Pictures of poses are IUV pictures as everywhere: R = V, G = U, B = I, 0 where nobody is.
+IUV pictures have R = V, G = U, B = I, and 0 where nobody is.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ from PIL import Image
 from training.metrics.frames import background_color
 
 
-# Farther apart in (U, V), of [0, 1] each, no pixel of the photo shows a point. A limb of the small pictures is five
-# pixels wide, so that neighbours lie 0.1 apart; where drawn figures have hardly moved, 0.15 leaves 1 % of them unseen.
+# A point counts as unseen if no pixel of the photo is within this distance in (U, V), both in [0, 1]. In small
+# pictures a limb is five pixels wide, so neighbours lie 0.1 apart; of drawn figures that hardly moved, 0.15 leaves 1 %
+# unseen.
 UV_TOLERANCE = 0.15
-# The two sides of what has a chart for each: front, back, and whether U and V of one are 1 minus those of the other.
+# Charts of the two sides of a limb: front, back, and whether U and V of one are 1 minus those of the other.
 SIDES = (
     (2, 1, False, False),
     (9, 7, True, True),
@@ -34,11 +35,11 @@ _OTHER_SIDE = {a: (b, *flips) for front, back, *flips in SIDES for a, b in ((fro
 
 @dataclass(frozen=True)
 class SurfaceMatch:
-    """For each pixel of a frame, the pixel of a photo that shows the same point of the body, or the nearest to it.
+    """For each pixel of a frame, the pixel of a photo that shows the nearest point of the body.
 
-    `is_body` `[H, W]` says where the frame has a body. `index` `[H, W]` counts the photo's pixels row by row, -1 where
-    the photo shows nothing of that limb. `distance` `[H, W]` is the one in (U, V) within the same part; it is infinite
-    where the photo shows none of it.
+    All fields have shape `[H, W]`. `is_body` says where the frame has a body. `index` counts the photo's pixels row by
+    row and is -1 where the photo shows nothing of that limb. `distance` is measured in (U, V) within the same part; it
+    is infinite where the photo does not show that part.
     """
 
     is_body: torch.Tensor
@@ -47,7 +48,7 @@ class SurfaceMatch:
 
     @property
     def is_unseen(self) -> torch.Tensor:
-        """Which pixels of the body, `[H, W]`, the photo does not show: nothing of it within `UV_TOLERANCE`."""
+        """The pixels of the body, `[H, W]`, for which the photo shows no point within `UV_TOLERANCE`."""
         return self.is_body & (self.distance > UV_TOLERANCE)
 
 
@@ -57,17 +58,15 @@ def _read_iuv(iuv: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def match_surface(iuv: Image.Image, photo_iuv: Image.Image, chunk_size: int = 4096) -> SurfaceMatch:
-    """Find for each pixel of a frame's body the pixel of the photo with the nearest I, U, V.
+    """Find for each pixel of a frame's body the pixel of the photo with the nearest (U, V) on the same part.
 
-    I comes first: among the photo's pixels of the same part the nearest (U, V) is taken. A part that the photo does
-    not show at all is looked for on the other side of its limb (front for back), there at the mirrored (U, V).
+    A part that the photo does not show at all is looked for on the other side of its limb (front for back), at the
+    mirrored (U, V).
 
     Args:
-        iuv (`PIL.Image.Image`): Of the frame.
-        photo_iuv (`PIL.Image.Image`): Of the photo; any size.
+        iuv (`PIL.Image.Image`): IUV of the frame.
+        photo_iuv (`PIL.Image.Image`): IUV of the photo, of any size.
         chunk_size (`int`, *optional*, defaults to 4096): Pixels compared at a time.
-    Returns:
-        `SurfaceMatch`: Of the frame's size.
     """
     part, uv = _read_iuv(iuv)
     photo_part, photo_uv = _read_iuv(photo_iuv)
@@ -84,7 +83,7 @@ def match_surface(iuv: Image.Image, photo_iuv: Image.Image, chunk_size: int = 40
         if len(candidates) == 0:
             continue
         for pixels, targets in zip(wanted.split(chunk_size), points.split(chunk_size), strict=True):
-            # By differences: the faster way through a product of matrices rounds 0 to 2e-4.
+            # The faster way by matrix products rounds 0 to 2e-4.
             distances = torch.cdist(targets, photo_uv[candidates], compute_mode="donot_use_mm_for_euclid_dist")
             nearest = distances.min(dim=1)
             index[pixels] = candidates[nearest.indices]
@@ -95,18 +94,18 @@ def match_surface(iuv: Image.Image, photo_iuv: Image.Image, chunk_size: int = 40
 
 
 def warp_photo(photo: Image.Image, photo_iuv: Image.Image, match: SurfaceMatch) -> torch.Tensor:
-    """Texture transfer: paint a frame's body with the photo's pixels of the same points.
+    """Paint a frame's body with the photo's pixels of the same points (texture transfer).
 
-    What lies outside the body keeps the photo's own pixel of that place, unless the photo has its body there: that
-    gets the background's colour, or the person would stand there twice. Hems and hair, which no IUV covers, thus stay
-    where they were: on 40 drawn clips the background's colour everywhere would give 20.8 dB instead of 20.3, but lie
-    farther off on hems (L1 0.47 instead of 0.38) and hair, and serves plain backgrounds only. A limb that the photo
-    shows nothing of gets the mean colour of the photo's body.
+    Outside the frame's body the photo's own pixels stay, except the photo's body: it gets the background's colour, or
+    the person would be there twice. Hems and hair, which no IUV covers, thus stay in place. On 40 drawn clips, the
+    background's colour everywhere would give 20.8 dB instead of 20.3, but be worse on hems (L1 0.47 instead of 0.38)
+    and hair, and it only works for plain backgrounds. A limb that the photo does not show at all gets the mean colour
+    of the photo's body.
 
     Args:
         photo (`PIL.Image.Image`): Mode RGB.
-        photo_iuv (`PIL.Image.Image`): Of its size.
-        match (`SurfaceMatch`): Of the frame, by `match_surface`, at the photo's size.
+        photo_iuv (`PIL.Image.Image`): IUV of the photo, of the same size.
+        match (`SurfaceMatch`): Match of the frame, from [`match_surface`], of the same size.
     Returns:
         `torch.Tensor`: Shape `[3, H, W]`, range `[0, 1]`.
     Raises:
