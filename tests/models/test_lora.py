@@ -1,4 +1,4 @@
-"""A LoRA while it is trained: where it sits, that it alone trains, and that its file gives what was trained."""
+"""A LoRA during training: its layers, what trains, and that its file reproduces the trained model."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def render(pipe):
 
 
 def draw_weights(parts):
-    """As a training might leave them; larger ones only magnify rounding where they are fused."""
+    """Draw LoRA weights of a size that training might give; larger ones only magnify the rounding of fusing."""
     torch.manual_seed(7)
     with torch.no_grad():
         for part in parts.values():
@@ -40,7 +40,7 @@ def draw_weights(parts):
 
 
 def get_vae():
-    """With attention in the middle, as Stable Diffusion's has."""
+    """Return a VAE with attention in the middle block, like Stable Diffusion's."""
     return AutoencoderKL(
         block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=2,
@@ -49,7 +49,7 @@ def get_vae():
 
 @pytest.mark.parametrize("convolutions", [False, True])
 @pytest.mark.parametrize("conv_in", [False, True])
-def test_which_layers_have_one(convolutions, conv_in):
+def test_target_layers(convolutions, conv_in):
     pipe = get_dummy_pipeline(vae=get_vae())
     unet, decoder = dict(pipe.unet.named_modules()), dict(pipe.vae.decoder.named_modules())
     attention = {name for name, module in unet.items() if ".attn" in name and isinstance(module, torch.nn.Linear)}
@@ -67,13 +67,13 @@ def test_which_layers_have_one(convolutions, conv_in):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_alone_trains_in_float32_and_leaves_nothing_behind(dtype):
+def test_only_the_lora_trains_in_float32_and_detaching_restores_the_model(dtype):
     pipe = get_dummy_pipeline().to(dtype)
     before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in parts_of(pipe).items()}
     plain = render(pipe)
     parts = parts_of(pipe)
     with attached_lora(parts, build_lora_configs(2), seed=0):
-        assert torch.equal(render(pipe), plain), "its product begins at 0"
+        assert torch.equal(render(pipe), plain), "a new LoRA changes nothing"
         for part in parts.values():
             for name, parameter in part.named_parameters():
                 assert parameter.requires_grad == (".lora_" in name), name
@@ -87,7 +87,7 @@ def test_it_alone_trains_in_float32_and_leaves_nothing_behind(dtype):
     assert torch.equal(render(pipe), plain) and pipe.get_list_adapters() == {}
 
 
-def test_its_first_weights_depend_on_the_seed_alone():
+def test_initial_weights_depend_only_on_the_seed():
     drawn = []
     for seed, disturbance in ((0, 1), (0, 2), (1, 1)):
         parts = parts_of(get_dummy_pipeline())
@@ -109,7 +109,7 @@ def test_its_first_weights_depend_on_the_seed_alone():
     ],
     ids=["plain", "alpha", "rslora", "dora"],
 )
-def test_a_pipeline_built_anew_gives_what_was_trained(tmp_path, settings, scaling):
+def test_a_fresh_pipeline_with_the_file_equals_the_trained_one(tmp_path, settings, scaling):
     pipe = get_dummy_pipeline(vae=get_vae())
     pipe.save_pretrained(tmp_path / "base")
     plain, parts = render(pipe), parts_of(pipe)
@@ -117,27 +117,26 @@ def test_a_pipeline_built_anew_gives_what_was_trained(tmp_path, settings, scalin
         draw_weights(parts)
         trained = render(pipe)
         DreamPosePipeline.save_lora_weights(tmp_path, **collect_lora(parts), run_metadata={"rank": 4})
-    anew = DreamPosePipeline.from_pretrained(tmp_path / "base")
-    anew.set_progress_bar_config(disable=True)
-    anew.load_lora_weights(tmp_path, adapter_name="anna")
-    torch.testing.assert_close(render(anew), trained, atol=1e-5, rtol=0)
+    fresh = DreamPosePipeline.from_pretrained(tmp_path / "base")
+    fresh.set_progress_bar_config(disable=True)
+    fresh.load_lora_weights(tmp_path, adapter_name="anna")
+    torch.testing.assert_close(render(fresh), trained, atol=1e-5, rtol=0)
     assert (trained - plain).abs().max() > 0.01
     for part in PARTS:
-        config = getattr(anew, part).peft_config["anna"]
-        assert (config.r, config.use_rslora, config.use_dora) == (
-            4, settings.get("use_rslora", False), settings.get("use_dora", False)
-        )  # fmt: skip
-    assert anew.adapter.token_mixer.scaling["anna"] == pytest.approx(scaling)
+        config = getattr(fresh, part).peft_config["anna"]
+        flags = (settings.get("use_rslora", False), settings.get("use_dora", False))
+        assert (config.r, config.use_rslora, config.use_dora) == (4, *flags)
+    assert fresh.adapter.token_mixer.scaling["anna"] == pytest.approx(scaling)
     with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as file:
         stored = json.loads(file.metadata()["lora_adapter_metadata"])
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float32}
     assert stored["dreampose.rank"] == 4 and stored["unet.target_modules"] == sorted(stored["unet.target_modules"])
-    anew.fuse_lora()
-    anew.unload_lora_weights()
-    torch.testing.assert_close(render(anew), trained, atol=1e-5, rtol=0)
+    fresh.fuse_lora()
+    fresh.unload_lora_weights()
+    torch.testing.assert_close(render(fresh), trained, atol=1e-5, rtol=0)
 
 
-def test_a_norm_of_another_layer_is_refused(tmp_path):
+def test_a_file_that_does_not_fit_is_refused(tmp_path):
     pipe = get_dummy_pipeline()
     parts = parts_of(pipe)
     with attached_lora(parts, build_lora_configs(2, use_dora=True), seed=0):
@@ -152,8 +151,8 @@ def test_a_norm_of_another_layer_is_refused(tmp_path):
         pipe.load_lora_weights(weights)
 
 
-def test_of_the_full_size_model_it_is_a_file_of_at_most_25_megabytes():
-    """Counted on models without weights, of Stable Diffusion's shapes and the default rank."""
+def test_the_full_size_model_s_file_has_at_most_25_megabytes():
+    """Counts parameters on the meta device, with Stable Diffusion's shapes and the default rank."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, in_channels=14)
         channels = (128, 256, 512, 512)
@@ -169,8 +168,8 @@ def test_of_the_full_size_model_it_is_a_file_of_at_most_25_megabytes():
     assert 15e6 < 4 * count < 25e6
 
 
-def test_equal_subjects_are_equal_files(tmp_path):
-    """The library writes metadata in a random order: of twenty files, hardly all would be alike."""
+def test_equal_subjects_give_equal_files(tmp_path):
+    """The library writes metadata in a random order, so twenty files would hardly be equal without sorting."""
     tensors, metadata = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}, {"z": "Zoë/\n\x7f", "format": "pt", "y": "1"}
     contents = set()
     for number in range(20):

@@ -1,4 +1,4 @@
-"""The objective by hand-computed values."""
+"""The formulas of the loss, against values computed by hand."""
 
 import math
 
@@ -16,14 +16,14 @@ from training.models.objective import (
 )
 
 
-def test_one_draw_falls_into_one_band_a_sample():
+def test_one_number_per_sample_chooses_what_is_dropped():
     draw = torch.tensor([0.0, 0.04, 0.05, 0.14, 0.15, 0.29, 0.3, 0.99])
     drop_image, drop_pose = drop_conditions(draw, image_prob=0.1, pose_prob=0.15, joint_prob=0.05)
     assert drop_image.tolist() == [True, True, True, True, False, False, False, False]
     assert drop_pose.tolist() == [True, True, False, False, True, True, False, False]
 
 
-def test_shares_of_dropped_conditions():
+def test_dropped_conditions_have_their_shares():
     drop_image, drop_pose = drop_conditions(torch.arange(1000) / 1000, 0.06, 0.04, 0.03)
     assert (drop_image & ~drop_pose).sum() == 60 and (drop_pose & ~drop_image).sum() == 40
     assert (drop_image & drop_pose).sum() == 30

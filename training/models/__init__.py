@@ -1,1 +1,1 @@
-"""The models that train, and what they are made from."""
+"""Models to train, the training objective, LoRA, and conversion of the authors' checkpoints."""

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The pipeline that training starts from: Stable Diffusion widened for poses, or a saved DreamPose pipeline."""
+"""Base pipeline of a training run: Stable Diffusion with added pose channels, or a saved DreamPose pipeline."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,17 +25,17 @@ from training.data.frame_pairs import LatentShape
 
 @torch.no_grad()
 def widen_conv_in(unet: UNet2DConditionModel, pose_radius: int = 2) -> None:
-    """Give a Stable Diffusion UNet `2 (2 r + 1)` more input channels for the pose window, in place.
+    """Add `2 (2 r + 1)` input channels for the pose window to a Stable Diffusion UNet, in place.
 
-    The old weights and the bias are kept and the new weights are 0, so that the widened UNet computes exactly what the
-    old one did (arXiv:2304.06025).
+    The new weights are 0, so the output does not change (arXiv:2304.06025).
 
     Raises:
-        ValueError: If `unet` takes more channels than it gives, so was widened before.
+        ValueError: If `unet` has been widened before: its input and output channels differ.
     """
     if unet.config.in_channels != unet.config.out_channels:
         raise ValueError(
-            f"`unet` must take the {unet.config.out_channels} channels that it gives, got {unet.config.in_channels}."
+            f"`unet` must have as many input channels as output channels, {unet.config.out_channels}, got"
+            f" {unet.config.in_channels}."
         )
     old = unet.conv_in
     num_channels = old.in_channels + 2 * (2 * pose_radius + 1)
@@ -49,13 +49,13 @@ def widen_conv_in(unet: UNet2DConditionModel, pose_radius: int = 2) -> None:
 
 
 def build_feature_extractor(image_size: int) -> CLIPImageProcessor:
-    """The image encoder's input: the whole picture squeezed into its square, nothing cropped."""
+    """Return the image encoder's preprocessor: it squeezes the whole picture into a square and crops nothing."""
     size = {"height": image_size, "width": image_size}
     return CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False)
 
 
 def build_adapter(vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: int, width: int) -> DreamPoseAdapter:
-    """An adapter that passes the image encoder's tokens through, for pictures of `height` x `width`."""
+    """Return a new adapter for `height` x `width` pictures; its output equals the image encoder's tokens."""
     config = image_encoder.config
     shape = LatentShape.of(vae, height, width)
     return DreamPoseAdapter(
@@ -68,14 +68,16 @@ def build_adapter(vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: in
 
 
 def sampling_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler:
-    """What a saved pipeline samples with by default, DPM-Solver++ (arXiv:2211.01095) with the noise of `scheduler`:
-    chosen by `benchmarks/claims/schedulers.py`."""
+    """Return a saved pipeline's default sampler: DPM-Solver++ (arXiv:2211.01095) with the noise of `scheduler`.
+
+    `benchmarks/claims/schedulers.py` compares it with others.
+    """
     return DPMSolverMultistepScheduler.from_config(scheduler.config)
 
 
 @contextmanager
-def _naming(argument: str, value: Any) -> Iterator[None]:
-    """Files that cannot be loaded end in a `ValueError` that names the argument."""
+def naming(argument: str, value: Any) -> Iterator[None]:
+    """Turn an `OSError` from loading a model into a `ValueError` that names the argument."""
     try:
         yield
     except OSError as error:
@@ -84,7 +86,7 @@ def _naming(argument: str, value: Any) -> Iterator[None]:
 
 
 def load_index(name: str, revision: str | None = None) -> dict:
-    """What a pipeline's `model_index.json` holds; a `ValueError` if `name` leads to none."""
+    """Read a pipeline's `model_index.json`; raise a `ValueError` if `name` is not a pipeline."""
     try:
         return DreamPosePipeline.load_config(name, revision=revision)
     except OSError as error:
@@ -94,12 +96,12 @@ def load_index(name: str, revision: str | None = None) -> dict:
 
 
 def is_dreampose(index: Mapping[str, Any]) -> bool:
-    """Whether a `model_index.json`, read by [`load_index`], is a DreamPose pipeline's."""
+    """Whether the content of a `model_index.json` describes a DreamPose pipeline."""
     return index.get("_class_name") == "DreamPosePipeline"
 
 
 def load_dreampose_index(name: str, revision: str | None = None) -> dict:
-    """What a DreamPose pipeline's `model_index.json` holds; a `ValueError` if `name` leads to no such pipeline."""
+    """Read a pipeline's `model_index.json`; raise a `ValueError` if `name` is not a DreamPose pipeline."""
     index = load_index(name, revision)
     if not is_dreampose(index):
         raise ValueError(
@@ -118,35 +120,35 @@ def load_base_pipeline(
     image_encoder_name_or_path: str | None = None,
     **loading: Any,
 ) -> DreamPosePipeline:
-    """The pipeline that stage 1 starts from: a DreamPose one as it is, or Stable Diffusion with the encoder it needs.
+    """Load the pipeline that stage 1 starts from: a DreamPose pipeline, or Stable Diffusion and an image encoder.
 
     Args:
         name (`str`): Folder or Hub id of the pipeline.
-        height, width (`int`): Size of the pictures, which becomes the pipeline's default.
-        pose_radius (`int`, *optional*, defaults to 2): Of the pose window, where the UNet is widened here.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        image_encoder_name_or_path (`str`, *optional*): CLIP vision model to go with Stable Diffusion.
+        height, width (`int`): Size of the pictures. It becomes the pipeline's default.
+        pose_radius (`int`, *optional*, defaults to 2): Frames on each side of the pose window's centre.
+        revision (`str`, *optional*): Branch, tag or commit of the pipeline on the Hub.
+        image_encoder_name_or_path (`str`, *optional*): CLIP vision model to combine with Stable Diffusion.
         loading: Further arguments of `DreamPosePipeline.from_pretrained`, for a DreamPose pipeline.
     Returns:
         `DreamPosePipeline`: In float32, on the CPU, unless `loading` says otherwise.
     Raises:
-        ValueError: If the name leads to no pipeline, its parts do not fit each other, the size or the pose window, or
-            its value ranges are those of converted weights, which can be sampled but not trained.
+        ValueError: If `name` is not a pipeline; if its components do not fit each other, the size or `pose_radius`; or
+            if its value ranges are those of converted weights, which can be sampled but not trained.
     """
     if is_dreampose(load_index(name, revision)):
         loading = {"dtype": torch.float32} | loading
-        with _naming("pretrained_model_name_or_path", name):
+        with naming("pretrained_model_name_or_path", name):
             pipeline = DreamPosePipeline.from_pretrained(name, revision=revision, **loading)
         if pipeline.pose_radius != pose_radius:
             raise ValueError(f"`pose_radius` must be the model's own, {pipeline.pose_radius}, got {pose_radius}.")
     else:
-        # The text side has no part in DreamPose, so it is not even fetched.
+        # DreamPose does not use the text encoder, so it is not even downloaded.
         unused = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
         unused["requires_safety_checker"] = False
-        with _naming("pretrained_model_name_or_path", name):
+        with naming("pretrained_model_name_or_path", name):
             base = StableDiffusionPipeline.from_pretrained(name, revision=revision, **unused)
         widen_conv_in(base.unet, pose_radius)
-        with _naming("image_encoder_name_or_path", image_encoder_name_or_path):
+        with naming("image_encoder_name_or_path", image_encoder_name_or_path):
             image_encoder = CLIPVisionModel.from_pretrained(image_encoder_name_or_path, dtype=torch.float32)
         pipeline = DreamPosePipeline(
             vae=base.vae,
@@ -158,8 +160,7 @@ def load_base_pipeline(
         )
     pipeline.check_components()
     pipeline.check_size(height, width)
-    ranges = {"image_range": (-1, 1), "pose_range": (0, 1)}
-    for option, value in ranges.items():
+    for option, value in {"image_range": (-1, 1), "pose_range": (0, 1)}.items():
         if tuple(pipeline.config[option]) != value:
             raise ValueError(f"`{option}` of a pipeline to be trained must be {value}, got {pipeline.config[option]}.")
     pipeline.register_to_config(default_height=height, default_width=width)
@@ -169,21 +170,12 @@ def load_base_pipeline(
 def load_subject_base(
     name: str, revision: str | None = None, height: int | None = None, width: int | None = None, **loading: Any
 ) -> DreamPosePipeline:
-    """The DreamPose pipeline that stage 2 starts from, with the pose window that it was trained with.
+    """Load the DreamPose pipeline that stage 2 starts from, with the pose window that it was trained with.
 
-    Args:
-        name (`str`): Folder or Hub id of the pipeline.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        height, width (`int`, *optional*): Size of the pictures, which becomes the pipeline's default; its own if
-            `None`.
-        loading: Further arguments of `DreamPosePipeline.from_pretrained`.
-    Returns:
-        `DreamPosePipeline`: In float32, on the CPU, unless `loading` says otherwise.
-    Raises:
-        ValueError: If it is no DreamPose pipeline, or one that [`load_base_pipeline`] refuses.
+    Arguments and errors are those of [`load_base_pipeline`]; height and width are by default the pipeline's own.
     """
     index = load_dreampose_index(name, revision)
-    with _naming("pretrained_model_name_or_path", name):
+    with naming("pretrained_model_name_or_path", name):
         unet = UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision)
     num_poses = (unet["in_channels"] - unet["out_channels"]) // 2
     size = (height or index["default_height"], width or index["default_width"])
@@ -191,12 +183,9 @@ def load_subject_base(
 
 
 def four_bit_arguments(dtype: torch.dtype) -> dict[str, Any]:
-    """The arguments of a pipeline's `from_pretrained` that load the weights of its UNet's linear layers as NF4.
+    """Return arguments of `from_pretrained` that load the UNet's linear layers in 4 bit (NF4).
 
-    Args:
-        dtype (`torch.dtype`): Of the UNet's other weights, and what products are computed in.
-    Returns:
-        `dict[str, Any]`: `quantization_config`, and `dtype`, in which all other models stay in float32.
+    `dtype` is that of the UNet's other weights and of its matrix products. All other models are loaded in float32.
     """
     unet = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {
@@ -206,5 +195,5 @@ def four_bit_arguments(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether it was loaded so; its weights are then left in the form that they have."""
+    """Whether a model was loaded with quantized weights, whose dtype must not be changed."""
     return getattr(model, "is_quantized", False)

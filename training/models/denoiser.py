@@ -1,6 +1,8 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What stage 1 trains: a DreamPose pipeline's UNet and adapter, made from Stable Diffusion, in one module.
+"""Model and loss of stage 1: UNet and adapter as one module, and the denoising loss on a batch.
+
+The formulas of the loss are in `training.models.objective`. Stage 2 trains its denoiser with the same loss.
 
 Legend: `B` batch, `C` latent channels, `h w` latent cells, `T D` tokens and their width, `S` side of CLIP's square.
 """
@@ -22,27 +24,26 @@ from training.models.objective import (
 
 
 def vae_token_weight(adapter: DreamPoseAdapter) -> torch.Tensor:
-    """Mean absolute weight of the VAE tokens in the adapter's mixture; 0 in a new one, a scalar."""
+    """Return the adapter's mean absolute weight of the VAE tokens, a scalar: 0 in a new adapter."""
     return adapter.token_mixer.weight[:, adapter.config.num_image_tokens :].detach().abs().mean()
 
 
 def freeze_post_layernorm(image_encoder: CLIPVisionModel) -> None:
-    """The states are the tokens before post-layernorm, which never gets a gradient: DDP would wait for it."""
+    """Freeze the post-layernorm. The UNet sees the tokens before it, so DDP would wait for its gradient forever."""
     for name, parameter in image_encoder.named_parameters():
         if "post_layernorm" in name:
             parameter.requires_grad_(False)
 
 
 class Denoiser(nn.Module):
-    """The one module around all that trains: UNet, adapter and, where it is trained too, the image encoder.
+    """UNet, adapter and image encoder in one module, with `requires_grad` set for training.
 
     Args:
-        unet (`UNet2DConditionModel`): Widened.
-        adapter (`DreamPoseAdapter`): Trained with the UNet unless `train_adapter` says otherwise.
-        image_encoder (`CLIPVisionModel`, *optional*):
-            Frozen unless `train_image_encoder`; `None` where all that comes in has its tokens.
+        unet (`UNet2DConditionModel`): A UNet with input channels for the pose window.
+        adapter (`DreamPoseAdapter`): The pipeline's adapter.
+        image_encoder (`CLIPVisionModel`, *optional*): Needed only if batches hold pictures instead of its tokens.
         train_image_encoder (`bool`, *optional*, defaults to `False`): For models without a pretrained CLIP.
-        train_adapter (`bool`, *optional*, defaults to `True`): Without, a new adapter's output stays CLIP's tokens.
+        train_adapter (`bool`, *optional*, defaults to `True`): A new adapter that is frozen outputs CLIP's tokens.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet, self.adapter, self.image_encoder = unet, adapter, image_encoder
         for parameter in (*unet.parameters(), *adapter.parameters()):
-            parameter.requires_grad_(parameter.is_floating_point())  # 4-bit weights come as whole numbers
+            parameter.requires_grad_(parameter.is_floating_point())  # 4-bit weights are stored as integers
         if not train_adapter:
             adapter.requires_grad_(False)
         if image_encoder is not None:
@@ -67,18 +68,15 @@ class Denoiser(nn.Module):
         clip_pixel_values: torch.Tensor | None = None,
         image_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict the diffusion target.
+        """Predict the target of [`training.models.objective.diffusion_target`], shape `(B, C, h, w)`.
 
         Args:
             noisy_latents (`torch.Tensor`): Shape `(B, C, h, w)`.
             timesteps (`torch.Tensor`): Shape `(B,)`.
             pose_window (`torch.Tensor`): Shape `(B, 2 (2 r + 1), h, w)`, range `[0, 1]`.
-            image_latents (`torch.Tensor`): The references' scaled latents, `(B, C, h, w)`.
-            clip_pixel_values (`torch.Tensor`, *optional*): The references as the image encoder takes them,
-                `(B, 3, S, S)`.
-            image_embeds (`torch.Tensor`, *optional*): What it makes of them, `(B, T, D)`, where it is frozen.
-        Returns:
-            `torch.Tensor`: Shape `(B, C, h, w)`.
+            image_latents (`torch.Tensor`): Scaled latents of the references, shape `(B, C, h, w)`.
+            clip_pixel_values (`torch.Tensor`, *optional*): Input of the image encoder, shape `(B, 3, S, S)`.
+            image_embeds (`torch.Tensor`, *optional*): Output of a frozen image encoder, shape `(B, T, D)`.
         """
         if image_embeds is None:
             image_embeds = self.image_encoder(clip_pixel_values.to(self.image_encoder.dtype)).last_hidden_state
@@ -87,16 +85,16 @@ class Denoiser(nn.Module):
 
 
 class StageOneLoss:
-    """The loss of stage 1 as a function of (module, batch), for `training.engine.loop`.
+    """The denoising loss as a function of (module, batch), for `training.engine.loop`.
 
-    Batches are `FramePairs` samples, which it encodes, or `LatentFramePairs` samples. It logs `vae_token_weight`, how
-    much of the VAE tokens the adapter mixes in (0 at the start; not where its own weights are frozen), and, where bad
-    rows are skipped, `bad_rows`: how many were passed over for a sample.
+    A batch holds samples of `FramePairs`, which the loss encodes, or of `LatentFramePairs`. The logs hold
+    `vae_token_weight` if the adapter's own weights train, and `bad_rows`, the mean number of bad rows skipped for a
+    sample, if bad rows are skipped.
 
     Args:
-        pipeline (`DreamPosePipeline`): Gives VAE, feature extractor and the noise scheduler's configuration.
-        noise_scheduler: Adds noise and knows the prediction type.
-        shape (`LatentShape`): Of pictures and latents, for the null image.
+        pipeline (`DreamPosePipeline`): Provides VAE, image encoder, feature extractor and adapter.
+        noise_scheduler: Adds the noise and defines the prediction type.
+        shape (`LatentShape`): Sizes of pictures and latents, for the null image.
         image_dropout_prob, pose_dropout_prob, joint_dropout_prob (`float`): See `objective.drop_conditions`.
         snr_gamma (`float`, *optional*): See `objective.min_snr_weights`.
         high_noise_fraction, high_noise_start: See `objective.draw_timesteps`.
@@ -126,8 +124,10 @@ class StageOneLoss:
 
     @torch.no_grad()
     def encode_references(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the adapter sees of fitted photos [B,3,H,W], as far as it is frozen: `image_latents`, and
-        `image_embeds` or, where the image encoder trains, `clip_pixel_values`."""
+        """Return `image_latents` and `image_embeds` of fitted photos [B,3,H,W].
+
+        If the image encoder trains, its input `clip_pixel_values` takes the place of `image_embeds`.
+        """
         latents = encode_pixels(pixel_values, self.vae).mode() * self.vae.config.scaling_factor
         encoder = self.image_encoder
         squares = clip_pixel_values(pixel_values, encoder.config.image_size, self.feature_extractor)
@@ -138,18 +138,17 @@ class StageOneLoss:
 
     @torch.no_grad()
     def encode_batch(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A batch of `FramePairs` samples as one of `LatentFramePairs` samples."""
+        """Encode a batch of `FramePairs` samples as `LatentFramePairs` samples."""
         posterior = encode_pixels(to_pixel_values(batch["target_image"]), self.vae)
         encoded = {"target_mean": posterior.mean.float(), "target_std": posterior.std.float()}
         return batch | encoded | self.encode_references(to_pixel_values(batch["reference_image"]))
 
     def __call__(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict]:
-        """Loss and logs of one batch."""
+        """Return loss and logs of one batch."""
         if "target_image" in batch:
             batch = self.encode_batch(batch)
         drop_image, drop_pose = drop_conditions(batch["dropout_draw"], *self.dropout_probs)
-        # What the trained parts take is replaced, not what they make of it, so that gradients flow through the null
-        # image too.
+        # The null image replaces the inputs of what trains, not its outputs: gradients flow through it too.
         reference = {name: replace_rows(batch[name], drop_image, null) for name, null in self.null_reference.items()}
         scheduler = self.noise_scheduler
         latents = batch["target_mean"] + batch["target_std"] * batch["posterior_noise"]
@@ -160,7 +159,7 @@ class StageOneLoss:
         model_pred = module(noisy_latents, timesteps, pose_window, **reference)
         target = diffusion_target(scheduler, latents, batch["noise"], timesteps)
         logs = {}
-        if self.adapter.token_mixer.weight.requires_grad:  # not a LoRA's base, which stays as it is
+        if self.adapter.token_mixer.weight.requires_grad:  # not with a LoRA
             logs["vae_token_weight"] = vae_token_weight(self.adapter)
         if "num_bad_rows" in batch:
             logs["bad_rows"] = batch["num_bad_rows"].mean()

@@ -1,8 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""A subject as a LoRA of UNet, adapter and VAE decoder (arXiv:2106.09685): attached by PEFT for training, and taken
-out as `DreamPosePipeline.save_lora_weights` writes it.
-"""
+"""LoRA (arXiv:2106.09685) on UNet, adapter and VAE decoder: target layers, attaching, collecting and saving."""
 
 import json
 import os
@@ -22,7 +20,7 @@ from pipeline_dreampose import DreamPosePipeline
 
 ADAPTER_NAME = "subject"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "conv")  # of residual blocks and between levels
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "conv")  # of residual blocks and resamplers
 
 
 def build_lora_configs(
@@ -33,40 +31,35 @@ def build_lora_configs(
     lora_convolutions: bool = False,
     lora_conv_in: bool = False,
 ) -> dict[str, LoraConfig]:
-    """The LoRA of each part: of the UNet's attention, both layers of the adapter, and the VAE decoder's convolutions
-    and attention.
+    """Return the LoRA configurations of `unet`, `adapter` and `vae`, which name the target layers.
+
+    The targets are the UNet's attention, both layers of the adapter, and the VAE decoder's convolutions and attention.
 
     Args:
-        rank (`int`): Of every layer.
-        lora_alpha (`int`, *optional*): The LoRA counts `lora_alpha / rank`; the rank if `None`.
-        use_rslora (`bool`, *optional*, defaults to `False`): It counts `lora_alpha / sqrt(rank)` (arXiv:2312.03732).
-        use_dora (`bool`, *optional*, defaults to `False`): Train the norms of the weights apart (arXiv:2402.09353).
-        lora_convolutions (`bool`, *optional*, defaults to `False`): Of the UNet's residual blocks and resamplers too.
-        lora_conv_in (`bool`, *optional*, defaults to `False`): Of the UNet's first layer, which sees the poses, too.
-    Returns:
-        `dict[str, LoraConfig]`: By component: `unet`, `adapter`, `vae`.
+        rank (`int`): Rank of every layer.
+        lora_alpha (`int`, *optional*, defaults to `rank`): The LoRA is scaled by `lora_alpha / rank`.
+        use_rslora (`bool`, *optional*, defaults to `False`): Scale by `lora_alpha / sqrt(rank)` (arXiv:2312.03732).
+        use_dora (`bool`, *optional*, defaults to `False`): Train the weights' norms separately (arXiv:2402.09353).
+        lora_convolutions (`bool`, *optional*, defaults to `False`): Add the UNet's residual blocks and resamplers.
+        lora_conv_in (`bool`, *optional*, defaults to `False`): Add the UNet's first layer, which reads the poses.
     """
-    unet = [*ATTENTION, *(CONVOLUTIONS if lora_convolutions else ()), *(("conv_in",) if lora_conv_in else ())]
+    unet = [*ATTENTION, *(CONVOLUTIONS if lora_convolutions else ()), *(["conv_in"] if lora_conv_in else ())]
     decoder = "|".join(name.replace(".", r"\.") for name in (*ATTENTION, *CONVOLUTIONS, "conv_in", "conv_out"))
-    targets = {
-        "unet": unet,
-        "adapter": ["vae_projection", "token_mixer"],
-        "vae": rf"decoder\.(.*\.)?({decoder})",
-    }
+    targets = {"unet": unet, "adapter": ["vae_projection", "token_mixer"], "vae": rf"decoder\.(.*\.)?({decoder})"}
     settings = {"r": rank, "lora_alpha": lora_alpha or rank, "use_rslora": use_rslora, "use_dora": use_dora}
     return {name: LoraConfig(target_modules=modules, **settings) for name, modules in targets.items()}
 
 
 @contextmanager
 def attached_lora(parts: Mapping[str, nn.Module], configs: Mapping[str, LoraConfig], seed: int) -> Iterator[None]:
-    """Attach a new LoRA to each part, the only weights of it that train, in float32; without them again afterwards.
+    """Attach a new LoRA in float32 to each model, train nothing else, and detach the LoRAs at the end.
 
     Args:
         parts (`Mapping[str, nn.Module]`): Component name -> model.
         configs (`Mapping[str, LoraConfig]`): From [`build_lora_configs`].
-        seed (`int`): Of the new weights. The LoRA's product with the input begins at 0 whatever they are.
+        seed (`int`): Seed of the new weights. A new LoRA changes no output, whatever its weights.
     """
-    # What a second phase begins with must not depend on how often the first one was interrupted.
+    # The second phase must start with the same weights whether the first one was interrupted or not.
     torch.manual_seed(seed)
     try:
         for name, part in parts.items():
@@ -79,11 +72,7 @@ def attached_lora(parts: Mapping[str, nn.Module], configs: Mapping[str, LoraConf
 
 
 def collect_lora(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """The layers and configurations of attached LoRAs, as arguments of `DreamPosePipeline.save_lora_weights`.
-
-    Args:
-        parts (`Mapping[str, nn.Module]`): Component name -> model.
-    """
+    """Return the attached LoRAs of `parts` (component name -> model) as arguments of `save_lora_weights`."""
     arguments = {}
     for name, part in parts.items():
         layers = get_peft_model_state_dict(part, adapter_name=ADAPTER_NAME)
@@ -95,14 +84,12 @@ def collect_lora(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
 
 
 def write_subject_file(output_dir: Path, layers: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
-    """Write a subject's one file, equal for equal subjects.
+    """Write a subject's LoRA file and return its path. Equal subjects give equal files.
 
     Args:
-        output_dir (`Path`): Where it goes.
+        output_dir (`Path`): Folder of the subject.
         layers (`Mapping[str, Any]`): Arguments of `DreamPosePipeline.save_lora_weights`, from [`collect_lora`].
-        facts (`Mapping[str, Any]`): For its metadata; those that are `None` are left out.
-    Returns:
-        `Path`: The file.
+        facts (`Mapping[str, Any]`): Entries of the file's metadata; `None` values are left out.
     """
     facts = {name: value for name, value in facts.items() if value is not None}
     DreamPosePipeline.save_lora_weights(output_dir, **layers, run_metadata=facts)
@@ -112,28 +99,21 @@ def write_subject_file(output_dir: Path, layers: Mapping[str, Any], facts: Mappi
 
 
 def sort_metadata(path: Path) -> None:
-    """Bring the metadata of a safetensors file into the order of their names. The library writes them in another order
-    each time, so that equal subjects would be unequal files, of which a push sends each.
+    """Sort the metadata of a safetensors file by name.
 
-    Args:
-        path (`Path`): The file; its tensors stay as they are.
+    The library writes them in a random order, so equal subjects would differ as files and be uploaded again.
     """
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    size = -(-len(text) // 8) * 8  # the format pads it with spaces, for tensors that lie at multiples of 8
+    size = -(-len(text) // 8) * 8  # padded with spaces, to align the tensors at multiples of 8
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(size.to_bytes(8, "little") + text.ljust(size) + content[start:])
     os.replace(partial, path)
 
 
 def config_metadata(config: LoraConfig) -> dict[str, Any]:
-    """A LoRA's configuration as a file's metadata, the same in every process.
-
-    Args:
-        config (`LoraConfig`): Of one part.
-    """
-    # A set has another order in each process.
+    """Return a LoRA's configuration as metadata; sets, whose order changes with the process, become sorted lists."""
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}

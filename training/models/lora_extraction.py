@@ -1,11 +1,11 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The difference between two sets of weights as a LoRA, by truncated singular value decomposition.
+"""Extraction of a LoRA from the difference between two sets of weights, by truncated singular value decomposition.
 
-Each layer's difference is decomposed by the eigenvectors of its Gram matrix on its smaller side (at most 1280 in
-Stable Diffusion), in float64: as exact as the stored float32, the best there is at its rank (Eckart and Young), the
-same in every run, and one layer at a time in memory. A full SVD would compute the long side's vectors as well, only to
-drop them; a randomised one (`torch.svd_lowrank`) leaves more where singular values fall slowly.
+Each layer's difference is decomposed in float64 by the eigenvectors of the Gram matrix of its smaller side (at most
+1280 in Stable Diffusion). The result is as exact as the stored float32, optimal for its rank (Eckart and Young) and
+the same in every run; memory holds one layer at a time. A full SVD would also compute the vectors of the long side,
+which are not needed. A randomised SVD (`torch.svd_lowrank`) leaves a larger error where singular values fall slowly.
 """
 
 import math
@@ -23,14 +23,14 @@ from training.models.lora import config_metadata
 
 @dataclass(frozen=True)
 class Extraction:
-    """What became of the difference of a model, or of several, which `+` counts together.
+    """LoRA of a model and the error it leaves. `+` adds up the errors of several models.
 
     Args:
-        layers (`dict[str, torch.Tensor]`): The LoRA, by PEFT's names.
-        config (`dict[str, Any]`): Its `LoraConfig`, as `DreamPosePipeline.save_lora_weights` takes it.
-        squared_difference (`float`): Sum over all weights of the model.
-        squared_error (`float`): Of what the LoRA leaves of it.
-        num_left (`int`): Tensors that differ but cannot be carried: biases, norms.
+        layers (`dict[str, torch.Tensor]`): LoRA weights by PEFT's names.
+        config (`dict[str, Any]`): Metadata of the `LoraConfig`, for `DreamPosePipeline.save_lora_weights`.
+        squared_difference (`float`): Squared Frobenius norm of the difference of all weights.
+        squared_error (`float`): Squared Frobenius norm of what the LoRA leaves of the difference.
+        num_left (`int`): Number of tensors that differ but have no LoRA: biases, norms.
     """
 
     layers: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Extraction:
 
     @property
     def relative_error(self) -> float:
-        """Frobenius norm of what is left, over that of the whole difference; 0 where nothing differs."""
+        """Frobenius norm of the error relative to that of the difference; 0 if nothing differs."""
         return math.sqrt(self.squared_error / self.squared_difference) if self.squared_difference else 0.0
 
     def __add__(self, other: "Extraction") -> "Extraction":
@@ -53,13 +53,13 @@ class Extraction:
 
 
 def low_rank_factors(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best approximation of a matrix at a rank, as two factors that share its singular values evenly.
+    """Factorize the best approximation of a matrix at a rank; each factor has the roots of the singular values.
 
     Args:
         matrix (`torch.Tensor`): Shape `(m, n)`, float64.
-        rank (`int`): May exceed the matrix's own sides; what is beyond them is 0.
+        rank (`int`): If it exceeds `m` or `n`, the factors are padded with 0.
     Returns:
-        `tuple`: `(m, rank)` and `(rank, n)`, whose product it is.
+        `tuple`: Factors of shape `(m, rank)` and `(rank, n)`.
     """
     if matrix.shape[0] > matrix.shape[1]:
         down, up = low_rank_factors(matrix.T, rank)
@@ -67,7 +67,7 @@ def low_rank_factors(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, tor
     num_vectors = min(rank, len(matrix))
     _, vectors = torch.linalg.eigh(matrix @ matrix.T)  # ascending
     vectors = vectors[:, -num_vectors:].flip(1)
-    projected = vectors.T @ matrix  # singular values times the other side's vectors
+    projected = vectors.T @ matrix  # singular values times right singular vectors
     root = projected.norm(dim=1).sqrt()
     up = vectors * root
     down = projected / root.clamp_min(torch.finfo(root.dtype).tiny)[:, None]
@@ -83,17 +83,16 @@ def extract_lora(
     name: str = "",
     device: str | torch.device = "cpu",
 ) -> Extraction:
-    """The LoRA that brings a model as near to other weights as its rank can: of all linear layers and convolutions
-    that differ.
+    """Compute the LoRA that brings a model closest to other weights, on each linear layer or convolution that differs.
 
     Args:
         module (`nn.Module`): The model that the LoRA will be attached to.
-        weights (`Mapping[str, torch.Tensor]`): The others, of the same names and shapes as its state dict.
-        rank (`int`): Of every layer.
-        name (`str`, *optional*): For the progress bar.
-        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Decomposes; wants float64.
+        weights (`Mapping[str, torch.Tensor]`): The other weights, with names and shapes of the model's state dict.
+        rank (`int`): Rank of every layer.
+        name (`str`, *optional*): Label of the progress bar.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Computes in float64.
     Returns:
-        `Extraction`: The LoRA on the CPU in float32, and what it leaves, measured with the stored weights.
+        `Extraction`: The LoRA in float32 on the CPU, and its error as stored.
     """
     layers, targets, num_left = {}, [], 0
     squared_difference = squared_error = 0.0
@@ -110,7 +109,7 @@ def extract_lora(
         matrix = difference.flatten(1)
         up, down = (factor.float() for factor in low_rank_factors(matrix, rank))
         squared_error += (matrix - up.double() @ down.double()).square().sum().item()
-        ones = (1,) * (own.ndim - 2)  # a convolution's second factor is one of 1x1
+        ones = (1,) * (own.ndim - 2)  # a convolution's second factor is a 1x1 convolution
         layers[f"{path}.lora_A.weight"] = down.reshape(rank, *own.shape[1:]).cpu().contiguous()
         layers[f"{path}.lora_B.weight"] = up.reshape(*up.shape, *ones).cpu().contiguous()
         targets.append(path)

@@ -1,6 +1,8 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The training objective of DreamPose, as pure functions of tensors: conditioning dropout, target, loss.
+"""Formulas of the training loss: conditioning dropout, timesteps, target, weights, error.
+
+All are pure functions of tensors; `training.models.denoiser.StageOneLoss` puts them together.
 
 Legend: `B` batch, `C` latent channels, `h w` latent cells.
 """
@@ -13,11 +15,11 @@ from diffusers.training_utils import compute_snr
 def drop_conditions(
     draw: torch.Tensor, image_prob: float, pose_prob: float, joint_prob: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which samples lose their image, and which their pose (arXiv:2304.06025), from one draw a sample.
+    """Choose the samples that lose their image, pose or both (arXiv:2304.06025), by one random number per sample.
 
     Args:
         draw (`torch.Tensor`): Uniform in [0, 1), shape `(B,)`.
-        image_prob, pose_prob, joint_prob (`float`): Probability to lose the image only, the pose only, or both.
+        image_prob, pose_prob, joint_prob (`float`): Probability of losing only the image, only the pose, or both.
     Returns:
         `tuple`: Two bool tensors of shape `(B,)`: image dropped, pose dropped.
     Raises:
@@ -35,22 +37,20 @@ def drop_conditions(
 
 
 def replace_rows(values: torch.Tensor, replaced: torch.Tensor, replacement: torch.Tensor | float) -> torch.Tensor:
-    """`values` [B, ...] with the rows where `replaced` [B] holds taken from `replacement` (broadcast)."""
+    """Return `values` [B, ...] with `replacement` (broadcast) in the rows where `replaced` [B] is true."""
     return torch.where(replaced.view(-1, *[1] * (values.ndim - 1)), replacement, values)
 
 
 def draw_timesteps(
     draw: torch.Tensor, num_train_timesteps: int, high_noise_fraction: float | None = None, high_noise_start: int = 0
 ) -> torch.Tensor:
-    """Timesteps from uniform draws, uniform or with a stated share among the noisy ones.
+    """Map uniform random numbers to timesteps (int64): uniform ones, or with a given share of high-noise timesteps.
 
     Args:
         draw (`torch.Tensor`): Uniform in [0, 1), shape `(B,)`.
-        num_train_timesteps (`int`): Of the noise scheduler.
+        num_train_timesteps (`int`): Number of timesteps of the noise scheduler.
         high_noise_fraction (`float`, *optional*): Share of samples at `high_noise_start` and above; `None` is uniform.
-        high_noise_start (`int`, *optional*, defaults to 0): First of the noisy timesteps.
-    Returns:
-        `torch.Tensor`: int64, shape `(B,)`, in [0, num_train_timesteps).
+        high_noise_start (`int`, *optional*, defaults to 0): First high-noise timestep.
     """
     if high_noise_fraction is None:
         return (draw * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
@@ -65,7 +65,7 @@ def draw_timesteps(
 def diffusion_target(
     noise_scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """What the UNet is to predict, by the scheduler's `prediction_type`; shape of `latents`.
+    """Return the UNet's target by the scheduler's `prediction_type`, in the shape of `latents`.
 
     Raises:
         ValueError: If the prediction type is neither epsilon nor v_prediction.
@@ -79,9 +79,9 @@ def diffusion_target(
 
 
 def min_snr_weights(noise_scheduler: DDPMScheduler, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
-    """Loss weights min(SNR, gamma), expressed for the prediction type (arXiv:2303.09556, section 3.4); shape `(B,)`.
+    """Return the loss weights min(SNR, gamma) for the prediction type (arXiv:2303.09556, section 3.4), shape `(B,)`.
 
-    `None` for `snr_gamma` weighs all timesteps equally.
+    With `snr_gamma` `None` all weights are 1.
     """
     if snr_gamma is None:
         return torch.ones_like(timesteps, dtype=torch.float32)
@@ -91,6 +91,6 @@ def min_snr_weights(noise_scheduler: DDPMScheduler, timesteps: torch.Tensor, snr
 
 
 def denoising_loss(model_pred: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of each sample's mean squared error times its weight; a scalar in float32."""
+    """Return the batch mean of each sample's mean squared error times its weight, a scalar in float32."""
     error = (model_pred.float() - target.float()).square().flatten(1).mean(1)
     return (error * weights).mean()

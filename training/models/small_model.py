@@ -1,10 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The embedded default, from nothing: its parts, the training of its encoders, and the pipeline that stage 1 takes.
+"""The small model that ships with the project: its components, and pre-training of its image encoder.
 
-Full-size models take Stable Diffusion's VAE and UNet and OpenAI's CLIP as they are; of what is here, stage 2 takes
-`VAETrainer`, for the decoder.
-Legend: `B` batch, `C` latent channels, `H W` pixels, `h w` latent cells, `T` tokens, `S` side of the encoder's square.
+Full-size models use Stable Diffusion's VAE and UNet and OpenAI's CLIP instead.
+Legend: `B` batch, `S` side of the image encoder's square.
 """
 
 import torch
@@ -25,7 +24,7 @@ NUM_PARTS = 25  # DensePose's 24 parts and the background
 def build_vae(
     latent_channels: int = 4, block_out_channels: tuple[int, ...] = (16, 32, 64), sample_size: int = 80
 ) -> AutoencoderKL:
-    """A small `AutoencoderKL`, each level after the first halving the picture; latents of scale 1."""
+    """Build a small `AutoencoderKL` with scaling factor 1; each level after the first halves the picture."""
     levels = len(block_out_channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -43,7 +42,7 @@ def build_vae(
 def build_image_encoder(
     image_size: int = 64, patch_size: int = 8, hidden_size: int = 128, num_layers: int = 3
 ) -> CLIPVisionModel:
-    """A small `CLIPVisionModel` that sees the whole picture, squeezed to a square."""
+    """Build a small `CLIPVisionModel`."""
     return CLIPVisionModel(
         CLIPVisionConfig(
             image_size=image_size,
@@ -59,7 +58,7 @@ def build_image_encoder(
 def build_unet(
     latent_channels: int, cross_attention_dim: int, sample_size: tuple[int, int], block_out_channels: tuple[int, ...]
 ) -> UNet2DConditionModel:
-    """A small UNet of Stable Diffusion's kind, cross-attention at every level, not widened yet."""
+    """Build a small Stable Diffusion UNet with cross-attention at every level and no pose channels yet."""
     levels = len(block_out_channels)
     return UNet2DConditionModel(
         sample_size=sample_size,
@@ -83,10 +82,10 @@ def build_pipeline(
     unet_channels: tuple[int, ...],
     pose_radius: int = 2,
 ) -> DreamPosePipeline:
-    """A pipeline of trained encoders and an untrained UNet and adapter, for stage 1 to start from.
+    """Build a pipeline for stage 1 from trained encoders, an untrained UNet and an untrained adapter.
 
-    It predicts v, which at this size learns far faster than epsilon where the noise is strong; guidance is the same
-    for both, since its coefficients sum to 1.
+    The UNet predicts v: at this size it learns high noise levels far faster than epsilon. Guidance works the same for
+    both, since its coefficients sum to 1.
     """
     shape = LatentShape.of(vae, height, width)
     sample_size = (shape.height, shape.width)
@@ -108,8 +107,10 @@ def build_pipeline(
 
 
 def _build_scheduler() -> DPMSolverMultistepScheduler:
-    """Stable Diffusion's noise schedule, by way of DDIM's settings, which stay in the configuration: by default a DDIM
-    that is made from it would clip the latents to [-1, 1]."""
+    """Return a DPM-Solver with Stable Diffusion's noise schedule.
+
+    It keeps DDIM's settings in its configuration: a DDIM made from it would otherwise clip the latents to [-1, 1].
+    """
     ddim = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -124,14 +125,14 @@ def _build_scheduler() -> DPMSolverMultistepScheduler:
 
 
 class ImageEncoderTrainer(nn.Module):
-    """Pre-training of the image encoder in place of CLIP's: each token tells what its patch of the picture shows.
+    """Pre-training of an image encoder that has no CLIP weights: each token learns what its patch shows.
 
-    Linear heads, thrown away afterwards, read from each patch token the patch's colours on a grid of `grid` x `grid`
-    and DensePose's part, U and V averaged over the patch. A token then knows what lies there and on which part of the
-    body, which is what the UNet's cross-attention asks it for.
+    From each patch token, linear heads predict the patch's colours on a grid of `grid` x `grid` cells, and DensePose's
+    part, U and V averaged over the patch. The UNet's cross-attention needs both: the look and the place on the body.
+    The heads are discarded after training.
 
     Args:
-        image_encoder (`CLIPVisionModel`): What is trained.
+        image_encoder (`CLIPVisionModel`): The model to train.
         grid (`int`): Colour cells along one side of a patch.
     """
 
@@ -146,12 +147,12 @@ class ImageEncoderTrainer(nn.Module):
     def forward(
         self, clip_pixel_values: torch.Tensor, parts: torch.Tensor, uv: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Loss and its parts.
+        """Return the loss and its parts.
 
         Args:
             clip_pixel_values (`torch.Tensor`): Normalised square pictures, [B,3,S,S].
-            parts (`torch.Tensor`): DensePose part of each of the square's pixels, [B,S,S], 0 for nobody.
-            uv (`torch.Tensor`): U and V of each of the square's pixels in [0,1], [B,2,S,S].
+            parts (`torch.Tensor`): DensePose part of each pixel, [B,S,S], 0 for the background.
+            uv (`torch.Tensor`): U and V of each pixel in [0,1], [B,2,S,S].
         """
         config = self.image_encoder.config
         side = config.image_size // config.patch_size

@@ -1,1 +1,1 @@
-"""Stage 2: one subject from a few photos."""
+"""Stage 2: training on a few photos of one subject."""

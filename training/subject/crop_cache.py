@@ -1,10 +1,11 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Crops of a subject's photos that are drawn and encoded before training, so that no encoder runs in a step.
+"""Random crops of a subject's photos, drawn and encoded before training so that no encoder runs in a step.
 
-They are a function of photos, seed, settings and weights, so a run that goes on makes the same ones again. They stay
-in memory, in half precision: 169 KB a crop at 512x640 (latents' mean and deviation 82, CLIP's tokens 77, pose map 10),
-76 MB for 64 crops of each of seven photos; 251 KB a sample of the prior, whose reference is another frame.
+The crops depend only on photos, seed, settings and weights, so a resumed run makes the same ones. They stay in memory
+in half precision. A crop takes 169 KB at 512x640 (mean and deviation of the latents 82, CLIP's tokens 77, pose map
+10), and 64 crops of each of seven photos take 76 MB. A sample of the prior, whose reference is another frame, takes
+251 KB.
 
 Legend: `N` crops, `C` latent channels, `h w` latent cells, `T D` tokens and their width.
 """
@@ -23,23 +24,22 @@ from training.data.latent_cache import FrameEncoders, pictures_at_a_time
 from training.subject.photos import SubjectPairs
 
 
-# Positions of a run are below it: from here on lie the draws of the crops of each photo, and then those of the prior.
+# The positions of a run's samples are smaller. Crops are drawn from here on, the prior from `photos._PRIOR_POSITIONS`.
 _CROP_POSITIONS = 2**61
 _CROPS_OF_A_PHOTO = 2**32
 
 
 class CachedSubjectPairs(SubjectPairs):
-    """The samples of [`SubjectPairs`], with one of a finite set of crops for each of their two photos.
+    """Samples of [`SubjectPairs`] in which each photo shows one of a finite number of encoded crops.
 
-    Items hold, as those of [`LatentFramePairs`], `target_mean`, `target_std`, `image_latents` and `image_embeds`
-    instead of pictures. Which crops a sample shows is its own draw, by its position.
+    Items hold `target_mean`, `target_std`, `image_latents` and `image_embeds` instead of pictures, as those of
+    [`LatentFramePairs`] do. A sample draws its crops by its position.
 
     Args:
-        pairs (`SubjectPairs`): What is encoded: photos, and of the prior, if there is one, `num_crops` samples for
-            each photo.
-        encoders (`FrameEncoders`): The models, whose image encoder is frozen; they are not kept.
-        num_crops (`int`): Of each photo; one, the photo as it is, where `min_crop_scale` is 1.
-        show_progress (`bool`, *optional*, defaults to `True`): A bar over what is encoded.
+        pairs (`SubjectPairs`): Photos to encode and, if it has a prior, `num_crops` samples of it for each photo.
+        encoders (`FrameEncoders`): The models, with a frozen image encoder; the cache does not keep them.
+        num_crops (`int`): Crops of each photo; if `min_crop_scale` is 1, the whole photo is the only one.
+        show_progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
     """
 
     def __init__(self, pairs: SubjectPairs, encoders: FrameEncoders, num_crops: int, show_progress: bool = True):
@@ -53,7 +53,7 @@ class CachedSubjectPairs(SubjectPairs):
         self.crops = _encode_all(count, batch_size, partial(self._encode, encoders), "Crops", show_progress)
 
     def read_crops(self, reference: int, target: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """What a sample holds of two photos, of each one of its crops."""
+        """Read one crop of the reference photo and one of the target photo."""
         chosen = torch.randint(self.num_crops, (2,), generator=generator).tolist()
         seen, shown = (
             {name: tensor[photo * self.num_crops + crop].float() for name, tensor in self.crops.items()}
@@ -68,7 +68,7 @@ class CachedSubjectPairs(SubjectPairs):
         }
 
     def _encode(self, encoders: FrameEncoders, numbers: list[int]) -> dict[str, torch.Tensor]:
-        """`mean` and `std` [N,C,h,w], `image_embeds` [N,T,D] and `pose_maps` [N,2,h,w] of the crops of all photos."""
+        """Return `mean` and `std` [N,C,h,w], `image_embeds` [N,T,D] and `pose_maps` [N,2,h,w] of numbered crops."""
         frames = []
         for number in numbers:
             photo, crop = divmod(number, self.num_crops)
@@ -81,7 +81,7 @@ class CachedSubjectPairs(SubjectPairs):
 
 
 class _CachedPrior(Dataset):
-    """Samples of other subjects, of which the first `num_samples` are encoded, to be drawn from."""
+    """The first `num_samples` samples of other subjects, encoded; each position draws one of them."""
 
     def __init__(self, pairs: FramePairs, encoders: FrameEncoders, num_samples: int, show_progress: bool):
         self.pairs, self.num_samples, self.scaling_factor = pairs, num_samples, encoders.vae.config.scaling_factor
@@ -90,7 +90,6 @@ class _CachedPrior(Dataset):
         self.samples = _encode_all(num_samples, batch_size, encode, "Prior", show_progress)
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        """One of those that are encoded, with the draws of its position."""
         generator = sample_generator(self.pairs.seed, position)
         number = int(torch.randint(self.num_samples, (), generator=generator))
         sample = {name: tensor[number].float() for name, tensor in self.samples.items()}
@@ -118,7 +117,7 @@ def _encode_samples(pairs: FramePairs, encoders: FrameEncoders, positions: list[
 def _encode_all(
     count: int, batch_size: int, encode: Callable[[list[int]], dict[str, torch.Tensor]], name: str, show_progress: bool
 ) -> dict[str, torch.Tensor]:
-    """What `encode` makes of all numbers below `count`, `batch_size` at a time."""
+    """Call `encode` for all numbers below `count`, `batch_size` at a time, and concatenate the results."""
     batches = []
     with tqdm(total=count, desc=name, unit="picture", disable=not show_progress) as progress:
         for numbers in torch.arange(count).split(batch_size):

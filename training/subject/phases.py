@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What stage 2 trains in each of its phases, the denoiser and the decoder, and where a run of both goes on."""
+"""Phases of stage 2: training the denoiser, then the VAE's decoder, and resuming a run of both."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,11 +28,11 @@ from training.subject.crop_cache import CachedSubjectPairs
 from training.subject.photos import SubjectPairs
 
 
-PHASES = ("denoiser", "decoder")  # in this order, each with its checkpoints in a folder of this name
+PHASES = ("denoiser", "decoder")  # in this order; each has its checkpoints in a folder of its name
 
 
 def trained_phases(max_train_steps: int | None, decoder_max_train_steps: int) -> list[str]:
-    """The phases that are not skipped; a `ValueError` if both are."""
+    """Return the phases with at least one step; raise a `ValueError` if there is none."""
     phases = [phase for phase, number in zip(PHASES, (max_train_steps, decoder_max_train_steps)) if number != 0]
     if not phases:
         raise ValueError("`max_train_steps` and `decoder_max_train_steps` must not both be 0, which trains nothing.")
@@ -42,19 +42,19 @@ def trained_phases(max_train_steps: int | None, decoder_max_train_steps: int) ->
 def resume_points(
     output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None, phases: Iterable[str] = PHASES
 ) -> dict[str, str | os.PathLike | None]:
-    """Where each phase of a run goes on.
+    """Find the checkpoint from which each phase of a run resumes.
 
     Args:
-        output_dir (`str` or `os.PathLike`): Of the run.
-        resume_from_checkpoint (`str` or `os.PathLike`, *optional*):
-            `"latest"`: each phase from its newest checkpoint, so that a phase that is through is only read again; a
-            checkpoint in a phase's folder: that phase from there, one before it from its newest; `None`: both anew.
-        phases (`Iterable[str]`, *optional*): Those that are not skipped.
+        output_dir (`str` or `os.PathLike`): Folder of the run.
+        resume_from_checkpoint (`str` or `os.PathLike`, *optional*): `None` starts both phases anew. `"latest"` resumes
+            each phase from its newest checkpoint. A checkpoint resumes its own phase; the denoiser before it is then
+            taken from its newest checkpoint, and the decoder after it starts anew.
+        phases (`Iterable[str]`, *optional*): Phases that are not skipped.
     Returns:
-        `dict`: Phase -> `resume_from_checkpoint` of its own training.
+        `dict`: Phase -> `resume_from_checkpoint` of its training.
     Raises:
-        ValueError: If the checkpoint is none of a phase, a phase would write over one that is further on, or one is
-            skipped that has been trained, which the subject would lose.
+        ValueError: If the checkpoint is not one of a trained phase, a phase would overwrite a later checkpoint, or a
+            skipped phase has checkpoints, whose training the subject would lose.
     """
     points, phases = dict.fromkeys(PHASES, resume_from_checkpoint), list(phases)
     if resume_from_checkpoint not in (None, "latest"):
@@ -71,7 +71,7 @@ def resume_points(
         if checkpoints := list_checkpoints(Path(output_dir) / phase):
             raise ValueError(
                 f"`output_dir` must hold no checkpoint of a phase that is skipped, got {checkpoints[-1]}: the subject"
-                " would lose it. To keep it, give its steps and `--resume_from_checkpoint latest`."
+                " would lose it. To keep it, pass the phase's steps and `--resume_from_checkpoint latest`."
             )
     points = {phase: points[phase] for phase in phases}
     for phase, point in points.items():
@@ -85,23 +85,22 @@ def phase_arguments(
     common: Mapping[str, Any],
     decoder: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """The keyword arguments of [`training.engine.loop.train`] for each phase.
+    """Return the keyword arguments of [`training.engine.loop.train`] for each phase.
 
     Args:
-        output_dir (`str` or `os.PathLike`): Of the run; each phase has a folder in it.
+        output_dir (`str` or `os.PathLike`): Folder of the run; each phase writes to a folder in it.
         points (`Mapping`): From [`resume_points`].
-        common (`Mapping[str, Any]`): Of both phases.
-        decoder (`Mapping[str, Any]`): In which the decoder's differs.
+        common (`Mapping[str, Any]`): Arguments of both phases.
+        decoder (`Mapping[str, Any]`): Arguments that replace them for the decoder.
     """
-    special = {"denoiser": {}, "decoder": decoder}
     arguments = {
-        phase: common | special[phase] | {"output_dir": Path(output_dir) / phase, "resume_from_checkpoint": point}
+        phase: {**common, "output_dir": Path(output_dir) / phase, "resume_from_checkpoint": point}
         for phase, point in points.items()
     }
     if "decoder" in arguments:
-        # In the trackers, which both phases share, one goes on where the other ends.
+        # Both phases log to the same trackers, so the decoder's steps follow the denoiser's.
         first_step = arguments["denoiser"]["max_train_steps"] if "denoiser" in arguments else 0
-        arguments["decoder"] |= {"tracker_prefix": "decoder/", "first_tracker_step": first_step}
+        arguments["decoder"] |= {**decoder, "tracker_prefix": "decoder/", "first_tracker_step": first_step}
     return arguments
 
 
@@ -115,66 +114,59 @@ def train_subject(
     channels_last: bool = False,
     num_cached_crops: int = 0,
 ) -> dict[str, Any]:
-    """Train one phase after the other: UNet and adapter as in stage 1, then the VAE's decoder.
+    """Train the phases one after the other: UNet and adapter with the loss of stage 1, then the VAE's decoder.
 
-    What a phase does not need waits on the CPU meanwhile.
+    Models that a phase does not need wait on the CPU.
 
     Args:
-        accelerator (`Accelerator`): Of the run.
-        pipeline (`DreamPosePipeline`): Trained in place, in full; of a LoRA's training it comes back as it was.
-        samples (`SubjectPairs`): Of both phases.
-        arguments (`Mapping[str, Mapping[str, Any]]`): Phase -> keyword arguments of [`training.engine.loop.train`]; a
-            phase that is not in it is skipped.
-        configs (`Mapping[str, LoraConfig]`, *optional*): Of the LoRA, by component; `None` trains in full.
+        accelerator (`Accelerator`): The run's accelerator.
+        pipeline (`DreamPosePipeline`): Full training changes it; LoRA training leaves it as it was.
+        samples (`SubjectPairs`): Samples of both phases.
+        arguments (`Mapping[str, Mapping[str, Any]]`): Phase -> keyword arguments of [`training.engine.loop.train`];
+            phases without an entry are skipped.
+        configs (`Mapping[str, LoraConfig]`, *optional*): LoRA of each component; `None` trains all weights.
         loss_arguments (`Mapping[str, Any]`): Keyword arguments of [`training.models.denoiser.StageOneLoss`].
-        channels_last (`bool`, *optional*, defaults to `False`): Hold what trains in channels_last layout meanwhile.
-        num_cached_crops (`int`, *optional*, defaults to 0):
-            Crops of each photo that are encoded before the first phase, which then needs no encoder; with 0 each
-            sample is a crop of its own, encoded in its step.
+        channels_last (`bool`, *optional*, defaults to `False`): Train in channels_last layout.
+        num_cached_crops (`int`, *optional*, defaults to 0): Crops of each photo to encode before the denoiser trains;
+            0 encodes a new crop in each step.
     Returns:
         `dict[str, Any]`: The LoRA, as arguments of `DreamPosePipeline.save_lora_weights`; empty without one.
     """
-    modules = {
-        "denoiser": Denoiser(pipeline.unet, pipeline.adapter),
-        "decoder": VAETrainer(pipeline.vae, kl_weight=0.0),
-    }
-    trained = {
-        "denoiser": {"unet": pipeline.unet, "adapter": pipeline.adapter},
-        "decoder": {"vae": pipeline.vae.decoder},
-    }
+    unet, adapter, vae, image_encoder = pipeline.unet, pipeline.adapter, pipeline.vae, pipeline.image_encoder
+    modules = {"denoiser": Denoiser(unet, adapter), "decoder": VAETrainer(vae, kl_weight=0.0)}
+    trained = {"denoiser": {"unet": unet, "adapter": adapter}, "decoder": {"vae": vae.decoder}}
     lora = {}
     for phase in (phase for phase in PHASES if phase in arguments):
         module, names = modules[phase], trained[phase]
-        if channels_last:  # but for a LoRA's own weights, which PEFT views as matrices
+        if channels_last:  # before the LoRA is attached, whose weights PEFT views as matrices
             module.to(memory_format=torch.channels_last)
         with _made_trainable(pipeline, names, configs, weight_dtype(accelerator), arguments[phase]["seed"]):
-            loss_fn, seen = reconstruct, samples.targets_alone()
-            waiting = [pipeline.unet, pipeline.adapter, pipeline.image_encoder]
             if phase == "denoiser":
-                seen = samples
                 noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
                 loss_fn = StageOneLoss(pipeline, noise_scheduler, samples.shape, **loss_arguments)
-                waiting = [pipeline.vae.decoder]
-                if num_cached_crops and not _is_through(arguments[phase]):
-                    encoders = FrameEncoders(pipeline.vae, pipeline.image_encoder, pipeline.feature_extractor)
-                    seen = CachedSubjectPairs(samples, encoders, num_cached_crops, accelerator.is_main_process)
-                    waiting = [pipeline.vae, pipeline.image_encoder]
+                dataset, waiting = samples, [vae.decoder]
+                if num_cached_crops and not _is_finished(arguments[phase]):
+                    encoders = FrameEncoders(vae, image_encoder, pipeline.feature_extractor)
+                    dataset = CachedSubjectPairs(samples, encoders, num_cached_crops, accelerator.is_main_process)
+                    waiting = [vae, image_encoder]
+            else:
+                loss_fn, dataset, waiting = reconstruct, samples.targets_alone(), [unet, adapter, image_encoder]
             with held_on_cpu(waiting):
-                train(accelerator, module, loss_fn, seen, **arguments[phase])
+                train(accelerator, module, loss_fn, dataset, **arguments[phase])
             if configs is not None:
                 lora |= collect_lora({name: getattr(pipeline, name) for name in names})
         module.to(memory_format=torch.contiguous_format)
     return lora
 
 
-def _is_through(arguments: Mapping[str, Any]) -> bool:
-    """Whether a phase only reads its last checkpoint."""
+def _is_finished(arguments: Mapping[str, Any]) -> bool:
+    """Whether a phase's checkpoint is its last one, so that no step is left."""
     checkpoint = resolve_checkpoint(arguments["output_dir"], arguments.get("resume_from_checkpoint"))
     return checkpoint is not None and (checkpoint_step(checkpoint) or 0) >= arguments["max_train_steps"]
 
 
 def reconstruct(module: VAETrainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss and logs of the decoder for the targets of a batch, restored from the mean of their posterior."""
+    """Return loss and logs of the decoder on a batch's targets, decoded from their posterior's mean."""
     noise = torch.zeros_like(batch["posterior_noise"])
     return named_loss(module, {"pixel_values": to_pixel_values(batch["target_image"]), "noise": noise})
 
@@ -187,8 +179,10 @@ def _made_trainable(
     dtype: torch.dtype,
     seed: int,
 ) -> Iterator[None]:
-    """The models of a pipeline ready for a phase: float32 where they train, frozen in `dtype` elsewhere; afterwards as
-    before, but for what was trained in full."""
+    """Prepare a pipeline for a phase: trained weights in float32, frozen ones in `dtype`; undo it at the end.
+
+    Weights that were trained in full keep their new values.
+    """
     models = [pipeline.unet, pipeline.adapter, pipeline.image_encoder, pipeline.vae]
     for model in models:
         model.requires_grad_(False)
@@ -201,7 +195,7 @@ def _made_trainable(
 
 
 def _frozen_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """The largest modules in it that have weights of which none trains."""
+    """Yield the largest submodules whose weights are all frozen."""
     trains = {parameter.requires_grad for parameter in module.parameters()}
     if trains == {False}:
         yield module

@@ -1,8 +1,8 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""A subject's photos, as rows of a prepared data set, and the pairs of them that stage 2 trains on.
+"""A subject's photos: reading them, making missing IUV pictures with DensePose, and training pairs for stage 2.
 
-A photo has no neighbours in time: each is a video of one frame, so that its pose window is its own pose repeated.
+Each photo is a video of one frame, so its pose window repeats its own pose.
 """
 
 import os
@@ -17,23 +17,24 @@ from training.data.frame_pairs import FramePairs, LatentShape, sample_generator
 from training.data.frame_stream import FEATURES
 from training.data.pair_settings import PairSettings
 from training.media.settings_file import partial_path
-from training.poses.detections import PERSON_RULES, follow_person, paste
+from training.poses.detections import follow_person, paste
 from training.poses.estimator import DensePoseEstimator
+from training.poses.settings import PERSON_RULES
 
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 IUV_ENDING = "_iuv"
-# Positions of a run are below it: from here on lie the draws between the subject and the prior.
+# The positions of a run's samples are smaller. From here on: the draws that choose between the subject and the prior.
 _PRIOR_POSITIONS = 2**62
 
 
 def find_photos(instance_data_dir: str | os.PathLike) -> list[Path]:
-    """The photos in a folder, `<stem>.jpg`, `.png` and so on, sorted by name; none is read yet.
+    """List the photos in a folder, `<stem>.jpg`, `.png` and so on, sorted by name, without opening them.
 
     Args:
         instance_data_dir (`str` or `os.PathLike`): The folder.
     Raises:
-        ValueError: If there is none, two of one stem, or an IUV picture of none; names the file.
+        ValueError: If there is no photo, two photos share a stem, or an IUV picture has no photo; names the file.
     """
     folder = Path(instance_data_dir)
     if not folder.is_dir():
@@ -54,93 +55,16 @@ def find_photos(instance_data_dir: str | os.PathLike) -> list[Path]:
 
 
 def iuv_path_of(photo: Path) -> Path:
-    """Where a photo's IUV picture lies."""
+    """Return the path of a photo's IUV picture."""
     return photo.with_name(f"{photo.stem}{IUV_ENDING}.png")
 
 
-def load_photos(instance_data_dir: str | os.PathLike) -> datasets.Dataset:
-    """Read a folder of photos, each with its IUV picture `<stem>_iuv.png` beside it.
-
-    Args:
-        instance_data_dir (`str` or `os.PathLike`): The folder.
-    Returns:
-        `datasets.Dataset`: One row a photo, sorted by name: a video of one frame whose id is the stem.
-    Raises:
-        ValueError: As [`find_photos`], or if a photo or its IUV picture is missing, unreadable or of another size;
-            names the file.
-    """
-    return datasets.Dataset.from_list([_read_row(path) for path in find_photos(instance_data_dir)], features=FEATURES)
-
-
 def open_photo(path: Path) -> Image.Image:
-    """A picture, turned as its EXIF says: so `datasets` reads it too."""
+    """Open a picture and rotate it by its EXIF orientation, as `datasets` does."""
     try:
         return ImageOps.exif_transpose(Image.open(path))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"`instance_data_dir` must hold readable pictures, got {path}: {error}.") from error
-
-
-class SubjectPairs(FramePairs):
-    """Training samples of one subject, with the items of [`FramePairs`]: the target is any of its photos, and so is
-    the reference, or it is the first one, as `reference_frames` has it.
-
-    Each of the two shows a random part of its photo, by a draw of its own, as `min_crop_scale` has it; the poses are
-    the target's, by the target's draw. With a single photo, reference and target are two parts of it, or the same
-    picture where `min_crop_scale` is 1.
-
-    Args:
-        dataset (`datasets.Dataset`): From [`load_photos`].
-        shape, seed, settings: As `FramePairs` has them.
-        prior (`FramePairs`, *optional*): Samples of other subjects, so that what the model knows of them stays.
-        prior_prob (`float`, *optional*, defaults to 0.0): Share of samples that are the prior's.
-    """
-
-    def __init__(
-        self,
-        dataset,
-        shape: LatentShape,
-        seed: int,
-        settings: PairSettings,
-        prior: FramePairs | None = None,
-        prior_prob: float = 0.0,
-    ):
-        super().__init__(dataset, shape, seed, settings)
-        self.prior, self.prior_prob = prior, prior_prob
-
-    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        if self.prior is not None:
-            draw = torch.rand((), generator=sample_generator(self.seed, _PRIOR_POSITIONS + position))
-            if draw < self.prior_prob:
-                sample = self.prior[position]
-                sample.pop("num_bad_rows", None)  # which a subject's samples have not
-                return sample
-        return super().__getitem__(position)
-
-    def read_sample(self, row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """The sample with a photo as its target.
-
-        Args:
-            row (`int`): Of the photo.
-            generator (`torch.Generator`): Of all draws: another photo or the same, noise, timestep, two crops.
-        Returns:
-            `dict[str, torch.Tensor]`: As in the docstring of `FramePairs`.
-        """
-        choice = int(torch.randint(len(self), (), generator=generator))
-        reference = 0 if self.settings.reference_frames == "first" else choice
-        draws = self.draw(generator)
-        # Drawn last: a crop changes no other draw.
-        return self.read_crops(reference, row, generator) | draws
-
-    def read_crops(self, reference: int, target: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """What a sample holds of two photos, each seen as one draw has it."""
-        crops = torch.rand(2, 3, generator=generator).tolist() if self.settings.min_crop_scale < 1 else [None, None]
-        return self.read_reference(reference, crops[0]) | self.read_target(target, crops[1])
-
-    def targets_alone(self) -> "SubjectPairs":
-        """The same targets, the prior's too."""
-        alone = super().targets_alone()
-        alone.prior = None if self.prior is None else self.prior.targets_alone()
-        return alone
 
 
 def _read_row(path: Path) -> dict:
@@ -162,24 +86,37 @@ def _read_row(path: Path) -> dict:
     return {"video_id": path.stem, "frame_index": 0, **contents}
 
 
+def load_photos(instance_data_dir: str | os.PathLike) -> datasets.Dataset:
+    """Load a folder of photos, each with its IUV picture `<stem>_iuv.png`.
+
+    Args:
+        instance_data_dir (`str` or `os.PathLike`): The folder.
+    Returns:
+        `datasets.Dataset`: One row per photo, sorted by name: a video of one frame whose id is the stem.
+    Raises:
+        ValueError: As in [`find_photos`], or if a photo or its IUV picture is missing, unreadable or of another size.
+    """
+    return datasets.Dataset.from_list([_read_row(path) for path in find_photos(instance_data_dir)], features=FEATURES)
+
+
 def make_iuv_pictures(
     instance_data_dir: str | os.PathLike,
     densepose: str | os.PathLike,
     device: str | torch.device = "cpu",
     person: str = PERSON_RULES[0],
 ) -> list[Path]:
-    """Write `<stem>_iuv.png` beside each photo that has none; those that are there are kept.
+    """Write `<stem>_iuv.png` for each photo that has none; existing ones are kept.
 
     Args:
         instance_data_dir (`str` or `os.PathLike`): Folder of the photos.
-        densepose (`str` or `os.PathLike`): TorchScript DensePose, here or on the Hub; not loaded if none is missing.
-        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where it runs.
-        person (`str`, *optional*, defaults to `"largest"`): Whose of several people, one of `PERSON_RULES`.
+        densepose (`str` or `os.PathLike`): TorchScript DensePose, a file or on the Hub; loaded only if needed.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Device of DensePose.
+        person (`str`, *optional*, defaults to `"largest"`): Which of several people to take, one of `PERSON_RULES`.
     Returns:
-        `list[Path]`: What was written.
+        `list[Path]`: The files that were written.
     Raises:
-        ValueError: If there is no photo, one cannot be read, `densepose` is no DensePose, or it finds nobody in some
-            photos, all of which are named; the others' pictures are written.
+        ValueError: If there is no photo, one is unreadable, `densepose` is not a DensePose, or it finds nobody in some
+            photos. The last error names all of them, after the other photos' pictures are written.
     """
     missing = [photo for photo in find_photos(instance_data_dir) if not iuv_path_of(photo).is_file()]
     estimator = DensePoseEstimator(densepose, device) if missing else None
@@ -198,3 +135,58 @@ def make_iuv_pictures(
     if empty:
         raise ValueError(f"`instance_data_dir` must hold photos of a person; DensePose finds nobody in {empty}.")
     return written
+
+
+class SubjectPairs(FramePairs):
+    """Training samples of one subject, with the items of [`FramePairs`].
+
+    The target is any photo. The reference is any photo, or the first if `reference_frames` is `"first"`. If
+    `min_crop_scale` is below 1, reference and target each show a random crop of their photo, drawn separately, and the
+    poses follow the target's crop. A single photo then gives pairs of two crops of it.
+
+    Args:
+        dataset (`datasets.Dataset`): From [`load_photos`].
+        shape, seed, settings: See `FramePairs`.
+        prior (`FramePairs`, *optional*): Samples of other subjects, so that the model does not forget them.
+        prior_prob (`float`, *optional*, defaults to 0.0): Share of samples from the prior.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        shape: LatentShape,
+        seed: int,
+        settings: PairSettings,
+        prior: FramePairs | None = None,
+        prior_prob: float = 0.0,
+    ):
+        super().__init__(dataset, shape, seed, settings)
+        self.prior, self.prior_prob = prior, prior_prob
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        if self.prior is not None:
+            draw = torch.rand((), generator=sample_generator(self.seed, _PRIOR_POSITIONS + position))
+            if draw < self.prior_prob:
+                sample = self.prior[position]
+                sample.pop("num_bad_rows", None)  # samples of a subject do not have it
+                return sample
+        return super().__getitem__(position)
+
+    def read_sample(self, row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Read the sample with the photo of `row` as its target; `generator` makes all its random draws."""
+        choice = int(torch.randint(len(self), (), generator=generator))
+        reference = 0 if self.settings.reference_frames == "first" else choice
+        draws = self.draw(generator)
+        # Crops are drawn last, so that they change no other draw.
+        return self.read_crops(reference, row, generator) | draws
+
+    def read_crops(self, reference: int, target: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Read a random crop of the reference photo and one of the target photo, or both whole."""
+        crops = torch.rand(2, 3, generator=generator).tolist() if self.settings.min_crop_scale < 1 else [None, None]
+        return self.read_reference(reference, crops[0]) | self.read_target(target, crops[1])
+
+    def targets_alone(self) -> "SubjectPairs":
+        """Return samples with the same targets and no references or poses, also of the prior."""
+        alone = super().targets_alone()
+        alone.prior = None if self.prior is None else self.prior.targets_alone()
+        return alone

@@ -1,11 +1,12 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What a run of stage 2 leaves: the subject, pictures without it and with it, its card. A run that is through does not
-fail for the last two.
+"""Results of a stage-2 run: the subject's file, pictures before and after training, and the card.
+
+A finished run does not fail if pictures or card cannot be written.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from training.models.lora import ADAPTER_NAME, write_subject_file
 
 logger = logging.getLogger(__name__)
 
-TITLE = "Upload a DreamPose subject"  # of its commits on the Hub
+TITLE = "Upload a DreamPose subject"  # commit message on the Hub
 TITLES = ("pose", "photo", "before", "after")
-CAPTION = "The poses that it was trained on, from the same photo, without the subject and with it"
+CAPTION = "The training poses, rendered from the first photo: without the subject (before) and with it (after)"
 
 
 def write_subject(
@@ -47,28 +48,25 @@ def write_subject(
     repo_id: str | None = None,
     **card: Any,
 ) -> list[str] | None:
-    """Write a subject, or the pipeline where all weights were trained, with its pictures and its card.
+    """Write a subject, or after full training a pipeline, with its pictures and its card.
 
     Args:
-        output_dir (`Path`): Where all of it goes.
-        pipeline (`DreamPosePipeline`): The one that was trained.
-        layers (`Mapping[str, Any]`): From [`training.subject.phases.train_subject`]; empty where all weights were
-            trained.
-        photos (`datasets.Dataset`): What it was trained on.
+        output_dir (`Path`): Output folder.
+        pipeline (`DreamPosePipeline`): The trained pipeline.
+        layers (`Mapping[str, Any]`): From [`training.subject.phases.train_subject`]; empty after full training.
+        photos (`datasets.Dataset`): The subject's photos.
         num_steps (`Mapping[str, int]`): Optimizer steps of each phase that was not skipped.
-        base_model (`str`): The pipeline that it started from, a folder or a Hub id.
-        revision (`str`, *optional*): Of `base_model` on the Hub.
-        rank (`int`): Of a LoRA.
-        lora_alpha (`int`, *optional*): Of a LoRA; the rank if `None`.
-        seed (`int`, *optional*, defaults to 0): Of the pictures' noise.
-        sample_inference_steps (`int`, *optional*, defaults to 10): Of a LoRA's pictures; 0 draws none.
-        hub_sample (`bool`, *optional*, defaults to `False`): Show them on the card, with which they are pushed.
-        picture (`str`, *optional*): For the card in their place.
-        repo_id (`str`, *optional*): Where it will be pushed, as far as that is known: `OWNER/NAME`, or `NAME`.
+        base_model (`str`): Folder or Hub id of the pipeline that training started from.
+        revision (`str`, *optional*): Revision of `base_model` on the Hub.
+        rank, lora_alpha (`int`): Of the LoRA; `lora_alpha` is `rank` by default.
+        seed (`int`, *optional*, defaults to 0): Seed of the pictures' noise.
+        sample_inference_steps (`int`, *optional*, defaults to 10): Denoising steps of a LoRA's pictures; 0 draws none.
+        hub_sample (`bool`, *optional*, defaults to `False`): Show the pictures on the card, so that they are pushed.
+        picture (`str`, *optional*): File of another picture to show on the card.
+        repo_id (`str`, *optional*): Where the subject will be pushed, `OWNER/NAME` or `NAME`.
         card: Further arguments of [`training.hub.subject_card.write_subject_card`].
     Returns:
-        `list[str]` or `None`: What is to be pushed of a LoRA, as patterns; `None` for a pipeline, of which
-        [`training.hub.repositories.pipeline_patterns`] knows it.
+        `list[str]` or `None`: Patterns of the files of a LoRA to push; `None` for a pipeline.
     """
     if layers:
         facts = {"base_model": find_hub_id(base_model), "revision": revision, "num_photos": len(photos)}
@@ -93,43 +91,39 @@ def write_subject(
 def _try_to_draw(
     output_dir: Path, pipeline: DreamPosePipeline, photos: datasets.Dataset, num_inference_steps: int, seed: int
 ) -> Path | None:
-    """The pictures' file, or `None`, with a warning, if they could not be drawn."""
+    """Draw the pictures and return their file; on an error, log a warning and return `None`."""
     path = output_dir / BEFORE_AFTER_NAME
     try:
         draw_before_after(pipeline, output_dir, photos, num_inference_steps, seed).save(path)
-    except Exception as error:  # of the memory or of whatever the sampling asks of the machine
-        path.unlink(missing_ok=True)  # of an earlier subject
+    except Exception as error:  # such as too little memory
+        path.unlink(missing_ok=True)  # an earlier subject's
         logger.warning(f"{path} could not be drawn: {error}")
         return None
     return path
 
 
 def draw_before_after(
-    pipeline: DreamPosePipeline,
-    subject: Path,
-    photos: datasets.Dataset,
-    num_inference_steps: int = 10,
-    seed: int = 0,
+    pipeline: DreamPosePipeline, subject: Path, photos: datasets.Dataset, num_inference_steps: int = 10, seed: int = 0
 ) -> Image.Image:
-    """Sample each photo's pose from the first photo, without the subject and with it, by the same noise.
+    """Render each photo's pose from the first photo, without and with the subject, with the same noise.
 
     Args:
-        pipeline (`DreamPosePipeline`): The one that the subject was trained on, which comes back without the subject.
+        pipeline (`DreamPosePipeline`): The pipeline that the subject was trained on; it is returned without it.
         subject (`Path`): Folder of the subject.
         photos (`datasets.Dataset`): From [`training.subject.photos.load_photos`].
         num_inference_steps (`int`, *optional*, defaults to 10): Denoising steps.
-        seed (`int`, *optional*, defaults to 0): Of the noise.
+        seed (`int`, *optional*, defaults to 0): Seed of the noise.
     Returns:
-        `PIL.Image.Image`: A column for each photo; below each other its pose, the photo, both samples.
+        `PIL.Image.Image`: One column per photo, with rows for its pose, the photo, and the pictures before and after.
     """
     pictures = [to_rgb(row["image"]) for row in photos]
     poses = [row["iuv"].convert("RGB") for row in photos]
-    pipeline.set_progress_bar_config(disable=True)  # one bar over all of them
+    pipeline.set_progress_bar_config(disable=True)  # one bar for all pictures
     with tqdm(total=2 * len(poses), desc="before and after", unit="picture") as progress_bar:
 
         def sample() -> list[Image.Image]:
             frames = []
-            for pose in poses:  # one by one: they may differ in size, and each fills its window alone
+            for pose in poses:  # one by one: sizes may differ, and each pose window repeats one pose
                 generator = torch.Generator().manual_seed(seed)
                 options = {"num_inference_steps": num_inference_steps, "generator": generator}
                 frames += pipeline(pictures[0], [pose], **options).frames[0]
@@ -142,16 +136,7 @@ def draw_before_after(
             after = sample()
         finally:
             pipeline.unload_lora_weights()
-    return _lay_out(poses, pictures, before, after)
-
-
-def _lay_out(
-    poses: Sequence[Image.Image],
-    photos: Sequence[Image.Image],
-    before: Sequence[Image.Image],
-    after: Sequence[Image.Image],
-) -> Image.Image:
     size = before[0].size
     pose_row = [ImageOps.pad(pose, size, Image.Resampling.NEAREST) for pose in poses]
-    photo_row = [ImageOps.pad(photo, size, Image.Resampling.LANCZOS, color="white") for photo in photos]
+    photo_row = [ImageOps.pad(photo, size, Image.Resampling.LANCZOS, color="white") for photo in pictures]
     return picture_grid([pose_row, photo_row, before, after], row_titles=TITLES)

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The samples of a stage-2 run: a subject's photos, with those of others where there is a prior."""
+"""Opening a subject's photos, and the training samples of stage 2 made from them and from a prior data set."""
 
 import os
 from dataclasses import replace
@@ -16,19 +16,19 @@ from training.subject.photos import SubjectPairs, find_photos, load_photos, make
 
 
 def check_photos(instance_data_dir: str | os.PathLike, densepose: str | None) -> None:
-    """Raise a `ValueError` for a folder that no run can have; with a `densepose`, IUV pictures may be missing."""
+    """Raise a `ValueError` if the photos cannot be used; IUV pictures may be missing if there is a `densepose`."""
     (load_photos if densepose is None else find_photos)(instance_data_dir)
 
 
 def open_photos(
     accelerator: Accelerator, instance_data_dir: str | os.PathLike, densepose: str | None, person: str
 ) -> datasets.Dataset:
-    """The photos; if there is a DensePose, the main process makes the IUV pictures that are missing first.
+    """Load the photos; the main process first makes missing IUV pictures if there is a `densepose`.
 
     Args:
-        accelerator (`Accelerator`): Of the run.
+        accelerator (`Accelerator`): The run's accelerator.
         instance_data_dir (`str` or `os.PathLike`): Folder of the photos.
-        densepose, person (`str`): As [`make_iuv_pictures`] takes them; `None` to make none.
+        densepose, person (`str`): See [`make_iuv_pictures`]; `densepose` may be `None`.
     """
     if densepose is not None:
         with accelerator.main_process_first():
@@ -45,16 +45,16 @@ def open_pairs(
     prior_dataset: str | None,
     prior_prob: float,
 ) -> SubjectPairs:
-    """The samples of both phases, at the pipeline's own size.
+    """Build the samples of both phases at the pipeline's default size.
 
     Args:
-        pipeline (`DreamPosePipeline`): That is trained.
+        pipeline (`DreamPosePipeline`): The pipeline to train.
         photos (`datasets.Dataset`): From [`open_photos`].
-        seed (`int`): Of all draws.
-        settings (`PairSettings`): How photos become a sample; the prior's pictures are shown whole, and its rows that
-            cannot be used are passed over.
+        seed (`int`): Seed of all random draws.
+        settings (`PairSettings`): How photos become samples. Pictures of the prior are never cropped, and its bad rows
+            are skipped.
         prior_dataset (`str`, *optional*): Prepared data set of other subjects.
-        prior_prob (`float`): Its share.
+        prior_prob (`float`): Its share of the samples.
     """
     shape = LatentShape.of(pipeline.vae, pipeline.config.default_height, pipeline.config.default_width)
     prior = None
@@ -63,5 +63,5 @@ def open_pairs(
             whole = replace(settings, min_crop_scale=1.0, bad_rows="skip")
             prior = open_samples(prior_dataset, shape, seed, whole, keeps_poses=False)
         except ValueError as error:
-            raise ValueError(f"`prior_dataset` cannot be taken. {error}") from error
+            raise ValueError(f"`prior_dataset` cannot be used. {error}") from error
     return SubjectPairs(photos, shape, seed, settings, prior, prior_prob)
