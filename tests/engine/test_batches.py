@@ -1,4 +1,4 @@
-"""Batches of a stream: positions are noted for what was handed out, and workers go on where they were."""
+"""Batches of a stream: positions are recorded only for yielded batches, and workers resume where they were."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from training.engine.batches import load_batches
 
 
 class Stream(IterableDataset):
-    """Samples that tell their worker and number; an epoch has ten."""
+    """Samples that name their worker and number; an epoch has ten."""
 
     def load_positions(self, positions):
         self.positions = positions
@@ -36,7 +36,7 @@ def test_what_was_handed_out_is_noted_and_no_more():
     state, batches = open_batches(2)
     names = [next(batches)["name"].tolist() for _ in range(3)]
     assert names == [[[0, 0], [0, 1], [0, 2]], [[1, 0], [1, 1], [1, 2]], [[0, 3], [0, 4], [0, 5]]]
-    assert state.stream_positions == [[0, 0, 5], [0, 0, 2]], "whatever the workers have read ahead"
+    assert state.stream_positions == [[0, 0, 5], [0, 0, 2]], "what the workers read ahead does not count"
     batches.close()
 
 
@@ -60,5 +60,5 @@ def test_other_shares_begin_with_the_earliest_epoch(num_workers, processes, capl
     saved = [[[3, 0, 1], [2, 0, 2]], [[3, 0, 3], [3, 0, 4]]]
     state, batches = open_batches(num_workers, saved, processes)
     assert next(batches)["name"].tolist()[0] == [0, 20]
-    assert f"is now by {processes} of {num_workers}: going on at the start of epoch 2" in caplog.text
+    assert f"is now shared by {processes} of {num_workers}: resuming at the start of epoch 2" in caplog.text
     batches.close()

@@ -1,3 +1,5 @@
+"""Checkpoints on disk: whole or not at all, found, rotated, and safe from full disks and stubborn shares."""
+
 import errno
 import json
 import os
@@ -60,7 +62,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     for stem, named in tensors.items():
         assert loaded[stem].keys() == named.keys()
         assert all(torch.equal(loaded[stem][name], value) for name, value in named.items())
-    # Nothing but the checkpoint is left behind, and nothing in it is pickled.
+    # Only the checkpoint is left behind, and nothing in it is pickled.
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert {entry.suffix for entry in path.iterdir()} == {".safetensors", ".json"}
 
@@ -82,7 +84,7 @@ def test_leftovers_of_a_killed_run_are_swept(tmp_path):
 
 
 def refuse(monkeypatch, module, name, is_refused):
-    """Let a function fail for some paths, as on a share where another machine has files of them open."""
+    """Make a function fail for some paths, as on a network share where another machine has files open."""
     function = getattr(module, name)
 
     def call(path, *others, **options):
@@ -104,7 +106,7 @@ def test_a_leftover_that_does_not_go_is_a_warning(tmp_path, monkeypatch, caplog)
 
 @pytest.mark.parametrize("function", ["rename", "delete"])
 def test_an_old_checkpoint_that_does_not_go_is_a_warning(tmp_path, monkeypatch, caplog, function):
-    """It cannot be renamed, or what it is renamed to cannot be deleted: then it is no checkpoint any more."""
+    """Either it cannot be renamed, or the renamed folder, no longer a checkpoint, cannot be deleted."""
     paths = [save(tmp_path, step) for step in (1, 2, 3)]
     with monkeypatch.context() as patch:
         if function == "rename":
@@ -117,7 +119,7 @@ def test_an_old_checkpoint_that_does_not_go_is_a_warning(tmp_path, monkeypatch, 
         assert "could not be deleted: " in caplog.text and paths[0].name in caplog.text
     save(tmp_path, 4)
     rotate_checkpoints(tmp_path, 1)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint-000004"], "tried once more"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint-000004"], "the next rotation tries again"
 
 
 def test_only_what_is_in_the_way_of_a_new_checkpoint_must_go(tmp_path, monkeypatch):
@@ -130,7 +132,7 @@ def test_only_what_is_in_the_way_of_a_new_checkpoint_must_go(tmp_path, monkeypat
     with monkeypatch.context() as patch:
         refuse(patch, shutil, "rmtree", lambda folder: path.name in folder.name)
         save(tmp_path, 3, 2.0)
-    assert load_checkpoint(path)[0]["model"]["weight"].eq(2).all(), "it was out of the way, if not deleted"
+    assert load_checkpoint(path)[0]["model"]["weight"].eq(2).all(), "it was renamed, though not deleted"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_rotation_keeps_the_newest_whole_ones(tmp_path):
     break_file(paths[3])
     assert rotate_checkpoints(tmp_path, None) == []
     assert rotate_checkpoints(tmp_path, 2) == [paths[0]]
-    # The broken newest one does not count: the only whole one is never deleted for its sake.
+    # The broken newest one does not count, so the only whole one is never deleted.
     assert rotate_checkpoints(tmp_path, 1) == [paths[1]]
     assert list_checkpoints(tmp_path) == [paths[2], paths[3]]
     assert {entry.name for entry in tmp_path.iterdir()} == {paths[2].name, paths[3].name}
@@ -211,22 +213,22 @@ def test_resolve_finds_or_refuses(tmp_path):
 
 
 def test_nothing_starts_anew_where_all_checkpoints_are_broken(tmp_path):
-    """Or its log would be emptied, and, once the old ones are whole again, each new checkpoint would be the oldest."""
+    """A new start would empty the log, and its checkpoints would be older than the old ones if these become whole."""
     for step in (1, 2):
         break_file(save(tmp_path, step))
     message = (
-        "`output_dir` must hold a whole checkpoint or none at all .*, got broken ones only, the newest"
-        r" .*checkpoint-000002 \(model.safetensors has .*\): move them away to start anew, or give another"
+        "`output_dir` must hold a whole checkpoint or none at all .*, got only broken ones, the newest"
+        r" .*checkpoint-000002 \(model.safetensors has .*\): move them away to start anew, or choose another"
     )
     for find in (find_latest_checkpoint, lambda folder: resolve_checkpoint(folder, "latest")):
         with pytest.raises(ValueError, match=message):
             find(tmp_path)
-    assert resolve_checkpoint(tmp_path, None) is None, "who asks for a new run gets one"
+    assert resolve_checkpoint(tmp_path, None) is None, "an explicit new run still starts"
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("I/O error: No space left")])
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, error):
-    """Python's own error, and the one that safetensors makes of it."""
+    """Both as Python's own error and as the error that safetensors makes of it."""
     path = save(tmp_path, 1)
 
     def fail(tensors, filename):
@@ -243,7 +245,7 @@ def test_killed_while_writing_leaves_no_checkpoint_of_that_step(tmp_path, monkey
     path = save(tmp_path, 1)
 
     def kill(*args, **kwargs):
-        raise KeyboardInterrupt  # not caught, so nothing is tidied up, as after kill -9
+        raise KeyboardInterrupt  # nothing catches it or cleans up, as after kill -9
 
     monkeypatch.setattr(checkpoints.json, "dumps", kill)
     with pytest.raises(KeyboardInterrupt):
@@ -273,12 +275,12 @@ def test_only_what_trains_is_collected_and_comes_back_in_its_layout():
 def test_tensors_that_do_not_fit_are_refused():
     current = {"a": torch.zeros(2), "b": torch.zeros(3)}
     with pytest.raises(
-        ValueError, match="model weights must be of the same training, .* 1 missing and 1 unexpected: b, c and"
+        ValueError, match="model weights must come from the same kind .* 1 missing and 1 unexpected tensors: b, c and"
     ):
         restore_tensors(current, {"a": torch.zeros(2), "c": torch.zeros(3)}, "model weights")
     with pytest.raises(ValueError, match=r"got `b` of shape \(4,\) for \(3,\)"):
         restore_tensors(current, {"a": torch.ones(2), "b": torch.zeros(4)}, "model weights")
-    assert not current["a"].any(), "nothing is copied before all of it fits"
+    assert not current["a"].any(), "nothing is copied unless everything fits"
 
 
 def test_state_is_plain_json(tmp_path):

@@ -1,3 +1,5 @@
+"""Devices: those of this machine are accepted, others refused in one line."""
+
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ def test_others_are_refused_in_one_line(name, tmp_path):
         ("cpu", True, "got cpu; bitsandbytes is installed"),
     ],
 )
-def test_bitsandbytes_wants_to_be_installed_and_cuda(device, is_installed, message, monkeypatch):
+def test_bitsandbytes_must_be_installed_and_the_device_be_cuda(device, is_installed, message, monkeypatch):
     monkeypatch.setattr(devices, "is_bnb_available", lambda: is_installed)
     with pytest.raises(ValueError, match=f"`quantize_base` must go with CUDA and bitsandbytes, {message}"):
         check_bitsandbytes("quantize_base", device)

@@ -1,3 +1,5 @@
+"""The training loop: schedules, resuming, checkpoints, log, validation, failures and two processes."""
+
 import errno
 import json
 import math
@@ -33,7 +35,7 @@ SETTINGS = {"train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 2, "e
 
 
 class Samples(Dataset):
-    """Every draw of a sample comes from its position; remembers which positions were asked for."""
+    """Samples drawn from their position alone. The data set remembers the requested positions."""
 
     def __init__(self):
         self.positions = []
@@ -88,7 +90,7 @@ def weights(module):
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
-# What a step is by its number
+# Functions of the step number
 
 
 @pytest.mark.parametrize("processes, accumulation", [(1, 1), (1, 4), (2, 2), (4, 1)])
@@ -114,7 +116,7 @@ def test_lr_curve_is_that_of_the_stepped_scheduler(name):
 
 
 def test_restarts_and_powers_of_the_lr_curve():
-    """Two falls from 1 to 0 in 12 steps, and (1 - x)^2 down to diffusers' end of 1e-7."""
+    """Two falls from 1 to 0 in 12 steps, and (1 - x)^2 down to diffusers' final rate of 1e-7."""
     twice = get_lr_curve("cosine_with_restarts", 1.0, 0, 12, lr_num_cycles=2)
     assert [twice(step) for step in (0, 3, 6, 9)] == pytest.approx([1, 0.5, 1, 0.5])
     assert get_lr_curve("polynomial", 1.0, 0, 12, lr_power=2.0)(6) == pytest.approx(0.25, abs=1e-6)
@@ -134,7 +136,7 @@ def test_step_seeds_differ_by_seed_step_and_process():
 
 
 def signalling(num_calls, signum=signal.SIGTERM):
-    """The loss, with a signal to this process in one of its calls."""
+    """Return the loss function; one of its calls sends a signal to this process."""
     calls = []
 
     def loss(module, batch):
@@ -148,7 +150,7 @@ def signalling(num_calls, signum=signal.SIGTERM):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resuming_equals_an_undisturbed_run_exactly(tmp_path, monkeypatch, optimizer):
-    monkeypatch.setattr("training.engine.muon.MIN_MATRIX_SIZE", 4)  # so that the convolution here is one
+    monkeypatch.setattr("training.engine.muon.MIN_MATRIX_SIZE", 4)  # so that the convolution here counts as a matrix
     settings = {"max_train_steps": 8, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "latest"}
     settings["optimizer"] = optimizer
     whole = run(tmp_path / "whole", network(0.3), **settings)
@@ -202,7 +204,7 @@ def test_memory_layout_changes_nothing_but_rounding(tmp_path):
 def test_accumulated_half_batches_equal_one_batch(tmp_path):
     accelerator = Accelerator(cpu=True)
     whole = run(tmp_path / "whole", accelerator=accelerator, max_train_steps=5)
-    # The same accelerator serves both.
+    # The same accelerator serves both runs.
     halves = run(
         tmp_path / "halves", accelerator=accelerator, max_train_steps=5, train_batch_size=2,
         gradient_accumulation_steps=2,
@@ -332,7 +334,7 @@ def test_validation_sees_the_average_in_eval_mode_and_leaves_no_trace(tmp_path):
 
 @pytest.mark.parametrize("step", [2, 5])
 def test_a_validation_that_was_cut_off_is_made_up_for(tmp_path, step):
-    """Killed in the validation of a step, also of the last: the run that goes on begins with it, once."""
+    """A run killed during the validation of a step, also the last, starts with that validation when resumed, once."""
     seen = []
 
     def validate(module, global_step):
@@ -350,7 +352,7 @@ def test_a_validation_that_was_cut_off_is_made_up_for(tmp_path, step):
     assert [line["step"] for line in records(tmp_path, "validation/l1")] == [2, 4, 5]
 
 
-# What goes wrong
+# Failures and signals
 
 
 def spoiled(*bad_steps, spoil=lambda loss: loss * math.nan):
@@ -365,7 +367,7 @@ def spoiled(*bad_steps, spoil=lambda loss: loss * math.nan):
 
 
 def infinite_gradient(loss):
-    # sqrt has a finite value and an infinite slope at 0.
+    # At 0, sqrt has a finite value and an infinite slope.
     return loss + (loss - loss).sqrt()
 
 
@@ -419,7 +421,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, capsys
 
 
 def test_further_signals_change_nothing(tmp_path):
-    # A launcher that is stopped with its group passes the signal on to processes that have it already.
+    # A launcher that is stopped with its group passes the signal on to processes that already have it.
     def loss(module, batch):
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(signum)
@@ -477,7 +479,7 @@ def test_what_cannot_be_trained_or_resumed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond"):
         run(tmp_path, max_train_steps=2)
     with pytest.raises(
-        ValueError, match="must be of the same training, .* 2 missing and 0 unexpected: .*frozen.weight"
+        ValueError, match="must come from the same kind .* 2 missing and 0 unexpected tensors: .*frozen.weight"
     ):
         run(tmp_path, network().requires_grad_(True), max_train_steps=2, resume_from_checkpoint="latest")
     with pytest.raises(ValueError, match="`max_train_steps` must be at least the checkpoint's step, 2, got 1"):
@@ -488,7 +490,7 @@ def test_what_cannot_be_trained_or_resumed_is_refused(tmp_path):
 
 
 def run_as_one_of_two(output_dir):
-    """Body of each process of the test below."""
+    """Train as one of the two processes of the test below."""
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
@@ -500,7 +502,7 @@ def run_as_one_of_two(output_dir):
     module = run(f"{output_dir}/muon", accelerator=accelerator, optimizer="muon", **settings)
     torch.save(weights(module), f"{output_dir}/muon-{accelerator.process_index}.pt")
     Path(f"{output_dir}/positions-{accelerator.process_index}.json").write_text(json.dumps(data.positions))
-    # Only the second process gets a signal, and only the second one sees a loss that is not finite.
+    # Only the second process gets a signal or sees a non-finite loss.
     is_second = accelerator.process_index == 1
     bad = spoiled(1) if is_second else loss_fn
     run(f"{output_dir}/bad", loss=bad, accelerator=accelerator, max_train_steps=2)
@@ -509,7 +511,7 @@ def run_as_one_of_two(output_dir):
             max_train_steps=4)  # fmt: skip
     except TrainingInterrupted as interruption:
         Path(f"{output_dir}/stopped-{accelerator.process_index}").write_text(str(interruption.code))
-    # Folders of their own, of which only the first process's gets a checkpoint.
+    # Each process has its own folder, but only the first one's gets a checkpoint.
     own = f"{output_dir}/own-{accelerator.process_index}"
     run(own, accelerator=accelerator, max_train_steps=2)
     try:
@@ -590,7 +592,7 @@ def test_gradients_that_no_scale_mends_end_the_run(tmp_path, scale, stops):
 
 @pytest.mark.parametrize("norm, averages", [(1.0, 1), (math.inf, 0), (math.nan, 0)])
 def test_an_overflow_that_a_fused_optimizer_passes_over_is_not_averaged(norm, averages):
-    """The scaler hands it every step, and accelerate then takes none for skipped."""
+    """The scaler calls a fused optimizer in every step, so accelerate counts no step as skipped."""
     calls = []
     accelerator = SimpleNamespace(scaler=object(), clip_grad_norm_=lambda parameters, limit: torch.tensor(norm))
     state = SimpleNamespace(
@@ -607,5 +609,5 @@ def test_an_overflow_that_a_fused_optimizer_passes_over_is_not_averaged(norm, av
 def test_another_optimizer_s_checkpoint_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("training.engine.muon.MIN_MATRIX_SIZE", 4)
     run(tmp_path, max_train_steps=2)
-    with pytest.raises(ValueError, match="The checkpoint's optimizer must fit the run's, Muon, got AdamW: go on with"):
+    with pytest.raises(ValueError, match="The checkpoint's optimizer must be that of the run, Muon, got AdamW"):
         run(tmp_path, max_train_steps=4, resume_from_checkpoint="latest", optimizer="muon")

@@ -1,4 +1,4 @@
-"""Muon: orthogonal steps for matrices, AdamW's for the rest, as a formula and as a part of the training loop."""
+"""Muon: orthogonal steps for matrices, AdamW steps for the rest."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ def test_all_singular_values_come_near_one_and_the_singular_vectors_stay(shape):
 
 
 def test_a_polynomial_worked_out_by_hand():
-    """One singular value, 1 after scaling: five times x -> 3.4445 x - 4.775 x^3 + 2.0315 x^5, a number at a time."""
+    """One singular value, 1 after scaling: five times x -> 3.4445 x - 4.775 x^3 + 2.0315 x^5."""
     x = 1.0
     for _ in range(5):
         x = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5
@@ -113,7 +113,7 @@ def test_its_state_can_be_loaded_and_copied():
 
 
 def test_reduced_precision_does_not_spoil_what_is_badly_conditioned():
-    """In bfloat16, coarser than TensorFloat-32; to iterate on the Gram matrix alone would save products and fail."""
+    """bfloat16 is coarser than TensorFloat-32. Iterating only on the Gram matrix would be cheaper but fail here."""
     left, _, right = torch.linalg.svd(draw_matrix(64, 90), full_matrices=False)
     matrix = left @ torch.arange(1.0, 65).pow(-2).diag() @ right
     with torch.autocast("cpu", dtype=torch.bfloat16):

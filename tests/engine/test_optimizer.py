@@ -1,4 +1,4 @@
-"""The trainers' optimizer: AdamW or its 8 bit form, and its state there and back."""
+"""The trainers' optimizer: AdamW, its 8-bit form or Muon, and saving and restoring its state."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_one_group_of_adamw_with_the_given_settings():
 
 
 @pytest.mark.parametrize("is_installed", [True, False])
-def test_8_bit_wants_cuda_and_bitsandbytes(monkeypatch, is_installed):
+def test_8_bit_needs_cuda_and_bitsandbytes(monkeypatch, is_installed):
     monkeypatch.setattr(devices, "is_bnb_available", lambda: is_installed)
     found = "is" if is_installed else "is not"
     with pytest.raises(ValueError, match=rf"`use_8bit_adam` must go with CUDA .*, got cpu; .* {found} installed"):
@@ -79,13 +79,13 @@ def test_state_goes_there_and_back():
 
 
 def test_a_state_of_codes_tables_and_counts_goes_there_and_back():
-    """What bitsandbytes keeps: codes of the weights' shape, tables of shapes of their own, a plain count of steps."""
+    """bitsandbytes keeps codes of the weights' shape, tables of other shapes, and the step count as an int."""
     parameters = trained_parameters(Module())
     optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
     state = {"state1": torch.arange(72, dtype=torch.uint8).view(4, 2, 3, 3), "qmap1": torch.rand(256), "step": 7}
     optimizer.state[parameters["trained.weight"]] = state
     flat = flatten_optimizer_state(optimizer, parameters)
-    assert all(isinstance(value, torch.Tensor) for value in flat.values()), "as safetensors holds them"
+    assert all(isinstance(value, torch.Tensor) for value in flat.values()), "safetensors holds only tensors"
     again = torch.optim.SGD(parameters.values(), lr=0.1)
     restore_optimizer_state(again, parameters, flat)
     restored = again.state[parameters["trained.weight"]]

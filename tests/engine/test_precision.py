@@ -1,4 +1,4 @@
-"""Frozen parts in half precision for a while."""
+"""Frozen modules held in half precision or on the CPU, and restored."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_afterwards_the_weights_are_their_own_not_rounded_ones():
     before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
     with pytest.raises(RuntimeError, match="out of memory"), held_in(torch.bfloat16, [vae]):
         assert {tensor.dtype for tensor in vae.state_dict().values()} == {torch.bfloat16}
-        raise RuntimeError("out of memory")  # however it ends
+        raise RuntimeError("out of memory")  # the body may fail
     after = vae.state_dict()
     assert all(after[name].dtype == torch.float32 and torch.equal(after[name], before[name]) for name in before)
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in before.values())
@@ -35,7 +35,7 @@ def test_what_trains_is_refused():
 
 
 def test_what_waits_on_the_cpu_comes_back_to_its_device(monkeypatch):
-    """Weights on `meta` stand in for those on a GPU; only where they are sent is looked at."""
+    """Weights on `meta` stand in for those on a GPU; the test looks only at the moves."""
     vae = get_dummy_components()["vae"]
     with torch.device("meta"):
         layer = torch.nn.Linear(2, 2)
@@ -43,5 +43,5 @@ def test_what_waits_on_the_cpu_comes_back_to_its_device(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, place: moves.append((module, str(place))))
     with pytest.raises(RuntimeError, match="out of memory"), held_on_cpu([vae, layer]):
         assert moves == [(vae, "cpu"), (layer, "cpu")]
-        raise RuntimeError("out of memory")  # however it ends
+        raise RuntimeError("out of memory")  # the body may fail
     assert moves[2:] == [(vae, "cpu"), (layer, "meta")]

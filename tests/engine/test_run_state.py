@@ -1,4 +1,4 @@
-"""A run between two steps: what stays of a checkpoint that it went back to."""
+"""State of a run: loading a checkpoint leaves none of its files mapped."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from training.engine.run_state import RunState
 
 
 def step_once(seed):
-    """The state of a run of one step."""
+    """Return the state of a run after one step."""
     torch.manual_seed(seed)
     module = nn.Linear(64, 64)
     optimizer = build_optimizer(module.parameters(), 0.1)
@@ -25,9 +25,9 @@ def step_once(seed):
     return state
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="Linux tells what is mapped")
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="only Linux lists mapped files")
 def test_nothing_of_a_loaded_checkpoint_stays_mapped(tmp_path):
-    """Or its space would not be free once it is rotated away, as long as the run lasts."""
+    """A mapped file would keep its disk space until the run ends, even after the checkpoint is deleted."""
     saved = step_once(0)
     saved.save(tmp_path, None, {})
     loaded = step_once(1)

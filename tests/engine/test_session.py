@@ -1,4 +1,4 @@
-"""How a training run starts and ends."""
+"""Start and end of a training run."""
 
 import errno
 import os
@@ -54,13 +54,13 @@ def test_a_full_disk_is_explained_whatever_finds_it(tmp_path, error, is_explaine
     with pytest.raises(RuntimeError if is_explained else type(error)) as caught:
         with open_session(tmp_path, {}):
             raise error
-    message = f"lack of room on the disk ({error}); the checkpoints in {tmp_path} are untouched"
+    message = f"because the disk is full ({error}); the checkpoints in {tmp_path} are untouched"
     assert (message in str(caught.value)) is is_explained
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("out of memory")])
 def test_a_tracker_that_cannot_end_is_a_warning(tmp_path, caplog, error):
-    """The run's own error is raised, and the next tracker ends."""
+    """The run's own error is still raised, and the next tracker still ends."""
     finished = []
 
     def fail():

@@ -1,4 +1,4 @@
-"""What the trackers of a run get: figures, a strip and a video; TensorBoard's and wandb's own files are read back."""
+"""Trackers receive numbers, strips and videos. The files of TensorBoard and wandb are read back."""
 
 import io
 import time
@@ -17,7 +17,7 @@ from training.media.pictures import write_gif, write_video
 
 @pytest.fixture
 def clip(tmp_path):
-    """Files of a clip of three frames of plain colours: its strip, its video, its GIF."""
+    """Strip, video and GIF files of a clip of three plain colours."""
     frames = [Image.new("RGB", (16, 24), color) for color in ("red", "lime", "blue")]
     paths = [tmp_path / f"clip{suffix}" for suffix in (".png", ".mp4", ".gif")]
     strip = Image.new("RGB", (48, 24))
@@ -57,7 +57,7 @@ def test_wandb_gets_figures_settings_a_strip_and_a_video(clip, tmp_path, monkeyp
         log_animation(accelerator, "validation/clip", *clip, step=3)
         assert dict(run.config) == {"learning_rate": 1e-5, "ema_decay": "None"}
     (records,) = (tmp_path / "run").rglob("*.wandb")
-    # wandb's own process writes the file, on a busy machine also after `finish` has returned.
+    # wandb's own process writes the file and may still do so after `finish` returns.
     deadline = time.monotonic() + 60
     names = {b"loss", b"learning_rate", b"validation/clip"}
     while (missing := {name for name in names if name not in records.read_bytes()}) and time.monotonic() < deadline:
@@ -70,14 +70,14 @@ def test_wandb_gets_figures_settings_a_strip_and_a_video(clip, tmp_path, monkeyp
 
 @pytest.fixture
 def files_in_order(monkeypatch):
-    """TensorBoard reads files in the order of their names: time in seconds, process and a number without zeros in
-    front, by which alone those of one test differ."""
+    """Keep TensorBoard's files in order. It sorts them by name, and those of one test differ only in a number without
+    leading zeros."""
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
 
 
 @pytest.mark.usefixtures("files_in_order")
 def test_a_run_that_goes_on_is_one_run_in_tensorboard(tmp_path):
-    """Killed after step 5 and gone on from step 3: what was logged of steps 4 and 5 first is gone."""
+    """Killed after step 5 and resumed at step 3: the first records of steps 4 and 5 are gone."""
     for first_step, loss in ((0, 1.0), (3, 2.0)):
         with open_session(tmp_path, {}, report_to="tensorboard", first_step=first_step) as accelerator:
             for step in range(first_step + 1, 6):
@@ -88,7 +88,7 @@ def test_a_run_that_goes_on_is_one_run_in_tensorboard(tmp_path):
 
 @pytest.mark.usefixtures("files_in_order")
 def test_a_run_that_begins_again_is_one_run_in_tensorboard(tmp_path):
-    """Killed after step 5, before its first checkpoint."""
+    """The run was killed after step 5, before its first checkpoint."""
     for num_steps, loss in ((5, 1.0), (3, 2.0)):
         with open_session(tmp_path, {}, report_to="tensorboard") as accelerator:
             for step in range(1, num_steps + 1):

@@ -1,1 +1,1 @@
-"""The training loop and what every trainer needs."""
+"""The training loop and the parts that every trainer shares."""

@@ -1,9 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Batches for a training run from where it is: of mapped samples by their positions, or of a stream.
+"""Batches for the rest of a training run, from a mapped dataset or from a stream.
 
-A stream is an endless `IterableDataset`. Its samples hold `stream_position`, whole numbers to go on from, and it has
-`load_positions`, which takes one position for each of its data workers, or one for no workers.
+A stream is an endless `IterableDataset`. Each of its samples holds `stream_position`, whole numbers that tell where to
+resume. Its method `load_positions` takes one position per data worker, or a single one without workers.
 """
 
 import logging
@@ -20,8 +20,6 @@ from training.engine.schedule import PositionBatchSampler
 
 logger = logging.getLogger(__name__)
 
-POSITION = "stream_position"
-
 
 def load_batches(
     dataset: Dataset,
@@ -32,48 +30,37 @@ def load_batches(
     num_workers: int,
     saved_positions: list[list[list[int]]] | None = None,
 ) -> Generator[Any, None, None]:
-    """This process's share of what a run still has to see; closing the generator ends the worker processes at once.
+    """Yield this process's batches for `num_steps` optimizer steps. Closing the generator ends the workers at once.
 
-    Args:
-        dataset (`Dataset`): Mapped, or an endless stream.
-        state (`RunState`): How far the run is; of a stream, the positions of what was handed out are noted in it.
-        num_steps (`int`): Optimizer steps to go.
-        train_batch_size (`int`): Samples of one micro-batch of one process.
-        gradient_accumulation_steps (`int`): Micro-batches of one step.
-        num_workers (`int`): Worker processes, 0 for none.
-        saved_positions (`list`, *optional*): Those that a checkpoint has, of each process and worker.
+    `state` tells where the run is; for a stream, it also records the positions of the batches yielded. A checkpoint's
+    `saved_positions` hold those of each process and worker.
     """
+    accelerator = state.accelerator
     options = {
         "num_workers": num_workers,
-        "pin_memory": state.accelerator.device.type == "cuda",
+        "pin_memory": accelerator.device.type == "cuda",
         "worker_init_fn": ignore_stop_signals,
-        # A generator of its own, or starting it would draw from the one that the step is seeded with.
+        # Without its own generator, the loader would draw from the global one, which each step seeds.
         "generator": torch.Generator(),
     }
-    # Neither is prepared by accelerate, which would share the samples out once more.
+    # accelerate prepares neither loader, since it would split the samples among the processes a second time.
     if isinstance(dataset, IterableDataset):
         state.stream_positions = _own_positions(state, max(1, num_workers), saved_positions)
         dataset.load_positions(state.stream_positions)
         batches = DataLoader(dataset, train_batch_size, **options)
-        for number, batch in enumerate(batches):  # from one worker after another
+        for number, batch in enumerate(batches):  # the workers take turns
             worker = number % len(state.stream_positions)
-            state.stream_positions[worker] = batch.pop(POSITION)[-1].tolist()
+            state.stream_positions[worker] = batch.pop("stream_position")[-1].tolist()
             yield batch
         return
-    sampler = PositionBatchSampler(
-        state.num_samples,
-        num_steps,
-        train_batch_size,
-        gradient_accumulation_steps,
-        state.accelerator.num_processes,
-        state.accelerator.process_index,
-    )
+    share = (accelerator.num_processes, accelerator.process_index)
+    sampler = PositionBatchSampler(state.num_samples, num_steps, train_batch_size, gradient_accumulation_steps, *share)
     yield from DataLoader(dataset, batch_sampler=sampler, **options)
 
 
 def _own_positions(state: RunState, num_workers: int, saved: list[list[list[int]]] | None) -> list[list[int]]:
-    """Where each data worker of this process goes on: where it was, or, if now others share the stream, at the start
-    of the earliest epoch that some worker was in."""
+    """Return the start position of each data worker of this process: its saved one, or the start of the earliest epoch
+    in progress if the number of processes or workers has changed."""
     processes = state.accelerator.num_processes
     if saved is None:
         return [[0, 0, 0] for _ in range(num_workers)]
@@ -81,7 +68,7 @@ def _own_positions(state: RunState, num_workers: int, saved: list[list[list[int]
         return [list(position) for position in saved[state.accelerator.process_index]]
     epoch = min(position[0] for positions in saved for position in positions)
     logger.warning(
-        f"The stream was shared by {len(saved)} processes of {len(saved[0])} data workers and is now by {processes} of"
-        f" {num_workers}: going on at the start of epoch {epoch}."
+        f"The stream was shared by {len(saved)} processes of {len(saved[0])} data workers and is now shared by"
+        f" {processes} of {num_workers}: resuming at the start of epoch {epoch}."
     )
     return [[epoch, 0, 0] for _ in range(num_workers)]

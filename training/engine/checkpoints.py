@@ -1,9 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Checkpoints of a training run: named, written whole or not at all, rotated, found again and loaded.
+"""Checkpoints of a training run on disk: write, find, load and delete them.
 
-A checkpoint is a folder `checkpoint-000123` of safetensors files and `state.json`; nothing is pickled. `state.json`
-lists the other files with their sizes and is written last, so a folder that was cut short is told from a whole one.
+A checkpoint is a folder `checkpoint-000123` with safetensors files and `state.json`; nothing is pickled. `state.json`
+lists the other files with their sizes and is written last, so an incomplete folder can be told from a whole one.
 """
 
 import errno
@@ -28,29 +28,25 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_PREFIX = "checkpoint-"
 STATE_NAME = "state.json"
-# Folders of this prefix are being written or deleted; nothing ever reads them.
+# Folders with this prefix are being written or deleted; nothing ever reads them.
 _TEMPORARY_PREFIX = ".tmp-checkpoint-"
 
 
 def checkpoint_name(global_step: int) -> str:
-    """Folder name of the checkpoint of one step: `checkpoint-000123`; names sort by step up to a million steps.
-
-    Raises:
-        ValueError: If `global_step` is negative.
-    """
+    """Return the folder name of a step's checkpoint: `checkpoint-000123`. Names sort by step up to a million steps."""
     if global_step < 0:
         raise ValueError(f"`global_step` must be at least 0, got {global_step}.")
     return f"{CHECKPOINT_PREFIX}{global_step:06d}"
 
 
 def checkpoint_step(path: str | os.PathLike) -> int | None:
-    """The step that a folder's name stands for, `None` if it is not the name of a checkpoint."""
+    """Return the step in a folder's name, or `None` if it is not the name of a checkpoint."""
     digits = Path(path).name.removeprefix(CHECKPOINT_PREFIX)
     return int(digits) if Path(path).name.startswith(CHECKPOINT_PREFIX) and digits.isdecimal() else None
 
 
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """Every folder named like a checkpoint in `output_dir`, whole or not, the oldest step first."""
+    """Return every folder in `output_dir` that is named like a checkpoint, whole or not, oldest step first."""
     if not Path(output_dir).is_dir():
         return []
     folders = [path for path in Path(output_dir).iterdir() if checkpoint_step(path) is not None and path.is_dir()]
@@ -58,11 +54,7 @@ def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
 
 
 def find_checkpoint_fault(path: str | os.PathLike) -> str | None:
-    """Say why a checkpoint is not whole.
-
-    Returns:
-        `str` or `None`: The reason (a file missing, of another size, unreadable), `None` for a whole checkpoint.
-    """
+    """Return why a checkpoint is not whole (a file is missing, unreadable or of another size), or `None` if it is."""
     path = Path(path)
     try:
         files = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))["files"]
@@ -77,12 +69,12 @@ def find_checkpoint_fault(path: str | os.PathLike) -> str | None:
 
 
 def find_latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """The newest whole checkpoint in `output_dir`; newer ones that are broken are skipped with a warning.
+    """Return the newest whole checkpoint in `output_dir`, or `None` if there is no checkpoint at all.
 
-    Returns:
-        `Path` or `None`: The folder, `None` where there is no checkpoint at all.
+    Broken ones that are newer are skipped with a warning.
+
     Raises:
-        ValueError: If there are only broken ones.
+        ValueError: If all checkpoints are broken.
     """
     faults = {}
     for path in reversed(list_checkpoints(output_dir)):
@@ -91,28 +83,27 @@ def find_latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
             return path
         logger.warning(f"Skipping the broken checkpoint {path} ({faults[path]}).")
     if faults:
-        # A killed run leaves none of this name, so the disk or a copy is at fault: to start anew would empty the log.
+        # A killed run leaves no broken folder of this name, so a disk or a copy failed. A new run would empty the log.
         path, fault = next(iter(faults.items()))
         raise ValueError(
-            "`output_dir` must hold a whole checkpoint or none at all to go on from the latest, got broken ones only,"
-            f" the newest {path} ({fault}): move them away to start anew, or give another `output_dir`."
+            "`output_dir` must hold a whole checkpoint or none at all to resume from the latest, got only broken ones,"
+            f" the newest {path} ({fault}): move them away to start anew, or choose another `output_dir`."
         )
     return None
 
 
 def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None) -> Path | None:
-    """Find the checkpoint that a run starts from, and refuse starts that would mix two runs in one folder.
+    """Find the checkpoint that a run starts from, and refuse a start that would mix two runs in one folder.
 
     Args:
-        output_dir (`str` or `os.PathLike`): Where the run writes its checkpoints.
+        output_dir (`str` or `os.PathLike`): Folder where the run writes its checkpoints.
         resume_from_checkpoint (`str` or `os.PathLike`, *optional*):
-            `"latest"` (the newest whole one in `output_dir`; none at all there: start anew), a checkpoint's folder,
-            `None`.
+            Folder of a checkpoint, or `"latest"` for the newest whole one in `output_dir`, if there is any.
     Returns:
-        `Path` or `None`: The checkpoint's folder, `None` to start at step 0.
+        `Path` or `None`: Folder of the checkpoint, `None` to start at step 0.
     Raises:
-        ValueError: If the folder is no whole checkpoint, or `output_dir` holds whole ones beyond the starting step, or
-            only broken ones for `"latest"`.
+        ValueError: If the folder is no whole checkpoint, `output_dir` holds a whole one beyond the starting step, or
+            all are broken for `"latest"`.
     """
     if resume_from_checkpoint == "latest":
         return find_latest_checkpoint(output_dir)
@@ -127,8 +118,8 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: st
     newer = [other for other in newer if find_checkpoint_fault(other) is None]
     if newer:
         raise ValueError(
-            f"`output_dir` must hold no checkpoint beyond the starting step of the run, got {newer[-1]}: go on from it"
-            " with `--resume_from_checkpoint latest`, or choose another folder."
+            f"`output_dir` must hold no checkpoint beyond the starting step of the run, got {newer[-1]}: resume"
+            " from it with `--resume_from_checkpoint latest`, or choose another folder."
         )
     return path
 
@@ -138,8 +129,8 @@ def starting_step(
     resume_from_checkpoint: str | os.PathLike | None,
     max_train_steps: int | None = None,
 ) -> int:
-    """The step that a run starts from, 0 anew; arguments and errors are those of [`resolve_checkpoint`] and, for
-    `max_train_steps`, of [`check_last_step`]."""
+    """Return the step that a run starts from. Arguments and errors are those of [`resolve_checkpoint`] and
+    [`check_last_step`]."""
     global_step = starting_state(output_dir, resume_from_checkpoint)["global_step"]
     if max_train_steps is not None:
         check_last_step(global_step, max_train_steps)
@@ -147,11 +138,7 @@ def starting_step(
 
 
 def check_last_step(global_step: int, max_train_steps: int) -> None:
-    """Refuse a run that would end before the checkpoint that it goes on from.
-
-    Raises:
-        ValueError: If `max_train_steps` is below `global_step`.
-    """
+    """Raise a `ValueError` if a run would end before the checkpoint from which it resumes."""
     if global_step > max_train_steps:
         raise ValueError(
             f"`max_train_steps` must be at least the checkpoint's step, {global_step}, got {max_train_steps}."
@@ -161,7 +148,7 @@ def check_last_step(global_step: int, max_train_steps: int) -> None:
 def starting_state(
     output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None
 ) -> Mapping[str, Any]:
-    """The `state.json` that a run starts from, its counts at 0 anew; arguments and errors are those of
+    """Return the `state.json` that a run starts from, or counts of 0 for a new run. Arguments and errors are those of
     [`resolve_checkpoint`]."""
     path = resolve_checkpoint(output_dir, resume_from_checkpoint)
     if path is None:
@@ -175,21 +162,21 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, torch.Tensor]],
     state: Mapping,
 ) -> Path:
-    """Write one checkpoint, whole or not at all: into a temporary folder, to the disk, then renamed.
+    """Write one checkpoint, whole or not at all: fill a temporary folder, sync it to the disk, then rename it.
 
     Args:
-        output_dir (`str` or `os.PathLike`): The run's folder, made if missing.
+        output_dir (`str` or `os.PathLike`): Folder of the run, made if missing.
         global_step (`int`): Optimizer steps done.
         tensors (`Mapping`): File stem (`"model"`) -> names and tensors of that file, on any device, in any layout.
-        state (`Mapping`): What else describes the run, as JSON can hold it.
+        state (`Mapping`): Further values that describe the run, as JSON.
     Returns:
-        `Path`: The checkpoint's folder. A folder of the same step that was there before is replaced.
+        `Path`: Folder of the checkpoint. It replaces an older folder of the same step.
     Raises:
-        RuntimeError: If it cannot be written (a full disk); earlier checkpoints are untouched then.
+        RuntimeError: If it cannot be written, for example on a full disk. Earlier checkpoints are untouched.
     """
     output_dir = Path(output_dir)
     path = output_dir / checkpoint_name(global_step)
-    # Of a name of its own: one that a killed run left may refuse to go.
+    # A unique name, since a folder that a killed run left may be impossible to delete.
     temporary = output_dir / f"{_TEMPORARY_PREFIX}{global_step:06d}-{uuid.uuid4().hex}"
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -199,11 +186,13 @@ def save_checkpoint(
         sizes = {}
         for stem, named in tensors.items():
             file = temporary / f"{stem}.safetensors"
-            # Only contiguous tensors can be saved; channels_last ones are laid out anew.
+            # safetensors saves only contiguous tensors, which channels_last ones are not.
             save_file({name: value.detach().cpu().contiguous() for name, value in named.items()}, file)
             _sync_to_disk(file)
             sizes[file.name] = file.stat().st_size
-        content = {"global_step": global_step, **state, "versions": _library_versions(), "files": sizes}
+        versions = {library.__name__: str(library.__version__) for library in (accelerate, diffusers, torch)}
+        versions = {"python": platform.python_version()} | versions
+        content = {"global_step": global_step, **state, "versions": versions, "files": sizes}
         (temporary / STATE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _sync_to_disk(temporary / STATE_NAME)
         _sync_to_disk(temporary)
@@ -220,12 +209,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
-    """Read what [`save_checkpoint`] wrote.
+    """Read a checkpoint of [`save_checkpoint`], or raise a `ValueError` if it is not whole.
 
     Returns:
         `tuple`: File stem -> names and tensors (on the CPU, contiguous), and the content of `state.json`.
-    Raises:
-        ValueError: If `path` is not a whole checkpoint.
     """
     path = Path(path)
     fault = find_checkpoint_fault(path)
@@ -236,14 +223,10 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, dict[str, torch.
 
 
 def rotate_checkpoints(output_dir: str | os.PathLike, checkpoints_total_limit: int | None) -> list[Path]:
-    """Delete the oldest whole checkpoints until `checkpoints_total_limit` are left; broken ones neither count nor go.
+    """Delete the oldest whole checkpoints until `checkpoints_total_limit` are left, and return those deleted.
 
-    One that cannot be deleted is a warning: the run itself is well, and tries again after its next checkpoint.
-
-    Returns:
-        `list[Path]`: What was deleted.
-    Raises:
-        ValueError: If `checkpoints_total_limit` is below 1.
+    Broken ones do not count and stay. If one cannot be deleted, a warning says so; the run tries again after its next
+    checkpoint.
     """
     if checkpoints_total_limit is None:
         return []
@@ -261,24 +244,26 @@ def rotate_checkpoints(output_dir: str | os.PathLike, checkpoints_total_limit: i
 
 
 def collect_module_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What a checkpoint keeps of a module: parameters that train, and persistent buffers; frozen weights stay out."""
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    return {name: value for name, value in module.named_parameters() if name not in frozen} | _named_buffers(module)
+    """Return the trained parameters and persistent buffers of a module, which a checkpoint keeps."""
+    trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    buffers = {name: value for name, value in module.state_dict(keep_vars=True).items() if name not in parameters}
+    return trained | buffers
 
 
 def restore_tensors(current: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor], what: str) -> None:
     """Copy saved tensors into the current ones of the same names, in place, so that their memory layout stays.
 
     Raises:
-        ValueError: If names or shapes differ; `what` says in the message which part of the checkpoint it is.
+        ValueError: If names or shapes differ. `what` names this part of the checkpoint in the message.
     """
     if current.keys() != saved.keys():
         differing = {"missing": current.keys() - saved.keys(), "unexpected": saved.keys() - current.keys()}
         counts = " and ".join(f"{len(names)} {kind}" for kind, names in differing.items())
         some = ", ".join(sorted(set().union(*differing.values()))[:3])
         raise ValueError(
-            f"The checkpoint's {what} must be of the same training, such as of the same parts and LoRA, got tensors"
-            f" {counts}: {some} and so on."
+            f"The checkpoint's {what} must come from the same kind of training (parts, LoRA), got {counts} tensors:"
+            f" {some} and so on."
         )
     for name, value in current.items():
         if value.shape != saved[name].shape:
@@ -289,24 +274,14 @@ def restore_tensors(current: Mapping[str, torch.Tensor], saved: Mapping[str, tor
             value.copy_(saved[name])
 
 
-def _named_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    return {name: value for name, value in module.state_dict(keep_vars=True).items() if name not in parameters}
-
-
-def _library_versions() -> dict[str, str]:
-    libraries = {library.__name__: str(library.__version__) for library in (accelerate, diffusers, torch)}
-    return {"python": platform.python_version()} | libraries
-
-
 def _sync_to_disk(path: Path) -> None:
     if os.name == "nt":
-        return  # where neither folders nor files opened for reading can be synced
+        return  # Windows cannot sync folders, nor files opened for reading
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network mounts refuse it of a folder; of a file it is what makes a checkpoint whole.
+        # Some network mounts cannot sync a folder. A file must be synced, or the checkpoint may not be whole.
         if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
             raise
     finally:
@@ -314,10 +289,10 @@ def _sync_to_disk(path: Path) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Delete a checkpoint folder; renamed first, so that no half-deleted one bears a checkpoint's name.
+    """Rename a checkpoint folder, then delete it, so that no half-deleted folder has a checkpoint's name.
 
     Raises:
-        OSError: If it cannot be renamed; what cannot be deleted after that is a warning.
+        OSError: If it cannot be renamed. A deletion that fails after that is only a warning.
     """
     doomed = path.with_name(f"{_TEMPORARY_PREFIX}doomed-{path.name}-{uuid.uuid4().hex}")
     os.replace(path, doomed)
@@ -325,7 +300,7 @@ def _discard(path: Path) -> None:
 
 
 def _try_delete(folder: Path) -> None:
-    """Delete a temporary folder; what stays of it is in nobody's way, and the next checkpoint tries once more."""
+    """Delete a temporary folder or warn. A leftover does no harm, and the next checkpoint tries again."""
     try:
         shutil.rmtree(folder)
     except OSError as error:

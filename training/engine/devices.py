@@ -1,18 +1,16 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Which device of this machine is meant, and what it must have."""
+"""Choosing and checking the device."""
 
 import torch
 from accelerate.utils import is_bnb_available
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """The device of that name.
+    """Return the device of that name.
 
-    Args:
-        device (`str` or `torch.device`): As torch names it.
     Raises:
-        ValueError: If this machine has none of that name, or it keeps no values, as `meta` does.
+        ValueError: If this machine has no such device, or it stores no values, like `meta`.
     """
     try:
         torch.zeros(1, device=device).item()
@@ -23,7 +21,7 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def check_bitsandbytes(argument: str, device: str | torch.device) -> None:
-    """Raise a `ValueError` that names `argument` unless bitsandbytes is installed and the device is a CUDA one."""
+    """Raise a `ValueError` that names `argument` unless bitsandbytes is installed and `device` is a CUDA device."""
     device, installed = torch.device(device), "is" if is_bnb_available() else "is not"
     if device.type != "cuda" or installed == "is not":
         raise ValueError(

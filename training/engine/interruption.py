@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What stops a run from outside: a signal, acted upon after the step and its checkpoint, or a full disk."""
+"""Stopping a run cleanly: signals and full disks."""
 
 import errno
 import os
@@ -16,14 +16,14 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class TrainingInterrupted(SystemExit):
-    """Ends a run that was asked to stop, after its checkpoint; the exit code is 128 + the signal, as in a shell."""
+    """Ends a run after a stop signal and its checkpoint. The exit code is 128 + the signal, as in a shell."""
 
 
 class StopSignals:
-    """While it is entered, the first SIGTERM or SIGINT is noted in `signum` (0 before); further ones change nothing.
+    """Context manager that records the first SIGTERM or SIGINT in `signum` (0 before) and ignores further ones.
 
-    Under a launcher each process gets two: one with its group, one from the launcher. SIGKILL still ends it at once. A
-    signal that is only noted on leaving, because it came after the last step, acts then.
+    Under a launcher each process gets two: one with its group, one from the launcher. SIGKILL still ends the process
+    at once. A signal that arrives after the last step is raised again on leaving the context.
     """
 
     def __init__(self):
@@ -32,10 +32,6 @@ class StopSignals:
 
     def _note(self, signum: int, frame) -> None:
         self.signum = self.signum or signum
-
-    def _restore(self) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
 
     def __enter__(self) -> "StopSignals":
         # Python lets only the main thread set handlers.
@@ -46,32 +42,33 @@ class StopSignals:
         return self
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
-        self._restore()
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
         if exc_type is None and self.signum:
             signal.raise_signal(self.signum)
 
 
 @contextmanager
 def explaining_full_disk(output_dir: str | os.PathLike) -> Iterator[None]:
-    """Say what a full disk means for a run, whichever of its files found no room: log, latent cache, finished weights.
+    """Explain a full disk, whichever file of the run finds no space: log, latent cache or finished weights.
 
     Raises:
-        RuntimeError: In place of an `OSError` or `SafetensorError` for lack of room; others pass as they are.
+        RuntimeError: In place of an `OSError` or `SafetensorError` about disk space. Other errors pass unchanged.
     """
     full = (errno.ENOSPC, errno.EDQUOT)
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors has the number in its message alone.
+        # safetensors gives the error number only in its message.
         if getattr(error, "errno", None) not in full and not any(f"(os error {code})" in str(error) for code in full):
             raise
         raise RuntimeError(
-            f"The run stopped for lack of room on the disk ({error}); the checkpoints in {output_dir} are untouched."
-            " Free some, and go on with `--resume_from_checkpoint latest`."
+            f"The run stopped because the disk is full ({error}); the checkpoints in {output_dir} are untouched."
+            " Free some space, then resume with `--resume_from_checkpoint latest`."
         ) from error
 
 
 def ignore_stop_signals(worker_id: int = 0) -> None:
-    """For `worker_init_fn`: Ctrl-C reaches data workers too, but the training process decides when they end."""
+    """Let a data worker ignore Ctrl-C (as `worker_init_fn`). The training process decides when its workers end."""
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)

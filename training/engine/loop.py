@@ -1,8 +1,15 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The training loop of all trainers, over (module, loss_fn, dataset), on accelerate.
+"""The training loop of all trainers: train a module on a dataset with a loss function, on accelerate.
 
-A step depends on its number alone, a sample on its position: a resumed run equals an undisturbed one.
+A step depends only on its number and a sample only on its position, so a resumed run equals an undisturbed one.
+
+The files of `training/engine` hold the parts of a run:
+- session: start and end of accelerate, trackers and seed; trackers: TensorBoard and Weights & Biases
+- batches: batches of one process; schedule: sample positions, learning rate and seed of a step
+- optimizer: AdamW and Muon (muon), and saving their state
+- run_state: weights, optimizer, average and counts; checkpoints: their folders on disk; run_log: `log.jsonl`
+- interruption: signals and full disks; devices: checks of the device; precision: dtype and place of frozen weights
 """
 
 import math
@@ -10,10 +17,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -76,49 +83,48 @@ def train(
     """Train every parameter of `module` that requires gradients; checkpoint, log, validate, resume.
 
     Args:
-        accelerator (`Accelerator`): One process or DDP. Its trackers are started and ended by the caller.
-        module (`nn.Module`): Around everything that trains; its train and eval modes are left as they are.
+        accelerator (`Accelerator`): One process or DDP. The caller starts and ends its trackers.
+        module (`nn.Module`): Contains everything that trains. Its train and eval modes stay as they are.
         loss_fn (`Callable`):
-            `loss_fn(module, batch) -> (loss, logs)`: the mean loss of the batch, a scalar tensor, and floats or scalar
-            tensors to log. It calls the `module` that it is given, which is the prepared one.
+            `loss_fn(module, batch) -> (loss, logs)`: the mean loss of the batch as a scalar tensor, and floats or
+            scalar tensors to log. It must call the `module` it is given, which is the prepared one.
         dataset (`Dataset`):
-            Item `n` is the sample at global position `n`, all its random draws made; or a stream, as
-            `training.engine.batches` has them, which a resumed run goes on with near to where it was.
+            Item `n` is the sample at global position `n`, with all its random draws made; or a stream (see
+            `training.engine.batches`), where a resumed run starts near its last sample.
         output_dir (`str` or `os.PathLike`): Folder for checkpoints and `log.jsonl`.
-        max_train_steps (`int`): Optimizer steps of the whole run, those before a resumption included.
-        train_batch_size (`int`): Samples of one micro-batch of one process.
+        max_train_steps (`int`): Optimizer steps of the whole run, including those before a resumption.
+        train_batch_size (`int`): Samples per micro-batch and process.
         learning_rate (`float`): Peak of the schedule.
-        gradient_accumulation_steps (`int`): Micro-batches of one optimizer step.
+        gradient_accumulation_steps (`int`): Micro-batches per optimizer step.
         lr_scheduler, lr_warmup_steps, lr_num_cycles, lr_power:
-            As `diffusers.optimization.get_scheduler` takes them; cycles are of `cosine_with_restarts`, the power of
+            As in `diffusers.optimization.get_scheduler`; cycles apply to `cosine_with_restarts`, power to
             `polynomial`.
         optimizer (`str`): `"adamw"` or `"muon"`, see [`training.engine.optimizer.build_optimizer`].
-        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): Its settings, whichever it is.
-        use_8bit_adam (`bool`): AdamW's moments in 8 bit, by bitsandbytes on CUDA.
-        max_grad_norm (`float`, *optional*): Clip the norm over all trained parameters; `None` does not clip.
-        ema_decay (`float`, *optional*): Average the weights; the average is what is validated and returned.
-        seed (`int`): Seeds torch anew before each step, for modules that draw by themselves (dropout).
+        adam_beta1, adam_beta2, adam_weight_decay, adam_epsilon (`float`): Settings of either optimizer.
+        use_8bit_adam (`bool`): Keep AdamW's moments in 8 bit (bitsandbytes, CUDA).
+        max_grad_norm (`float`, *optional*): Clip the gradient norm over all trained parameters; `None` does not clip.
+        ema_decay (`float`, *optional*): Average the weights. The average is validated and returned.
+        seed (`int`): Seeds torch before each step, for modules that draw random numbers themselves (dropout).
         dataloader_num_workers (`int`): Worker processes for the data, 0 for none.
-        checkpointing_steps (`int`, *optional*): A checkpoint every so many steps; the last step always gets one.
-        checkpoints_total_limit (`int`, *optional*): How many checkpoints to keep, `None` for all.
-        resume_from_checkpoint (`str` or `os.PathLike`, *optional*): `"latest"` (or none there yet), or a folder.
-        logging_steps (`int`): Log the means over so many steps.
-        validation_steps (`int`, *optional*): Validate every so many steps and after the last.
+        checkpointing_steps (`int`, *optional*): Steps between checkpoints. The last step always gets one.
+        checkpoints_total_limit (`int`, *optional*): Number of checkpoints to keep, `None` for all.
+        resume_from_checkpoint (`str` or `os.PathLike`, *optional*): Folder, or `"latest"` for the newest if any.
+        logging_steps (`int`): Steps between log records, which hold the means over these steps.
+        validation_steps (`int`, *optional*): Steps between validations. The last step always gets one.
         validate (`Callable`, *optional*):
-            `validate(module, global_step) -> floats to log` behind `validation/`, on the main process, in eval mode,
-            with the average. The other processes wait, and need not have it.
-        max_nonfinite_steps (`int`): Stop after so many steps in a row without a finite loss or gradient.
+            `validate(module, global_step) -> floats`, logged with the prefix `validation/`. It runs on the main
+            process in eval mode with the averaged weights. The other processes wait and may pass `None`.
+        max_nonfinite_steps (`int`): Stop after this many steps in a row without a finite loss or gradient.
         tracker_prefix, first_tracker_step (`str`, `int`):
-            What names begin with and steps are counted from in the trackers, which may have seen another training.
+            Prefix of names and offset of steps in the trackers, for a second training in the same trackers.
     Returns:
         `nn.Module`: `module`, unwrapped, with the averaged weights if `ema_decay` is given.
     Raises:
         ValueError: If an argument is out of range or a checkpoint does not fit.
-        RuntimeError:
-            If the loss stays non-finite or a checkpoint cannot be written; earlier ones are untouched then.
+        RuntimeError: If the loss stays non-finite or a checkpoint cannot be written. Earlier ones are untouched.
         TrainingInterrupted: After SIGTERM or SIGINT, once the step is finished and its checkpoint is written.
     """
-    settings = _Settings(
+    settings = SimpleNamespace(
         output_dir=Path(output_dir),
         max_train_steps=max_train_steps,
         train_batch_size=train_batch_size,
@@ -135,16 +141,10 @@ def train(
     )
     _check(module, settings)
     checkpoint = resolve_checkpoint(output_dir, resume_from_checkpoint)
-    module.to(accelerator.device)  # where the optimizer is to find it
-    torch_optimizer = build_optimizer(
-        [parameter for parameter in module.parameters() if parameter.requires_grad],
-        learning_rate,
-        (adam_beta1, adam_beta2),
-        adam_weight_decay,
-        adam_epsilon,
-        use_8bit_adam,
-        optimizer,
-    )
+    module.to(accelerator.device)  # before the optimizer is built over its parameters
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    adam = ((adam_beta1, adam_beta2), adam_weight_decay, adam_epsilon, use_8bit_adam)
+    torch_optimizer = build_optimizer(trained, learning_rate, *adam, optimizer)
     accelerator.gradient_accumulation_steps = gradient_accumulation_steps
     lr_curve = get_lr_curve(lr_scheduler, learning_rate, lr_warmup_steps, max_train_steps, lr_num_cycles, lr_power)
     try:
@@ -152,36 +152,18 @@ def train(
         run.resume(checkpoint)
         if accelerator.is_main_process:
             start_log(output_dir, run.state.global_step)
-        with StopSignals() as stop, closing(run.load_data(dataset, dataloader_num_workers)) as batches:
+        counts = (max_train_steps - run.state.global_step, train_batch_size, gradient_accumulation_steps)
+        batches = load_batches(dataset, run.state, *counts, dataloader_num_workers, run.saved_positions)
+        with StopSignals() as stop, closing(batches):
             run.fit(loss_fn, batches, validate, stop)
-        return run.finish()
+        run.state.take_average()
+        return accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False, keep_torch_compile=False)
     finally:
-        # Forget this module and optimizer, so that one accelerator serves several trainings one after another.
+        # Forget this module and optimizer, so that the accelerator can serve another training.
         accelerator.free_memory()
 
 
-@dataclass(frozen=True)
-class _Settings:
-    output_dir: Path
-    max_train_steps: int
-    train_batch_size: int
-    gradient_accumulation_steps: int
-    checkpointing_steps: int | None
-    checkpoints_total_limit: int | None
-    logging_steps: int
-    validation_steps: int | None
-    max_nonfinite_steps: int
-    max_grad_norm: float
-    seed: int
-    tracker_prefix: str
-    first_tracker_step: int
-
-    def is_due(self, every: int | None, global_step: int) -> bool:
-        """Whether something done every so many steps, and after the last, is to be done now."""
-        return global_step == self.max_train_steps or (every is not None and global_step % every == 0)
-
-
-def _check(module: nn.Module, settings: _Settings) -> None:
+def _check(module: nn.Module, settings: SimpleNamespace) -> None:
     others = ("output_dir", "max_grad_norm", "seed", "tracker_prefix", "first_tracker_step")
     for name, value in vars(settings).items():
         if name not in others and value is not None and value < 1:
@@ -198,41 +180,33 @@ class _Run:
         self.settings = settings
         self.lr_curve = lr_curve
         self.prepared, self.optimizer = accelerator.prepare(module, optimizer)
-        # Names of weights are those without torch.compile, whatever accelerate is set to.
+        # Unwrap torch.compile too, whose prefix would change the names of the weights.
         unwrapped = accelerator.unwrap_model(self.prepared, keep_torch_compile=False)
         self.state = RunState(accelerator, unwrapped, optimizer, ema_decay)
         local_batch = settings.train_batch_size * settings.gradient_accumulation_steps
         self.global_batch = local_batch * accelerator.num_processes
         self.num_nonfinite_in_row = 0
-        self.saved_step = None
-        self.saved_positions = None  # of a stream, in the checkpoint that the run goes on from
+        self.saved_positions = None  # stream positions in the checkpoint from which the run resumes
 
     def resume(self, path: Path | None) -> None:
-        """Go on from a checkpoint, if there is one; all processes must have found the same."""
+        """Resume from a checkpoint, if there is one. All processes must have found the same one."""
         if path is not None:
-            self.load(path)
+            state = self.state.load(path)
+            self.saved_positions = state.get("stream_positions")
+            if state["world"]["global_batch_size"] != self.global_batch:
+                logger.warning(
+                    f"The global batch size changes from {state['world']['global_batch_size']} to {self.global_batch};"
+                    f" the run resumes at sample {state['num_samples']}, unlike an undisturbed one. The step count"
+                    " continues, so give `max_train_steps`: epochs are counted in batches of the new size."
+                )
+            self.accelerator.print(f"Resumed from {path}, at step {self.state.global_step}.", file=sys.stderr)
         steps = gather_object([self.state.global_step])
         if len(set(steps)) > 1:
             raise ValueError(f"`output_dir` must be one folder for all processes, got checkpoints of steps {steps}.")
         check_last_step(steps[0], self.settings.max_train_steps)
 
-    def load(self, path: Path) -> None:
-        state = self.state.load(path)
-        self.saved_positions = state.get("stream_positions")
-        if state["world"]["global_batch_size"] != self.global_batch:
-            logger.warning(
-                f"The global batch size changes from {state['world']['global_batch_size']} to {self.global_batch};"
-                f" going on at sample {state['num_samples']}, unlike an undisturbed run. Steps count on, so give"
-                " `max_train_steps`: epochs are counted in batches of the new size."
-            )
-        if path.resolve().parent == self.settings.output_dir.resolve():
-            self.saved_step = self.state.global_step
-        self.accelerator.print(f"Resumed from {path}, at step {self.state.global_step}.", file=sys.stderr)
-
     def save(self) -> None:
         settings = self.settings
-        if self.saved_step == self.state.global_step:
-            return
         world = {
             "num_processes": self.accelerator.num_processes,
             "train_batch_size": settings.train_batch_size,
@@ -242,13 +216,6 @@ class _Run:
             "mixed_precision": self.accelerator.mixed_precision,
         }
         self.state.save(settings.output_dir, settings.checkpoints_total_limit, world)
-        self.saved_step = self.state.global_step
-
-    def load_data(self, dataset, num_workers) -> Generator[Any, None, None]:
-        settings = self.settings
-        num_steps = max(settings.max_train_steps - self.state.global_step, 0)
-        sizes = (settings.train_batch_size, settings.gradient_accumulation_steps)
-        return load_batches(dataset, self.state, num_steps, *sizes, num_workers, self.saved_positions)
 
     def fit(self, loss_fn, batches, validate, stop) -> None:
         settings = self.settings
@@ -265,20 +232,31 @@ class _Run:
             while self.state.global_step < settings.max_train_steps:
                 signum = self.step(loss_fn, batches, stop)
                 progress.update()
-                if settings.is_due(settings.logging_steps, self.state.global_step):
+                if self.is_due(settings.logging_steps):
                     record = self.state.window.reduce() | {"num_skipped_steps": self.state.num_skipped_steps}
                     self.log(record | measure_memory(self.accelerator.device))
                     self.state.window = LogWindow()
                     shown = {name: record[name] for name in ("loss", "lr", "samples_per_second") if name in record}
                     progress.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
-                if signum or settings.is_due(settings.checkpointing_steps, self.state.global_step):
+                if signum or self.is_due(settings.checkpointing_steps):
                     self.save()
                 if signum:
-                    raise self.interruption(signum)
+                    self.accelerator.print(
+                        f"Stopped by {signal.Signals(signum).name} after step {self.state.global_step} of"
+                        f" {settings.max_train_steps}; its checkpoint is written. To resume, run the same command with"
+                        " `--resume_from_checkpoint latest`.",
+                        file=sys.stderr,
+                    )
+                    raise TrainingInterrupted(128 + signum)
                 self.validate(validate)
 
+    def is_due(self, every: int | None) -> bool:
+        """Return whether something that is done every `every` steps, and after the last one, is due now."""
+        step = self.state.global_step
+        return step == self.settings.max_train_steps or (every is not None and step % every == 0)
+
     def step(self, loss_fn, batches, stop) -> int:
-        """One optimizer step over its micro-batches; returns the signal that some process got, or 0."""
+        """Do one optimizer step over its micro-batches. Return the signal that some process received, or 0."""
         start = time.perf_counter()
         seed_step(self.settings.seed, self.state.global_step, self.accelerator.process_index)
         losses = []
@@ -289,7 +267,7 @@ class _Run:
                 self.accelerator.backward(loss)
             losses.append(loss.detach().float())
             self.state.window.add(logs)
-        # One small exchange a step, so that all processes agree on skipping and on stopping.
+        # One small exchange per step makes all processes agree on skipping and stopping.
         shared = torch.stack([torch.stack(losses).mean(), torch.tensor(float(stop.signum), device=losses[0].device)])
         shared = self.accelerator.gather(shared[None]).cpu()
         loss, signum = shared[:, 0].mean().item(), int(shared[:, 1].max().item())
@@ -305,14 +283,14 @@ class _Run:
         return signum
 
     def update(self, lr: float) -> float:
-        """Clip and step the optimizer and the average; returns the norm of the gradients before clipping."""
+        """Clip the gradients, then step the optimizer and the average. Return the gradient norm before clipping."""
         self.state.optimizer.param_groups[0]["lr"] = lr
         grad_norm = self.accelerator.clip_grad_norm_(self.state.trained.values(), self.settings.max_grad_norm).item()
         is_finite = math.isfinite(grad_norm)
-        # A scaler must see its overflows to lower its scale; without one, such a step would ruin the weights.
+        # A scaler must see overflows to lower its scale. Without a scaler, such a step would ruin the weights.
         if self.accelerator.scaler is not None or is_finite:
             self.optimizer.step()
-        # Not by `step_was_skipped`: a fused optimizer passes over an overflow by itself, unseen by accelerate.
+        # `step_was_skipped` does not help: a fused optimizer skips an overflow by itself, unseen by accelerate.
         if self.state.ema is not None and is_finite:
             self.state.ema.step(self.state.trained.values())
         return grad_norm
@@ -324,36 +302,26 @@ class _Run:
         self.state.num_skipped_steps += 1
         scaler = self.accelerator.scaler
         if math.isfinite(loss) and scaler is not None and scaler.get_scale() >= 1:
-            return  # an overflow, for which the scale is lowered
+            return  # an overflow; the scaler lowers its scale
         self.num_nonfinite_in_row += 1
         logger.warning(f"Step {self.state.global_step} was skipped: loss {loss}, gradient norm {grad_norm}.")
         if self.num_nonfinite_in_row >= self.settings.max_nonfinite_steps:
             raise RuntimeError(
                 f"Training stopped at step {self.state.global_step}: no finite loss and gradient in the last"
-                f" {self.num_nonfinite_in_row} steps. Checkpoints in {self.settings.output_dir} are from before."
+                f" {self.num_nonfinite_in_row} steps. Checkpoints in {self.settings.output_dir} were written earlier."
             )
 
-    def interruption(self, signum: int) -> TrainingInterrupted:
-        self.accelerator.print(
-            f"Stopped by {signal.Signals(signum).name} after step {self.state.global_step} of"
-            f" {self.settings.max_train_steps}; the checkpoint is written. The same command with"
-            " `--resume_from_checkpoint latest` goes on from there.",
-            file=sys.stderr,
-        )
-        return TrainingInterrupted(128 + signum)
-
     def validate(self, validate, only_missing: bool = False) -> None:
-        """Validate if it is due; with `only_missing` unless it is done, as where a run was killed before or in it."""
-        settings, step = self.settings, self.state.global_step
-        if settings.validation_steps is None or not settings.is_due(settings.validation_steps, step):
+        """Validate if it is due. With `only_missing`, skip it if an earlier run has logged this step's validation."""
+        if self.settings.validation_steps is None or not self.is_due(self.settings.validation_steps):
             return
         if self.accelerator.is_main_process and validate is not None:
-            if not (only_missing and read_figures(settings.output_dir, step, "validation/")):
+            if not (only_missing and read_figures(self.settings.output_dir, self.state.global_step, "validation/")):
                 self.measure(validate)
         self.accelerator.wait_for_everyone()
 
     def measure(self, validate) -> None:
-        """Log what `validate` gives for the averaged weights."""
+        """Run `validate` with the averaged weights and log its values."""
         modes = {part: part.training for part in self.state.module.modules()}
         self.state.module.eval()
         if self.state.ema is not None:
@@ -370,12 +338,8 @@ class _Run:
                 part.training = mode
 
     def log(self, record: Mapping[str, float]) -> None:
-        """To the trackers, and as one line of the log file."""
+        """Send a record to the trackers and append it to the log file."""
         tracked = {self.settings.tracker_prefix + name: value for name, value in record.items()}
         self.accelerator.log(tracked, step=self.settings.first_tracker_step + self.state.global_step)
         if self.accelerator.is_main_process:
             append_log(self.settings.output_dir, self.state.global_step, record)
-
-    def finish(self) -> nn.Module:
-        self.state.take_average()
-        return self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False, keep_torch_compile=False)

@@ -1,28 +1,28 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Muon for weight matrices and convolutions, AdamW for the rest, as one optimizer with one learning rate."""
+"""Muon for matrices and convolutions and AdamW for the rest, as one optimizer with one learning rate."""
 
 import math
 
 import torch
 
 
-MIN_MATRIX_SIZE = 32  # rows and columns; what is narrower has too few directions for an orthogonal step to be of use
-# Of x -> a x + b x^3 + c x^5, which in five turns takes singular values of (0, 1] to around 1
+MIN_MATRIX_SIZE = 32  # rows and columns; a narrower weight has too few directions to gain from an orthogonal step
+# Coefficients of x -> a x + b x^3 + c x^5. Five iterations bring singular values in (0, 1] to around 1
 # (https://kellerjordan.github.io/posts/muon, 2024).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
 
 
 def is_matrix(weight: torch.Tensor) -> bool:
-    """Whether Muon moves a weight: two dimensions or more, and not narrow in any way."""
+    """Return whether Muon updates a weight: it has two or more dimensions and is wide enough in both directions."""
     return weight.ndim >= 2 and min(len(weight), weight[0].numel()) >= MIN_MATRIX_SIZE
 
 
 def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix with all its singular values made about 1: U V^T of its SVD U S V^T, in float32, by Newton-Schulz.
+    """Bring all singular values of a matrix to about 1 (U V^T of its SVD U S V^T), in float32, by Newton-Schulz.
 
-    They come out within about 0.7 and 1.2, but for those that are next to nothing beside the matrix's norm.
+    The results lie within about 0.7 and 1.2, except for values that are tiny compared with the matrix's norm.
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
     wide = matrix.float().T if is_tall else matrix.float()
@@ -35,31 +35,25 @@ def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """Orthogonal steps for matrices (https://kellerjordan.github.io/posts/muon), AdamW's for the rest.
+    """Orthogonal steps for matrices (https://kellerjordan.github.io/posts/muon), AdamW steps for the rest.
 
-    A matrix moves by its gradients' running mean with all singular values made equal, so that rare directions are
-    learned as fast as common ones. A convolution is a matrix with a row for each output channel; embeddings and first
-    layers count as matrices too, biases, norms and narrow weights do not. `torch.optim.Muon` takes matrices alone.
+    A matrix moves by the running mean of its gradients with all singular values made equal, so that rare directions
+    are learned as fast as common ones. A convolution is a matrix with one row per output channel. Embeddings and first
+    layers count as matrices too; biases, norms and narrow weights do not. `torch.optim.Muon` takes only matrices.
 
-    A step's root mean square is at most about the learning rate, as that of AdamW's first steps, so that one rate
-    serves both; that is five times what `torch.optim.Muon` makes of a rate with `adjust_lr_fn="match_rms_adamw"`.
+    The root mean square of a step is at most about the learning rate, as in AdamW's first steps, so one rate serves
+    both. The step is five times that of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"` at the same rate.
 
-    Args:
-        params: What is trained.
-        lr (`float`): Learning rate.
-        betas (`tuple[float, float]`, *optional*, defaults to `(0.95, 0.999)`):
-            Decay of the first moment, which is the momentum of matrices, and of AdamW's second.
-        eps (`float`, *optional*, defaults to 1e-8): AdamW's.
-        weight_decay (`float`, *optional*, defaults to 1e-2): Decoupled from the gradient.
+    The arguments are AdamW's. `betas[0]` is the decay of AdamW's first moment and of the momentum of matrices.
     """
 
     def __init__(self, params, lr: float, betas=(0.95, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2):
-        # Never `fused`: a gradient scaler leaves overflows to fused optimizers, and matrices would take them as steps.
+        # Never `fused`: a gradient scaler passes overflows on to fused optimizers, and matrices would step by them.
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step; `closure` as torch's optimizers take it."""
+        """Do one step. `closure` is the same as in torch's optimizers."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -70,7 +64,7 @@ class Muon(torch.optim.AdamW):
                 for weight in group["params"]:
                     if weight.grad is not None and is_matrix(weight):
                         self._move(weight, group)
-                        # Out of AdamW's sight, which passes over weights without a gradient.
+                        # Hide the gradient from AdamW, which skips weights without one.
                         gradients[weight], weight.grad = weight.grad, None
             super().step()
         finally:
@@ -81,10 +75,10 @@ class Muon(torch.optim.AdamW):
     def _move(self, weight: torch.Tensor, group: dict) -> None:
         state, momentum, rate = self.state[weight], group["betas"][0], float(group["lr"])
         if "momentum" not in state:
-            # The count is what torch's AdamW looks for in each state that it loads.
+            # torch's AdamW expects a step count in every state that it loads.
             state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(weight)
         state["step"] += 1
         mean = state["momentum"].lerp_(weight.grad, 1 - momentum)
-        direction = orthogonalize(weight.grad.lerp(mean, momentum).flatten(1))  # Nesterov's look ahead
+        direction = orthogonalize(weight.grad.lerp(mean, momentum).flatten(1))  # Nesterov momentum
         weight.mul_(1 - rate * group["weight_decay"])
         weight.add_(direction.reshape(weight.shape), alpha=-rate * math.sqrt(max(direction.shape)))

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The optimizer of all trainers, and its state as tensors by name."""
+"""The optimizer of all trainers, and its state as named tensors."""
 
 from collections.abc import Iterable, Mapping
 
@@ -14,7 +14,7 @@ OPTIMIZERS = ("adamw", "muon")
 
 
 def check_optimizer(name: str, use_8bit_adam: bool) -> None:
-    """Raise a `ValueError` unless there is such an optimizer, in 8 bit if that is asked for."""
+    """Raise a `ValueError` unless this optimizer exists, and exists in 8 bit if `use_8bit_adam` asks for it."""
     if name not in OPTIMIZERS:
         raise ValueError(f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {name!r}.")
     if use_8bit_adam and name != "adamw":
@@ -30,22 +30,20 @@ def build_optimizer(
     use_8bit_adam: bool = False,
     optimizer_name: str = "adamw",
 ) -> torch.optim.Optimizer:
-    """AdamW or Muon over one group of parameters.
+    """Build AdamW or Muon over one group of parameters. The optimizer's state consists of tensors and counts.
 
     Args:
-        parameters (`Iterable[torch.nn.Parameter]`): What is trained.
-        learning_rate (`float`): Of the first step.
+        parameters (`Iterable[torch.nn.Parameter]`): Parameters to train.
+        learning_rate (`float`): Learning rate of the first step.
         betas (`tuple[float, float]`, *optional*, defaults to `(0.9, 0.999)`): Decay of both moments.
-        weight_decay (`float`, *optional*, defaults to 1e-2): Decoupled from the gradient.
-        epsilon (`float`, *optional*, defaults to 1e-8): Beside the square root of the second moment.
+        weight_decay (`float`, *optional*, defaults to 1e-2): Decoupled weight decay.
+        epsilon (`float`, *optional*, defaults to 1e-8): Added to the square root of the second moment.
         use_8bit_adam (`bool`, *optional*, defaults to `False`):
-            Keep the moments in 8 bit (bitsandbytes, arXiv:2110.02861): 2 bytes a weight instead of 8. AdamW only.
-        optimizer_name (`str`, *optional*, defaults to `"adamw"`): Or `"muon"`, see [`training.engine.muon.Muon`].
-    Returns:
-        `torch.optim.Optimizer`: Its state consists of tensors and counts.
+            Keep AdamW's moments in 8 bit (bitsandbytes, arXiv:2110.02861): 2 bytes per weight instead of 8.
+        optimizer_name (`str`, *optional*, defaults to `"adamw"`): `"adamw"` or `"muon"` ([`training.engine.muon`]).
     Raises:
-        ValueError: If `use_8bit_adam` is asked for without bitsandbytes, on another device than CUDA or with Muon, the
-            name is another one, or Muon has no weight that is wide enough for it.
+        ValueError: If the name is unknown, no weight is wide enough for Muon, or `use_8bit_adam` is given without
+            bitsandbytes, without CUDA or with Muon.
     """
     parameters = list(parameters)
     settings = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay, "eps": epsilon}
@@ -63,9 +61,9 @@ def build_optimizer(
                 " `lora_rank` of them), got muon."
             )
         return Muon(parameters, **settings)
-    # Left to itself torch takes `foreach` on CUDA, which wants the weights' own size once more for what it computes.
-    # On the CPU `fused` updates wrongly, without a word, where a parameter is channels_last and its gradient not (as
-    # after a flattened all-reduce); on CUDA it refuses such a pair, which autograd itself makes none of.
+    # torch's default on CUDA is `foreach`, whose temporary tensors need as much memory as the weights.
+    # On the CPU, `fused` silently computes wrong updates if a parameter is channels_last and its gradient is not (as
+    # after a flattened all-reduce). On CUDA it refuses such a pair, and autograd itself never makes one.
     is_fused = all(parameter.device.type == "cuda" for parameter in parameters)
     return torch.optim.AdamW(parameters, fused=is_fused or None, **settings)
 
@@ -73,10 +71,10 @@ def build_optimizer(
 def flatten_optimizer_state(
     optimizer: torch.optim.Optimizer, named_parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, torch.Tensor]:
-    """An optimizer's state as one flat mapping, `"exp_avg/conv_in.weight"` -> tensor; counts become int64 tensors.
+    """Return the state as one flat mapping, `"exp_avg/conv_in.weight"` -> tensor. Counts become int64 tensors.
 
     Raises:
-        TypeError: If the optimizer keeps something else than tensors and counts for a parameter.
+        TypeError: If the state of a parameter holds anything but tensors and counts.
     """
     flat = {}
     for name, parameter in named_parameters.items():
@@ -94,9 +92,9 @@ def restore_optimizer_state(
     named_parameters: Mapping[str, torch.nn.Parameter],
     flat: Mapping[str, torch.Tensor],
 ) -> None:
-    """Put back what [`flatten_optimizer_state`] took, each tensor in the memory layout of its parameter.
+    """Restore a state from [`flatten_optimizer_state`], each tensor in the memory layout of its parameter.
 
-    Nothing of `flat` is kept: its tensors may be a mapped file's, which could not be deleted for good while one lives.
+    All tensors are copied: those of `flat` may be mapped from a file, whose disk space is not freed while one lives.
 
     Raises:
         ValueError: If `flat` names a parameter that is not in `named_parameters`.
@@ -108,7 +106,7 @@ def restore_optimizer_state(
         if name not in named_parameters:
             raise ValueError(f"The checkpoint's optimizer state must fit the model, got frozen or unknown `{name}`.")
         parameter = named_parameters[name]
-        if key == "step":  # a count, which torch's AdamW keeps as a tensor, on the CPU unless it is fused
+        if key == "step":  # torch's AdamW keeps this count as a tensor, on the CPU unless it is fused
             place = parameter.device if counts_on_device else "cpu"
             value = value.to(place, copy=True) if value.is_floating_point() else int(value)
         elif value.shape == parameter.shape:

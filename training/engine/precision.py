@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Frozen parts while others train: in half precision, or out of the way. What trains stays in float32."""
+"""Hold frozen modules in half precision or on the CPU while others train in float32."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,19 +11,16 @@ from torch import nn
 
 
 def weight_dtype(accelerator: Accelerator) -> torch.dtype:
-    """What frozen weights are held in, by the run's mixed precision."""
+    """Return the dtype of frozen weights for the run's mixed precision."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
 
 
 @contextmanager
 def held_in(dtype: torch.dtype, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Hold frozen modules in another dtype; afterwards they have their own weights again, not rounded ones.
+    """Hold frozen modules, each of a single dtype, in another dtype. Afterwards restore their exact original weights.
 
-    Args:
-        dtype (`torch.dtype`): For all their floating-point tensors.
-        modules (`Sequence[nn.Module]`): Each of one dtype, which no gradient is asked of.
     Raises:
-        ValueError: If one of them has a parameter that trains.
+        ValueError: If a module has a parameter that trains.
     """
     for module in modules:
         trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
@@ -43,11 +40,7 @@ def held_in(dtype: torch.dtype, modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def held_on_cpu(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Keep modules that nothing is asked of in the CPU's memory; afterwards they are back on their device.
-
-    Args:
-        modules (`Sequence[nn.Module]`): Each on one device.
-    """
+    """Keep unused modules, each on a single device, in the CPU's memory. Afterwards move them back."""
     devices = [next(module.parameters()).device for module in modules]
     try:
         for module in modules:
@@ -59,7 +52,7 @@ def held_on_cpu(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    # diffusers' own `to` would warn of parts that it wants in float32, of which these have none.
+    # diffusers' own `to` would warn about parts that must stay in float32, which these modules do not have.
     nn.Module.to(module, dtype=dtype)
 
 

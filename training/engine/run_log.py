@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What a training run reports: means over a window of steps, and one curve in `log.jsonl`."""
+"""The log of a training run: means over a window of steps, and the records in `log.jsonl`."""
 
 import json
 import logging
@@ -28,25 +28,25 @@ LOG_NAME = "log.jsonl"
 
 @dataclass
 class LogWindow:
-    """What happened since the last record: values by name, samples of all processes, and seconds spent on them."""
+    """Measurements since the last record: values by name, samples of all processes, and the seconds they took."""
 
     values: dict[str, list[float | torch.Tensor]] = field(default_factory=dict)
     num_samples: int = 0
     seconds: float = 0.0
 
     def add(self, logs: Mapping[str, Any]) -> None:
-        """Note floats or scalar tensors; tensors stay where they are until [`reduce`], so no device is waited for."""
+        """Add floats or scalar tensors. Tensors stay on their device until [`reduce`], so that nothing waits."""
         for name, value in logs.items():
             value = value.detach() if isinstance(value, torch.Tensor) else float(value)
             self.values.setdefault(name, []).append(value)
 
     def as_json(self) -> dict[str, Any]:
-        """Its fields, as plain numbers."""
+        """Return the fields as plain numbers."""
         values = {name: [float(value) for value in values] for name, values in self.values.items()}
         return {"values": values, "num_samples": self.num_samples, "seconds": self.seconds}
 
     def reduce(self) -> dict[str, float]:
-        """Means over the window and all processes of the finite values of each name, and `samples_per_second`."""
+        """Return `samples_per_second` and the mean of each name's finite values, over the window and all processes."""
         merged: dict[str, list[float]] = {}
         for values in gather_object([self.as_json()["values"]]):
             for name, numbers in values.items():
@@ -56,8 +56,7 @@ class LogWindow:
 
 
 def measure_memory(device: torch.device) -> dict[str, float]:
-    """`peak_memory_gib`: the most that this process has had until now of the CUDA device, or else of the machine, in
-    GiB; nothing where the system does not tell."""
+    """Return `peak_memory_gib`: this process's peak on the CUDA device, else in main memory; empty if unknown."""
     if device.type == "cuda":
         return {"peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
     if resource is None:
@@ -67,7 +66,7 @@ def measure_memory(device: torch.device) -> dict[str, float]:
 
 
 def start_log(output_dir: str | os.PathLike, global_step: int) -> None:
-    """Cut the log back to the step that a run starts from, so that it stays one curve; step 0 empties it."""
+    """Remove the records after the step at which a run starts, so that the log stays one curve. Step 0 empties it."""
     path = Path(output_dir) / LOG_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = []
@@ -77,10 +76,10 @@ def start_log(output_dir: str | os.PathLike, global_step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             logger.warning(f"Dropping a line of {path} that was cut short.")
-    # Never half a log, even if the run dies right here.
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(kept), encoding="utf-8")
-    os.replace(beside, path)
+    # Replace the log as a whole: a run that is killed here leaves no half-written one.
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def append_log(output_dir: str | os.PathLike, global_step: int, record: Mapping[str, float]) -> None:
@@ -91,13 +90,13 @@ def append_log(output_dir: str | os.PathLike, global_step: int, record: Mapping[
 
 
 def read_log(output_dir: str | os.PathLike) -> list[dict[str, float]]:
-    """The log's records, in the order of their steps; none if there is no log."""
+    """Return the records of the log in the order of their steps, an empty list without a log."""
     path = Path(output_dir) / LOG_NAME
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def read_figures(output_dir: str | os.PathLike, global_step: int, prefix: str) -> dict[str, float]:
-    """The values that a step logged under names with this prefix, by what follows it; empty if it logged none."""
+    """Return the values that a step logged under names with this prefix, keyed by the rest of the name."""
     figures = {}
     for record in read_log(output_dir):
         if record["step"] == global_step:

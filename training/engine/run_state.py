@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""A training run between two steps: weights, optimizer, average and counts, to a checkpoint and back."""
+"""State of a training run between two steps, saved to and loaded from a checkpoint."""
 
 import logging
 from collections.abc import Mapping
@@ -30,13 +30,9 @@ COUNTS = ("global_step", "num_samples", "num_skipped_steps")
 
 
 class RunState:
-    """What a run goes on from.
+    """Weights, optimizer, gradient scaler, averaged weights and counts, from which a run resumes.
 
-    Args:
-        accelerator (`Accelerator`): Of the run; its scaler belongs to the state.
-        module (`nn.Module`): Prepared and unwrapped.
-        optimizer (`torch.optim.Optimizer`): Of its trained parameters, not prepared.
-        ema_decay (`float`, *optional*): Of the average of the weights, which there is none of without it.
+    `module` is prepared and unwrapped; `optimizer` is not prepared. `ema_decay=None` keeps no averaged weights.
     """
 
     def __init__(
@@ -53,23 +49,19 @@ class RunState:
             self.ema = EMAModel(self.trained.values(), decay=ema_decay, foreach=True)
             self.ema.to(dtype=torch.float32)
         self.global_step = 0  # optimizer steps done
-        self.num_samples = 0  # of all processes
+        self.num_samples = 0  # over all processes
         self.num_skipped_steps = 0
         self.window = LogWindow()  # since the last record of the log
-        self.stream_positions: list[list[int]] | None = None  # of a stream, of each of this process's data workers
+        self.stream_positions: list[list[int]] | None = None  # for a stream: one per data worker of this process
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Go back to a checkpoint; returns its `state.json`.
-
-        Raises:
-            ValueError: If it is not whole or does not fit.
-        """
+        """Load a checkpoint and return its `state.json`. Raise a `ValueError` if it is not whole or does not fit."""
         tensors, state = load_checkpoint(path)
         used = type(self.optimizer).__name__
         if state.get("optimizer", used) != used:
             raise ValueError(
-                f"The checkpoint's optimizer must fit the run's, {used}, got {state['optimizer']}: go on with that"
-                " one, or in another `output_dir`."
+                f"The checkpoint's optimizer must be that of the run, {used}, got {state['optimizer']}: resume with"
+                " that one, or choose another `output_dir`."
             )
         restore_tensors(collect_module_tensors(self.module), tensors["model"], "model weights")
         restore_optimizer_state(self.optimizer, self.trained, tensors["optimizer"])
@@ -77,7 +69,7 @@ class RunState:
             restore_tensors(dict(zip(self.trained, self.ema.shadow_params)), tensors["ema"], "averaged weights")
             self.ema.optimization_step = state["ema_optimization_step"]
         elif self.ema is not None:
-            logger.warning(f"{path} has no averaged weights: the average starts from its weights.")
+            logger.warning(f"{path} has no averaged weights: the average starts from its last weights.")
             self.ema.shadow_params = [value.detach().clone().float() for value in self.trained.values()]
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -89,14 +81,12 @@ class RunState:
         return state
 
     def save(self, output_dir: Path, checkpoints_total_limit: int | None, world: Mapping[str, Any]) -> None:
-        """Write a checkpoint and remove surplus ones; to be called by all processes.
+        """Write a checkpoint and delete surplus ones. All processes must call it.
 
-        Args:
-            output_dir (`Path`): Folder of the run's checkpoints.
-            checkpoints_total_limit (`int`, *optional*): How many to keep.
-            world (`Mapping`): What `state.json` says of the processes and batches.
+        `world` describes the processes and batches, for `state.json`.
+
         Raises:
-            RuntimeError: If it cannot be written.
+            RuntimeError: If the checkpoint cannot be written.
         """
         tensors = {
             "model": collect_module_tensors(self.module),
@@ -120,6 +110,6 @@ class RunState:
         self.accelerator.wait_for_everyone()
 
     def take_average(self) -> None:
-        """Put the averaged weights, if there are any, in the place of the last ones."""
+        """Replace the last weights by the averaged ones, if there are any."""
         if self.ema is not None:
             self.ema.copy_to(self.trained.values())

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""How every training run starts and ends: accelerate, its trackers, the seed."""
+"""Start and end of every training run: accelerate, trackers and seed."""
 
 import logging
 import os
@@ -35,24 +35,23 @@ def open_session(
     quantize_base: bool = False,
     first_step: int = 0,
 ) -> Iterator[Accelerator]:
-    """An accelerator with its trackers started; they end with the session, however it ends. One that cannot end is a
-    warning, so that the others do, and the run's own error, if there is one, is what is raised.
+    """Yield an accelerator with its trackers started, and end the trackers however the session ends.
+
+    A tracker that fails to end causes a warning only, so the others still end and the run's own error is raised.
 
     Args:
-        output_dir (`str` or `os.PathLike`): Of the run; TensorBoard's files go to `logs` in it.
-        settings (`Mapping`): Of the run, for the trackers.
-        seed (`int`, *optional*, defaults to 0): Of python, numpy and torch.
-        mixed_precision (`str`, *optional*): `"no"`, `"fp16"`, `"bf16"`, or what accelerate is set to.
-        report_to (`str`, *optional*): A tracker, or `"all"` that are installed.
-        allow_tf32 (`bool`, *optional*, defaults to `False`): TensorFloat-32 for matrices of float32 on CUDA.
-        use_8bit_adam (`bool`, *optional*, defaults to `False`): Whether an optimizer of the run wants bitsandbytes.
-        quantize_base (`bool`, *optional*, defaults to `False`): Whether weights that it loads want bitsandbytes.
-        first_step (`int`, *optional*, defaults to 0): Of a run that goes on, as
-            `training.engine.trackers.tracker_arguments` takes it.
+        output_dir (`str` or `os.PathLike`): Folder of the run. TensorBoard writes to `logs` in it.
+        settings (`Mapping`): Settings of the run, for the trackers.
+        seed (`int`, *optional*, defaults to 0): Seeds python, numpy and torch.
+        mixed_precision (`str`, *optional*): `"no"`, `"fp16"`, `"bf16"`, or `None` for accelerate's own setting.
+        report_to (`str`, *optional*): A tracker, or `"all"` installed ones.
+        allow_tf32 (`bool`, *optional*, defaults to `False`): Multiply float32 matrices in TensorFloat-32 on CUDA.
+        use_8bit_adam (`bool`, *optional*, defaults to `False`): Whether an optimizer of the run needs bitsandbytes.
+        quantize_base (`bool`, *optional*, defaults to `False`): Whether the weights it loads need bitsandbytes.
+        first_step (`int`, *optional*, defaults to 0): Step at which the run starts or resumes, for the trackers.
     Raises:
-        ValueError:
-            If a tracker or bitsandbytes is not installed, or accelerate is set to anything but one process or DDP.
-        RuntimeError: If a file that the session writes finds no room on the disk.
+        ValueError: If a tracker or bitsandbytes is missing, or accelerate uses anything but one process or DDP.
+        RuntimeError: If the disk is full.
     """
     trackers = installed_trackers(report_to)
     matmul_precision = torch.get_float32_matmul_precision()
@@ -62,21 +61,20 @@ def open_session(
         mixed_precision=mixed_precision,
         log_with=trackers or None,
         project_config=ProjectConfiguration(str(output_dir), logging_dir=os.path.join(output_dir, "logs")),
-        # Who has made a share of a large latent cache, or waits for a validation, waits long.
+        # A process waits long for the others to finish a large latent cache, or for a validation.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        # Their weights and states lie in pieces, which the checkpoints here do not put together.
+        # These split weights and optimizer states into pieces, which our checkpoints cannot join.
         raise ValueError(f"accelerate must run one process or DDP, got {accelerator.distributed_type}.")
-    for name, is_wanted in (("use_8bit_adam", use_8bit_adam), ("quantize_base", quantize_base)):
-        if is_wanted:
+    for name, is_needed in (("use_8bit_adam", use_8bit_adam), ("quantize_base", quantize_base)):
+        if is_needed:
             check_bitsandbytes(name, accelerator.device)
     set_seed(seed)
-    if trackers:
-        # Hyperparameters of a tracker are plain values.
+    if trackers and accelerator.is_main_process:
+        # Trackers accept only plain values as hyperparameters.
         plain = {key: value if isinstance(value, (int, float)) else str(value) for key, value in settings.items()}
-        if accelerator.is_main_process:
-            accelerator.init_trackers(PROJECT_NAME, plain, tracker_arguments(trackers, output_dir, first_step))
+        accelerator.init_trackers(PROJECT_NAME, plain, tracker_arguments(trackers, output_dir, first_step))
     try:
         with explaining_full_disk(output_dir):
             yield accelerator
@@ -85,6 +83,6 @@ def open_session(
         for tracker in accelerator.trackers:
             try:
                 tracker.finish()
-            except Exception as error:  # of whatever a tracker's package and its server do
+            except Exception as error:  # a tracker's package or server may raise anything
                 logger.warning(f"The tracker {tracker.name} could not be ended: {error}")
     accelerator.state.destroy_process_group()

@@ -1,6 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Pictures and videos to the trackers of a run; its figures go there by `Accelerator.log`."""
+"""The trackers of a run, TensorBoard and Weights & Biases: their start, and the pictures and videos they get.
+
+Numbers reach the trackers through `Accelerator.log`.
+"""
 
 import os
 import uuid
@@ -17,12 +20,10 @@ TRACKERS = ("tensorboard", "wandb")
 
 
 def installed_trackers(report_to: str | None) -> list[str]:
-    """The trackers of a run by name.
+    """Return the names of a run's trackers: none, one of `TRACKERS`, or `"all"` that are installed.
 
-    Args:
-        report_to (`str`, *optional*): One of `TRACKERS`, or `"all"` that are installed.
     Raises:
-        ValueError: If the package is not installed; accelerate would leave it out in silence.
+        ValueError: If the package is not installed. accelerate would silently skip it.
     """
     if report_to is None:
         return []
@@ -35,11 +36,10 @@ def installed_trackers(report_to: str | None) -> list[str]:
 
 
 def tracker_arguments(trackers: list[str], output_dir: str | os.PathLike, first_step: int) -> dict[str, dict]:
-    """What each tracker is started with, so that a run that goes on at `first_step` is one run in them too.
+    """Return the arguments that start each tracker, so that a run resumed at `first_step` stays one run there.
 
-    What TensorBoard has beyond that step is hidden, all of it at step 0. The id of the run at Weights & Biases is kept
-    in `OUTPUT_DIR/wandb_id`; there, what it has beyond that step stays, and what is logged of these steps again is
-    ignored. Step 0 is a new run there.
+    TensorBoard hides the records after that step, at step 0 all of them. Weights & Biases keeps its records after that
+    step and ignores new ones for the same steps. Its run id is kept in `OUTPUT_DIR/wandb_id`; step 0 makes a new one.
     """
     arguments = {}
     if "tensorboard" in trackers:
@@ -54,14 +54,9 @@ def tracker_arguments(trackers: list[str], output_dir: str | os.PathLike, first_
 
 
 def log_animation(accelerator: Accelerator, name: str, strip: Path, video: Path, gif: Path, step: int) -> None:
-    """Show an animated clip in those of the run's trackers that show pictures.
+    """Show an animated clip in the run's trackers, under `name`, and its strip (one picture) under `{name}_strip`.
 
-    Args:
-        accelerator (`Accelerator`): Has the trackers.
-        name (`str`): Of the video; the strip's is followed by `_strip`.
-        strip (`Path`): The clip as one picture.
-        video, gif (`Path`): The clip, for Weights & Biases and for TensorBoard.
-        step (`int`): Of the run.
+    TensorBoard gets the GIF, Weights & Biases the video.
     """
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
@@ -76,7 +71,7 @@ def log_animation(accelerator: Accelerator, name: str, strip: Path, video: Path,
 
 
 def _add_gif(tracker: TensorBoardTracker, name: str, gif: Path, step: int) -> None:
-    """TensorBoard shows a GIF among its images moving; its `add_video` wants moviepy to make the same."""
+    """Add a GIF to TensorBoard's images, where it moves. TensorBoard's `add_video` would need moviepy."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     width, height = Image.open(gif).size
