@@ -464,7 +464,7 @@ def test_an_evaluation_that_was_stopped_goes_on(model, whole, tmp_path, monkeypa
     monkeypatch.setattr(evaluation, "record_clip", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path)
-    with pytest.raises(ValueError, match="`resume` must go on with the settings of .*seed 0, now 7"):
+    with pytest.raises(ValueError, match="`resume` must keep the settings of .*seed 0, now 7"):
         run(model, tmp_path, "--resume", seed=7)
     measured.clear()
     results = run(model, tmp_path, "--resume")
@@ -476,7 +476,7 @@ def test_an_evaluation_that_was_stopped_goes_on(model, whole, tmp_path, monkeypa
     ClipRecord({}).save(clip_file := tmp_path / ".clips" / "00000.safetensors")
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path)
-    assert "1 clips of a run that was stopped are thrown away" in capsys.readouterr().out and not clip_file.exists()
+    assert "Deleting 1 clips of an earlier run that was stopped" in capsys.readouterr().out and not clip_file.exists()
 
 
 @pytest.mark.slow

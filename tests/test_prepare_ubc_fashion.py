@@ -245,5 +245,5 @@ def test_bad_input_is_one_clear_error(inputs, undisturbed, tmp_path, capsys):
         ValueError, match="`densepose` must be a TorchScript file, .* got 'a.pt', which does not exist"
     ):
         prepare_ubc_fashion.main(parse("--output_dir", tmp_path / "o", *inputs, "--densepose", "a.pt"))
-    with pytest.raises(ValueError, match="`output_dir` must go on with the settings .* max_gap 5, now 2"):
+    with pytest.raises(ValueError, match="`output_dir` must keep the settings .* max_gap 5, now 2"):
         prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs, "--max_gap", 2))

@@ -191,13 +191,13 @@ def test_another_model_size_code_or_data_set_is_another_cache(dataset, pipeline,
         "vae": (pairs, encoders_of(DreamPosePipeline(**get_dummy_components(seed=1)))),
     }
     for name, (other_pairs, other_encoders) in others.items():
-        with pytest.raises(ValueError, match=f"`latent_cache_dir` must go on with the settings of .*{name} .*, now "):
+        with pytest.raises(ValueError, match=f"`latent_cache_dir` must keep the settings of .*{name} .*, now "):
             precompute_latents(folder, other_pairs, other_encoders)
         facts = cache_facts(other_pairs, other_encoders)
         assert latent_cache.cache_folder(tmp_path, facts) != folder
     with monkeypatch.context() as patch:
         patch.setattr(latent_cache, "CODE_VERSION", latent_cache.CODE_VERSION + 1)
-        with pytest.raises(ValueError, match="`latent_cache_dir` must go on with .*code_version 1, now 2"):
+        with pytest.raises(ValueError, match="`latent_cache_dir` must keep .*code_version 1, now 2"):
             precompute_latents(folder, pairs, encoders)
     # What no encoding depends on shares the cache.
     same = FramePairs(dataset, shape, 5, PairSettings(max_reference_distance=2, noise_offset=0.1, pose_radius=1))

@@ -1,4 +1,4 @@
-"""Heat maps and curves: numbers end up where and in the colour that they say."""
+"""Heat maps and line charts: numbers appear at the right place and in the right colour."""
 
 import numpy as np
 import pytest
@@ -20,13 +20,13 @@ def test_a_heat_map_colours_its_cells_by_their_numbers():
 
 
 def columns_of(picture, color):
-    """Where a colour stands: the mean row of its pixels by column."""
+    """Return the mean row of a colour's pixels, by column."""
     rows, columns = np.nonzero((np.asarray(picture)[48:] == color).all(axis=-1))
     return {int(column): rows[columns == column].mean() + 48 for column in np.unique(columns)}
 
 
 def test_curves_go_through_their_points():
-    """Axes from 0 to 10 and from 0 to 4 on 56..540 by 48..292 pixels."""
+    """The axes run from 0 to 10 and from 0 to 4, on 56..540 by 48..292 pixels."""
     drawn = charts.line_chart({"rising": [(0, 0), (10, 4)], "plain": [(0, 1), (10, 1)]}, "title")
     assert drawn.size == (560, 320)
     rising, plain = columns_of(drawn, (31, 119, 180)), columns_of(drawn, (214, 39, 40))

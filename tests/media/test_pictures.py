@@ -1,3 +1,5 @@
+"""Reading and writing pictures and videos, and picture grids."""
+
 import struct
 
 import av
@@ -15,7 +17,7 @@ def picture(color="red", size=(8, 10)):
 
 def test_a_photo_is_read_as_rgb_and_turned_by_its_exif_data(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees to see it upright
+    exif[0x0112] = 6  # viewers rotate it by 90 degrees
     picture(size=(8, 10)).save(tmp_path / "photo.jpg", exif=exif)
     assert pictures.read_photo(tmp_path / "photo.jpg").size == (10, 8)
     Image.new("LA", (4, 4)).save(tmp_path / "gray.png")
@@ -43,7 +45,7 @@ def test_a_video_that_a_player_turns_is_turned(tmp_path):
         ">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30
     )  # (a b u, c d v, x y w) in the track header
     start = data.index(matrix, data.index(b"tkhd"))
-    # x' = -y + 48, y' = x: a quarter turn clockwise, as a phone that is held upright writes it.
+    # x' = -y + 48, y' = x: a quarter turn clockwise, as written by a phone that is held upright.
     data[start : start + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
     (tmp_path / "upright.mp4").write_bytes(data)
     upright = np.asarray(next(pictures.iterate_pictures(tmp_path / "upright.mp4"))).mean(axis=2)

@@ -1,4 +1,4 @@
-"""Files that let a run go on in a folder: settings that must be the same, leftovers of killed runs."""
+"""Settings that a resumed run must match, and leftovers of killed runs."""
 
 import json
 import os
@@ -14,14 +14,14 @@ def test_settings_must_be_those_of_before(tmp_path):
     assert not has_settings(path, {"seed": 1}, "resume")
     write_json(path, {"seed": 1, "steps": [2]})
     assert has_settings(path, {"seed": 1, "steps": [2]}, "resume")
-    message = r"`resume` must go on with the settings of .*run', got extra None, now 3; seed 1, now 2\."
+    message = r"`resume` must keep the settings of .*run', got extra None, now 3; seed 1, now 2\."
     with pytest.raises(ValueError, match=message):
         has_settings(path, {"seed": 2, "steps": [2], "extra": 3}, "resume")
     assert json.loads(path.read_text()) == {"seed": 1, "steps": [2]} and os.listdir(path.parent) == [path.name]
 
 
 def test_processes_of_one_number_do_not_share_a_partial_file(tmp_path, monkeypatch):
-    """As two containers on two machines: one writes the file between the other's last byte and its renaming."""
+    """Like two containers with equal process ids: one writes the file just before the other renames its own."""
     path, replace = tmp_path / "settings.json", os.replace
 
     def replace_behind_another(partial, final):

@@ -1,1 +1,1 @@
-"""Pictures and videos: reading, writing, strips and charts."""
+"""Reading and writing pictures and videos, and drawing strips and charts."""

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Figures drawn as pictures: a table of numbers as a heat map, curves over steps."""
+"""Charts as pictures: heat maps of tables, and line charts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,24 +11,17 @@ from PIL import Image, ImageDraw, ImageFont
 from training.media.pictures import picture_grid
 
 
-_HEAT = ((68, 1, 84), (33, 145, 140), (253, 231, 37))  # from the least over the middle to the most
+_HEAT = ((68, 1, 84), (33, 145, 140), (253, 231, 37))  # smallest, middle and largest value
 _INKS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
 
 
 def heat_map(
     values: Sequence[Sequence[float | None]], titles: Sequence[str], row_titles: Sequence[str], digits: int = 2
 ) -> Image.Image:
-    """Draw a table of numbers on colours from dark violet (the least) over green to yellow (the most).
+    """Draw a table of numbers on colours from dark violet (smallest) through green to yellow (largest).
 
-    Args:
-        values (`Sequence[Sequence[float or None]]`): Rows of numbers; `None` gives a grey cell.
-        titles (`Sequence[str]`): Written above the columns.
-        row_titles (`Sequence[str]`): Written to the left of the rows.
-        digits (`int`, *optional*, defaults to 2): Written behind the point.
-    Returns:
-        `PIL.Image.Image`: Mode RGB.
-    Raises:
-        ValueError: If there is no number.
+    `titles` stand above the columns and `row_titles` to the left of the rows. Numbers have `digits` decimal places;
+    `None` gives a grey cell. The picture is RGB. Raise a `ValueError` if there is no number.
     """
     known = [value for row in values for value in row if value is not None]
     if not known:
@@ -53,7 +46,7 @@ def heat_map(
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers, about `count` of them, from at most `low` to at least `high`."""
+    """Return about `count` round numbers that span `low` to `high`."""
     rough = (high - low) / count or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -64,16 +57,10 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
 def line_chart(
     curves: Mapping[str, Sequence[tuple[float, float]]], title: str, size: tuple[int, int] = (560, 320)
 ) -> Image.Image:
-    """Draw curves over one horizontal axis, each in a colour of its own and named in it.
+    """Draw up to six curves over one horizontal axis, each with its name in its own colour, as an RGB picture.
 
-    Args:
-        curves (`Mapping[str, Sequence[tuple[float, float]]]`): Points `(x, y)` from left to right, by name; at most 6.
-        title (`str`): Written above.
-        size (`tuple[int, int]`, *optional*, defaults to (560, 320)): Width and height, pixels.
-    Returns:
-        `PIL.Image.Image`: Mode RGB.
-    Raises:
-        ValueError: If there is no curve, one has no point, or there are more than six.
+    Each curve holds its points `(x, y)` from left to right; `size` is width and height in pixels. Raise a `ValueError`
+    if there is no curve or too many, or if one has no point.
     """
     if not 1 <= len(curves) <= len(_INKS) or not all(map(len, curves.values())):
         lengths = {name: len(points) for name, points in curves.items()}

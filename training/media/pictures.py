@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Pictures in and out of the scripts: read a photo, show poses, write a video, a GIF and a grid of pictures."""
+"""Pictures and videos: read photos and frames, show poses, draw grids, write videos, GIFs and folders of pictures."""
 
 import os
 import re
@@ -24,14 +24,10 @@ PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
 def read_photo(path: str | os.PathLike) -> Image.Image:
-    """Read a picture as the pipeline would: RGB, turned as its EXIF data say, transparency over white.
+    """Read a picture as the pipeline does: RGB, upright according to its EXIF data, transparency over white.
 
-    Args:
-        path (`str` or `os.PathLike`): The file.
-    Returns:
-        `PIL.Image.Image`: Mode RGB.
     Raises:
-        UnreadablePictures: If there is no such file or it is no picture.
+        UnreadablePictures: If the file does not exist or is no picture.
     """
     if not Path(path).is_file():
         raise UnreadablePictures(f"`image` must be a file, got {str(path)!r}, which does not exist.")
@@ -44,19 +40,15 @@ def read_photo(path: str | os.PathLike) -> Image.Image:
 
 
 def natural_order(file: Path) -> tuple[list, str]:
-    """Sort key of files by the numbers in their names: `frame_2` before `frame_10`."""
+    """Sort key that orders files by the numbers in their names: `frame_2` before `frame_10`."""
     return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", file.stem)], file.name
 
 
 def iterate_pictures(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """The frames of a video as a player shows them, or the pictures of a folder in the order of their numbers.
+    """Yield the frames of a video as a player shows them, or the pictures of a folder in natural order, all RGB.
 
-    Args:
-        path (`str` or `os.PathLike`): A video that FFmpeg reads, or a folder.
-    Returns:
-        `Iterator[PIL.Image.Image]`: Mode RGB.
     Raises:
-        UnreadablePictures: If there are no pictures at `path` or one cannot be read.
+        UnreadablePictures: If there are no pictures at `path`, or one cannot be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -69,7 +61,7 @@ def iterate_pictures(path: str | os.PathLike) -> Iterator[Image.Image]:
         with av.open(path) as container:
             for frame in container.decode(video=0):
                 picture = frame.to_image()
-                # Phones store a portrait lying on its side, with the turn that a player owes it.
+                # Phones store an upright video sideways, with a rotation that players apply.
                 yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
     except (av.error.FFmpegError, IndexError) as error:
         raise UnreadablePictures(
@@ -78,13 +70,7 @@ def iterate_pictures(path: str | os.PathLike) -> Iterator[Image.Image]:
 
 
 def poses_as_pictures(poses: list[Image.Image] | torch.Tensor) -> list[Image.Image]:
-    """Show poses as pictures: IUV pictures as they are, U and V maps as green and red.
-
-    Args:
-        poses (`list[PIL.Image.Image]` or `torch.Tensor`): What `densepose.read_poses` gives.
-    Returns:
-        `list[PIL.Image.Image]`: `F` pictures, mode RGB.
-    """
+    """Show poses as `F` RGB pictures: IUV pictures unchanged, maps `[F, 2, H, W]` with U as green and V as red."""
     if not isinstance(poses, torch.Tensor):
         return list(poses)
     levels = poses.mul(255).round().byte()
@@ -93,25 +79,12 @@ def poses_as_pictures(poses: list[Image.Image] | torch.Tensor) -> list[Image.Ima
 
 
 def to_pictures(frames: torch.Tensor) -> list[Image.Image]:
-    """Levels as pictures.
-
-    Args:
-        frames (`torch.Tensor`): Shape `[T, 3, H, W]`, uint8.
-    Returns:
-        `list[PIL.Image.Image]`: `T` pictures, mode RGB.
-    """
+    """Convert frames of shape `[T, 3, H, W]`, uint8, to `T` RGB pictures."""
     return [Image.fromarray(frame) for frame in frames.permute(0, 2, 3, 1).numpy()]
 
 
 def enlarge(image: Image.Image, scale: int) -> Image.Image:
-    """Enlarge a picture by a whole factor (Lanczos).
-
-    Args:
-        image (`PIL.Image.Image`): The picture.
-        scale (`int`): Factor, at least 1.
-    Returns:
-        `PIL.Image.Image`: Of `scale` times the size.
-    """
+    """Enlarge a picture by a whole factor of at least 1 (Lanczos)."""
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
 
 
@@ -121,15 +94,13 @@ def picture_grid(
     gap: int = 4,
     row_titles: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Lay pictures of one size out as a grid on white.
+    """Arrange pictures of one size in a grid on white, as one RGB picture.
 
     Args:
         rows (`Sequence[Sequence[PIL.Image.Image or None]]`): The pictures, `None` for an empty cell.
-        titles (`Sequence[str]`, *optional*): Written above the columns.
+        titles (`Sequence[str]`, *optional*): Titles above the columns.
         gap (`int`, *optional*, defaults to 4): Pixels between the pictures.
-        row_titles (`Sequence[str]`, *optional*): Written to the left of the rows.
-    Returns:
-        `PIL.Image.Image`: Mode RGB.
+        row_titles (`Sequence[str]`, *optional*): Titles to the left of the rows.
     Raises:
         ValueError: If the pictures differ in size.
     """
@@ -157,16 +128,15 @@ def picture_grid(
 
 
 def copy_without_metadata(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Write a picture or animation anew, in the format of its file: what its file tells of place, time, camera and
-    person stays behind. It is turned as its EXIF data say; a colour profile, which says what its colours are, is kept.
+    """Copy a picture or animation without the metadata about place, time, camera and person.
 
-    Args:
-        source (`str` or `os.PathLike`): The file.
-        target (`str` or `os.PathLike`): The new one, of the same suffix; may be `source`.
+    The EXIF rotation is applied, and the colour profile is kept. `target` has the suffix of `source` and may be the
+    same file.
+
     Raises:
-        UnreadablePictures: If it is no picture of a format that can be written.
+        UnreadablePictures: If `source` is no picture, or its format cannot be written.
     """
-    is_jpeg = Path(target).suffix.lower() in (".jpg", ".jpeg")  # a phone's may hold a second picture
+    is_jpeg = Path(target).suffix.lower() in (".jpg", ".jpeg")  # a phone's JPEG may hold a second picture
     try:
         with Image.open(source) as image:
             frames = [image] if is_jpeg else ImageSequence.Iterator(image)
@@ -189,15 +159,9 @@ def copy_without_metadata(source: str | os.PathLike, target: str | os.PathLike) 
 
 
 def spare_inputs(name: str, outputs: Sequence[str | os.PathLike], inputs: Sequence[str | os.PathLike | None]) -> None:
-    """Refuse to write over what is read.
+    """Raise a `ValueError` if an output is one of the inputs, or the folder that holds an input file.
 
-    Args:
-        name (`str`): The argument that says where to write.
-        outputs (`Sequence[str | os.PathLike]`): Files or folders that will be written.
-        inputs (`Sequence[str | os.PathLike | None]`):
-            Files or folders that are read; what is none, such as a Hub id, is passed over.
-    Raises:
-        ValueError: If one of `outputs` is one of `inputs`, or the folder that holds such a file.
+    `name` is the argument that says where to write. Inputs that are no files or folders, such as Hub ids, are ignored.
     """
     for output in map(Path, outputs):
         for path in (Path(path) for path in inputs if path is not None and Path(path).exists()):
@@ -207,14 +171,9 @@ def spare_inputs(name: str, outputs: Sequence[str | os.PathLike], inputs: Sequen
 
 
 def write_video(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:
-    """Write an mp4 (h264, or mpeg4 where libx264 is missing; yuv420p). The file appears under its name when it is
-    whole.
+    """Write frames of one size as mp4 (h264, or mpeg4 if libx264 is missing; yuv420p).
 
-    Args:
-        frames (`Sequence[PIL.Image.Image]`): At least one picture, all of one size; an odd side gets one more line, a
-            repetition of its last.
-        path (`str` or `os.PathLike`): The file, ending in `.mp4`.
-        fps (`float`, *optional*, defaults to 30): Frames a second.
+    An odd side is made even by repeating its last line. The file gets its name when it is whole.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,25 +199,13 @@ def _video_encoder() -> str:
 
 
 def write_gif(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:
-    """Write a GIF that repeats for ever, for pages that play no video.
-
-    Args:
-        frames (`Sequence[PIL.Image.Image]`): At least one picture, all of one size.
-        path (`str` or `os.PathLike`): The file.
-        fps (`float`, *optional*, defaults to 30): Frames a second; the format rounds a frame's time to 10 ms.
-    """
+    """Write frames of one size as an endless GIF. The format rounds the time of a frame to 10 ms."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=1000 / fps, loop=0)
 
 
 def write_frames(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:
-    """Write a video, a GIF, or PNGs into a folder, as the suffix of `path` says: `.mp4`, `.gif` or none.
-
-    Args:
-        frames (`Sequence[PIL.Image.Image]`): At least one picture, all of one size.
-        path (`str` or `os.PathLike`): The file, or the folder, whose older frames are replaced.
-        fps (`float`, *optional*, defaults to 30): Frames a second of a video or GIF.
-    """
+    """Write frames of one size as a video, a GIF or a folder of PNGs, if `path` ends in `.mp4`, `.gif` or neither."""
     path = Path(path)
     if path.suffix == ".mp4":
         write_video(frames, path, fps)
@@ -269,12 +216,7 @@ def write_frames(frames: Sequence[Image.Image], path: str | os.PathLike, fps: fl
 
 
 def write_picture_folder(frames: Iterable[Image.Image], path: str | os.PathLike) -> None:
-    """Write PNGs named by their numbers.
-
-    Args:
-        frames (`Iterable[PIL.Image.Image]`): The pictures.
-        path (`str` or `os.PathLike`): The folder; frames of an earlier, longer video do not stay in it.
-    """
+    """Write pictures as numbered PNGs into a folder. Numbered PNGs of an earlier video are deleted."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     for old in path.glob("[0-9][0-9][0-9][0-9][0-9].png"):

@@ -1,7 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The settings that everything in a folder was made with, in a file of it: a run that goes on there must be the same
-run."""
+"""The settings file of an output folder, which a resumed run must match, and files that are written whole or not."""
 
 import json
 import os
@@ -12,16 +11,10 @@ from typing import Any
 
 
 def has_settings(path: Path, settings: dict[str, Any], name: str) -> bool:
-    """Whether a folder was begun with these settings.
+    """Return whether a settings file exists, after checking that it holds these settings.
 
-    Args:
-        path (`Path`): Its settings file.
-        settings (`dict[str, Any]`): As JSON.
-        name (`str`): The argument that asked to go on there, for the message.
-    Returns:
-        `bool`: `False` if there is no such file.
     Raises:
-        ValueError: If the settings differ; names each.
+        ValueError: If settings differ. The message lists them and names the argument `name`, which asked to resume.
     """
     if not path.is_file():
         return False
@@ -32,17 +25,12 @@ def has_settings(path: Path, settings: dict[str, Any], name: str) -> bool:
         if before.get(key) != settings.get(key)
     ]
     if changed:
-        raise ValueError(f"`{name}` must go on with the settings of {str(path.parent)!r}, got {'; '.join(changed)}.")
+        raise ValueError(f"`{name}` must keep the settings of {str(path.parent)!r}, got {'; '.join(changed)}.")
     return True
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that appears under its name when it is whole.
-
-    Args:
-        path (`Path`): The file; its folder is made.
-        value (`Any`): What JSON can hold.
-    """
+    """Write a JSON file under a temporary name and rename it when it is whole. Its folder is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     partial.write_text(json.dumps(value, indent=2) + "\n")
@@ -50,18 +38,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written until it is whole: beside it, under a name that no other process, on this machine or
-    another, has (two containers may well give their processes one number)."""
+    """Return a temporary path next to a file that no other process uses, on this machine or another.
+
+    Process ids would not do: two containers may have the same ones.
+    """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed runs had half written below a folder, `.*.partial`.
+    """Remove half-written files (`.*.partial`) of killed runs below a folder, which need not exist.
 
-    Only what is an hour old: another process may be writing there now, and no file takes as long.
-
-    Args:
-        folder (`Path`): It need not exist.
+    Only files older than an hour go: another process may be writing now, but no file takes that long.
     """
     for path in folder.rglob(".*.partial"):
         try:

@@ -102,7 +102,7 @@ def test_arms_are_trained_measured_and_kept(tmp_path):
     kept.write_text(json.dumps(value))
     again = ablation.main(ablation.parse_args(words))
     assert again["figures"]["clip_only, guided"][0]["psnr"][0] > 900, "what is there is read, not run again"
-    with pytest.raises(ValueError, match=r"`work_dir` must go on with .*num_clips 2, now 3"):
+    with pytest.raises(ValueError, match=r"`work_dir` must keep .*num_clips 2, now 3"):
         ablation.main(ablation.parse_args([*words, "--num_clips", "3"]))
 
 

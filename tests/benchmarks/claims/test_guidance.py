@@ -81,7 +81,7 @@ def test_a_sweep_that_was_stopped_goes_on(model, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(guidance, "measure_pair", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path)
-    with pytest.raises(ValueError, match="`resume` must go on with .*num_inference_steps 1, now 3"):
+    with pytest.raises(ValueError, match="`resume` must keep .*num_inference_steps 1, now 3"):
         run(model, tmp_path, "--resume", "--num_inference_steps", "3")
     measured.clear()
     assert run(model, tmp_path, "--resume")["pairs"] == whole[1]["pairs"]
