@@ -1,9 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""A video frame by frame on disk, so that processes share it and a killed run goes on; its strip; a grid of
-guidance scales.
+"""Rendering a video frame by frame into a folder, its picture strip, and a grid of guidance scales.
 
-A frame depends on its window, the shared noise and the seed alone, so it does not matter who renders it and when.
+A frame depends only on its pose window, the shared noise and the seed. So several processes can share the frames, and
+a killed run can resume.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map
-from training.media.pictures import enlarge, picture_grid
+from training.media.pictures import enlarge, picture_grid, write_frames
 from training.media.settings_file import has_settings, write_json
 
 
@@ -28,7 +28,7 @@ SETTINGS_NAME = "settings.json"
 
 
 def digest(pictures: Iterable[Image.Image] | torch.Tensor) -> str:
-    """Tell pictures (or maps) from others: a short hash of their sizes and pixels."""
+    """Return a short hash of the sizes and pixels of pictures or pose maps, to recognise them."""
     if isinstance(pictures, torch.Tensor):
         pictures = [pictures.numpy()]
     hashed = hashlib.sha256()
@@ -38,14 +38,13 @@ def digest(pictures: Iterable[Image.Image] | torch.Tensor) -> str:
 
 
 def model_digest(pipe: DreamPosePipeline) -> str:
-    """Tell a pipeline from others: a short hash of all weights, of whatever model, subject and precision, and of the
-    settings of all parts, its scheduler's and its own among them."""
+    """Return a short hash of a pipeline's weights and of the settings of all its parts, including the scheduler."""
     hashed = hashlib.sha256()
     parts = {name: part for name, part in pipe.components.items() if part is not None} | {"pipeline": pipe}
     for name, component in sorted(parts.items()):
         config = getattr(component, "config", component)
         config = config if isinstance(config, dict) else config.to_dict()
-        # Without what starts with an underscore: the folder that it was loaded from, and the like.
+        # Names with an underscore do not describe the model, for example the folder it was loaded from.
         settings = {key: str(value) for key, value in sorted(config.items()) if not key.startswith("_")}
         hashed.update(f"{name} {type(component).__name__} {settings}".encode())
         if isinstance(component, torch.nn.Module):
@@ -58,22 +57,22 @@ def model_digest(pipe: DreamPosePipeline) -> str:
 def open_frames(
     folder: Path, settings: dict[str, Any], resume: bool, suffix: str = ".png", unit: str = "frames"
 ) -> None:
-    """Begin a folder of frames, or go on with the one that is there.
+    """Start a folder of frames, or resume the existing one.
 
     Args:
-        folder (`Path`): Where the frames of an unfinished video lie.
-        settings (`dict[str, Any]`): All that its pixels depend on, as JSON.
-        resume (`bool`): Go on; without it what is there is thrown away.
-        suffix (`str`, *optional*, defaults to `".png"`): Of the files, one for each frame.
-        unit (`str`, *optional*, defaults to `"frames"`): What they are, where they are none.
+        folder (`Path`): Folder for the frames of an unfinished video.
+        settings (`dict[str, Any]`): Everything that the pixels depend on, as JSON.
+        resume (`bool`): Keep the existing frames; otherwise they are deleted.
+        suffix (`str`, *optional*, defaults to `".png"`): Suffix of the files, one per frame.
+        unit (`str`, *optional*, defaults to `"frames"`): What the printed message calls the files.
     Raises:
-        ValueError: If the frames that are there were made with other settings; they are left as they are.
+        ValueError: If the existing frames were made with other settings. They are kept.
     """
     if resume and has_settings(folder / SETTINGS_NAME, settings, "resume"):
         return
     num_files = len(list(folder.glob(f"*{suffix}")))
     if num_files:
-        print(f"{num_files} {unit} of a run that was stopped are thrown away, since `resume` was not asked for.")
+        print(f"Deleting {num_files} {unit} of an earlier run that was stopped, since `resume` was not given.")
     shutil.rmtree(folder, ignore_errors=True)
     write_json(folder / SETTINGS_NAME, settings)
 
@@ -83,7 +82,7 @@ def frame_path(folder: Path, index: int) -> Path:
 
 
 def write_frame(frame: Image.Image, path: Path) -> None:
-    """Write a PNG that appears under its name when it is whole."""
+    """Write a PNG under a temporary name and rename it when it is whole."""
     partial = path.with_name(f".{path.name}.partial")
     frame.save(partial, "PNG")
     os.replace(partial, path)
@@ -98,26 +97,26 @@ def render_frames(
     chunk_size: int = 8,
     **call_options,
 ) -> None:
-    """Render the frames that `folder` lacks, each process its share; returns when all have them.
+    """Render the missing frames of a folder from `open_frames`, shared among the processes.
 
     Args:
         pipe (`DreamPosePipeline`): The model.
         image (`PIL.Image.Image`): The photo.
-        poses (`list[PIL.Image.Image]` or `torch.Tensor`): Of all frames.
-        folder (`Path`): Opened by `open_frames`, seen by all processes.
-        seed (`int`, *optional*, defaults to 0): Of the noise.
-        chunk_size (`int`, *optional*, defaults to 8): Frames denoised at a time; so many at most are lost by a kill.
-        call_options: Passed to the pipeline.
+        poses (`list[PIL.Image.Image]` or `torch.Tensor`): Poses of all frames.
+        folder (`Path`): Folder of the frames, visible to all processes.
+        seed (`int`, *optional*, defaults to 0): Seed of the noise.
+        chunk_size (`int`, *optional*, defaults to 8): Frames denoised together. A kill loses at most this many.
+        call_options: Further arguments of the pipeline.
     """
     state = PartialState()
     missing = [index for index in range(len(poses)) if not frame_path(folder, index).exists()]
-    state.wait_for_everyone()  # until all have looked: the shares are those of one list
+    state.wait_for_everyone()  # all processes must share out the same list
     share = np.array_split(np.array(missing, dtype=int), state.num_processes)[state.process_index].tolist()
     pipe.set_progress_bar_config(disable=True)
-    if not isinstance(poses, torch.Tensor):  # once, not for every chunk
+    if not isinstance(poses, torch.Tensor):  # convert once, not per chunk
         poses = torch.stack([iuv_to_pose_map(pose) for pose in poses])
     with tqdm(total=len(share), desc="frames", unit="frame", disable=not state.is_main_process) as progress_bar:
-        # A call a chunk encodes the photo anew for each, one pass of an encoder beside hundreds of the UNet.
+        # Each chunk encodes the photo again: one pass of an encoder, compared with hundreds of the UNet.
         for start in range(0, len(share), chunk_size):
             indices = share[start : start + chunk_size]
             generator = torch.Generator().manual_seed(seed)
@@ -130,7 +129,7 @@ def render_frames(
 
 
 def read_frames(folder: Path, num_frames: int) -> list[Image.Image]:
-    """Read what `render_frames` wrote."""
+    """Read the frames that `render_frames` wrote."""
     frames = []
     for index in range(num_frames):
         with Image.open(frame_path(folder, index)) as frame:
@@ -149,19 +148,10 @@ def render_grid(
     scale: int = 1,
     **call_options,
 ) -> Image.Image:
-    """Render the clip's middle frame with every pair of guidance scales, as a labelled picture.
+    """Render the clip's middle frame with every pair of guidance scales, as one labelled RGB picture.
 
-    Args:
-        pipe (`DreamPosePipeline`): The model.
-        image (`PIL.Image.Image`): The photo.
-        poses (`list[PIL.Image.Image]` or `torch.Tensor`): Of all frames.
-        image_scales (`Sequence[float]`): Image guidance scales, one a row.
-        pose_scales (`Sequence[float]`): Pose guidance scales, one a column.
-        seed (`int`, *optional*, defaults to 0): Of the noise, the same for all.
-        scale (`int`, *optional*, defaults to 1): Enlarges each picture by a whole factor.
-        call_options: Passed to the pipeline.
-    Returns:
-        `PIL.Image.Image`: Mode RGB.
+    It has one row per image guidance scale and one column per pose guidance scale. All frames start from the same
+    noise. `scale` enlarges each frame by a whole factor; the other arguments are those of `render_frames`.
     """
     pipe.set_progress_bar_config(disable=True)
     cells = []
@@ -182,11 +172,43 @@ def draw_strip(
     num: int,
     truth: list[Image.Image] | None = None,
 ) -> Image.Image:
-    """The photo on the left, evenly chosen frames beside it: poses above, predictions below, and `truth`, if it is
-    known, between them."""
+    """Draw the photo and `num` evenly spaced frames next to it: poses in the top row, then `truth` if given, then the
+    predictions."""
     size = frames[0].size
     chosen = np.linspace(0, len(frames) - 1, min(num, len(frames))).round().astype(int)
     pose_row = [ImageOps.pad(poses[i], size, Image.Resampling.NEAREST) for i in chosen]
     photo = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color="white")
     true_rows = [] if truth is None else [[None, *(truth[i] for i in chosen)]]
     return picture_grid([[None, *pose_row], *true_rows, [photo, *(frames[i] for i in chosen)]])
+
+
+def output_paths(output: Path, gif: bool = False) -> list[Path]:
+    """Return the output paths of a video: the video itself, a GIF if `gif` is set, and last the PNG strip."""
+    suffixes = [".gif", ".png"] if gif else [".png"]
+    return list(dict.fromkeys([output, *map(output.with_suffix, suffixes)]))
+
+
+def write_outputs(
+    paths: list[Path],
+    image: Image.Image,
+    poses: list[Image.Image],
+    frames: list[Image.Image],
+    fps: float = 30,
+    scale: int = 1,
+    strip_frames: int = 8,
+) -> None:
+    """Write a video to the paths from `output_paths`.
+
+    Args:
+        paths (`list[Path]`): Videos, GIFs or folders, and the strip as the last one.
+        image (`PIL.Image.Image`): The photo, for the strip.
+        poses (`list[PIL.Image.Image]`): The poses as pictures, for the strip.
+        frames (`list[PIL.Image.Image]`): All frames of the video.
+        fps (`float`, *optional*, defaults to 30): Frames per second.
+        scale (`int`, *optional*, defaults to 1): Whole factor by which all pictures are enlarged.
+        strip_frames (`int`, *optional*, defaults to 8): Number of frames in the strip.
+    """
+    shown = [enlarge(frame, scale) for frame in frames]
+    for path in paths[:-1]:
+        write_frames(shown, path, fps)
+    draw_strip(image, poses, shown, strip_frames).save(paths[-1])
