@@ -841,7 +841,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def guidance_branches(image_guidance_scale: float, pose_guidance_scale: float) -> list[tuple[float, bool, bool]]:
         """Return the guidance formula as a weighted sum of predictions, whose weights add up to 1.
 
-        `eps(0, 0) + s_I (eps(c_I, 0) - eps(0, 0)) + s_p (eps(c_I, c_p) - eps(c_I, 0))`
+        `eps(0, 0) + s_I (eps(c_I, 0) - eps(0, 0)) + s_p (eps(c_I, c_p) - eps(c_I, 0))`, where 0 is a null input.
 
         Returns:
             `list`: `(weight, sees the photo, sees the pose)` of each prediction with a weight other than 0.
