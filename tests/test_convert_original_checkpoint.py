@@ -26,7 +26,6 @@ from tests.tiny_components import (
 )
 from training import convert_original_checkpoint
 from training.models.conversion import convert_checkpoints, find_pose_radius, read_checkpoint
-from training.models.lora_extraction import extract_lora, low_rank_factors
 
 
 HEIGHT, WIDTH = 48, 32  # CLIP's processor makes 24 x 16 of it and takes the rows from 4 to 20
@@ -597,30 +596,3 @@ def test_bad_subjects(bases, converted, release, tmp_path):
     with pytest.raises(ValueError, match="`unet` must hold the weights of this UNet.*missing: conv_out.bias"):
         run(*words, "--subject_of", converted, "--output_dir", tmp_path / "anna")
     assert not (tmp_path / "anna").exists()
-
-
-@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (4, 4)])
-@pytest.mark.parametrize("rank", [1, 2, 5])
-def test_factors_are_the_best_of_their_rank(shape, rank):
-    torch.manual_seed(0)
-    matrix = torch.randn(shape, dtype=torch.float64)
-    up, down = low_rank_factors(matrix, rank)
-    assert up.shape == (shape[0], rank) and down.shape == (rank, shape[1])
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    best = u[:, :rank] * s[:rank] @ v[:rank]
-    torch.testing.assert_close(up @ down, best, atol=1e-10, rtol=0)
-    torch.testing.assert_close(up.norm(dim=0)[: len(s)], s[:rank].sqrt(), atol=1e-10, rtol=0)
-    torch.testing.assert_close(down.norm(dim=1), up.norm(dim=0), atol=1e-10, rtol=0)
-
-
-def test_grouped_convolutions_and_nothing_are_counted_as_they_are():
-    module = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Linear(4, 3))
-    weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    same = extract_lora(module, weights, rank=1)
-    assert same.layers == {} and same.relative_error == same.num_left == 0
-    weights["0.weight"][0, 0] += 3.0
-    weights["1.weight"][0, 0] += 4.0
-    mixed = extract_lora(module, weights, rank=1)
-    assert list(mixed.layers) == ["1.lora_A.weight", "1.lora_B.weight"] and mixed.num_left == 1
-    # 3 of a difference of (3, 4), whose norm is 5, is left.
-    assert mixed.relative_error == pytest.approx(3 / 5, rel=1e-6)

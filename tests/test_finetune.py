@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import signal
 from contextlib import nullcontext
 
@@ -18,17 +17,14 @@ from pipeline_dreampose import DreamPosePipeline
 from tests.conftest import reset_accelerate
 from tests.densepose_exports import TupleExport
 from tests.launch import launch_two_processes
-from tests.tiny_components import HEIGHT, WIDTH, get_dummy_inputs, get_dummy_pipeline, save_photo
+from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, save_photo
 from training import finetune
-from training.data.augmentation import to_pixel_values
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.engine import devices
 from training.engine.checkpoints import find_latest_checkpoint
 from training.engine.interruption import TrainingInterrupted
 from training.finetune import main, parse_args
-from training.models.autoencoder import VAETrainer
 from training.subject import phases as subject
-from training.subject.phases import reconstruct, resume_points
 
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -378,44 +374,6 @@ def test_what_is_pushed(base, photos, tmp_path, monkeypatch):
     assert pushed["allow_patterns"] is None
     text = (tmp_path / "full" / "README.md").read_text()
     assert "It is a model of stage 2" in text and "for 1 step of UNet and adapter, of 2 samples each." in text
-
-
-def test_the_decoder_learns_from_the_posterior_s_mean():
-    """Whatever noise a sample has for it: without it, that is, as stage 2 of the paper has no noise there."""
-    pipeline = get_dummy_pipeline()
-    image = torch.randint(0, 256, (1, 3, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0)).byte()
-    latents = pipeline.vae.encode(to_pixel_values(image)).latent_dist.mean
-    noise = torch.full_like(latents, 5.0)
-    loss, _ = reconstruct(VAETrainer(pipeline.vae, kl_weight=0.0), {"target_image": image, "posterior_noise": noise})
-    restored, target = pipeline.vae.decode(latents).sample, to_pixel_values(image)
-    expected = 8 * (restored - target).square().mean() + (restored - target).abs().mean()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_where_a_run_goes_on(tmp_path):
-    checkpoints = {phase: tmp_path / phase / "checkpoint-000002" for phase in ("denoiser", "decoder")}
-    assert resume_points(tmp_path, None) == {"denoiser": None, "decoder": None}
-    assert resume_points(tmp_path, "latest", ["decoder"]) == {"decoder": "latest"}
-    for path in checkpoints.values():
-        path.mkdir(parents=True)
-        (path / "state.json").write_text(json.dumps({"global_step": 2, "files": {}}))
-    assert resume_points(tmp_path, checkpoints["decoder"]) == {
-        "denoiser": "latest",
-        "decoder": checkpoints["decoder"],
-    }
-    with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond .*decoder/checkpoint-000002"):
-        resume_points(tmp_path, checkpoints["denoiser"])
-    shutil.move(tmp_path / "decoder", tmp_path / "elsewhere")
-    assert resume_points(tmp_path, checkpoints["denoiser"], ["denoiser"]) == {"denoiser": checkpoints["denoiser"]}
-    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be 'latest' or a checkpoint in a folder"):
-        resume_points(tmp_path, tmp_path / "checkpoint-000002")
-    for point in (None, "latest"):  # a phase that was trained is not left out in silence
-        with pytest.raises(
-            ValueError, match="`output_dir` must hold no checkpoint of .*, got .*denoiser/checkpoint-0"
-        ):
-            resume_points(tmp_path, point, ["decoder"])
-    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be of a phase that trains, got .*denoiser"):
-        resume_points(tmp_path, checkpoints["denoiser"], ["decoder"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The embedded default's encoders: training through the entry point, normalised latents, the assembled pipeline."""
+"""`train_encoders.py`: training the small model's encoders and assembling its pipeline."""
 
 import json
 
@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from pipeline_dreampose import DreamPosePipeline
 from tests.launch import launch_two_processes
 from training import train_encoders
-from training.models.autoencoder import measure_latents, named_loss, normalize_latents
-from training.models.small_model import ImageEncoderTrainer, build_image_encoder, build_vae
+from training.models.autoencoder import named_loss
 from training.train_encoders import main, parse_args
 
 
@@ -22,37 +21,6 @@ def arguments(output_dir, *more):
 
 def run(output_dir, *more):
     main(parse_args(arguments(output_dir, *more)))
-
-
-def test_normalised_latents_and_equal_pictures():
-    torch.manual_seed(0)
-    vae, pictures = build_vae(latent_channels=3), torch.rand(4, 3, 16, 16) * 2 - 1
-    with torch.no_grad():
-        posterior = vae.encode(pictures).latent_dist
-        before = vae.decode(posterior.mean).sample
-        mean, std = measure_latents(vae, pictures)
-        normalize_latents(vae, mean, std)
-        new_posterior = vae.encode(pictures).latent_dist
-        after = vae.decode(new_posterior.mean).sample
-    torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
-    torch.testing.assert_close(new_posterior.std, posterior.std / std.view(1, 3, 1, 1), rtol=1e-4, atol=1e-6)
-    mean, std = measure_latents(vae, pictures)
-    torch.testing.assert_close(mean, torch.zeros(3), rtol=0, atol=1e-4)
-    torch.testing.assert_close(std, torch.ones(3), rtol=1e-4, atol=0)
-
-
-def test_image_encoder_targets_by_hand():
-    """Heads that answer right have no colour loss; a wrong part costs its log probability."""
-    trainer = ImageEncoderTrainer(build_image_encoder(16, 8, 32, 1), grid=1)
-    with torch.no_grad():
-        for head in (trainer.color_head, trainer.body_head):
-            head.weight.zero_()
-            head.bias.zero_()
-        trainer.color_head.bias.copy_(torch.tensor([0.1, 0.2, 0.3]))
-    pictures = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
-    values = trainer(pictures, torch.full((1, 16, 16), 4, dtype=torch.uint8), torch.zeros(1, 2, 16, 16))
-    assert values["color"].item() == pytest.approx(0, abs=1e-10) and values["uv"].item() == 0
-    assert values["part"].item() == pytest.approx(torch.log(torch.tensor(25.0)).item(), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -72,8 +40,8 @@ def test_encoders_train_and_become_a_pipeline(tmp_path):
         assert all(torch.equal(held[key], value) for key, value in saved.items()), name
 
 
-def test_batches_of_another_size_go_on_with_crops_or_whole_frames(tmp_path, monkeypatch):
-    """After a step of two crops two of four, then whole frames."""
+def test_batches_hold_only_crops_or_only_whole_frames_when_their_size_changes(tmp_path, monkeypatch):
+    """One step of two crops, two steps of four crops, then whole frames."""
     sizes = []
 
     def loss(module, batch):
@@ -97,7 +65,7 @@ def test_bad_options(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_the_image_encoder(tmp_path):
-    """No trained weight is without a gradient, for which DDP would wait."""
+    """Each trained weight has a gradient; otherwise DDP would wait for it."""
     small = ["--component", "image_encoder", "--hidden_size", "32", "--num_hidden_layers", "1"]
     launch_two_processes("training/train_encoders.py", arguments(tmp_path, *small))
     state = json.loads((tmp_path / "checkpoint-000003" / "state.json").read_text())

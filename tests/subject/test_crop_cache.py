@@ -1,4 +1,4 @@
-"""Encoded crops of a subject's photos: what they are, which a sample shows, and that the loss is that of the crops."""
+"""Encoded crops of a subject's photos: which of them a sample shows, their size in memory, and the loss on them."""
 
 import pickle
 from collections import Counter
@@ -21,7 +21,7 @@ from training.subject.photos import SubjectPairs, load_photos
 
 
 CROPS = PairSettings(min_crop_scale=0.6)
-# Latents and tokens are kept in fp16, whose step at 1 is 2^-10.
+# Latents and tokens are stored in float16, whose step at 1 is 2^-10.
 CLOSE = {"rtol": 2e-3, "atol": 2e-3}
 
 
@@ -44,7 +44,7 @@ def cache(pairs, encoders, num_crops=3):
 
 
 def crops_of(pairs, photo, num_crops):
-    """The crops of one photo as pictures with their poses, drawn here as the module says."""
+    """Yield the crops of one photo and their poses, by the same random draws as the module."""
     for crop in range(num_crops):
         generator = sample_generator(pairs.seed, 2**61 + photo * 2**32 + crop)
         yield pairs.read_frame(photo, torch.rand(3, generator=generator).tolist())
@@ -55,7 +55,7 @@ def batch_of(sample):
 
 
 def test_a_sample_shows_one_crop_of_its_reference_and_one_of_its_target(photos, pipeline, shape, encoders):
-    """Encoded here by the loss's own way; noise and photos are those of the sample without a cache."""
+    """Compared with crops that the loss encodes; noise and photos equal those of a sample without a cache."""
     direct = SubjectPairs(photos, shape, 1, CROPS)
     cached, loss = cache(direct, encoders), StageOneLoss(pipeline, None, shape)
     known = {}
@@ -85,32 +85,32 @@ def test_a_sample_shows_one_crop_of_its_reference_and_one_of_its_target(photos, 
             ]
         assert found["target"][0] == shuffled_index(1, position, 2)
         seen[found["reference"], found["target"]] += 1
-    assert len({pair[0] for pair in seen}) == len({pair[1] for pair in seen}) == 6, "every crop is both"
-    assert len(seen) > 25, "drawn apart from each other"
+    assert len({pair[0] for pair in seen}) == len({pair[1] for pair in seen}) == 6, "every crop is used as both"
+    assert len(seen) > 25, "the two crops are drawn separately"
 
 
-def test_it_is_a_function_of_photos_seed_settings_and_weights(photos, pipeline, shape, encoders):
-    """So a run that goes on makes the same one, and more crops keep those that fewer have."""
+def test_crops_depend_only_on_photos_seed_settings_and_weights(photos, pipeline, shape, encoders):
+    """A resumed run makes the same crops, and a larger number of crops includes those of a smaller one."""
     direct = SubjectPairs(photos, shape, 1, CROPS)
     first, again, more = cache(direct, encoders), cache(direct, encoders), cache(direct, encoders, 4)
     assert all(torch.equal(first.crops[name], again.crops[name]) for name in first.crops)
     for name, tensor in first.crops.items():
         kept = more.crops[name].unflatten(0, (2, 4))[:, :3].flatten(0, 1)
-        torch.testing.assert_close(tensor, kept, **CLOSE)  # encoded in other company
+        torch.testing.assert_close(tensor, kept, **CLOSE)  # encoded in another batch
     other = cache(SubjectPairs(photos, shape, 2, CROPS), encoders)
     assert not torch.equal(first.crops["mean"], other.crops["mean"])
-    copied = pickle.loads(pickle.dumps(first))  # as a data worker may get it
+    copied = pickle.loads(pickle.dumps(first))  # as for a data worker
     assert all(torch.equal(value, copied[5][name]) for name, value in first[5].items())
 
 
-def test_what_it_holds_is_as_small_as_is_said(photos, shape, encoders):
-    """Per cell two numbers a channel of 2 bytes and two of 1; per token its width of 2 bytes."""
+def test_its_size_is_the_documented_one(photos, shape, encoders):
+    """Per cell two numbers of 2 bytes per channel and two of 1 byte; per token its width in numbers of 2 bytes."""
     crops = cache(SubjectPairs(photos, shape, 1, CROPS), encoders).crops
     cells, config = shape.height * shape.width, encoders.image_encoder.config
     tokens = (config.image_size // config.patch_size) ** 2 + 1
     expected = 6 * (cells * (2 * 4 * 2 + 2) + tokens * config.hidden_size * 2)
     assert sum(tensor.nbytes for tensor in crops.values()) == expected
-    # The docstring's figures, by the same count at 512x640 with CLIP ViT-B/32.
+    # The docstring's figures hold at 512x640 with CLIP ViT-B/32.
     crop = 80 * 64 * (2 * 4 * 2 + 2) + 50 * 768 * 2
     prior = 80 * 64 * (3 * 4 * 2 + 10) + 50 * 768 * 2
     assert (round(crop / 1e3), round(prior / 1e3), round(7 * 64 * crop / 1e6)) == (169, 251, 76)
@@ -118,16 +118,16 @@ def test_what_it_holds_is_as_small_as_is_said(photos, shape, encoders):
         assert figure in crop_cache.__doc__
 
 
-def test_without_crops_a_photo_is_encoded_once(photos, shape, encoders):
+def test_whole_photos_are_encoded_once(photos, shape, encoders):
     cached = cache(SubjectPairs(photos, shape, 1, PairSettings()), encoders, 64)
     assert len(cached.crops["mean"]) == 2
     assert len({float(cached[position]["target_mean"].sum()) for position in range(8)}) == 2
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
-def test_the_loss_needs_no_encoder_and_is_that_of_the_pictures(photos, pipeline, shape, encoders, dropout):
-    """Also for what is dropped, whose black picture was encoded before."""
-    direct = SubjectPairs(photos, shape, 1, PairSettings())  # whole photos: both ways show the same
+def test_the_loss_needs_no_encoder_and_equals_that_of_the_pictures(photos, pipeline, shape, encoders, dropout):
+    """Also with dropout, because the black picture has been encoded before."""
+    direct = SubjectPairs(photos, shape, 1, PairSettings())  # whole photos, so both show the same
     cached = cache(direct, encoders)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     loss = StageOneLoss(pipeline, scheduler, shape, dropout, 0.0, 0.0)
@@ -141,14 +141,14 @@ def test_the_loss_needs_no_encoder_and_is_that_of_the_pictures(photos, pipeline,
         assert value.item() == pytest.approx(expected.item(), rel=2e-3)
 
 
-def test_whole_photos_leave_the_prior_as_many_samples(photos, dataset, shape, encoders):
+def test_whole_photos_do_not_change_the_number_of_prior_samples(photos, dataset, shape, encoders):
     prior = FramePairs(dataset, shape, 1)
     cached = cache(SubjectPairs(photos, shape, 1, PairSettings(), prior, 0.99), encoders, 3)
     assert len(cached.crops["mean"]) == 2 and len(cached.prior.samples["mean"]) == 2 * 3
     assert len({float(cached[position]["target_mean"].sum()) for position in range(60)}) >= 6
 
 
-def test_the_prior_is_encoded_too_and_keeps_its_share(photos, dataset, pipeline, shape, encoders):
+def test_the_prior_is_encoded_and_keeps_its_share(photos, dataset, pipeline, shape, encoders):
     prior = FramePairs(dataset, shape, 1)
     direct = SubjectPairs(photos, shape, 1, CROPS, prior, 0.25)
     cached, loss = cache(direct, encoders), StageOneLoss(pipeline, None, shape)
@@ -169,4 +169,4 @@ def test_the_prior_is_encoded_too_and_keeps_its_share(photos, dataset, pipeline,
             )
         ]
         seen.add(number)
-    assert 10 <= num_priors <= 32 and len(seen) == 6, "20 of 80 on average, of the six that are encoded"
+    assert 10 <= num_priors <= 32 and len(seen) == 6, "20 of 80 on average, from six encoded samples"
