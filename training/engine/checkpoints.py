@@ -129,8 +129,10 @@ def starting_step(
     resume_from_checkpoint: str | os.PathLike | None,
     max_train_steps: int | None = None,
 ) -> int:
-    """Return the step that a run starts from. Arguments and errors are those of [`resolve_checkpoint`] and
-    [`check_last_step`]."""
+    """Return the step that a run starts from, 0 for a new run.
+
+    Arguments and errors are those of [`resolve_checkpoint`] and [`check_last_step`].
+    """
     global_step = starting_state(output_dir, resume_from_checkpoint)["global_step"]
     if max_train_steps is not None:
         check_last_step(global_step, max_train_steps)
@@ -148,8 +150,10 @@ def check_last_step(global_step: int, max_train_steps: int) -> None:
 def starting_state(
     output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None
 ) -> Mapping[str, Any]:
-    """Return the `state.json` that a run starts from, or counts of 0 for a new run. Arguments and errors are those of
-    [`resolve_checkpoint`]."""
+    """Return the `state.json` that a run starts from, or counts of 0 for a new run.
+
+    Arguments and errors are those of [`resolve_checkpoint`].
+    """
     path = resolve_checkpoint(output_dir, resume_from_checkpoint)
     if path is None:
         return {"global_step": 0, "num_samples": 0}

@@ -16,7 +16,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class TrainingInterrupted(SystemExit):
-    """Ends a run after a stop signal and its checkpoint. The exit code is 128 + the signal, as in a shell."""
+    """Exit of a run after a stop signal and its checkpoint. The exit code is 128 + the signal, as in a shell."""
 
 
 class StopSignals:

@@ -14,7 +14,7 @@ OPTIMIZERS = ("adamw", "muon")
 
 
 def check_optimizer(name: str, use_8bit_adam: bool) -> None:
-    """Raise a `ValueError` unless this optimizer exists, and exists in 8 bit if `use_8bit_adam` asks for it."""
+    """Raise a `ValueError` if the optimizer is unknown, or is not AdamW with `use_8bit_adam`."""
     if name not in OPTIMIZERS:
         raise ValueError(f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {name!r}.")
     if use_8bit_adam and name != "adamw":

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The settings file of an output folder, which a resumed run must match, and files that are written whole or not."""
+"""Settings file of an output folder, which a resumed run must match, and writing files whole or not at all."""
 
 import json
 import os
