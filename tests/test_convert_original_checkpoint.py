@@ -1,4 +1,4 @@
-"""The release's checkpoints: as a pipeline that samples as the release does, and a subject's as a LoRA."""
+"""Conversion of the authors' checkpoints to a pipeline that samples like the release, and of a subject's to a LoRA."""
 
 import copy
 import json
@@ -28,13 +28,14 @@ from training import convert_original_checkpoint
 from training.models.conversion import convert_checkpoints, find_pose_radius, read_checkpoint
 
 
-HEIGHT, WIDTH = 48, 32  # CLIP's processor makes 24 x 16 of it and takes the rows from 4 to 20
+HEIGHT, WIDTH = 48, 32  # CLIP's processor resizes it to 24 x 16 and crops the rows from 4 to 20
+ADAPTER_NAMES = {"vae2clip": "vae_projection", "linear1": "token_mixer"}
 OLD_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 FILE = "pytorch_lora_weights.safetensors"
 
 
 class ReleaseAdapter(nn.Module):
-    """The release's adapter as it is described: 2x2 max-pooling, a projection of each channel, a mixture of tokens."""
+    """The release's adapter: 2x2 max-pooling, a projection of each channel, a mixture of tokens."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +48,7 @@ class ReleaseAdapter(nn.Module):
 
 
 def build_vae(seed):
-    """With attention in the middle, as Stable Diffusion's has."""
+    """Build a VAE with attention in the middle block, like Stable Diffusion's."""
     torch.manual_seed(seed)
     return AutoencoderKL(
         block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
@@ -57,7 +58,7 @@ def build_vae(seed):
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """Folders of a Stable Diffusion and of a CLIP vision model."""
+    """A folder with a Stable Diffusion pipeline, `sd`, and a CLIP vision model, `clip`."""
     folder, parts = tmp_path_factory.mktemp("bases"), get_dummy_components()
     StableDiffusionPipeline(
         vae=build_vae(0), text_encoder=None, tokenizer=None, unet=get_unet(4), safety_checker=None,
@@ -73,13 +74,13 @@ def bases(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def release():
-    """The models whose weights are released."""
+    """Models with the release's layout."""
     torch.manual_seed(3)
     return {"unet": get_unet(14).eval(), "adapter": ReleaseAdapter().eval(), "vae": build_vae(4)}
 
 
 def save_release(folder, models, prefix="module.", attention_is_convolution=True):
-    """Checkpoints as the release writes them; returns their options."""
+    """Write checkpoints like the release and return the options that name them."""
     folder.mkdir(parents=True, exist_ok=True)
     words = []
     for part, model in models.items():
@@ -101,27 +102,24 @@ def run(*words):
 
 
 def convert(bases, output_dir, *words):
-    run(
-        *(
-            "--base",
-            bases / "sd",
-            "--image_encoder_name_or_path",
-            bases / "clip",
-            "--height",
-            HEIGHT,
-            "--width",
-            WIDTH,
-        ),
-        *("--output_dir", output_dir, *words),
-    )
-    pipe = DreamPosePipeline.from_pretrained(output_dir)
+    models = ("--base", bases / "sd", "--image_encoder_name_or_path", bases / "clip")
+    run(*models, "--height", HEIGHT, "--width", WIDTH, "--output_dir", output_dir, *words)
+    return load(output_dir)
+
+
+def extract(words, base, output_dir, *more):
+    run(*words, "--subject_of", base, "--output_dir", output_dir, *more)
+
+
+def load(folder):
+    pipe = DreamPosePipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture(scope="module")
 def converted(bases, release, tmp_path_factory):
-    """The folder of a converted pipeline, in the ranges that are the default."""
+    """The folder of a pipeline converted with the default value ranges."""
     folder = tmp_path_factory.mktemp("converted")
     convert(bases, folder / "pipeline", *save_release(folder / "checkpoints", release))
     return folder / "pipeline"
@@ -132,7 +130,7 @@ def converted(bases, release, tmp_path_factory):
 
 @torch.no_grad()
 def release_frames(models, image_encoder, photo, pose_maps, start, image_range, pose_range, s_i, s_p, num_steps):
-    """The release's sampling, frame by frame, by none of the pipeline's own code: denoised latents."""
+    """Sample frame by frame like the release, without the pipeline's code; return the denoised latents."""
     vae, scheduler = models["vae"], build_ddim()
     scheduler.set_timesteps(num_steps)
     processor = CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=IMAGE_SIZE)
@@ -169,7 +167,7 @@ def build_ddim():
 @pytest.mark.slow
 @pytest.mark.parametrize("image_range", ["minus_one_one", "zero_one"])
 @pytest.mark.parametrize("pose_range", ["minus_one_one", "zero_one"])
-def test_a_converted_pipeline_denoises_as_the_release_does(bases, release, tmp_path, image_range, pose_range):
+def test_a_converted_pipeline_denoises_like_the_release(bases, release, tmp_path, image_range, pose_range):
     words = save_release(tmp_path / "checkpoints", release)
     ranges = ("--image_range", image_range, "--pose_range", pose_range)
     pipe = convert(bases, tmp_path / "pipeline", *words, *ranges)
@@ -183,7 +181,7 @@ def test_a_converted_pipeline_denoises_as_the_release_does(bases, release, tmp_p
     sampling = (photo, pose_maps, start, values[image_range], values[pose_range], 3.0, 2.0, 4)
     theirs = release_frames(release, pipe.image_encoder, *sampling)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    # Each of what the sampling depends on is seen in its result.
+    # Another value range changes the result.
     other = {"minus_one_one": (0.0, 1.0), "zero_one": (-1.0, 1.0)}
     for change in ({3: other[image_range]}, {4: other[pose_range]}):
         changed = [change.get(place, value) for place, value in enumerate(sampling)]
@@ -192,23 +190,21 @@ def test_a_converted_pipeline_denoises_as_the_release_does(bases, release, tmp_p
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
 @pytest.mark.parametrize("attention_is_convolution", [False, True])
-def test_names_and_shapes_of_then(bases, release, tmp_path, prefix, attention_is_convolution):
+def test_old_names_and_shapes(bases, release, tmp_path, prefix, attention_is_convolution):
     words = save_release(tmp_path / "checkpoints", release, prefix, attention_is_convolution)
     pipe = convert(bases, tmp_path / "pipeline", *words)
-    names = {"vae_projection": "vae2clip", "token_mixer": "linear1"}
-    for part, model in release.items():
-        expected, state = model.state_dict(), getattr(pipe, part).state_dict()
+    for part, expected in convert_names(release).items():
+        state = getattr(pipe, part).state_dict()
         assert len(state) == len(expected)
         for key, tensor in state.items():
-            layer, dot, kind = key.partition(".")
-            assert torch.equal(tensor, expected[names.get(layer, layer) + dot + kind]), key
+            assert torch.equal(tensor, expected[key]), key
     torch.manual_seed(0)
     clip, latents = torch.randn(2, NUM_IMAGE_TOKENS, IMAGE_EMBED_DIM), torch.randn(2, 4, HEIGHT // 2, WIDTH // 2)
     with torch.no_grad():
         torch.testing.assert_close(pipe.adapter(clip, latents), release["adapter"](clip, latents), atol=1e-5, rtol=0)
 
 
-def test_what_is_stored_with_it(converted):
+def test_settings_and_card_of_a_converted_pipeline(converted):
     pipe = DreamPosePipeline.from_pretrained(converted)
     assert isinstance(pipe.scheduler, PNDMScheduler)
     stored = ("skip_prk_steps", "set_alpha_to_one", "steps_offset", "timestep_spacing", "beta_schedule")
@@ -226,24 +222,24 @@ def test_what_is_stored_with_it(converted):
     card = ModelCard.load(converted / "README.md")
     text = " ".join(card.text.split())
     assert "UNet, adapter and VAE are checkpoints of the authors' [release]" in text
-    assert "pictures are [-1, 1] to the VAE (`image_range`), pose maps [-1, 1] to the UNet" in text
+    assert "pictures in [-1, 1] to the VAE (`image_range`) and pose maps in [-1, 1] to the UNet" in text
     assert "PNDM with 100 steps and guidance scales of 8 (photo) and 3 (pose)" in text
     assert "stage 1" not in text and "were trained on" not in text and str(converted.parent) not in card.content
 
 
-def test_without_a_vae_the_bases_stays_and_the_choice_of_ranges_is_said(bases, release, tmp_path, capsys):
+def test_without_a_vae_the_base_s_is_kept_and_the_ranges_are_reported(bases, release, tmp_path, capsys):
     words = save_release(tmp_path / "checkpoints", {part: release[part] for part in ("unet", "adapter")})
     pipe = convert(bases, tmp_path / "pipeline", *words, "--image_range", "zero_one")
     assert tuple(pipe.config.image_range) == (0, 1) and tuple(pipe.config.pose_range) == (-1, 1)
     expected = build_vae(0).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in pipe.vae.state_dict().items())
     text = " ".join((tmp_path / "pipeline" / "README.md").read_text().split())
-    assert "UNet and adapter are checkpoints" in text and "pictures are [0, 1] to the VAE" in text
+    assert "UNet and adapter are checkpoints" in text and "pictures in [0, 1] to the VAE" in text
     assert "image_range zero_one, pose_range minus_one_one" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3])
-def test_other_windows_of_poses(bases, release, tmp_path, radius):
+def test_other_pose_radii(bases, release, tmp_path, radius):
     torch.manual_seed(0)
     models = {"unet": get_unet(4 + 2 * (2 * radius + 1)), "adapter": release["adapter"]}
     pipe = convert(bases, tmp_path / "pipeline", *save_release(tmp_path / "checkpoints", models))
@@ -255,7 +251,7 @@ def test_other_windows_of_poses(bases, release, tmp_path, radius):
 
 
 class Hostile:
-    """Makes a folder where it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -269,14 +265,14 @@ def test_a_hostile_pickle_is_refused_and_not_run(bases, release, tmp_path, is_zi
     words = save_release(tmp_path, release)
     weights = {**release["adapter"].state_dict(), "more": Hostile(tmp_path / "was_run")}
     torch.save(weights, tmp_path / "adapter.pth", _use_new_zipfile_serialization=is_zip)
-    rule = "`adapter` must be a state dict of tensors alone, got 'adapter.pth': it asks for posix.mkdir. Nothing"
+    rule = "`adapter` must be a state dict of tensors only, got 'adapter.pth': it refers to posix.mkdir. None of it"
     with pytest.raises(ValueError, match=rule) as refusal:
         convert(bases, tmp_path / "pipeline", *words)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "was_run").exists() and not (tmp_path / "pipeline").exists()
 
 
-def test_the_hostile_pickle_of_that_test_runs_where_it_is_let(tmp_path):
+def test_the_hostile_pickle_would_run(tmp_path):
     torch.save({"more": Hostile(tmp_path / "was_run")}, tmp_path / "weights.pth")
     torch.load(tmp_path / "weights.pth", weights_only=False)
     assert (tmp_path / "was_run").exists()
@@ -285,9 +281,9 @@ def test_the_hostile_pickle_of_that_test_runs_where_it_is_let(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (None, "`unet` must be a file, got .*unet.pth', which is none"),
-        (b"no checkpoint", "`unet` must be a state dict of tensors alone, got 'unet.pth': reading it ends in"),
-        (nn.Linear(2, 2), "must be a state dict of tensors alone, .* asks for torch.nn.modules.linear.Linear"),
+        (None, "`unet` must be an existing file, got .*unet.pth'"),
+        (b"no checkpoint", "`unet` must be a state dict of tensors only, got 'unet.pth': reading it raises"),
+        (nn.Linear(2, 2), "must be a state dict of tensors only, .* refers to torch.nn.modules.linear.Linear"),
         ([torch.ones(2)], "`unet` must be a state dict of floating-point tensors, got 'unet.pth'"),
         ({}, "`unet` must be a state dict of floating-point tensors"),
         ({"epoch": 3}, "`unet` must be a state dict of floating-point tensors"),
@@ -315,24 +311,20 @@ def spoil(weights, drop=(), add=(), reshape=(), nan=()):
     "part, change, message",
     [
         ("adapter", {"drop": ["linear1.bias"]}, "`adapter` .* DreamPoseAdapter, got missing: token_mixer.bias.$"),
-        ("adapter", {"add": ["linear2.bias"]}, "`adapter` must hold .*, got too much: linear2.bias.$"),
+        ("adapter", {"add": ["linear2.bias"]}, "`adapter` must hold .*, got unexpected: linear2.bias.$"),
         (
             "adapter",
             {"reshape": ["vae2clip.weight"]},
-            r"`adapter` .*, got of another shape: vae_projection.weight of \(5, 9\) for \(16, 96\).$",
+            r"`adapter` .*, got wrong shape: vae_projection.weight is \(5, 9\) instead of \(16, 96\).$",
         ),
         ("unet", {"nan": ["conv_out.bias"]}, "`unet` must .* UNet2DConditionModel, got not finite: conv_out.bias.$"),
         (
             "vae",
             {"drop": ["quant_conv.bias"], "add": ["a", "b"]},
-            "`vae` must .* AutoencoderKL, got missing: quant_conv.bias; too much: a, b.$",
+            "`vae` must .* AutoencoderKL, got missing: quant_conv.bias; unexpected: a, b.$",
         ),
         ("vae", {"drop": ["decoder.conv_in.weight", "decoder.conv_in.bias"]}, "missing: decoder.conv_in.weight, dec"),
-        (
-            "unet",
-            {"drop": ["conv_in.weight"]},
-            "`unet` must hold conv_in.weight and conv_out.weight, got conv_in.bias",
-        ),
+        ("unet", {"drop": ["conv_in.weight"]}, "`unet` must hold conv_in.weight and conv_out.weight, got conv_in.b"),
     ],
 )
 def test_weights_of_another_model(bases, release, tmp_path, part, change, message):
@@ -345,42 +337,43 @@ def test_weights_of_another_model(bases, release, tmp_path, part, change, messag
 
 def test_long_lists_of_names_are_cut(bases, release, tmp_path):
     words = save_release(tmp_path, release | {"vae": get_unet(14)})
-    with pytest.raises(ValueError, match=r"`vae` .* missing: (\S+, ){5}\S+ and \d+ more; too much: (\S+, ){5}\S+ and"):
+    with pytest.raises(
+        ValueError, match=r"`vae` .* missing: (\S+, ){5}\S+ and \d+ more; unexpected: (\S+, ){5}\S+ and"
+    ):
         convert(bases, tmp_path / "pipeline", *words)
 
 
 @pytest.mark.parametrize("in_channels", [4, 5, 8, 13])
-def test_a_unet_without_a_window_of_poses(in_channels):
-    message = f"`unet` must take 4 channels and 2 of each of 1, 3, 5, ... poses, got conv_in.weight for {in_channels}"
+def test_a_unet_without_a_pose_window(in_channels):
+    weights = {"conv_in.weight": torch.ones(8, in_channels, 3, 3), "conv_out.weight": torch.ones(4, 8, 3, 3)}
+    message = f"`unet` must have 4 input channels for latents and 2 for .* poses, got {in_channels} in conv_in.weight"
     with pytest.raises(ValueError, match=message):
-        find_pose_radius(
-            {"conv_in.weight": torch.ones(8, in_channels, 3, 3), "conv_out.weight": torch.ones(4, 8, 3, 3)}
-        )
+        find_pose_radius(weights)
 
 
-def test_a_size_that_is_not_the_adapter_s(bases, release, tmp_path):
+def test_a_size_that_does_not_fit_the_adapter(bases, release, tmp_path):
     words = save_release(tmp_path, release)
-    message = "`height` and `width` must be those of the pictures .*, got 64 and 32, which make 128 cells .* takes 96"
+    message = "`height` and `width` must be those of the pictures .*, got 64 and 32, which give 128 cells .* of 96"
     with pytest.raises(ValueError, match=message):
         convert(bases, tmp_path / "pipeline", *words, "--height", 64)
 
 
-def test_a_pipeline_is_no_base_of_another(bases, converted, release, tmp_path):
+def test_a_dreampose_pipeline_cannot_be_the_base(bases, converted, release, tmp_path):
     words = save_release(tmp_path, release)
-    message = f"`base` must be a Stable Diffusion 1.x, got '{converted}', which is a DreamPosePipeline already"
+    message = f"`base` must be a Stable Diffusion 1.x, got '{converted}', which is a DreamPosePipeline"
     with pytest.raises(ValueError, match=message):
         convert(bases, tmp_path / "pipeline", *words, "--base", converted)
     assert not (tmp_path / "pipeline").exists()
 
 
 @pytest.mark.parametrize("subject", [False, True])
-def test_what_is_not_ours_is_not_written_over(bases, converted, release, tmp_path, subject):
+def test_other_files_are_not_overwritten(bases, converted, release, tmp_path, subject):
     output = tmp_path / "output"
     words = save_release(tmp_path / "checkpoints", add_differences(release, rank=1) if subject else release)
 
     def write():
         if subject:
-            run(*words, "--subject_of", converted, "--rank", 1, "--output_dir", output)
+            extract(words, converted, output, "--rank", 1)
         else:
             convert(bases, output, *words)
 
@@ -398,7 +391,7 @@ def test_what_is_not_ours_is_not_written_over(bases, converted, release, tmp_pat
     (output / other).unlink()
     (output / "README.md").unlink()
     if not subject:
-        (output / "unet").mkdir()  # of a run that was stopped
+        (output / "unet").mkdir()  # left by an interrupted run
     write()
     first = (output / "README.md").read_text()
     (output / "README.md").write_text("Of an earlier output.")
@@ -406,7 +399,7 @@ def test_what_is_not_ours_is_not_written_over(bases, converted, release, tmp_pat
     assert (output / "README.md").read_text() == first
 
 
-def test_bases_that_are_none(bases, release, tmp_path):
+def test_bad_bases(bases, release, tmp_path):
     paths = dict(zip(release, (tmp_path / f"{part}.pth" for part in release)))
     save_release(tmp_path, release)
     how = {"image_range": "zero_one", "pose_range": "zero_one", "height": HEIGHT, "width": WIDTH}
@@ -433,7 +426,7 @@ def test_bases_that_are_none(bases, release, tmp_path):
         (["--unet", "a.pth", "--pose_range", "0..255"], "argument --pose_range: invalid choice"),
     ],
 )
-def test_options_that_do_not_go_together(capsys, words, message):
+def test_options_that_exclude_each_other(capsys, words, message):
     with pytest.raises(SystemExit):
         convert_original_checkpoint.parse_args([*words, "--output_dir", "out"])
     assert message in capsys.readouterr().err
@@ -442,15 +435,9 @@ def test_options_that_do_not_go_together(capsys, words, message):
 # A subject to a LoRA
 
 
-def load(folder):
-    pipe = DreamPosePipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @torch.no_grad()
 def add_differences(models, rank=None):
-    """A copy of the models whose layers, but for each third, differ by a matrix of this rank, or by a full one."""
+    """Copy the models and add to two of every three layers a matrix of this rank, or of full rank."""
     torch.manual_seed(8)
     models = copy.deepcopy(models)
     for model in models.values():
@@ -470,10 +457,10 @@ def read_facts(folder):
     return {key.removeprefix("dreampose."): value for key, value in metadata.items() if "dreampose." in key}, num_bytes
 
 
-def test_a_difference_of_this_rank_is_recovered(converted, release, tmp_path, capsys):
+def test_a_difference_of_the_lora_s_rank_is_recovered(converted, release, tmp_path, capsys):
     subject = add_differences(release, rank=2)
     words = save_release(tmp_path / "checkpoints", subject)
-    run(*words, "--subject_of", converted, "--rank", 2, "--output_dir", tmp_path / "anna")
+    extract(words, converted, tmp_path / "anna", "--rank", 2)
     pipe, expected = load(converted), convert_names(subject)
     before = {part: getattr(pipe, part).state_dict() for part in subject}
     distance = max(
@@ -493,7 +480,7 @@ def test_a_difference_of_this_rank_is_recovered(converted, release, tmp_path, ca
     facts, num_bytes = read_facts(tmp_path / "anna")
     assert facts["rank"] == facts["lora_alpha"] == 2 and facts["num_weight_bytes"] == num_bytes
     assert facts["relative_error"] < 1e-5 and [facts[f"{part}_num_left"] for part in subject] == [0, 0, 0]
-    assert "base_model" not in facts, "a folder's name helps nobody"
+    assert "base_model" not in facts, "a folder's name is not written"
     output = capsys.readouterr().out
     size = (tmp_path / "anna" / FILE).stat().st_size
     assert "unet: rank 2 in " in output and "leaves 0.00% of the difference" in output
@@ -503,14 +490,14 @@ def test_a_difference_of_this_rank_is_recovered(converted, release, tmp_path, ca
 def test_an_extracted_subject_has_a_card(converted, release, tmp_path):
     subject = add_differences({part: release[part] for part in ("unet", "vae")}, rank=2)
     words = save_release(tmp_path / "checkpoints", subject)
-    run(*words, "--subject_of", converted, "--rank", 1, "--output_dir", tmp_path / "anna")
+    extract(words, converted, tmp_path / "anna", "--rank", 1)
     card, facts = ModelCard.load(tmp_path / "anna" / "README.md"), read_facts(tmp_path / "anna")[0]
     text = " ".join(card.text.split())
     assert "lora" in card.data.tags and card.data.pipeline_tag == "image-to-video" and card.data.base_model is None
     for part in (
-        "a LoRA of UNet and VAE, taken from checkpoints as the authors' release writes them.",
+        "a LoRA of UNet and VAE, taken from checkpoints in the format of the authors' release.",
         'pipe.load_lora_weights("path/to/this/folder")',
-        "the best approximation of rank 1,",
+        "the best approximation of rank 1:",
         f"It leaves {facts['relative_error']:.2%} of the difference",
         "Versions: torch",
     ):
@@ -520,22 +507,21 @@ def test_an_extracted_subject_has_a_card(converted, release, tmp_path):
 
 
 def convert_names(models):
-    """The weights of the release's models by this project's names."""
-    renamed = {"vae2clip": "vae_projection", "linear1": "token_mixer"}
+    """Return the weights of the release's models under this project's names."""
     weights = {part: model.state_dict() for part, model in models.items()}
-    for old, new in renamed.items():
+    for old, new in ADAPTER_NAMES.items():
         for kind in ("weight", "bias"):
             weights["adapter"][f"{new}.{kind}"] = weights["adapter"].pop(f"{old}.{kind}")
     return weights
 
 
-def test_what_a_full_difference_leaves_is_what_its_singular_values_say(converted, release, tmp_path):
+def test_the_error_of_a_full_difference_follows_from_its_singular_values(converted, release, tmp_path):
     subject = add_differences(release)
     with torch.no_grad():
         subject["vae"].decoder.conv_out.bias += 0.5
         subject["vae"].decoder.conv_norm_out.weight -= 0.25
     words = save_release(tmp_path / "checkpoints", subject)
-    run(*words, "--subject_of", converted, "--rank", 3, "--output_dir", tmp_path / "anna")
+    extract(words, converted, tmp_path / "anna", "--rank", 3)
     facts, _ = read_facts(tmp_path / "anna")
     whole, left = {}, {}
     own, others = convert_names(subject), load(converted)
@@ -565,12 +551,12 @@ def state(pipe, part):
     return getattr(pipe, part).state_dict().items()
 
 
-def test_a_subject_may_be_a_part_alone(converted, release, tmp_path):
-    """The adapter differs in a bias alone, which no LoRA carries."""
+def test_a_subject_of_one_component(converted, release, tmp_path):
+    """The adapter differs only in a bias, which a LoRA cannot change."""
     subject = add_differences({"vae": release["vae"]}, rank=1) | {"adapter": copy.deepcopy(release["adapter"])}
     nn.init.constant_(subject["adapter"].linear1.bias, 2.0)
     words = save_release(tmp_path / "checkpoints", subject)
-    run(*words, "--subject_of", converted, "--rank", 1, "--output_dir", tmp_path / "anna")
+    extract(words, converted, tmp_path / "anna", "--rank", 1)
     pipe = load(converted)
     pipe.load_lora_weights(tmp_path / "anna", adapter_name="anna")
     assert pipe.get_list_adapters() == {"vae": ["anna"]}
@@ -579,20 +565,18 @@ def test_a_subject_may_be_a_part_alone(converted, release, tmp_path):
 
 
 def test_bad_subjects(bases, converted, release, tmp_path):
-    words = save_release(tmp_path, release)
-    with pytest.raises(ValueError, match="`unet`, `adapter`, `vae` must differ from `subject_of` in a linear"):
-        run(*words, "--subject_of", converted, "--output_dir", tmp_path / "anna")
-    with pytest.raises(ValueError, match="`rank` must be at least 1, got 0"):
-        run(*words, "--subject_of", converted, "--rank", 0, "--output_dir", tmp_path / "anna")
-    with pytest.raises(ValueError, match="`device` must be one that computes in float64, got 'meat'"):
-        run(*words, "--subject_of", converted, "--device", "meat", "--output_dir", tmp_path / "anna")
-    with pytest.raises(ValueError, match="`subject_of` must be a DreamPose pipeline, .* a StableDiffusionPipeline"):
-        run(*words, "--subject_of", bases / "sd", "--output_dir", tmp_path / "anna")
-    with pytest.raises(ValueError, match="`subject_of` must be a pipeline's folder or Hub id, got .*none'"):
-        run(*words, "--subject_of", tmp_path / "none", "--output_dir", tmp_path / "anna")
-    with pytest.raises(ValueError, match="`output_dir` must spare what is read"):
-        run(*words, "--subject_of", converted, "--output_dir", converted)
+    words, anna = save_release(tmp_path, release), tmp_path / "anna"
+    for base, more, message in (
+        (converted, [], "`unet`, `adapter`, `vae` must differ from `subject_of` in a linear"),
+        (converted, ["--rank", 0], "`rank` must be at least 1, got 0"),
+        (converted, ["--device", "meat"], "`device` must be one that computes in float64, got 'meat'"),
+        (bases / "sd", [], "`subject_of` must be a DreamPose pipeline, .* a StableDiffusionPipeline"),
+        (tmp_path / "none", [], "`subject_of` must be a pipeline's folder or Hub id, got .*none'"),
+        (converted, ["--output_dir", converted], "`output_dir` must spare what is read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extract(words, base, anna, *more)
     torch.save(spoil(release["unet"].state_dict(), drop=["conv_out.bias"]), tmp_path / "unet.pth")
     with pytest.raises(ValueError, match="`unet` must hold the weights of this UNet.*missing: conv_out.bias"):
-        run(*words, "--subject_of", converted, "--output_dir", tmp_path / "anna")
-    assert not (tmp_path / "anna").exists()
+        extract(words, converted, anna)
+    assert not anna.exists()

@@ -1,4 +1,4 @@
-"""What ships: half precision, stored defaults, no trace of where it was trained; a sample of the test split."""
+"""`export_tiny.py`: float16 weights, stored defaults, no path of the run, and a sample of the test split."""
 
 import json
 
@@ -13,6 +13,7 @@ from training import export_tiny
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.engine.run_log import append_log
 from training.export_tiny import main, parse_args
+from training.media import charts
 from training.media.charts import line_chart
 
 
@@ -26,11 +27,10 @@ def test_export(tmp_path):
     for file in (tmp_path / "tiny").rglob("*.json"):
         assert "_name_or_path" not in json.loads(file.read_text()), file
     pipeline = DreamPosePipeline.from_pretrained(tmp_path / "tiny")
-    assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.adapter, pipeline.image_encoder)} == {
-        torch.float32
-    }
+    models = (pipeline.unet, pipeline.vae, pipeline.adapter, pipeline.image_encoder)
+    assert all(model.dtype == torch.float32 for model in models)
     assert pipeline.config.default_pose_guidance_scale == 1.75
-    assert pipeline.config.default_image_guidance_scale == 8.0, "what is not given stays"
+    assert pipeline.config.default_image_guidance_scale == 8.0, "an option that is not given changes nothing"
 
     config = ProceduralFashionConfig(name="sample", num_frames=7)
     files = sorted((tmp_path / "sample" / "poses").iterdir())
@@ -38,11 +38,11 @@ def test_export(tmp_path):
     photo, pose = np.asarray(Image.open(tmp_path / "sample" / "photo.png")), np.asarray(Image.open(files[6]))
     assert np.array_equal(photo, config.clip("test", 2, 2, [0])[0].image)
     iuv = np.asarray(Image.open(tmp_path / "sample" / "photo_iuv.png"))
-    assert np.array_equal(iuv, config.clip("test", 2, 2, [0])[0].iuv), "as stage 2 takes it"
+    assert np.array_equal(iuv, config.clip("test", 2, 2, [0])[0].iuv), "for stage 2"
     assert np.array_equal(pose, config.clip("test", 2, 5, [6])[0].iuv), "another subject's motion on this body"
 
 
-def test_the_default_sample_turns_round_in_something_loose():
+def test_the_default_sample_turns_around_in_a_skirt_or_dress():
     options = parse_args([])
     config = ProceduralFashionConfig(name="sample", num_frames=options.num_frames)
     motion = config.motion("test", options.motion)
@@ -50,7 +50,7 @@ def test_the_default_sample_turns_round_in_something_loose():
     assert config.subject("test", options.subject).bottom in ("skirt", "dress")
 
 
-def test_settings_and_logs_are_kept_and_stage_one_is_drawn(tmp_path, monkeypatch):
+def test_settings_and_logs_are_kept_and_curves_are_drawn(tmp_path, monkeypatch):
     runs = tmp_path / "runs"
     for number, name in enumerate(export_tiny.RUNS):
         (runs / name).mkdir(parents=True)
@@ -58,9 +58,7 @@ def test_settings_and_logs_are_kept_and_stage_one_is_drawn(tmp_path, monkeypatch
         append_log(runs / name, 5, {"loss": 1.0 + number})
         append_log(runs / name, 10, {"loss": 0.5, "validation/psnr": 20.0 + number, "validation/ssim": 0.9})
     drawn = []
-    monkeypatch.setattr(
-        export_tiny, "line_chart", lambda curves, title: drawn.append(curves) or line_chart(curves, title)
-    )
+    monkeypatch.setattr(charts, "line_chart", lambda *given: drawn.append(given[0]) or line_chart(*given))
     main(parse_args(["--runs", str(runs), "--model_dir", str(tmp_path / "tiny"), "--sample_dir", str(tmp_path)]))
     kept = tmp_path / "tiny" / "training"
     assert (kept / "vae.yaml").read_text() == "output_dir: runs/vae\n"

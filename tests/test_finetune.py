@@ -1,4 +1,4 @@
-"""Stage 2 through its entry point, on a tiny pipeline and the photos of a drawn figure."""
+"""`finetune.py` on a tiny pipeline and two photos of a drawn figure."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def arguments(base, photos, output_dir, *more):
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """The pipelines that runs have loaded."""
+    """The pipelines that runs load."""
     pipelines, load = [], finetune.load_subject_base
     monkeypatch.setattr(
         finetune, "load_subject_base", lambda *names, **_: pipelines.append(load(*names)) or pipelines[-1]
@@ -76,9 +76,12 @@ def parameters(pipeline):
     return {f"{name}.{key}": value for name in COMPONENTS for key, value in getattr(pipeline, name).named_parameters()}
 
 
+def records(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def losses(folder):
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [record["loss"] for record in records]
+    return [record["loss"] for record in records(folder)]
 
 
 def metadata(folder):
@@ -103,7 +106,7 @@ def render_latents(pipeline):
     [[], ["--use_dora", "--lora_convolutions", "--lora_conv_in", "--channels_last"], ["--mixed_precision", "bf16"]],
     ids=["plain", "dora", "bf16"],
 )
-def test_trains_nothing_but_a_lora_whose_file_gives_what_was_trained(
+def test_only_the_lora_trains_and_its_file_reproduces_the_trained_model(
     base, photos, tmp_path, loaded, monkeypatch, flags
 ):
     latents = torch.randn(2, 4, 16, 12, generator=torch.Generator().manual_seed(0))
@@ -121,7 +124,7 @@ def test_trains_nothing_but_a_lora_whose_file_gives_what_was_trained(
             assert parameter.requires_grad == (".lora_" in key), key
             if parameter.requires_grad:
                 assert parameter.dtype == torch.float32 and key.split(".")[0] in parts, key
-            else:  # to the bit, whatever is put back afterwards
+            else:  # bit for bit, during training
                 assert parameter.dtype == dtype, key
                 assert torch.equal(parameter, untrained[key.replace(".base_layer", "")].to(dtype)), key
         return collect(parts)
@@ -131,21 +134,19 @@ def test_trains_nothing_but_a_lora_whose_file_gives_what_was_trained(
     after = weights(loaded[0])
     assert untrained.keys() == after.keys() and all(torch.equal(untrained[key], after[key]) for key in untrained)
     layers = load_file(tmp_path / FILE)
-    assert all(layer.abs().max() > 0 for layer in layers.values()), "every layer has been trained"
+    assert all(layer.abs().max() > 0 for layer in layers.values()), "every layer is trained"
     assert {key.split(".")[0] for key in layers} == {"unet", "adapter", "vae"}
-    anew = load(base)
-    plain = render_latents(anew)
-    anew.load_lora_weights(tmp_path)
+    fresh = load(base)
+    plain = render_latents(fresh)
+    fresh.load_lora_weights(tmp_path)
     with torch.no_grad():
-        pixels = anew.vae.decode(latents).sample
-    assert (render_latents(anew) - plain).abs().max() > 1e-2
-    if "bf16" not in flags:  # whose training saw rounded weights
-        torch.testing.assert_close(render_latents(anew), trained["latents"], atol=1e-5, rtol=0)
+        pixels = fresh.vae.decode(latents).sample
+    assert (render_latents(fresh) - plain).abs().max() > 1e-2
+    if "bf16" not in flags:  # trained with rounded weights
+        torch.testing.assert_close(render_latents(fresh), trained["latents"], atol=1e-5, rtol=0)
         torch.testing.assert_close(pixels, trained["pixels"], atol=1e-5, rtol=0)
     facts = {key.removeprefix("dreampose."): value for key, value in metadata(tmp_path).items() if "dreampose" in key}
-    assert facts == {
-        "rank": 2, "lora_alpha": 2, "num_photos": 2, "num_denoiser_steps": 4, "num_decoder_steps": 4
-    }  # fmt: skip
+    assert facts == {"rank": 2, "lora_alpha": 2, "num_photos": 2, "num_denoiser_steps": 4, "num_decoder_steps": 4}
     for phase in ("denoiser", "decoder"):
         assert len(losses(tmp_path / phase)) == 4 and all(0 < loss < 20 for loss in losses(tmp_path / phase))
     assert losses(tmp_path / "decoder")[-1] < losses(tmp_path / "decoder")[0]
@@ -165,7 +166,7 @@ def test_full_training_changes_unet_adapter_and_decoder(base, photos, tmp_path, 
 
 @pytest.mark.slow
 def test_a_run_stopped_in_either_phase_equals_an_undisturbed_one(base, photos, tmp_path, monkeypatch):
-    """Its crops are encoded anew, but for a phase that is through."""
+    """A resumed run encodes its crops again, unless the denoiser's training is finished."""
     crops, encoded = ["--num_cached_crops", "3"], []
     encode = subject.CachedSubjectPairs
     monkeypatch.setattr(subject, "CachedSubjectPairs", lambda *given: encoded.append(given) or encode(*given))
@@ -174,7 +175,7 @@ def test_a_run_stopped_in_either_phase_equals_an_undisturbed_one(base, photos, t
     seen = []
 
     def interrupted(phase, at):
-        """A training whose loss function raises SIGTERM in one of its steps."""
+        """Return a `train` whose loss function raises SIGTERM in one step."""
 
         def train(accelerator, module, loss_fn, samples, **keywords):
             def count(module, batch):
@@ -195,8 +196,8 @@ def test_a_run_stopped_in_either_phase_equals_an_undisturbed_one(base, photos, t
         assert not (tmp_path / "parts" / FILE).exists()
     monkeypatch.setattr(subject, "train", interrupted("none", 1))
     main(parse_args(words))
-    assert seen == ["denoiser"] * 4 + ["decoder"] * 4, "no step was made twice"
-    assert len(encoded) == 3, "by the whole run, by the first part and by the second"
+    assert seen == ["denoiser"] * 4 + ["decoder"] * 4, "no step runs twice"
+    assert len(encoded) == 3, "by the whole run, the first part and the second part"
     whole, parts = (load_file(tmp_path / name / FILE) for name in ("whole", "parts"))
     assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
     assert metadata(tmp_path / "whole") == metadata(tmp_path / "parts")
@@ -221,8 +222,7 @@ def test_a_step_without_a_finite_loss_is_skipped_in_either_phase(base, photos, t
     monkeypatch.setattr(subject, "train", train)
     main(parse_args(arguments(base, photos, tmp_path, "--logging_steps", "1")))
     for phase in ("denoiser", "decoder"):
-        records = [json.loads(line) for line in (tmp_path / phase / "log.jsonl").read_text().splitlines()]
-        assert [record["num_skipped_steps"] for record in records] == [0, 1, 1, 1]
+        assert [record["num_skipped_steps"] for record in records(tmp_path / phase)] == [0, 1, 1, 1]
     assert all(value.isfinite().all() for value in load_file(tmp_path / FILE).values())
 
 
@@ -237,8 +237,7 @@ def test_either_phase_is_skipped_and_can_follow_later(base, photos, tmp_path):
         assert alone.keys() == {key for key in both if key.startswith(parts[phase])}
         assert all(torch.equal(alone[key], both[key]) for key in alone)
         assert f"dreampose.num_{phase}_steps" in metadata(tmp_path / phase)
-    later = arguments(base, photos, tmp_path / "denoiser", "--resume_from_checkpoint", "latest")
-    main(parse_args(later))
+    main(parse_args(arguments(base, photos, tmp_path / "denoiser", "--resume_from_checkpoint", "latest")))
     later = load_file(tmp_path / "denoiser" / FILE)
     assert all(torch.equal(later[key], both[key]) for key in both)
 
@@ -264,7 +263,7 @@ def test_a_prior_gradient_checkpointing_and_another_size(base, photos, tmp_path,
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(base, photos, tmp_path):
-    """`accelerate launch` with two real CPU processes, gradients through UNet, adapter and decoder."""
+    """`accelerate launch` with two CPU processes equals one process with the same global batch."""
     crops = ["--num_cached_crops", "3"]
     words = arguments(base, photos, tmp_path / "two", "--train_batch_size", "1", *crops)
     launch_two_processes("training/finetune.py", words)
@@ -280,7 +279,7 @@ def test_two_processes_train_as_one(base, photos, tmp_path):
 
 @pytest.mark.slow
 def test_two_subjects_on_one_base_are_switched(base, photos, tmp_path):
-    """One of them without a decoder, so that the other's must not show through."""
+    """One of them has no LoRA of the decoder; the other's must not stay active."""
     short = ["--max_train_steps", "2", "--decoder_max_train_steps"]
     main(parse_args(arguments(base, photos, tmp_path / "anna", *short, "2")))
     main(parse_args(arguments(base, photos, tmp_path / "bert", *short, "0", "--seed", "1", "--rank", "3")))
@@ -302,11 +301,11 @@ def test_two_subjects_on_one_base_are_switched(base, photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_densepose_makes_the_poses_and_trackers_tell_the_phases_apart(base, tmp_path):
-    """Read back from TensorBoard's own files: names and steps of one phase are none of the other's."""
+def test_densepose_makes_the_poses_and_trackers_separate_the_phases(base, tmp_path):
+    """In TensorBoard's files, the two phases have different names and steps."""
     for number, frame in enumerate(ProceduralFashionConfig().clip("test", 0, 0, [0, 8])):
         (tmp_path / "photos").mkdir(exist_ok=True)
-        Image.fromarray(frame.iuv).save(tmp_path / "photos" / f"view_{number}.png")  # which the export reads off
+        Image.fromarray(frame.iuv).save(tmp_path / "photos" / f"view_{number}.png")  # the fake DensePose returns it
     torch.jit.script(TupleExport()).save(tmp_path / "model.pt")
     more = ["--densepose", str(tmp_path / "model.pt"), "--report_to", "tensorboard"]
     more += ["--max_train_steps", "2", "--decoder_max_train_steps", "2"]
@@ -323,8 +322,8 @@ def test_densepose_makes_the_poses_and_trackers_tell_the_phases_apart(base, tmp_
 
 
 @pytest.mark.slow
-def test_a_quantized_base_is_left_as_it_was_loaded(base, photos, tmp_path, monkeypatch):
-    """A UNet in half precision that is marked as diffusers marks one in 4 bit, which wants a GPU."""
+def test_a_quantized_base_stays_as_loaded(base, photos, tmp_path, monkeypatch):
+    """Uses a bfloat16 UNet that is marked as quantized, because real 4-bit weights need a GPU."""
     asked, placed, pipelines, load_base = [], [], [], finetune.load_subject_base
 
     def load_marked(*names, **loading):
@@ -333,36 +332,29 @@ def test_a_quantized_base_is_left_as_it_was_loaded(base, photos, tmp_path, monke
         pipelines[0].unet.is_quantized = True
         return pipelines[0]
 
-    def note(modules):
-        placed.append(modules)
-        return nullcontext()
-
     arguments_of = {"dtype": {"unet": torch.bfloat16, "default": torch.float32}}
     monkeypatch.setattr("training.engine.session.check_bitsandbytes", lambda *_: None)
-    monkeypatch.setattr(
-        finetune, "four_bit_arguments", lambda dtype: arguments_of if dtype == torch.bfloat16 else None
-    )
+    four_bit = {torch.bfloat16: arguments_of}
+    monkeypatch.setattr(finetune, "four_bit_arguments", four_bit.get)
     monkeypatch.setattr(finetune, "load_subject_base", load_marked)
-    monkeypatch.setattr(subject, "held_on_cpu", note)
+    monkeypatch.setattr(subject, "held_on_cpu", lambda modules: nullcontext(placed.append(modules)))
     more = ["--quantize_base", "--mixed_precision", "bf16", "--num_cached_crops", "2"]
     more += ["--max_train_steps", "1", "--decoder_max_train_steps", "1"]
     main(parse_args(arguments(base, photos, tmp_path, *more)))
     (pipeline,) = pipelines
     assert asked == [arguments_of]
-    assert placed == [
-        [pipeline.vae, pipeline.image_encoder],
-        [pipeline.unet, pipeline.adapter, pipeline.image_encoder],
-    ]
+    unet, adapter, vae, image_encoder = (getattr(pipeline, name) for name in COMPONENTS)
+    assert placed == [[vae, image_encoder], [unet, adapter, image_encoder]]
     expected = load(base, dtype=arguments_of["dtype"])
     assert all(torch.equal(value, weights(pipeline)[key]) for key, value in weights(expected).items())
     assert pipeline.unet.dtype == torch.bfloat16
-    anew = load(base)
-    anew.load_lora_weights(tmp_path)
-    assert anew.get_list_adapters().keys() == {"unet", "adapter", "vae"}
+    fresh = load(base)
+    fresh.load_lora_weights(tmp_path)
+    assert fresh.get_list_adapters().keys() == {"unet", "adapter", "vae"}
 
 
 @pytest.mark.slow
-def test_what_is_pushed(base, photos, tmp_path, monkeypatch):
+def test_pushed_files(base, photos, tmp_path, monkeypatch):
     pushed = {}
     monkeypatch.setattr(finetune, "try_make_repo", lambda name, private: f"you/{name}")
     monkeypatch.setattr(finetune, "try_push", lambda folder, name, **how: pushed.update(how, name=name))
@@ -381,10 +373,7 @@ def test_what_is_pushed(base, photos, tmp_path, monkeypatch):
     [
         (["--instance_data_dir", "no/such"], "`instance_data_dir` must be a folder of photos, got 'no/such'"),
         (["--pretrained_model_name_or_path", "none"], "`pretrained_model_name_or_path` must be .*, got None"),
-        (
-            ["--pretrained_model_name_or_path", "no/such"],
-            "`pretrained_model_name_or_path` must be a pipeline's folder",
-        ),
+        (["--pretrained_model_name_or_path", "no/such"], "`pretrained_model_name_or_path` must be a pipeline's fol"),
         (["--max_train_steps", "0", "--decoder_max_train_steps", "0"], "must not both be 0"),
         (["--validation_steps", "2"], "`validation_steps` must be none for a subject, got 2"),
         (["--hub_sample", "--train_mode", "full", "--sample_inference_steps", "1"], "`hub_sample` must .*full"),
@@ -393,7 +382,7 @@ def test_what_is_pushed(base, photos, tmp_path, monkeypatch):
         (["--height", "36"], "`height` must be a positive multiple of 8, got 36"),
         (["--rank", "0"], "`rank` must be at least 1, got 0"),
         (["--prior_prob", "1"], r"`prior_prob` must be within \[0, 1\), got 1"),
-        (["--prior_dataset", "procedural/huge"], "`prior_dataset` cannot be taken. The data set must be one of"),
+        (["--prior_dataset", "procedural/huge"], "`prior_dataset` cannot be used. The data set must be one of"),
         (["--quantize_base"], "`quantize_base` must go with CUDA and bitsandbytes"),
     ],
 )
@@ -404,7 +393,7 @@ def test_bad_options_end_in_one_clear_error(base, photos, tmp_path, flags, messa
         main(parse_args(arguments(base, photos, tmp_path, *flags)))
 
 
-def test_neither_the_base_nor_the_photos_are_written_over(base, photos, tmp_path):
+def test_neither_base_nor_photos_are_overwritten(base, photos, tmp_path):
     for folder in (base, photos):
         before = sorted(path.name for path in folder.iterdir())
         with pytest.raises(ValueError, match="`output_dir` must spare what is read, but .* writes over"):
@@ -414,7 +403,5 @@ def test_neither_the_base_nor_the_photos_are_written_over(base, photos, tmp_path
 
 def test_stable_diffusion_is_sent_to_stage_one(photos, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    with pytest.raises(
-        ValueError, match="must be a DreamPose pipeline, such as stage 1 writes, got .*StableDiffusion"
-    ):
+    with pytest.raises(ValueError, match="must be a DreamPose pipeline, such as stage 1 writes, got .*StableDiff"):
         main(parse_args(arguments(tmp_path, photos, tmp_path / "out")))

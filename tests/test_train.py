@@ -1,4 +1,4 @@
-"""Stage 1 through its entry point, on a tiny pipeline and drawn clips."""
+"""`train.py` on a tiny pipeline and drawn clips."""
 
 import inspect
 import json
@@ -46,9 +46,12 @@ def arguments(base, output_dir, *more):
     ]  # fmt: skip
 
 
+def records(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def losses(folder):
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [record["loss"] for record in records if "loss" in record]
+    return [record["loss"] for record in records(folder) if "loss" in record]
 
 
 def weights(folder):
@@ -68,17 +71,17 @@ def test_trains_validates_and_writes_a_pipeline(base, tmp_path):
     assert changed and {key.split(".")[0] for key in changed} == {"unet", "adapter"}
     pipeline = DreamPosePipeline.from_pretrained(tmp_path)
     assert (pipeline.config.default_height, pipeline.config.default_width) == (80, 64)
-    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert all(0 < record["loss"] < 10 for record in records if "loss" in record)
-    validated = [record for record in records if "validation/ssim" in record]
+    log = records(tmp_path)
+    assert all(0 < loss < 10 for loss in losses(tmp_path))
+    validated = [record for record in log if "validation/ssim" in record]
     assert [record["step"] for record in validated] == [4] and validated[0]["validation/psnr"] > 3
     assert 0 < validated[0]["validation/temporal_error"] < 1
     strip, video = (Image.open(tmp_path / "validation" / f"step-000004.{suffix}") for suffix in ("png", "gif"))
     assert video.size == (64, 80) and video.n_frames == 6 and strip.width > 7 * 64 and strip.height > 3 * 80
     assert (tmp_path / "validation" / "step-000004.mp4").exists()
     adapter = DreamPosePipeline.from_pretrained(base).adapter
-    assert records[0]["vae_token_weight"] == pytest.approx(vae_token_weight(adapter).item(), rel=1e-4)
-    assert records[0]["peak_memory_gib"] > 0.1
+    assert log[0]["vae_token_weight"] == pytest.approx(vae_token_weight(adapter).item(), rel=1e-4)
+    assert log[0]["peak_memory_gib"] > 0.1
     assert "learning_rate: 0.001" in (tmp_path / "options.yaml").read_text()
 
 
@@ -96,7 +99,7 @@ def test_the_noise_offset_reaches_the_samples(base, tmp_path, monkeypatch):
 
 
 def record_calls(monkeypatch, module, *names):
-    """What functions of a module are called with, by argument: `(name, arguments)`, the results as they were."""
+    """Record the calls of a module's functions as `(name, arguments)`; the functions still run."""
     calls = []
 
     def record(name, function):
@@ -115,8 +118,8 @@ def record_calls(monkeypatch, module, *names):
 @pytest.mark.parametrize(
     "trains_image_encoder, said", [("False", "The UNet was"), ("True", "The UNet and image encoder were")]
 )
-def test_options_and_splits_arrive_where_they_belong(tmp_path, monkeypatch, capsys, trains_image_encoder, said):
-    """From the command line, and of the base model, to the functions of the objective; a run of one step."""
+def test_options_and_splits_reach_their_functions(tmp_path, monkeypatch, capsys, trains_image_encoder, said):
+    """One step with options of the loss, and with the base model's prediction type."""
     scheduler = {"scheduler": DDIMScheduler(prediction_type="v_prediction")}
     DreamPosePipeline(**get_dummy_components() | scheduler).save_pretrained(tmp_path / "base")
     objective = ("drop_conditions", "min_snr_weights", "diffusion_target", "draw_timesteps")
@@ -138,9 +141,7 @@ def test_options_and_splits_arrive_where_they_belong(tmp_path, monkeypatch, caps
     main(parse_args(arguments(tmp_path / "base", tmp_path / "out", *more)))
 
     (dropped,) = (found for name, found in calls if name == "drop_conditions")
-    assert {name: dropped[name] for name in dropped if name != "draw"} == {
-        "image_prob": 0.1, "pose_prob": 0.2, "joint_prob": 0.3
-    }  # fmt: skip
+    assert (dropped["image_prob"], dropped["pose_prob"], dropped["joint_prob"]) == (0.1, 0.2, 0.3)
     (drawn,) = (found for name, found in calls if name == "draw_timesteps")
     assert (drawn["high_noise_fraction"], drawn["high_noise_start"]) == (0.6, 300)
     (weighted,) = (found for name, found in calls if name == "min_snr_weights")
@@ -148,7 +149,7 @@ def test_options_and_splits_arrive_where_they_belong(tmp_path, monkeypatch, caps
     assert weighted["snr_gamma"] == 4
     for found in (weighted, target):
         assert found["noise_scheduler"].config.prediction_type == "v_prediction"
-    assert set(precisions) == {torch.bfloat16} and len(precisions) == 3, "black, target and reference"
+    assert set(precisions) == {torch.bfloat16} and len(precisions) == 3, "black picture, target and reference"
 
     validated, trained = (dict(runs)[name] for name in ("build_validation", "train"))
     for samples_of, split in ((validated["samples"], "validation"), (trained["dataset"], "train")):
@@ -169,7 +170,7 @@ def test_resumed_run_equals_an_undisturbed_one(base, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_latent_cache_trains_alike(base, tmp_path):
+def test_the_latent_cache_gives_the_same_losses(base, tmp_path):
     main(parse_args(arguments(base, tmp_path / "direct")))
     main(parse_args(arguments(base, tmp_path / "cached", "--latent_cache_dir", str(tmp_path / "cache"))))
     assert losses(tmp_path / "direct") == pytest.approx(losses(tmp_path / "cached"), rel=5e-3)
@@ -179,7 +180,7 @@ def test_the_latent_cache_trains_alike(base, tmp_path):
 @pytest.mark.parametrize(
     "flags", [["--gradient_checkpointing"], ["--torch_compile_backend", "eager"]], ids=["checkpointed", "compiled"]
 )
-def test_what_saves_memory_or_time_changes_nothing_but_rounding(base, tmp_path, flags, monkeypatch):
+def test_saving_memory_or_time_changes_only_rounding(base, tmp_path, flags, monkeypatch):
     recomputed, checkpoint = [], torch.utils.checkpoint.checkpoint
     monkeypatch.setattr(
         "torch.utils.checkpoint.checkpoint",
@@ -190,7 +191,7 @@ def test_what_saves_memory_or_time_changes_nothing_but_rounding(base, tmp_path, 
     main(parse_args(arguments(base, tmp_path / "plain")))
     assert not recomputed and not torch._dynamo.utils.counters["frames"]["ok"]
     main(parse_args(arguments(base, tmp_path / "other", *flags)))
-    assert bool(recomputed) != bool(torch._dynamo.utils.counters["frames"]["ok"]), "one or the other was done"
+    assert bool(recomputed) != bool(torch._dynamo.utils.counters["frames"]["ok"])
     assert bool(recomputed) == ("--gradient_checkpointing" in flags)
     assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "other"), rel=1e-5)
     plain, other = weights(tmp_path / "plain"), weights(tmp_path / "other")
@@ -200,7 +201,7 @@ def test_what_saves_memory_or_time_changes_nothing_but_rounding(base, tmp_path, 
 
 
 @pytest.mark.slow
-def test_mixed_precision_trains_in_float32_and_leaves_frozen_weights_as_they_were(base, tmp_path):
+def test_mixed_precision_trains_in_float32_and_does_not_round_frozen_weights(base, tmp_path):
     main(parse_args(arguments(base, tmp_path / "plain")))
     reset_accelerate()
     more = ["--mixed_precision", "bf16", "--validation_steps", "4", "--report_to", "tensorboard"]
@@ -219,20 +220,20 @@ def test_mixed_precision_trains_in_float32_and_leaves_frozen_weights_as_they_wer
 
 
 @pytest.mark.slow
-def test_a_stream_trains_and_goes_on_near_to_where_it_was(base, tmp_path, monkeypatch):
-    """Six clips of six frames, a clip a shard; the second part of a run goes on where the first one's workers were."""
+def test_a_streaming_run_restarts_at_the_current_video(base, tmp_path, monkeypatch):
+    """Six clips of six frames, one per shard; the resumed run starts where the first one's workers stopped."""
     begun, load_positions = [], EndlessFrameStream.load_positions
-    monkeypatch.setattr(
-        EndlessFrameStream,
-        "load_positions",
-        lambda stream, positions: (
-            (positions and begun.append([list(p) for p in positions])) or load_positions(stream, positions)
-        ),
-    )
+
+    def record(stream, positions):
+        if positions:
+            begun.append([list(position) for position in positions])
+        return load_positions(stream, positions)
+
+    monkeypatch.setattr(EndlessFrameStream, "load_positions", record)
     more = ["--streaming", "--dataloader_num_workers", "2", "--validation_steps", "6", "--max_train_steps", "6"]
     main(parse_args(arguments(base, tmp_path, *more, "--max_train_steps", "3")))
     state = json.loads((tmp_path / "checkpoint-000003" / "state.json").read_text())
-    (positions,) = state["stream_positions"]  # of one process: two workers, the second of which has begun
+    (positions,) = state["stream_positions"]  # one process with two workers
     assert len(positions) == 2 and all(len(position) == 3 for position in positions)
     main(parse_args(arguments(base, tmp_path, *more, "--resume_from_checkpoint", "latest")))
     assert len(losses(tmp_path)) == 6 and all(0 < loss < 10 for loss in losses(tmp_path))
@@ -243,12 +244,12 @@ def test_a_stream_trains_and_goes_on_near_to_where_it_was(base, tmp_path, monkey
 def test_crops_and_skipped_rows_train(base, tmp_path):
     more = ["--fit", "crop", "--min_crop_scale", "0.6", "--bad_rows", "skip", "--max_reference_distance", "2"]
     main(parse_args(arguments(base, tmp_path, "--width", "80", *more)))
-    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert len(records) == 4 and all(0 < record["loss"] < 10 and record["bad_rows"] == 0 for record in records)
+    log = records(tmp_path)
+    assert len(log) == 4 and all(0 < record["loss"] < 10 and record["bad_rows"] == 0 for record in log)
 
 
 @pytest.mark.slow
-def test_validation_takes_the_window_and_the_bad_rows_of_training(base, tmp_path, monkeypatch):
+def test_validation_uses_the_pose_radius_and_bad_rows_of_training(base, tmp_path, monkeypatch):
     settings = []
 
     def held_out(pipeline, samples, *others):
@@ -263,7 +264,7 @@ def test_validation_takes_the_window_and_the_bad_rows_of_training(base, tmp_path
 
 
 def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
-    """At the start the pipeline gives its UNet the image encoder's tokens and the UNet computes what it did."""
+    """The new pipeline passes the image encoder's tokens to its UNet, whose output does not change."""
     parts = get_dummy_components()
     unet = get_unet(in_channels=4)
     StableDiffusionPipeline(
@@ -273,8 +274,9 @@ def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
     parts["image_encoder"].save_pretrained(tmp_path / "clip")
     out = tmp_path / "out"
     flags = ["--image_encoder_name_or_path", str(tmp_path / "clip"), "--max_train_steps", "0"]
-    # Widening needs no data.
-    monkeypatch.setattr("training.data.samples.load_prepared", lambda *names: pytest.fail("the data set is asked for"))
+    monkeypatch.setattr(
+        "training.data.samples.load_prepared", lambda *names: pytest.fail("no data set is needed")
+    )
     main(parse_args(arguments(tmp_path / "sd", out, *flags)))
     widened = UNet2DConditionModel.from_pretrained(out, subfolder="unet")
     latents, states, window = torch.randn(1, 4, 16, 12), torch.randn(1, 5, 16), torch.rand(1, 10, 16, 12)
@@ -288,7 +290,7 @@ def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", ["0", "1"])
-def test_a_trained_pipeline_is_not_written_over_by_a_shorter_run(base, tmp_path, limit):
+def test_a_shorter_run_does_not_overwrite_a_trained_pipeline(base, tmp_path, limit):
     more = ["--resume_from_checkpoint", "latest", "--max_train_steps"]
     main(parse_args(arguments(base, tmp_path, *more, "2")))
     trained, kept = weights(tmp_path), (tmp_path / "options.yaml").read_bytes()
@@ -298,25 +300,25 @@ def test_a_trained_pipeline_is_not_written_over_by_a_shorter_run(base, tmp_path,
     assert (tmp_path / "options.yaml").read_bytes() == kept
 
 
-def test_the_base_is_not_written_over(base, tmp_path):
+def test_the_base_is_not_overwritten(base, tmp_path):
     with pytest.raises(ValueError, match="`output_dir` must spare what is read, but .* writes over"):
         main(parse_args(arguments(base, base, "--max_train_steps", "0")))
 
 
-def test_a_push_that_fails_fails_no_run(base, tmp_path, monkeypatch, caplog):
+def test_a_failed_push_does_not_fail_the_run(base, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     out = tmp_path / "out"
     main(parse_args(arguments(base, out, "--max_train_steps", "0", "--push_to_hub", "--hub_model_id", "someone/new")))
     assert DreamPosePipeline.from_pretrained(out).config.default_height == 80 and (out / "README.md").exists()
     start = "Nothing was pushed to 'someone/new' (`hub_model_id`), the connection to the Hub broke: Offline"
     first, last = (record.message for record in caplog.records if record.message.startswith(start))
-    assert first.endswith("a later push tries once more.")
+    assert first.endswith("a later push tries again.")
     assert f"Everything is in '{out}'; this pushes it later: hf upload someone/new {out} --private" in last
 
 
 @pytest.mark.slow
-def test_a_run_pushes_what_it_made_with_its_card(base, tmp_path):
-    """To a Hub on loopback, in a process of its own, by the name alone."""
+def test_a_run_pushes_its_pipeline_and_card(base, tmp_path):
+    """In a process of its own, to a fake Hub; `--hub_model_id` has no owner."""
     words = arguments(base, tmp_path / "out", "--max_train_steps", "2", "--validation_steps", "2", "--push_to_hub")
     command = [sys.executable, str(ROOT / "training" / "train.py"), *words, "--hub_model_id", "pushed"]
     with Hub() as hub:
@@ -330,9 +332,8 @@ def test_a_run_pushes_what_it_made_with_its_card(base, tmp_path):
     assert names <= files.keys() and not any(name.startswith(("checkpoint", "logs", "options")) for name in files)
     card = files["README.md"].decode()
     assert 'DiffusionPipeline.from_pretrained("someone/pushed"' in card and "for 2 steps of 2 samples" in card
-    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    assert f"{records[-1]['validation/psnr']:.4g}" in card and str(tmp_path) not in card
-    assert not any(str(tmp_path).encode() in content for content in files.values()), "not even where parts came from"
+    assert f"{records(tmp_path / 'out')[-1]['validation/psnr']:.4g}" in card and str(tmp_path) not in card
+    assert not any(str(tmp_path).encode() in content for content in files.values()), "no path of this machine"
     said = (process.stdout.encode(), process.stderr.encode())
     written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in content for content in [*written, *files.values(), *said])
@@ -341,10 +342,7 @@ def test_a_run_pushes_what_it_made_with_its_card(base, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (
-            ["--pretrained_model_name_or_path", "no/such"],
-            "`pretrained_model_name_or_path` must be a pipeline's folder",
-        ),
+        (["--pretrained_model_name_or_path", "no/such"], "`pretrained_model_name_or_path` must be a pipeline's fol"),
         (["--height", "88", "--width", "60"], "`width` must be a positive multiple of 8"),
         (["--pose_radius", "1"], "`pose_radius` must be the model's own, 2, got 1"),
         (["--train_data", "procedural/huge"], "The data set must be one of"),
@@ -365,21 +363,15 @@ def test_bad_options_end_in_one_clear_error(base, tmp_path, flags, message, monk
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(base, tmp_path):
-    """`accelerate launch` with two real CPU processes: equal to one process with the same global batch."""
+    """`accelerate launch` with two CPU processes equals one process with the same global batch."""
     more = ["--validation_steps", "2", "--num_validation_pairs", "2", "--num_validation_frames", "3"]
     launch_two_processes("training/train.py", arguments(base, tmp_path / "two", "--train_batch_size", "1", *more))
     main(parse_args(arguments(base, tmp_path / "one", *more)))
     state = json.loads((tmp_path / "two" / "checkpoint-000004" / "state.json").read_text())
     assert state["world"]["num_processes"] == 2
-    figures = [
-        [
-            json.loads(line)
-            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
-            if "validation/" in line
-        ]
-        for name in ("one", "two")
-    ]
-    assert [record["step"] for record in figures[1]] == [2, 4], "the main process validates, the other one waits"
+    logs = [records(tmp_path / name) for name in ("one", "two")]
+    figures = [[record for record in log if "validation/psnr" in record] for log in logs]
+    assert [record["step"] for record in figures[1]] == [2, 4], "only the main process validates"
     for one, two in zip(*figures, strict=True):
         assert one == pytest.approx(two, rel=1e-2)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -397,13 +389,13 @@ def test_two_processes_share_a_stream_in_half_precision(base, tmp_path):
     before, after = weights(base), weights(tmp_path)
     assert {value.dtype for value in after.values()} == {torch.float32}
     changed = {key.partition(".")[0] for key in after if key not in before or not torch.equal(before[key], after[key])}
-    assert changed == {"unet", "adapter"}, "what is frozen comes back from half precision as it was"
+    assert changed == {"unet", "adapter"}, "bfloat16 does not change frozen weights"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_launched_run_is_stopped_by_its_process_group_and_goes_on(base, tmp_path, signum):
-    """A signal to the launcher alone would orphan its children; the group gets all of them, as by Ctrl-C."""
+def test_a_launched_run_is_stopped_by_its_process_group_and_resumes(base, tmp_path, signum):
+    """The signal goes to the process group, as with Ctrl-C; the launcher alone would leave its children running."""
     words = arguments(base, tmp_path / "run", "--train_batch_size", "1", "--resume_from_checkpoint", "latest")
     words += ["--max_train_steps", "200", "--checkpointing_steps", "1000"]
     launched = start_two_processes("training/train.py", words)
@@ -416,7 +408,7 @@ def test_a_launched_run_is_stopped_by_its_process_group_and_goes_on(base, tmp_pa
     (checkpoint,) = list_checkpoints(tmp_path / "run")
     steps = checkpoint_step(checkpoint)
     assert 0 < steps < 200
-    # One process goes on with twice the batch, as the two would have.
+    # One process with twice the batch size resumes the run of two processes.
     more = ["--train_batch_size", "2", "--max_train_steps", str(steps + 2), "--resume_from_checkpoint", "latest"]
     main(parse_args(arguments(base, tmp_path / "run", *more)))
     main(parse_args(arguments(base, tmp_path / "whole", *more)))

@@ -27,9 +27,7 @@ def test_resume_points_of_both_phases(tmp_path):
     with pytest.raises(ValueError, match="`resume_from_checkpoint` must be 'latest' or a checkpoint in a folder"):
         resume_points(tmp_path, tmp_path / "checkpoint-000002")
     for point in (None, "latest"):  # a trained phase is not dropped silently
-        with pytest.raises(
-            ValueError, match="`output_dir` must hold no checkpoint of .*, got .*denoiser/checkpoint-0"
-        ):
+        with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint of .*, got .*denoiser/checkpoint"):
             resume_points(tmp_path, point, ["decoder"])
     with pytest.raises(ValueError, match="`resume_from_checkpoint` must be of a phase that trains, got .*denoiser"):
         resume_points(tmp_path, checkpoints["denoiser"], ["decoder"])

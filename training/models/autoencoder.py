@@ -53,13 +53,9 @@ class VAETrainer(nn.Module):
 
 @torch.no_grad()
 def normalize_latents(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None:
-    """Scale `quant_conv` and `post_quant_conv` so that each latent channel has mean 0 and standard deviation 1.
+    """Change `quant_conv` and `post_quant_conv` so that each latent channel has mean 0 and standard deviation 1.
 
-    Decoded pictures stay the same.
-
-    Args:
-        vae (`AutoencoderKL`): Changed in place.
-        mean, std (`torch.Tensor`): Present mean and standard deviation of each channel, shape (C,).
+    `mean` and `std`, shape (C,), are those of the channels before. Decoded pictures stay the same.
     """
     channels = vae.config.latent_channels
     moments, back = vae.quant_conv, vae.post_quant_conv

@@ -88,14 +88,9 @@ def _rename(name: str, tensor: torch.Tensor, part: str) -> tuple[str, torch.Tens
 
 
 def check_weights(part: str, module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Check that weights are exactly those of a model.
+    """Check that weights have exactly a model's names and shapes and finite values, or raise a `ValueError`.
 
-    Args:
-        part (`str`): The argument that an error names.
-        module (`nn.Module`): The model.
-        weights (`Mapping[str, torch.Tensor]`): From [`read_checkpoint`].
-    Raises:
-        ValueError: If names are missing or unexpected, shapes are wrong, or values are not finite.
+    `part` is the argument that the error names.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -118,13 +113,7 @@ def _list_some(names: Iterable[str], limit: int = 6) -> str:
 
 
 def find_pose_radius(unet_weights: Mapping[str, torch.Tensor]) -> int:
-    """Find the pose window's radius from the number of input channels of a UNet.
-
-    Args:
-        unet_weights (`Mapping[str, torch.Tensor]`): From [`read_checkpoint`].
-    Raises:
-        ValueError: If the weights are not those of a UNet with pose channels.
-    """
+    """Return the pose window's radius by the UNet's input channels; raise a `ValueError` if none is for poses."""
     first, last = (unet_weights.get(f"{layer}.weight") for layer in ("conv_in", "conv_out"))
     if first is None or last is None or {first.ndim, last.ndim} != {4}:
         raise ValueError(f"`unet` must hold conv_in.weight and conv_out.weight, got {_list_some(unet_weights)}.")
@@ -195,13 +184,9 @@ def _check_size(pipeline: DreamPosePipeline, weights: Mapping[str, torch.Tensor]
 
 
 def check_output_dir(output_dir: Path, is_subject: bool) -> None:
-    """Refuse to write into a folder of other files, such as over their README.md.
+    """Raise a `ValueError` unless a folder is new, empty, or has an earlier subject or pipeline to overwrite.
 
-    Args:
-        output_dir (`Path`): Folder of the pipeline or subject to write.
-        is_subject (`bool`): Whether it is a subject.
-    Raises:
-        ValueError: If the folder is not new, empty, or one with an earlier pipeline or subject.
+    Otherwise the card could overwrite the README.md of something else.
     """
     names = sorted(path.name for path in output_dir.iterdir()) if output_dir.is_dir() else []
     if is_subject:
@@ -218,12 +203,7 @@ def check_output_dir(output_dir: Path, is_subject: bool) -> None:
 
 
 def describe_conversion(pipeline: DreamPosePipeline, parts: Iterable[str]) -> str:
-    """Return the paragraph of a converted pipeline's card about the origin of the weights.
-
-    Args:
-        pipeline (`DreamPosePipeline`): From [`convert_checkpoints`].
-        parts (`Iterable[str]`): Components with a checkpoint of the release.
-    """
+    """Return the paragraph of a pipeline's card about the origin of its weights; `parts` have been converted."""
     *others, last = (PART_NAMES[part] for part in parts)
     images, poses = ("[{:g}, {:g}]".format(*pipeline.config[f"{kind}_range"]) for kind in ("image", "pose"))
     steps, image_scale, pose_scale = (f"{pipeline.config[name]:g}" for name in SAMPLING)
@@ -307,11 +287,7 @@ def _load_subject_of(base: str, revision: str | None) -> DreamPosePipeline:
 
 
 def describe_extraction(facts: Mapping[str, Any]) -> str:
-    """Return the paragraph of an extracted subject's card about the origin of the LoRA.
-
-    Args:
-        facts (`Mapping[str, Any]`): Entries of the file's metadata.
-    """
+    """Return the paragraph of a subject's card about its extraction, from the metadata of its file."""
     num_left = sum(value for name, value in facts.items() if name.endswith("_num_left"))
     return _fill(
         "This LoRA approximates the difference between a subject's checkpoints, in the format of the authors'"

@@ -86,10 +86,7 @@ def collect_lora(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
 def write_subject_file(output_dir: Path, layers: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
     """Write a subject's LoRA file and return its path. Equal subjects give equal files.
 
-    Args:
-        output_dir (`Path`): Folder of the subject.
-        layers (`Mapping[str, Any]`): Arguments of `DreamPosePipeline.save_lora_weights`, from [`collect_lora`].
-        facts (`Mapping[str, Any]`): Entries of the file's metadata; `None` values are left out.
+    `layers` are from [`collect_lora`]; `facts` become metadata, except `None` values.
     """
     facts = {name: value for name, value in facts.items() if value is not None}
     DreamPosePipeline.save_lora_weights(output_dir, **layers, run_metadata=facts)

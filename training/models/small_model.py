@@ -166,5 +166,4 @@ class ImageEncoderTrainer(nn.Module):
         part_loss = -(shares * F.log_softmax(body[..., :NUM_PARTS], -1)).sum(-1).mean()
         uv_loss = F.mse_loss(body[..., NUM_PARTS:], uv)
         loss = color_loss + 0.2 * part_loss + uv_loss
-        parts_of_loss = {"color": color_loss, "part": part_loss, "uv": uv_loss}
-        return {"loss": loss, **{name: value.detach() for name, value in parts_of_loss.items()}}
+        return {"loss": loss, "color": color_loss.detach(), "part": part_loss.detach(), "uv": uv_loss.detach()}

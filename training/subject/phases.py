@@ -85,13 +85,9 @@ def phase_arguments(
     common: Mapping[str, Any],
     decoder: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """Return the keyword arguments of [`training.engine.loop.train`] for each phase.
+    """Return the keyword arguments of [`training.engine.loop.train`] for each phase in `points`.
 
-    Args:
-        output_dir (`str` or `os.PathLike`): Folder of the run; each phase writes to a folder in it.
-        points (`Mapping`): From [`resume_points`].
-        common (`Mapping[str, Any]`): Arguments of both phases.
-        decoder (`Mapping[str, Any]`): Arguments that replace them for the decoder.
+    Both phases have the arguments in `common`; those in `decoder` replace them for the decoder.
     """
     arguments = {
         phase: {**common, "output_dir": Path(output_dir) / phase, "resume_from_checkpoint": point}

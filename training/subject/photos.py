@@ -31,8 +31,6 @@ _PRIOR_POSITIONS = 2**62
 def find_photos(instance_data_dir: str | os.PathLike) -> list[Path]:
     """List the photos in a folder, `<stem>.jpg`, `.png` and so on, sorted by name, without opening them.
 
-    Args:
-        instance_data_dir (`str` or `os.PathLike`): The folder.
     Raises:
         ValueError: If there is no photo, two photos share a stem, or an IUV picture has no photo; names the file.
     """
@@ -87,12 +85,8 @@ def _read_row(path: Path) -> dict:
 
 
 def load_photos(instance_data_dir: str | os.PathLike) -> datasets.Dataset:
-    """Load a folder of photos, each with its IUV picture `<stem>_iuv.png`.
+    """Load a folder of photos and their IUV pictures `<stem>_iuv.png`, one row per photo, sorted by name.
 
-    Args:
-        instance_data_dir (`str` or `os.PathLike`): The folder.
-    Returns:
-        `datasets.Dataset`: One row per photo, sorted by name: a video of one frame whose id is the stem.
     Raises:
         ValueError: As in [`find_photos`], or if a photo or its IUV picture is missing, unreadable or of another size.
     """

@@ -107,12 +107,8 @@ def draw_before_after(
 ) -> Image.Image:
     """Render each photo's pose from the first photo, without and with the subject, with the same noise.
 
-    Args:
-        pipeline (`DreamPosePipeline`): The pipeline that the subject was trained on; it is returned without it.
-        subject (`Path`): Folder of the subject.
-        photos (`datasets.Dataset`): From [`training.subject.photos.load_photos`].
-        num_inference_steps (`int`, *optional*, defaults to 10): Denoising steps.
-        seed (`int`, *optional*, defaults to 0): Seed of the noise.
+    `subject` is the folder of a subject that was trained on `pipeline`; afterwards the pipeline is without it.
+
     Returns:
         `PIL.Image.Image`: One column per photo, with rows for its pose, the photo, and the pictures before and after.
     """

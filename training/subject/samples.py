@@ -23,12 +23,9 @@ def check_photos(instance_data_dir: str | os.PathLike, densepose: str | None) ->
 def open_photos(
     accelerator: Accelerator, instance_data_dir: str | os.PathLike, densepose: str | None, person: str
 ) -> datasets.Dataset:
-    """Load the photos; the main process first makes missing IUV pictures if there is a `densepose`.
+    """Load the photos. With a `densepose`, the main process first makes the missing IUV pictures.
 
-    Args:
-        accelerator (`Accelerator`): The run's accelerator.
-        instance_data_dir (`str` or `os.PathLike`): Folder of the photos.
-        densepose, person (`str`): See [`make_iuv_pictures`]; `densepose` may be `None`.
+    `densepose` and `person` are those of [`make_iuv_pictures`].
     """
     if densepose is not None:
         with accelerator.main_process_first():
