@@ -342,7 +342,7 @@ def test_what_is_pushed(work, hub, pushes):
     assert (pushes["made"], pushes["address"]) == ("someone/pushed", f"{hub.endpoint}/someone/pushed")
     assert PUSHED in hub.private and pushes["tried"] is None and "models/someone/new" not in hub.commits
     assert pushes["open"] is False and pushes["made_open"] == "someone/open"
-    assert "someone/open is public and stays so" in pushes["output"]
+    assert "someone/open is public and stays public" in pushes["output"]
 
 
 @pytest.mark.slow
@@ -593,9 +593,9 @@ def test_the_card_s_text(work):
         f"(https://huggingface.co/CompVis/stable-diffusion-v1-4) at `{OPTIONS['revision']}`",
         "\n[someone/frames](https://huggingface.co/datasets/someone/frames) for 12,345 steps of 16 samples.\n",
         "| l1 ↓ | psnr ↑ | ssim ↑ |\n| --- | --- | --- |\n| 0.0312 | 21.5 | 0.87 |",
-        "| the weights, as those that they started from | CreativeML OpenRAIL-M, whose",
+        "| the weights, like those that they started from | CreativeML OpenRAIL-M, whose",
         "CC BY-SA 3.0",
-        "with their\nconsent",
+        "only with their consent",
         f"torch {torch.__version__}",
         "@inproceedings{karras2023dreampose",
     ):
@@ -647,7 +647,7 @@ def test_a_card_of_what_is_on_this_machine_alone(tmp_path, monkeypatch):
 def test_a_card_names_what_was_trained(tmp_path, parts, sentence):
     how = {"repo_id": None, "base_model": "x/dreampose", "dataset": "procedural/tiny"}
     text = write_base_card(tmp_path, parts=parts, **how).read_text()
-    assert f"in place of a text encoder. {sentence}\nprocedurally drawn figures" in text
+    assert f"replaces the text encoder. {sentence}\nprocedurally drawn figures" in text
 
 
 def test_the_loopback_hub_refuses_a_bad_card():

@@ -114,13 +114,13 @@ def test_the_card_of_a_lora(tmp_path, monkeypatch):
         "![Before and after](sample.png)",
         f'from_pretrained(model, revision="{COMMIT}", trust_remote_code=True)',
         'pipe.load_lora_weights("someone/alice")',
-        "as far as that person agreed to the training",
+        "if that person agreed to the training",
         "do not pass it off as a recording",
-        "Layers of rank 16 beside its own",
+        "LoRA layers of rank 16 were trained on",
         "for 500 steps of UNet and adapter and 1,500 steps of the VAE's decoder, of 4 samples each.",
         "| psnr ↑ |\n| --- |\n| 21.5 |",
-        "| the weights, as those that they started from | CreativeML OpenRAIL-M, whose",
-        "| the photos, which are no part of this |",
+        "| the weights, like those that they started from | CreativeML OpenRAIL-M, whose",
+        "| the photos (not included) |",
         "CC BY-SA 3.0",
         f"torch {torch.__version__}",
         "@inproceedings{karras2023dreampose",
@@ -214,8 +214,8 @@ def test_a_card_speaks_of_what_was_trained(tmp_path, phases, rank):
     how = {"repo_id": None, "base_model": str(tmp_path), "num_photos": 1, "rank": rank}
     text = write_subject_card(tmp_path, **how, num_steps=dict.fromkeys(phases, 1)).read_text()
     text = " ".join(text.split())
-    assert ("learn by the mean squared error" in text) == ("denoiser" in phases)
-    assert ("The decoder learns by" in text) == ("decoder" in phases)
+    assert ("The loss of UNet and adapter is" in text) == ("denoiser" in phases)
+    assert ("The loss of the decoder combines" in text) == ("decoder" in phases)
     parts = {"denoiser": "UNet and adapter", "decoder": "the VAE's decoder"}
     names = " and ".join(parts[phase] for phase in phases)
     verb = "was" if phases == ("decoder",) else "were"

@@ -1,7 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Cards: that of a model of stage 1, from `model_card/base.md`, and what it shares with that of a subject; what a
-model is and came from, without paths or secrets.
+"""Model cards, without paths or secrets: the card of a stage 1 model and the parts that all cards share.
+
+[`write_card`] fills a template of `model_card/`. [`write_base_card`] writes the card of a stage 1 model,
+[`training.hub.subject_card.write_subject_card`] that of a subject, and [`describe_run`] that of a run of stage 1.
 """
 
 import logging
@@ -33,61 +35,54 @@ TAGS = ("dreampose", "image-to-video", "pose", "densepose", "fashion", "diffuser
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 LICENSES = {
     "apache-2.0": "Apache-2.0",
-    "creativeml-openrail-m": "CreativeML OpenRAIL-M, whose restrictions of use go with them",
+    "creativeml-openrail-m": "CreativeML OpenRAIL-M, whose use restrictions apply to them too",
 }
-# Repositories of Stable Diffusion 1.x itself, whose licence is known.
+# Repositories of Stable Diffusion 1.x, whose licence is known.
 STABLE_DIFFUSION = {
     *(f"CompVis/stable-diffusion-v1-{version}" for version in range(1, 5)),
     "runwayml/stable-diffusion-v1-5",
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
-# Options whose values name repositories on the Hub, or folders.
+# Options whose values name a repository on the Hub or a folder.
 SOURCES = ("pretrained_model_name_or_path", "image_encoder_name_or_path", "train_data", "prior_dataset")
 PRIVATE_OPTIONS = re.compile(r"_dir$|^hub_|^push_|^resume_|token|secret|password|credential|api_key")
-# Of figures: which way is better.
+# Direction in which each figure is better.
 ARROWS = {"psnr": "↑", "ssim": "↑", "l1": "↓", "lpips": "↓", "fid": "↓", "temporal_error": "↓"}
 
 
 def write_base_card(
     output_dir: Path,
     *,
-    repo_id: str | None,
     base_model: str,
     revision: str | None = None,
     dataset: str | None = None,
-    options_yaml: str = "",
-    figures: Mapping[str, float] | None = None,
-    picture: Path | None = None,
     license: str | None = None,
     num_steps: int | None = None,
     num_samples: int | None = None,
     parts: Sequence[str] = ("UNet", "adapter"),
     conversion: str = "",
+    repo_id: str | None,
+    options_yaml: str = "",
+    figures: Mapping[str, float] | None = None,
+    picture: Path | None = None,
 ) -> Path:
-    """Write the card of a model of stage 1 beside it. No name of a folder and no secret gets into it.
+    """Write the card of a stage 1 model into its folder, without folder names or secrets.
 
     Args:
         output_dir (`Path`): Folder of the pipeline.
-        repo_id (`str`, *optional*): Where it will be pushed, `OWNER/NAME`.
-        base_model (`str`): What the training started from, as `training.models.base_pipeline.load_base_pipeline` takes
-            it.
-        revision (`str`, *optional*): Of `base_model` on the Hub.
-        dataset (`str`, *optional*): What it was trained on, as `training.data.samples.load_prepared` takes it;
-            `None` for converted weights.
-        options_yaml (`str`, *optional*): The run's options; [`public_settings`] of them are shown.
-        figures (`Mapping[str, float]`, *optional*): Of the last validation, by name.
-        picture (`Path`, *optional*): Of a photo, poses and frames; becomes `sample` in `output_dir`. Nobody may be on
-            it who did not agree, such as the people of UBC Fashion.
-        license (`str`, *optional*): Of the model, as the Hub names it; by default Stable Diffusion's own if
-            `base_model` is that on the Hub, else none is stated.
-        num_steps (`int`, *optional*): Optimizer steps that it was trained, 0 for a pipeline that was only widened.
-        num_samples (`int`, *optional*): Samples of a step, over all processes.
-        parts (`Sequence[str]`, *optional*, defaults to `("UNet", "adapter")`): What of the model was trained.
-        conversion (`str`, *optional*): Of converted weights: where they came from, in place of how they were trained.
+        base_model (`str`): Folder or Hub id of the model that training started from.
+        revision (`str`, *optional*): Revision of `base_model` on the Hub.
+        dataset (`str`, *optional*): Training data, as in [`training.data.samples.load_prepared`]; `None` for converted
+            weights.
+        license (`str`, *optional*): The Hub's name of the model's licence. The default is Stable Diffusion's licence
+            if `base_model` is one of its repositories on the Hub, else none is stated.
+        num_steps (`int`, *optional*): Optimizer steps of the training, 0 for a pipeline that was only widened.
+        num_samples (`int`, *optional*): Samples per step, over all processes.
+        parts (`Sequence[str]`, *optional*, defaults to `("UNet", "adapter")`): The trained parts of the model.
+        conversion (`str`, *optional*): Origin of converted weights; replaces the text about the training.
+        repo_id, options_yaml, figures, picture: See [`write_card`], also for the errors.
     Returns:
         `Path`: The card, `README.md`.
-    Raises:
-        ValueError: If `repo_id` is no id, or `picture` no picture's file.
     """
     base_id, data_id = find_hub_id(base_model), find_hub_id(dataset) if dataset else None
     if license is None and base_id in STABLE_DIFFUSION:
@@ -138,28 +133,27 @@ def write_card(
     picture: Path | None = None,
     **fields: Any,
 ) -> Path:
-    """Fill a template with what all cards have, and what is its own.
+    """Fill a template with the fields that all cards have and with further `fields`.
 
     Args:
-        output_dir (`Path`): Where the card goes, as `README.md`.
-        template (`str`): Its name in `model_card/`.
-        repo_id (`str`, *optional*): Where it will be pushed, `OWNER/NAME`.
-        base_id, revision (`str`, *optional*): What the training started from, if that is on the Hub.
-        relation (`str`): To that, as the Hub names it: `"finetune"` or `"adapter"`.
-        license (`str`, *optional*): As the Hub names it.
-        measured_on (`Mapping[str, str]`): What the figures are of, as arguments of `EvalResult`.
-        caption (`str`): Of the picture.
-        license_terms (`Mapping[str, str]`, *optional*): Of the licence `other`: its `license_name` and `license_link`.
-        data_id (`str`, *optional*): Of the training data on the Hub.
-        tags (`Sequence[str]`, *optional*): For the Hub's search.
-        options_yaml (`str`, *optional*): The run's options; [`public_settings`] of them are shown.
-        figures (`Mapping[str, float]`, *optional*): By name; those that are not finite are left out.
-        picture (`Path`, *optional*): Becomes `sample` in `output_dir`.
-        fields: What the template has besides.
-    Returns:
-        `Path`: The card.
+        output_dir (`Path`): Folder of the card, `README.md`.
+        template (`str`): File name of the template in `model_card/`.
+        repo_id (`str`, *optional*): Repository that the model will be pushed to, `OWNER/NAME`.
+        base_id, revision (`str`, *optional*): Hub id and revision of the model that training started from.
+        relation (`str`): The Hub's name of the relation to that model: `"finetune"` or `"adapter"`.
+        license (`str`, *optional*): The Hub's name of the licence.
+        measured_on (`Mapping[str, str]`): Data that the figures were measured on, as arguments of `EvalResult`.
+        caption (`str`): Caption of the picture.
+        license_terms (`Mapping[str, str]`, *optional*): `license_name` and `license_link` of the licence `other`.
+        data_id (`str`, *optional*): Hub id of the training data.
+        tags (`Sequence[str]`, *optional*): Tags for the Hub's search.
+        options_yaml (`str`, *optional*): The run's options; the card shows their [`public_settings`].
+        figures (`Mapping[str, float]`, *optional*): Figures by name; those that are not finite are left out.
+        picture (`Path`, *optional*): Picture to copy into `output_dir` as `sample`. Everybody on it must have agreed;
+            the people of UBC Fashion did not.
+        fields: Further fields of the template.
     Raises:
-        ValueError: If `repo_id` is no id, or `picture` no picture's file.
+        ValueError: If `repo_id` is not a valid id, or `picture` is not the file of a picture.
     """
     output_dir = Path(output_dir)
     if repo_id is not None and not ("/" in repo_id and is_repo_id(repo_id)):
@@ -202,41 +196,64 @@ def write_card(
 def try_write_card(
     write: Callable[..., Path], output_dir: Path, repo_id: str | None = None, **card: Any
 ) -> Path | None:
-    """Write a card at the end of a run, which must not fail for it: what goes wrong is a warning.
+    """Write a card at the end of a run; an error becomes a warning, so that it does not fail the run.
 
     Args:
         write (`Callable`): [`write_base_card`] or [`training.hub.subject_card.write_subject_card`].
-        output_dir (`Path`): Where the card goes.
-        repo_id (`str`, *optional*): Where it will be pushed, as far as that is known: `OWNER/NAME`, or `NAME`, for
-            which the push puts the full one into the card.
+        output_dir (`Path`): Folder of the card.
+        repo_id (`str`, *optional*): Repository that the model will be pushed to, `OWNER/NAME` or `NAME`; for the
+            latter, the push puts the full id into the card.
         card: Further arguments of `write`.
     Returns:
-        `Path` or `None`: The card, if it could be written.
+        `Path` or `None`: The card, or `None` after an error.
     """
     try:
         return write(output_dir, repo_id=repo_id if repo_id and "/" in repo_id else None, **card)
-    except Exception as error:  # of whatever the folder, the picture and the base model's own card hold
+    except Exception as error:  # from whatever the folder, the picture and the base model's card contain
         logger.warning(f"The card of {output_dir} could not be written: {error}")
         return None
 
 
-def find_hub_id(name: str) -> str | None:
-    """The name of a model or data set if it is one on the Hub, `None` for a folder and what is drawn by code.
+def describe_run(
+    output_dir: str | os.PathLike,
+    num_steps: int,
+    dataset: str,
+    picture: str | None = None,
+    repo_id: str | None = None,
+    **card: Any,
+) -> None:
+    """Write the card of a run of stage 1, with the figures of its last validation; an error becomes a warning.
 
     Args:
-        name (`str`): As a trainer takes it.
+        output_dir (`str` or `os.PathLike`): Output folder of the run.
+        num_steps (`int`): Optimizer steps of the run.
+        dataset (`str`): Training data.
+        picture (`str`, *optional*): Picture for the card. The default is the last validation's strip if the training
+            data is drawn, so that it shows no real person.
+        repo_id (`str`, *optional*): See [`try_write_card`].
+        card: Further arguments of [`write_base_card`].
     """
+    strip = strip_path(output_dir, num_steps)
+    if picture is None and is_drawn(dataset) and strip.exists():
+        picture = strip
+
+    def write(output_dir: Path, **card: Any) -> Path:
+        return write_base_card(output_dir, figures=read_figures(output_dir, num_steps, "validation/"), **card)
+
+    card |= {"dataset": dataset, "num_steps": num_steps, "picture": picture}
+    try_write_card(write, Path(output_dir), repo_id, **card)
+
+
+def find_hub_id(name: str) -> str | None:
+    """Return the name of a model or data set if it is a Hub id; return `None` for a folder and for drawn data."""
     is_elsewhere = Path(name).exists() or name.partition("/")[0] == PROCEDURAL
     return name if not is_elsewhere and "/" in name and is_repo_id(name) else None
 
 
 def public_settings(options_yaml: str) -> dict[str, Any]:
-    """Those of a run's options that may be published: numbers, choices, ids on the Hub; no place and no secret.
+    """Return the options of a run that may be published: numbers, choices and Hub ids, but no paths and no secrets.
 
-    Args:
-        options_yaml (`str`): From `training.options.parsing.format_options`.
-    Returns:
-        `dict`: By name, in the order of `options_yaml`.
+    `options_yaml` comes from `training.options.parsing.format_options`; the result keeps its order.
     """
     options = yaml.safe_load(options_yaml) or {}
     return {
@@ -251,13 +268,13 @@ def _is_public(name: str, value: Any) -> bool:
         return value is None or isinstance(value, bool | int | float)
     if name in SOURCES:
         return find_hub_id(value) is not None or is_drawn(value)
-    # A choice is one short word; a commit is longer.
+    # A choice is one short word, a commit is longer.
     rule = r"\w[\w.-]{0,39}" if name == "revision" else r"[A-Za-z]\w{0,23}"
     return re.fullmatch(rule, value) is not None and not value.startswith("hf_") and not Path(value).exists()
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether a repository on the Hub may have this name, `OWNER/NAME`, or `NAME` for the token's own."""
+    """Tell whether this is a valid name of a repository on the Hub: `OWNER/NAME`, or `NAME` for the token's owner."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -266,12 +283,12 @@ def is_repo_id(name: str) -> bool:
 
 
 def is_drawn(dataset: str) -> bool:
-    """Whether a data set, as a trainer takes it, is drawn by code, so that nobody real is on it."""
+    """Tell whether a data set is drawn by code, so that it shows no real person."""
     return re.fullmatch(rf"{PROCEDURAL}(/\w+)?", dataset) is not None and not Path(dataset).exists()
 
 
 def _copy_sample(picture: Path, output_dir: Path) -> str:
-    """Put a picture beside the card, without what else its file tells; returns its name there."""
+    """Copy a picture into the card's folder without its metadata; return its name there."""
     if not picture.is_file() or picture.suffix.lower() not in PICTURE_SUFFIXES:
         names = ", ".join(PICTURE_SUFFIXES)
         raise ValueError(f"`picture` must be a file of {names}, got {str(picture)!r}.")
@@ -281,7 +298,7 @@ def _copy_sample(picture: Path, output_dir: Path) -> str:
 
 
 def _name_license(license: str | None, terms: Mapping[str, str]) -> str:
-    """A licence for the card's text; that of the base where it is not known."""
+    """Name a licence in the card's text; an unknown one is that of the base model."""
     name = terms.get("license_name") or LICENSES.get(license, license) or "as stated there"
     return f"[{name}]({terms['license_link']})" if "license_link" in terms else name
 
@@ -294,9 +311,9 @@ def _name_base(base_id: str | None, revision: str | None) -> str:
 
 
 def name_data(dataset: str | None) -> str:
-    """What a card says of a prepared data set, by its name as an option has it: no folder's name gets onto a card."""
+    """Describe a prepared data set on a card by the value of its option, without a folder's name."""
     if dataset is None:
-        return "data that is not known"
+        return "unknown data"
     if is_drawn(dataset):
         return f"procedurally drawn figures (`{dataset}`)"
     if find_hub_id(dataset) is None:
@@ -316,38 +333,9 @@ def _name_parts(parts: Sequence[str]) -> str:
 
 
 def _table(figures: Mapping[str, float]) -> str:
-    """A Markdown table of one row; empty without figures."""
+    """Format figures as a Markdown table of one row; return "" without figures."""
     if not figures:
         return ""
     names = [f"{name.replace('_', ' ')} {ARROWS.get(name, '')}".strip() for name in figures]
     rows = [names, ["---"] * len(names), [f"{value:.4g}" for value in figures.values()]]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def describe_run(
-    output_dir: str | os.PathLike,
-    num_steps: int,
-    dataset: str,
-    picture: str | None = None,
-    repo_id: str | None = None,
-    **card: Any,
-) -> None:
-    """Write the card with the figures of the last step's validation; if it cannot be written, say so.
-
-    Args:
-        output_dir (`str` or `os.PathLike`): Of the run.
-        num_steps (`int`): Its last step.
-        dataset (`str`): What it was trained on.
-        picture (`str`, *optional*): For the card; by default, if nobody real is on it, the last validation's strip.
-        repo_id (`str`, *optional*): Where it will be pushed, as far as that is known: `OWNER/NAME`, or `NAME`.
-        card: Further arguments of [`training.hub.model_card.write_base_card`].
-    """
-    strip = strip_path(output_dir, num_steps)
-    if picture is None and is_drawn(dataset) and strip.exists():
-        picture = strip
-
-    def write(output_dir: Path, **card: Any) -> Path:
-        return write_base_card(output_dir, figures=read_figures(output_dir, num_steps, "validation/"), **card)
-
-    card |= {"dataset": dataset, "num_steps": num_steps, "picture": picture}
-    try_write_card(write, Path(output_dir), repo_id, **card)

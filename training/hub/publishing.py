@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Prepared data sets, to the Hub."""
+"""Publishing of prepared data sets on the Hub."""
 
 import glob
 from collections.abc import Sequence
@@ -16,29 +16,27 @@ from training.media.settings_file import write_json
 
 
 CARD_PATH = Path(__file__).parents[2] / "model_card" / "annotations.md"
-
-
 UBC_FASHION = (
-    "The videos are those of [UBC Fashion](https://vision.cs.ubc.ca/datasets/fashion/), and `video_id` names them as\n"
-    "its lists do. No licence is stated for them."
+    "The videos are those of [UBC Fashion](https://vision.cs.ubc.ca/datasets/fashion/), and `video_id` is their name\n"
+    "in its lists. No licence is stated for them."
 )
-OTHERS = "`video_id` names the videos that the frames are from."
+OTHERS = "`video_id` is the name of a frame's video."
 
 
 def push_data_set(folder: Path, repo_id: str, tasks: Sequence[ClipTask], summary: dict, has_images: bool) -> str:
     """Publish prepared clips, or their annotations, with a card.
 
     Args:
-        folder (`Path`): Holds their shards; the card and `summary.json` are written into it.
-        repo_id (`str`): Of the data set on the Hub, which is made if there is none.
+        folder (`Path`): Folder with the shards of the clips; the card and `summary.json` are written into it.
+        repo_id (`str`): Id of the data set on the Hub, which is created if there is none.
         tasks (`Sequence[ClipTask]`): The clips; no other file of `folder` is sent.
-        summary (`dict`): From `training.data.preparation.summarize`.
-        has_images (`bool`): Whether the shards hold pictures, for the card.
+        summary (`dict`): Result of [`training.data.preparation.summarize`].
+        has_images (`bool`): Whether the shards hold pictures.
     Returns:
         `str`: Address of the data set.
     Raises:
         ValueError: If there is nothing to publish.
-        PushError: If the Hub refuses it or cannot be reached; the folder is whole.
+        PushError: If the Hub refuses it or cannot be reached; `folder` stays complete.
     """
     shards = [task.shard(folder) for task in tasks if task.shard(folder).exists()]
     if not shards:

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Saved pipelines, from a folder or the Hub, and to the Hub."""
+"""Loading of saved pipelines from a folder or the Hub, and pushing of pipelines and subjects to the Hub."""
 
 import glob
 import json
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
+from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
@@ -34,34 +35,34 @@ from training.engine.devices import check_device
 logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
-SAMPLE_STEM = "sample"  # the name of a card's own picture, less its suffix
+SAMPLE_STEM = "sample"  # name of a card's own picture without its suffix
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp")  # of pictures on a card
 BEFORE_AFTER_NAME = "before_after.png"
-# What this project itself puts beside cards: off the card, it is to be off the Hub.
+# Pictures that this project writes; a push deletes them from the Hub if the card no longer shows them.
 OWN_PICTURES = {BEFORE_AFTER_NAME, *(SAMPLE_STEM + suffix for suffix in PICTURE_SUFFIXES)}
-# What stands in a card's snippet, quoted, while it is not known where the card will be.
+# In a card's code, a push replaces these quoted names by the repository's id.
 PLACEHOLDERS = ("path/to/this/folder", "you/dreampose-tiny")
 INDEX_NAME = "model_index.json"
 CODE_NAME = "pipeline_dreampose.py"
 COPY_NAME = "pipeline.py"  # where `custom_pipeline="you/name"` looks for the code
-# What the Hub's answers mean to who pushes; its own words follow.
+# Meaning of the Hub's answers to a push; a message adds the Hub's own words.
 MEANINGS = {
     401: "the token is missing or not valid (`hf auth login` stores one)",
     402: "the account's plan does not allow it",
     403: "the token may not write there, or the storage is full",
     404: "there is no such repository, or the token may not see it",
     413: "that is more than the repository may hold",
-    429: "these were too many requests for now",
+    429: "there were too many requests, try again later",
     507: "the storage is full",
 }
 
 
 class PushError(ValueError):
-    """A push to the Hub that failed, in one line; what should have been pushed is on the disk as before."""
+    """A failed push, described in one line; the files to push are still on the disk."""
 
 
 def find_commit(name: str, revision: str | None = None) -> str | None:
-    """The commit of a pipeline that was loaded from the Hub, whatever branch or tag led to it; else `revision`."""
+    """Return the commit that a branch or tag of a cached pipeline points to; return `revision` if it is unknown."""
     if Path(name).exists():
         return revision
     index = try_to_load_from_cache(name, INDEX_NAME, revision=revision)
@@ -78,17 +79,15 @@ def load_pipeline(
     """Load a DreamPose pipeline.
 
     Args:
-        model (`str`): A pipeline's folder or a Hub id.
-        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where its components go.
-        dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`; float16 on CUDA and float32 elsewhere if
-            `None`.
-        lora (`str`, *optional*): File, folder or Hub id of a subject, which is fused into the weights.
+        model (`str`): Folder or Hub id of the pipeline.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Device of all components.
+        dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`; the default is float16 on CUDA and float32
+            elsewhere.
+        lora (`str`, *optional*): File, folder or Hub id of a subject to fuse into the weights.
         revision (`str`, *optional*): Branch, tag or commit of `model` on the Hub.
-    Returns:
-        `DreamPosePipeline`: With all components on `device`.
     Raises:
-        ValueError: If there is no such `device`, or `model` is a folder that holds no DreamPose pipeline, or neither a
-            folder nor to be had as a Hub id; the same for `lora` and a subject of this model.
+        ValueError: If `device` does not exist, `model` is neither a DreamPose pipeline's folder nor can be loaded from
+            the Hub, or `lora` cannot be loaded as a subject of this model.
     """
     device = check_device(device)
     dtype = getattr(torch, dtype or ("float16" if device.type == "cuda" else "float32"))
@@ -105,13 +104,9 @@ def load_pipeline(
 
 
 def default_size(model: str, revision: str | None = None) -> tuple[int, int]:
-    """Width and height of the frames that a saved pipeline makes by itself; its weights are not read.
+    """Return the default width and height of a saved pipeline's frames, without reading its weights.
 
-    Args:
-        model (`str`): Its folder or a Hub id.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
-    Raises:
-        ValueError: As [`load_pipeline`] refuses `model`.
+    It raises the same errors about `model` as [`load_pipeline`].
     """
     with _explain_model(model):
         index = DreamPosePipeline.load_config(model, revision=revision)
@@ -125,7 +120,7 @@ def default_size(model: str, revision: str | None = None) -> tuple[int, int]:
 
 @contextmanager
 def _explain_model(model: str) -> Iterator[None]:
-    """Refuse a folder of something else at once, and turn what loading raises for a missing one into the error."""
+    """Refuse a folder without a DreamPose pipeline, and turn an `OSError` of loading into a `ValueError`."""
     if Path(model).exists():
         found = class_name(Path(model) / INDEX_NAME)
         if found != "DreamPosePipeline":
@@ -137,11 +132,7 @@ def _explain_model(model: str) -> Iterator[None]:
 
 
 def class_name(index: Path) -> str:
-    """The pipeline class that a `model_index.json` names, or what is wrong with the file.
-
-    Args:
-        index (`Path`): The file.
-    """
+    """Return the pipeline class that a `model_index.json` names, or what is wrong with the file."""
     if not index.is_file():
         return "which has no model_index.json"
     try:
@@ -152,31 +143,25 @@ def class_name(index: Path) -> str:
 
 
 def make_repo(repo_id: str, *, private: bool = True) -> str:
-    """Make a model's repository on the Hub if there is none, and see that it may be written.
+    """Create a model's repository on the Hub if there is none, and check that the token may write to it.
 
-    A training that ends in a push calls this first: it is no use to hear of a wrong token after days.
+    A training that ends in a push calls this first, so that a wrong token shows at the start and not after days.
 
     Args:
-        repo_id (`str`): `OWNER/NAME`, or `NAME` for the token's own.
-        private (`bool`, *optional*, defaults to `True`): Make a new one private; one that exists stays as it is, which
-            is said where it is public.
+        repo_id (`str`): `OWNER/NAME`, or `NAME` for the token's owner.
+        private (`bool`, *optional*, defaults to `True`): Whether a new repository is private. An existing one stays as
+            it is, with a warning if it is public.
     Returns:
         `str`: Its full id, `OWNER/NAME`.
     Raises:
-        PushError: If it cannot be made or written.
+        PushError: If the repository cannot be created or written to.
     """
-    with explain_push("hub_model_id", repo_id, "Nothing is lost; a later push tries once more."):
+    with explain_push("hub_model_id", repo_id, "Nothing is lost; a later push tries again."):
         return _make_repo(repo_id, private)
 
 
 def try_make_repo(repo_id: str, private: bool = True) -> str | None:
-    """[`make_repo`] at the start of a run that must not fail for it: what goes wrong is a warning.
-
-    Args:
-        repo_id, private: As `make_repo` takes them.
-    Returns:
-        `str` or `None`: The repository's full id, if it can be written.
-    """
+    """Call [`make_repo`] at the start of a run; an error becomes a warning and the result `None`."""
     try:
         return make_repo(repo_id, private=private)
     except PushError as error:
@@ -192,25 +177,24 @@ def push_folder(
     commit_message: str | None = None,
     allow_patterns: Sequence[str] | None = None,
 ) -> str:
-    """Push a saved pipeline or subject to the Hub, in one commit of what has changed there.
+    """Push a saved pipeline or subject to the Hub, in one commit with the changed files.
 
-    Files that the Hub has already, from an earlier push or from one that was cut off, are not sent again. A picture of
-    an earlier card that is not on this one is deleted by the same commit; the repository's history keeps it. The
-    card's snippet gets the repository's id where it has one of `PLACEHOLDERS`; the file in `folder` stays as it is.
+    Files that the Hub already has, from an earlier push or an interrupted one, are not sent again. The commit deletes
+    a picture of an earlier card that the new card does not show; the repository's history keeps it. On the Hub, the
+    code on the card names the repository in place of `PLACEHOLDERS`; the card in `folder` stays as it is.
 
     Args:
-        folder (`Path`): Written by `save_pretrained` or `save_lora_weights`, with a card. A pipeline's gets a copy of
-            its code as `pipeline.py`, for `custom_pipeline=repo_id`.
-        repo_id (`str`): `OWNER/NAME`, or `NAME` for the token's own; made if there is none.
-        private (`bool`, *optional*, defaults to `True`): As `make_repo` takes it.
-        commit_message (`str`, *optional*): First line of the commit's message; by default, what is uploaded.
-        allow_patterns (`Sequence[str]`, *optional*): What is sent; by default, [`pipeline_patterns`], or
-            [`subject_patterns`] of a folder that holds a subject alone, so that checkpoints, logs, options and
-            whatever else lies in the folder stay there.
+        folder (`Path`): Folder written by `save_pretrained` or `save_lora_weights`, with a card. A pipeline's folder
+            gets a copy of its code as `pipeline.py`, for `custom_pipeline=repo_id`.
+        repo_id, private: See [`make_repo`], which creates the repository if there is none.
+        commit_message (`str`, *optional*): First line of the commit's message; the default says what is uploaded.
+        allow_patterns (`Sequence[str]`, *optional*): Files to push. The default is [`pipeline_patterns`], or
+            [`subject_patterns`] if the folder holds a subject only, so that checkpoints, logs, options and other files
+            are not sent.
     Returns:
         `str`: Address of the repository.
     Raises:
-        PushError: If it failed; names the command that pushes it later.
+        PushError: If the push fails; the message names a command that pushes the files later.
         ValueError: If `folder` holds neither pipeline nor subject and `allow_patterns` is `None`.
     """
     folder, kind = Path(folder), "pipeline"
@@ -232,24 +216,10 @@ def push_folder(
         return f"{api.endpoint}/{full_id}"
 
 
-def try_push(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool = True,
-    commit_message: str | None = None,
-    allow_patterns: Sequence[str] | None = None,
-) -> bool:
-    """[`push_folder`] at the end of a run that must not fail for it: what goes wrong is a warning.
-
-    Args:
-        folder, repo_id, private, commit_message, allow_patterns: As `push_folder` takes them.
-    Returns:
-        `bool`: Whether it was pushed.
-    """
-    how = {"private": private, "commit_message": commit_message, "allow_patterns": allow_patterns}
+def try_push(folder: Path, repo_id: str, **options: Any) -> bool:
+    """Call [`push_folder`] at the end of a run; an error becomes a warning and the result `False`."""
     try:
-        address = push_folder(folder, repo_id, **how)
+        address = push_folder(folder, repo_id, **options)
     except (OSError, ValueError) as error:
         logger.warning("%s", error)
         return False
@@ -258,13 +228,9 @@ def try_push(
 
 
 def pipeline_patterns(folder: Path) -> list[str]:
-    """The files of a saved pipeline, as patterns: its index, parts and code, its card and what that shows or
-    refers to.
+    """Return patterns of a saved pipeline's files: index, components, code and [`card_patterns`].
 
-    Args:
-        folder (`Path`): The pipeline's.
-    Raises:
-        ValueError: If there is none.
+    A folder without a pipeline raises a `ValueError`.
     """
     found = class_name(folder / INDEX_NAME)
     if found != "DreamPosePipeline":
@@ -276,20 +242,13 @@ def pipeline_patterns(folder: Path) -> list[str]:
 
 
 def subject_patterns(folder: Path) -> list[str]:
-    """The files of a saved subject, as patterns: its weights, its card and what that shows or refers to.
-
-    Args:
-        folder (`Path`): The subject's.
-    """
+    """Return patterns of a saved subject's files: its weights and [`card_patterns`]."""
     return [*card_patterns(folder), LORA_WEIGHT_NAME_SAFE]
 
 
 def card_patterns(folder: Path) -> list[str]:
-    """The card with the pictures that it shows and the files under `evaluation/` and `training/` that it refers to, as
-    patterns; none if there is no card. Whatever else the folder holds is not sent, even if the card refers to it.
-
-    Args:
-        folder (`Path`): Where they lie.
+    """Return patterns of a folder's card, the pictures on it and the files in `evaluation/` and `training/` that it
+    links to; none without a card. A push sends no other file, even if the card links to it.
     """
     if not (folder / CARD_NAME).is_file():
         return []
@@ -301,18 +260,18 @@ def card_patterns(folder: Path) -> list[str]:
 
 def _may_be_shown(folder: Path, name: str) -> bool:
     path = PurePosixPath(name)
-    # `Path.is_file` fails for what is too long a name, such as a picture that the card itself holds.
+    # `Path.is_file` fails for a name that is too long, such as the data of an embedded picture.
     if path.is_absolute() or ".." in path.parts or not os.path.isfile(folder / name):
         return False
     return path.suffix.lower() in PICTURE_SUFFIXES or path.parts[0] in ("evaluation", "training")
 
 
 def _widget_addresses(text: str) -> list[str]:
-    """Of the pictures that a card's front matter names; none where it is not as the Hub would have it."""
+    """Return the addresses of the pictures in a card's front matter; none if that is not valid for the Hub."""
     try:
         widget = ModelCard(text, ignore_metadata_errors=True).data.get("widget") or []
         addresses = [example["output"]["url"] for example in widget]
-    except Exception:  # whatever the library meets in a file of unknown origin
+    except Exception:  # whatever the library finds in a file of unknown origin
         return []
     return [address for address in addresses if isinstance(address, str)]
 
@@ -320,7 +279,7 @@ def _widget_addresses(text: str) -> list[str]:
 def _changes(
     folder: Path, patterns: Sequence[str], repo_id: str, remote: set[str]
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """What a commit is made of: the files of these patterns, less those pictures that the card no longer shows."""
+    """Return the operations of a commit: add the files of the patterns, delete pictures that left the card."""
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names = list(filter_repo_objects(paths, allow_patterns=list(patterns)))
     contents: dict[str, Path | bytes] = {name: folder / name for name in names}
@@ -336,19 +295,18 @@ def _changes(
 
 @contextmanager
 def explain_push(argument: str, repo_id: str, advice: str) -> Iterator[None]:
-    """Turn whatever goes wrong in a push into one `PushError`.
+    """Turn any error in a push into a `PushError` of one line, without the token.
+
+    The message says whether the cause is the repository, the connection or something on this machine.
 
     Args:
         argument (`str`): The option that named the repository.
         repo_id (`str`): The repository.
         advice (`str`): What to do now; ends the message.
-    Raises:
-        PushError: Of one line, without the token. It says whether the repository, the connection or something on
-            this machine is at fault.
     """
     try:
         yield
-    except Exception as error:  # of the Hub, of its client, of the connection and of files, which share no class
+    except Exception as error:  # errors of the Hub, its client, the connection and files share no class
         is_of_file = type(error) is RuntimeError and error.__cause__ is not None
         cause = error.__cause__ if is_of_file else error
         if getattr(cause, "response", None) is not None or isinstance(cause, HFValidationError):
@@ -361,8 +319,8 @@ def explain_push(argument: str, repo_id: str, advice: str) -> Iterator[None]:
 
 
 def _is_broken_connection(error: BaseException) -> bool:
-    """Whether no answer came: the client's own errors, and what it says where one thread's failure closed it."""
-    is_clients = any(base.__module__.startswith("httpx") for base in type(error).__mro__)  # httpx, and its follower
+    """Tell whether no answer came: an error of the client, or its message after another thread's error closed it."""
+    is_clients = any(base.__module__.startswith("httpx") for base in type(error).__mro__)  # httpx or its successor
     is_closed = isinstance(error, RuntimeError) and "client has been closed" in str(error)
     return is_clients or is_closed or isinstance(error, ConnectionError | TimeoutError)
 
@@ -372,12 +330,12 @@ def _make_repo(repo_id: str, private: bool) -> str:
     full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     api.auth_check(full_id, write=True)
     if private and not api.model_info(full_id).private:
-        logger.warning("%s is public and stays so: whatever is pushed there can be seen by all.", full_id)
+        logger.warning("%s is public and stays public: everybody can see what is pushed there.", full_id)
     return full_id
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """Describe an error in one line, without the token."""
     place = ""
     if type(error) is RuntimeError and error.__cause__ is not None:  # of one file: the client's words, then the cause
         place, error = f"{str(error).rstrip('.')}: ", error.__cause__
@@ -388,6 +346,6 @@ def _reason(error: Exception) -> str:
         status = response.status_code
         text = MEANINGS.get(status, "the Hub failed" if status >= 500 else "the Hub refuses it")
         text += f" ({status}: {getattr(error, 'server_message', None) or error})"
-    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", place + text)  # queries may be signed
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", place + text)  # a query may hold a signature
     text = text.replace(get_token() or "\0", "***")
     return " ".join(text.split()).rstrip(".")

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The card of a subject of stage 2, from `model_card/subject.md`; from `base.md` where all weights were trained."""
+"""Card of a subject of stage 2, from `model_card/subject.md`, or from `base.md` after full training."""
 
 import logging
 import re
@@ -16,15 +16,13 @@ from training.hub.repositories import CARD_NAME
 
 logger = logging.getLogger(__name__)
 
-PARTS = {"denoiser": "UNet and adapter", "decoder": "the VAE's decoder"}  # what trains in each phase
-
-LICENSE_NAME = "[a-z0-9.-]+"  # what the Hub takes as one
+PARTS = {"denoiser": "UNet and adapter", "decoder": "the VAE's decoder"}  # the parts that train in each phase
+LICENSE_NAME = "[a-z0-9.-]+"  # names that the Hub accepts
 
 
 def write_subject_card(
     output_dir: Path,
     *,
-    repo_id: str | None,
     base_model: str,
     revision: str | None = None,
     num_photos: int | None = None,
@@ -33,39 +31,36 @@ def write_subject_card(
     num_steps: Mapping[str, int] | None = None,
     rank: int | None,
     num_samples: int | None = None,
+    license: str | None = None,
+    parts: Sequence[str] | None = None,
+    conversion: str = "",
+    repo_id: str | None,
     options_yaml: str = "",
     figures: Mapping[str, float] | None = None,
     picture: Path | None = None,
     caption: str = "Pictures made with it",
-    license: str | None = None,
-    parts: Sequence[str] | None = None,
-    conversion: str = "",
 ) -> Path:
-    """Write the card of a subject beside it. No name of a folder and no secret gets into it.
+    """Write the card of a subject into its folder, without folder names or secrets.
 
     Args:
         output_dir (`Path`): Folder of the subject.
-        repo_id (`str`, *optional*): Where it will be pushed, `OWNER/NAME`.
-        base_model (`str`): The pipeline that it was trained on, a folder or a Hub id.
-        revision (`str`, *optional*): Of `base_model` on the Hub.
-        num_photos (`int`, *optional*): How many photos it was trained on, as far as that is known.
-        prior_dataset (`str`, *optional*): Prepared data set of others that it was trained on too.
-        prior_prob (`float`, *optional*, defaults to 0.0): Its share of the samples.
-        num_steps (`Mapping[str, int]`, *optional*): Optimizer steps of each phase that was not skipped, `denoiser` or
-            `decoder`.
-        rank (`int`, *optional*): Of the LoRA; `None` for a pipeline of which all weights were trained.
-        num_samples (`int`, *optional*): Samples of a step, over all processes.
-        options_yaml (`str`, *optional*): The run's options; those that may be published are shown.
-        figures (`Mapping[str, float]`, *optional*): Measured on that person, by name.
-        picture (`Path`, *optional*): Becomes `sample` in `output_dir`. Nobody may be on it who did not agree.
-        caption (`str`, *optional*): Of the picture.
-        license (`str`, *optional*): As the Hub names it; by default that of `base_model`'s own card, if it has one.
-        parts (`Sequence[str]`, *optional*): What of the model the LoRA is of; by default what `num_steps` were of.
-        conversion (`str`, *optional*): Of converted weights: where they came from, in place of how they were trained.
+        base_model (`str`): Folder or Hub id of the pipeline that the subject was trained on.
+        revision (`str`, *optional*): Revision of `base_model` on the Hub.
+        num_photos (`int`, *optional*): Number of training photos, if it is known.
+        prior_dataset (`str`, *optional*): Prepared data set of other people that was used in training.
+        prior_prob (`float`, *optional*, defaults to 0.0): Share of the samples from `prior_dataset`.
+        num_steps (`Mapping[str, int]`, *optional*): Optimizer steps of the phases `denoiser` and `decoder`, without a
+            skipped one.
+        rank (`int`, *optional*): Rank of the LoRA; `None` for a pipeline whose weights were all trained.
+        num_samples (`int`, *optional*): Samples per step, over all processes.
+        license (`str`, *optional*): The Hub's name of the licence; the default is the licence on `base_model`'s card.
+        parts (`Sequence[str]`, *optional*): The parts of the model that the LoRA changes; the default follows
+            `num_steps`.
+        conversion (`str`, *optional*): Origin of converted weights; replaces the text about the training.
+        repo_id, options_yaml, figures, picture, caption: See [`training.hub.model_card.write_card`], also for the
+            errors.
     Returns:
         `Path`: The card, `README.md`.
-    Raises:
-        ValueError: If `repo_id` is no id, or `picture` no picture's file.
     """
     is_lora, num_steps = rank is not None, num_steps or {}
     terms = {} if license else read_license_terms(base_model, revision)
@@ -99,12 +94,9 @@ def write_subject_card(
 
 
 def read_license(model: str, revision: str | None = None) -> str | None:
-    """The licence that a model's own card states; `None` if it states none that the Hub would take or several, or
-    there is no card to be had.
+    """Return the licence on the card of a model, a folder or a Hub id.
 
-    Args:
-        model (`str`): A folder or a Hub id.
-        revision (`str`, *optional*): Of the repository on the Hub.
+    The result is `None` if there is no card, or if the card states several licences or none that the Hub accepts.
     """
     stated = _read_front_matter(model, revision).get("license")
     if isinstance(stated, list) and len(stated) == 1:
@@ -113,13 +105,9 @@ def read_license(model: str, revision: str | None = None) -> str | None:
 
 
 def read_license_terms(model: str, revision: str | None = None) -> dict[str, str]:
-    """The `license_name` and `license_link` that a model's own card states where its licence is `other`.
+    """Return `license_name` and `license_link` from the card of a model whose licence is `other`.
 
-    Args:
-        model (`str`): A folder or a Hub id.
-        revision (`str`, *optional*): Of the repository on the Hub.
-    Returns:
-        `dict[str, str]`: Those of the two that the Hub would take; a link to a file of the repository is one to there.
+    Values that the Hub does not accept are left out. The name of a file in the repository becomes a full link.
     """
     if read_license(model, revision) != "other":
         return {}
@@ -139,7 +127,7 @@ def _is_match(rule: str, value: Any) -> bool:
 
 
 def _read_front_matter(model: str, revision: str | None) -> dict[str, Any]:
-    """That of a model's own card, of which nothing is known; empty if there is none that can be read."""
+    """Read the front matter of a model's card, which may hold anything; return {} if it cannot be read."""
     try:
         path = Path(model) / CARD_NAME
         path = path if Path(model).exists() else Path(hf_hub_download(model, CARD_NAME, revision=revision))
@@ -148,7 +136,7 @@ def _read_front_matter(model: str, revision: str | None) -> dict[str, Any]:
         return {}
     try:
         return ModelCard(text, ignore_metadata_errors=True).data.to_dict()
-    except Exception as error:  # whatever the library meets in a file of unknown origin
+    except Exception as error:  # whatever the library finds in a file of unknown origin
         logger.warning(f"The card of {model} could not be read: {error}")
         return {}
 
