@@ -1,1 +1,1 @@
-"""The paper's claims, and the choice of guidance and scheduler."""
+"""Benchmarks of the paper's claims, and of the choice of guidance scales and scheduler."""

@@ -1,8 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The paper's ablations (arXiv:2304.06025) at a size that anyone can run: a short stage 1 for each arm and seed,
-measured on held-out clips, with the figures of `benchmarks.subjects.gains` for stage 2. Stopped, it goes on when it is
-started again.
+"""Repeat the paper's ablations (arXiv:2304.06025) at a size that anyone can run.
+
+Each arm and seed trains a short stage 1 and is measured on held-out clips. The figures of stage 2 come from
+`benchmarks.subjects.gains`. A stopped run resumes when it is started again.
 
     python -m benchmarks.claims.ablation
 """
@@ -10,7 +11,6 @@ started again.
 import argparse
 import json
 import os
-from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.claims.ablation_arms import (
@@ -27,6 +27,7 @@ from benchmarks.claims.ablation_arms import (
 )
 from benchmarks.claims.ablation_report import format_table, judge, values_of, values_of_subjects
 from benchmarks.kept_jobs import run_missing
+from benchmarks.scripts import package_versions, run_script
 from training.hub.repositories import load_pipeline
 from training.media.animation import model_digest
 from training.media.settings_file import has_settings, write_json
@@ -35,29 +36,25 @@ from training.media.settings_file import has_settings, write_json
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    add("--model", default="model_card/tiny", help="pipeline whose encoders are taken; the noise is compared on it")
+    add("--model", default="model_card/tiny", help="pipeline that gives the encoders; noise is compared on it")
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     add("--seeds", nargs="+", type=int, default=[0, 1])
-    add("--num_train", type=int, default=1000, help="drawn clips that are trained on")
-    add("--max_train_steps", type=int, help="default: the schedule's")
-    add("--num_clips", type=int, default=20, help="held-out clips that are measured")
+    add("--num_train", type=int, default=1000, help="drawn clips for training")
+    add("--max_train_steps", type=int, help="default: from ablation.yaml")
+    add("--num_clips", type=int, default=20, help="held-out clips to measure")
     add("--frames_per_clip", type=int, default=3)
-    add("--num_consecutive", type=int, default=4, help="frames a clip that follow one another")
+    add("--num_consecutive", type=int, default=4, help="consecutive frames per clip")
     add("--num_inference_steps", type=int, default=15)
-    add(
-        "--subjects",
-        type=Path,
-        default=Path(__file__).parents[1] / "subjects" / "gains.json",
-        help="figures of stage 2",
-    )
-    add("--num_processes", type=int, default=os.cpu_count(), help="arms at a time, one thread each")
+    subjects = Path(__file__).parents[1] / "subjects" / "gains.json"
+    add("--subjects", type=Path, default=subjects, help="report of stage 2")
+    add("--num_processes", type=int, default=os.cpu_count(), help="arms that run at the same time, one thread each")
     add("--work_dir", type=Path, default=Path("runs/ablation"))
-    add("--output", type=Path, default=Path(__file__).with_suffix(".json"), help="the table lies beside it, as .md")
+    add("--output", type=Path, default=Path(__file__).with_suffix(".json"), help="JSON; the table is next to it")
     return parser.parse_args(argv)
 
 
 def run_arms(options: argparse.Namespace, held: Held) -> dict[tuple[str, int], dict]:
-    """The results of all arms and seeds, by both."""
+    """Run the missing arms and return all results by arm and seed."""
     schedule = {} if options.max_train_steps is None else {"max_train_steps": options.max_train_steps}
     work_dir, keys = options.work_dir, [(arm, seed) for seed in options.seeds for arm in options.arms]
     draw_data(options.model, work_dir, options.num_train)
@@ -69,7 +66,7 @@ def run_arms(options: argparse.Namespace, held: Held) -> dict[tuple[str, int], d
 
 
 def main(options: argparse.Namespace) -> dict:
-    """Run what is missing, print the table and write the report, which is returned."""
+    """Run what is missing, print the table, write the report and return it."""
     names = ("num_clips", "frames_per_clip", "num_consecutive", "num_inference_steps")
     settings = {name: getattr(options, name) for name in (*names, "num_train", "max_train_steps")}
     model = load_pipeline(options.model, "cpu")
@@ -79,7 +76,7 @@ def main(options: argparse.Namespace) -> dict:
         write_json(options.work_dir / "settings.json", settings)
     held = Held(**{name: getattr(options, name) for name in names})
     arms = run_arms(options, held)
-    # Of the arms' settings only the encoders are the model's; here all of it matters.
+    # The arms depend on the model's encoders alone, but this comparison depends on the whole model.
     noise = {options.work_dir / f"noise-{model_digest(model)}.json": (options.model, held)}
     (compared,) = run_missing(compare_noise, noise, 1, "comparison")
     sides = {("noise", name): [values_of(clips)] for name, clips in compared.items()}
@@ -90,7 +87,7 @@ def main(options: argparse.Namespace) -> dict:
         sides |= values_of_subjects(json.loads(options.subjects.read_text()))
     report = {
         "settings": settings | {"seeds": options.seeds, "model": options.model},
-        "versions": {name: version(name) for name in ("torch", "diffusers")},
+        "versions": package_versions("torch", "diffusers"),
         "training_cpu_seconds": {f"{arm}, seed {s}": r["training_cpu_seconds"] for (arm, s), r in arms.items()},
         "claims": judge(sides),
         "figures": {", ".join(side): values for side, values in sides.items()},
@@ -103,7 +100,4 @@ def main(options: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (ValueError, RuntimeError) as error:
-        raise SystemExit(f"ablation.py: error: {error}") from None
+    run_script(main, parse_args, (ValueError, RuntimeError))

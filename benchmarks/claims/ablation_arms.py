@@ -1,9 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The arms of the ablation: each a short stage 1 with one thing changed, measured on held-out clips.
+"""Training and measurement of the ablation's arms. Each arm is a short stage 1 with one change.
 
-All arms start from the encoders of one pipeline, frozen as the paper's are, with an untrained UNet and adapter, and
-see the same samples in the same order; an arm's seed is that of its weights, its samples and its noise.
+All arms use the frozen encoders of one pipeline, as in the paper, and an untrained UNet and adapter. All arms see the
+same samples in the same order. The seed of an arm determines its initial weights, its samples and its noise.
 """
 
 import os
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 SCHEDULE = Path(__file__).with_name("ablation.yaml")
 UNET_CHANNELS = [32, 64, 96]
 NO_DROPOUT = ("image_dropout_prob", "pose_dropout_prob", "joint_dropout_prob")
-ARMS = {  # name -> what it changes of the schedule
+ARMS = {  # name -> options that differ from the schedule
     "full": {},
     "clip_only": {"train_adapter": False},
     "one_pose": {"pose_radius": 0},
@@ -44,14 +44,7 @@ SCALES = {"guided": [2.0, 2.0], "unguided": [1.0, 1.0]}  # photo, pose
 
 @dataclass(frozen=True)
 class Held:
-    """What is measured on: the first clips of the drawn test split.
-
-    Args:
-        num_clips (`int`): How many.
-        frames_per_clip (`int`): Target frames of each.
-        num_consecutive (`int`): Frames of each that follow one another.
-        num_inference_steps (`int`): Of all predictions.
-    """
+    """The clips to measure, the first of the drawn test split, and the denoising steps of all predictions."""
 
     num_clips: int
     frames_per_clip: int
@@ -59,24 +52,17 @@ class Held:
     num_inference_steps: int
 
     def clips(self) -> Clips:
-        return load_clips(
-            "procedural", "test", self.num_clips, self.frames_per_clip, num_consecutive=self.num_consecutive
-        )
+        chosen = self.num_clips, self.frames_per_clip
+        return load_clips("procedural", "test", *chosen, num_consecutive=self.num_consecutive)
 
 
 def encoders_of(pipe: DreamPosePipeline) -> FrameEncoders:
-    """What all arms take of a pipeline."""
+    """Return the parts of a pipeline that all arms use."""
     return FrameEncoders(pipe.vae, pipe.image_encoder, pipe.feature_extractor)
 
 
 def draw_data(model: str, work_dir: Path, num_train: int) -> None:
-    """Draw the first clips of the training split and encode their frames once for all arms.
-
-    Args:
-        model (`str`): The pipeline whose encoders are taken.
-        work_dir (`Path`): Gets `data/train.parquet` and `latents`.
-        num_train (`int`): How many clips.
-    """
+    """Draw the first clips of the training split into `data`, and encode their frames once for all arms."""
     parquet = work_dir / "data" / "train.parquet"
     if not parquet.exists():
         parquet.parent.mkdir(parents=True, exist_ok=True)
@@ -91,18 +77,10 @@ def draw_data(model: str, work_dir: Path, num_train: int) -> None:
 
 
 def train_arm(model: str, arm: str, seed: int, work_dir: Path, schedule: dict[str, Any]) -> Path:
-    """Train an arm by `training/train.py`, from its newest checkpoint if it was stopped.
+    """Train an arm with `training/train.py`, from its newest checkpoint if it was stopped, and return its folder.
 
-    Args:
-        model (`str`): The pipeline whose encoders are taken.
-        arm (`str`): A key of `ARMS`.
-        seed (`int`): Of the weights before, the samples and their noise.
-        work_dir (`Path`): Where `draw_data` was.
-        schedule (`dict`): Changes of `ablation.yaml`.
-    Returns:
-        `Path`: The folder of the trained pipeline.
-    Raises:
-        RuntimeError: If the training failed; its words are in `log.txt` beside its checkpoints.
+    The seed determines the initial weights, the samples and their noise. The schedule replaces options of
+    `ablation.yaml`. If the training fails, a `RuntimeError` points to its output in `log.txt`.
     """
     output = work_dir / f"{arm}-{seed}"
     if (output / "model_index.json").exists():
@@ -136,17 +114,7 @@ def train_arm(model: str, arm: str, seed: int, work_dir: Path, schedule: dict[st
 def run_arm(
     model: str, arm: str, seed: int, work_dir: str, schedule: dict[str, Any], held: Held
 ) -> dict[str, list[dict[str, float]] | float]:
-    """Train an arm and measure it.
-
-    Args:
-        model, arm, seed: As `train_arm` takes them.
-        work_dir (`str`): Likewise, a folder.
-        schedule (`dict`): Likewise.
-        held (`Held`): What is measured on.
-    Returns:
-        `dict`: By key of `SCALES` the figures of each clip, and `training_cpu_seconds` (of the part after the last
-            start, where it was stopped).
-    """
+    """Train an arm and measure it with each entry of `SCALES`. The CPU time counts since the last start."""
     before = children_cpu_seconds()
     folder = train_arm(model, arm, seed, Path(work_dir), schedule)
     pipe = load_pipeline(str(folder), "cpu")
@@ -159,13 +127,13 @@ def run_arm(
 
 
 def children_cpu_seconds() -> float:
-    """What the processes that this one started and that have ended took of the CPU."""
+    """Return the CPU time of all finished child processes."""
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     return spent.ru_utime + spent.ru_stime
 
 
 def measure_clip(pipe: DreamPosePipeline, clip: Clip, seed: int, held: Held, **call_options) -> dict[str, float]:
-    """The figures of one clip: its targets, parts of them, and its consecutive frames, all from one draw of noise."""
+    """Measure the targets of one clip, their regions and the consecutive frames, all sampled from the same noise."""
     options = {"num_inference_steps": held.num_inference_steps, **call_options}
     indices = sorted({*clip.frame_indices, *clip.run_indices})
     frames = sample_frames(pipe, clip.reference, clip.iuv, indices, clip.targets[0].size, seed, **options)
@@ -176,20 +144,13 @@ def measure_clip(pipe: DreamPosePipeline, clip: Clip, seed: int, held: Held, **c
 
 
 def compare_noise(model: str, held: Held) -> dict[str, list[dict[str, float]]]:
-    """Measure consecutive frames of a model from noise that all frames share and from noise of each frame's own.
-
-    Args:
-        model (`str`): The pipeline.
-        held (`Held`): What is measured on.
-    Returns:
-        `dict`: `shared_noise` and `independent_noise`, the figures of each clip.
-    """
+    """Measure consecutive frames that share one noise sample, and frames that each have their own."""
     pipe = load_pipeline(model, "cpu")
     pipe.set_progress_bar_config(disable=True)
     results: dict[str, list] = {"shared_noise": [], "independent_noise": []}
     for seed, clip in enumerate(held.clips()):
         _, image_latents = pipe.encode_image(to_tensor([clip.reference]) * 2 - 1)
-        shape = (len(clip.iuv), *image_latents.shape[1:])  # `latents` are those of a clip's frames, of one or of all
+        shape = (len(clip.iuv), *image_latents.shape[1:])  # the pipeline takes `latents` for one or all frames
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         where = clip.reference, clip.iuv, clip.run_indices, clip.run_targets[0].size, seed
         for name, draw in (("shared_noise", noise[:1]), ("independent_noise", noise)):
@@ -203,15 +164,10 @@ def compare_noise(model: str, held: Held) -> dict[str, list[dict[str, float]]]:
 def start_from(
     pipe: DreamPosePipeline, image_latents: torch.Tensor, noise: torch.Tensor, num_inference_steps: int
 ) -> torch.Tensor:
-    """The pipeline's own start, the photo's latents noised to the first timestep, from given noise, as `latents`.
+    """Return the `latents` with which the pipeline starts from given unit noise as it does from its own.
 
-    Args:
-        pipe (`DreamPosePipeline`): Gives the scheduler.
-        image_latents (`torch.Tensor`): Of the photo, scaled, shape `(1, C, h, w)`.
-        noise (`torch.Tensor`): Unit noise, shape `(F, C, h, w)`, or `(1, C, h, w)` for all frames.
-        num_inference_steps (`int`): Which say where the first timestep lies.
-    Returns:
-        `torch.Tensor`: Shape of `noise`, for the pipeline's argument `latents`.
+    The start is the photo's latents with the noise of the first timestep. `image_latents` are scaled and have shape
+    `(1, C, h, w)`. `noise` and the result have shape `(F, C, h, w)`, or `(1, C, h, w)` for all frames.
     """
     pipe.scheduler.set_timesteps(num_inference_steps)
     start = pipe.scheduler.add_noise(image_latents.expand_as(noise), noise, pipe.scheduler.timesteps[:1])

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What the ablation says of the paper's claims: differences clip by clip, a verdict by a rule, and a table."""
+"""The paper's claims, the differences that decide them clip by clip, their verdicts, and the table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,30 +8,31 @@ from typing import Any
 
 import torch
 
+from benchmarks.scripts import format_mean
 from training.metrics.figures import METRICS
 from training.metrics.frames import mean_and_standard_error
 
 
-SHOWN = ("ssim", "l1", "psnr", "hem_l1", "flicker")  # in the table; the report has all
-Values = Mapping[str, Sequence[float]]  # by metric, one value a clip or a subject
+SHOWN = ("ssim", "l1", "psnr", "hem_l1", "flicker")  # columns of the table; the report has all metrics
+Values = Mapping[str, Sequence[float]]  # by metric, one value per clip or subject
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A question and what decides it.
+    """A claim that one side is better than another.
 
     Args:
-        question (`str`): What is held to be better, beside what.
-        paper (`str`): The figures of the paper's table of ablations, arXiv:2304.06025, first of what is held better.
-        better, worse (`tuple[str, str]`): Arm and key of its figures, on both sides.
-        metric (`str`): The metric that decides.
-        remark (`str`): What must be known to read the row.
+        question (`str`): The side that should be better, then the other.
+        better, worse (`tuple[str, str]`): Arm of each side, and key of its figures.
+        paper (`str`): Figures of both sides in the paper's ablation table, arXiv:2304.06025.
+        metric (`str`): Metric that decides.
+        remark (`str`): Note for the reader of the row.
     """
 
     question: str
-    paper: str
     better: tuple[str, str]
     worse: tuple[str, str]
+    paper: str = "no figure"
     metric: str = "ssim"
     remark: str = ""
 
@@ -43,86 +44,61 @@ CAPTION = (
     " the seeds is no more than an indication. The paper's figures are levels, of the first side and of the second,"
     " after stage 2; the arms here are of stage 1."
 )
-FROM_TRIALS = "stage 2 of the small model, `benchmarks/subjects/gains.py`"
+FULL, ONE_POSE = ("full", "guided"), ("one_pose", "guided")
+STAGE_TWO = "stage 2 of the small model, `benchmarks/subjects/gains.py`"
 CLAIMS = [
     Claim(
         "CLIP and VAE tokens, against CLIP tokens only",
-        "SSIM .900, .882; L1 .019, .025; LPIPS .056, .070",
-        ("full", "guided"),
+        FULL,
         ("clip_only", "guided"),
+        "SSIM .900, .882; L1 .019, .025; LPIPS .056, .070",
         remark="the image encoder of this size was trained for this very task, which CLIP was not",
     ),
-    Claim(
-        "five poses, against one",
-        "SSIM .900, .899; L1 .019, .019; LPIPS .056, .056",
-        ("full", "guided"),
-        ("one_pose", "guided"),
-    ),
+    Claim("five poses, against one", FULL, ONE_POSE, "SSIM .900, .899; L1 .019, .019; LPIPS .056, .056"),
     Claim(
         "five poses, against one, on the hems of loose cloth",
-        "no figure",
-        ("full", "guided"),
-        ("one_pose", "guided"),
+        FULL,
+        ONE_POSE,
         metric="hem_l1",
         remark="loose cloth lags behind the body",
     ),
-    Claim(
-        "conditioning dropped for 5 % each, against never, with guidance of 2",
-        "no figure",
-        ("full", "guided"),
-        ("no_dropout", "guided"),
-    ),
+    Claim("conditioning dropped for 5 % each, against never, with guidance of 2", FULL, ("no_dropout", "guided")),
     Claim(
         "conditioning dropped and guidance of 2, against never dropped and no guidance",
-        "no figure",
-        ("full", "guided"),
+        FULL,
         ("no_dropout", "unguided"),
         remark="each side as it is meant to be sampled",
     ),
     Claim(
         "one draw of noise for all frames, against one for each",
-        "no figure",
         ("noise", "shared_noise"),
         ("noise", "independent_noise"),
         metric="flicker",
         remark="the shipped model",
     ),
-    Claim(
-        "a subject's own weights from one photo, against none",
-        "no figure",
-        ("photos 1", "end"),
-        ("photos 1", "before"),
-        remark=FROM_TRIALS,
-    ),
-    Claim(
-        "a subject's own weights from four photos, against none",
-        "no figure",
-        ("photos 4", "end"),
-        ("photos 4", "before"),
-        remark=FROM_TRIALS,
+    *(
+        Claim(f"a subject's own weights from {text}, against none", (arm, "end"), (arm, "before"), remark=STAGE_TWO)
+        for text, arm in (("one photo", "photos 1"), ("four photos", "photos 4"))
     ),
     Claim(
         "the VAE's decoder trained too (one photo), against UNet and adapter only",
-        "SSIM .900, .897; L1 .019, .025; LPIPS .056, .057",
         ("photos 1", "end"),
         ("photos 1", "denoiser"),
-        remark=FROM_TRIALS,
+        "SSIM .900, .897; L1 .019, .025; LPIPS .056, .057",
+        remark=STAGE_TWO,
     ),
 ]
 
 
 def values_of(clips: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Figures of clips by metric."""
+    """Collect the figures of clips by metric, for the metrics that all clips have."""
     return {name: [clip[name] for clip in clips] for name in METRICS if all(name in clip for clip in clips)}
 
 
 def values_of_subjects(report: Mapping[str, Any]) -> dict[tuple[str, str], list[Values]]:
-    """Figures of stage 2 as sides of claims: gains over the model before, subject by subject.
+    """Return the gains over the untrained model, subject by subject, from a report of `benchmarks.subjects.gains`.
 
-    Args:
-        report (`Mapping`): What `benchmarks.subjects.gains` wrote.
-    Returns:
-        `dict`: By `("photos N", "before" | "denoiser" | "end")`, one entry, since there is one seed.
+    The keys are the sides `("photos N", "before" | "denoiser" | "end")`. Each has one entry, since there is one seed.
     """
     sides = {}
     for number, rows in report["num_photos"].items():
@@ -133,12 +109,9 @@ def values_of_subjects(report: Mapping[str, Any]) -> dict[tuple[str, str], list[
 
 
 def compare(better: Sequence[Values], worse: Sequence[Values]) -> dict[str, dict]:
-    """Differences, better minus worse, averaged over seeds clip by clip.
+    """Return the differences by metric, better minus worse: averaged over seeds clip by clip, and for each seed.
 
-    Args:
-        better, worse (`Sequence[Values]`): One entry a seed, in the same order, over the same clips.
-    Returns:
-        `dict`: By metric `mean`, `standard_error` and `n` over clips, and `seeds`, the mean of each seed.
+    Both sides have one entry per seed, in the same order, over the same clips.
     """
     table = {}
     for name in better[0]:
@@ -150,12 +123,10 @@ def compare(better: Sequence[Values], worse: Sequence[Values]) -> dict[str, dict
 
 
 def verdict(metric: str, difference: Mapping[str, Any]) -> str:
-    """Confirmed if the better side is better by more than two standard errors in the mean and in each seed better;
-    not confirmed if it is worse likewise; else not decided.
+    """Return the verdict on a difference of a metric.
 
-    Args:
-        metric (`str`): Which says whether higher is better.
-        difference (`Mapping`): Of `compare`.
+    A claim is confirmed if the mean difference exceeds two standard errors and every seed agrees. It is not confirmed
+    if both hold in the opposite direction. Otherwise it is not decided.
     """
     sign = 1 if METRICS[metric].is_higher_better else -1
     seeds = [sign * mean for mean in difference["seeds"]]
@@ -168,11 +139,7 @@ def verdict(metric: str, difference: Mapping[str, Any]) -> str:
 
 
 def judge(sides: Mapping[tuple[str, str], Sequence[Values]]) -> list[dict[str, Any]]:
-    """All claims whose sides were measured, with their differences and verdicts.
-
-    Args:
-        sides (`Mapping`): By arm and key of figures, one entry a seed.
-    """
+    """Return all claims whose sides were measured, with their differences and verdicts."""
     rows = []
     for claim in CLAIMS:
         if claim.better in sides and claim.worse in sides:
@@ -183,11 +150,7 @@ def judge(sides: Mapping[tuple[str, str], Sequence[Values]]) -> list[dict[str, A
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The claims as a Markdown table with its caption: what decides, the differences, the verdict.
-
-    Args:
-        rows (`Sequence[Mapping]`): Of `judge`.
-    """
+    """Format the claims of `judge` as a Markdown table with a caption."""
     lines = ["| | paper | " + " | ".join(name.replace("_", " ") for name in SHOWN) + " | verdict |"]
     lines.append("|---" * (len(SHOWN) + 3) + "|")
     for row in rows:
@@ -201,7 +164,6 @@ def _cell(name: str, difference: Mapping[str, Any] | None, decides: bool) -> str
     if difference is None or difference["mean"] is None:
         return ""
     digits, mark = METRICS[name].digits + 1, "**" if decides else ""
-    error = difference["standard_error"]
-    text = f"{difference['mean']:+.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
     seeds = ", ".join(f"{mean:+.{digits}f}" for mean in difference["seeds"])
-    return mark + text + mark + (f" ({seeds})" if decides and len(difference["seeds"]) > 1 else "")
+    text = mark + format_mean(difference, digits) + mark
+    return text + (f" ({seeds})" if decides and len(difference["seeds"]) > 1 else "")

@@ -1,31 +1,37 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Which guidance scales suit a saved model: every pair of image and pose scales on validation clips, as figures, a
-labelled grid of pictures and heat maps. Stopped, it goes on with --resume.
+"""Choose the guidance scales of a saved model: measure every pair of image and pose scales on validation clips.
 
-python -m benchmarks.claims.guidance --model model_card/tiny
+The script writes the figures as JSON, a labelled picture of one frame with every pair, and heat maps.
+
+    python -m benchmarks.claims.guidance --model model_card/tiny
 """
 
 import argparse
-import json
 import shutil
-from importlib.metadata import version
+from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
+from PIL import Image
 
-from benchmarks.claims.guidance_pairs import METRICS, draw_heat, draw_pictures, measure_pair, pair_name, pair_path
-from training.hub.repositories import default_size, load_pipeline
-from training.media.animation import model_digest, open_frames
+from benchmarks.claims.clip_sampling import load_model_and_clips, measure_missing, sample_clips
+from benchmarks.scripts import package_versions, run_script
+from pipeline_dreampose import DreamPosePipeline
+from training.media.animation import model_digest, write_frame
+from training.media.charts import heat_map
+from training.media.pictures import enlarge, picture_grid, to_pictures
 from training.media.settings_file import write_json
-from training.metrics.clips import load_clips
+from training.metrics.baselines import measure
+from training.metrics.clips import Clip
 from training.metrics.frames import mean_and_standard_error
-from training.options.clips import add_clip_options, check_clip_options
+from training.options.clips import add_clip_options
 
 
 SCALES = [0.0, 1.0, 2.0, 3.0, 5.0, 8.0]
+METRICS = {"psnr": 2, "silhouette_iou": 3}  # digits in the heat maps; the silhouette tells whether the pose is met
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,55 +43,78 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--pose_scales", nargs="+", type=float, default=SCALES)
     add("--num_inference_steps", type=int, help="default: the model's own")
     add("--device", default="cpu")
-    add("--scale", type=int, default=2, help="enlarges the pictures")
-    add("--resume", action="store_true", help="go on with the pairs of a run that was stopped")
-    add("--output", type=Path, default=Path(__file__).with_suffix(".json"), help="two .png lie beside it")
+    add("--scale", type=int, default=2, help="factor by which the pictures are enlarged")
+    add("--resume", action="store_true", help="keep the pairs that a stopped run measured")
+    output = "JSON file; two PNG files are written next to it"
+    add("--output", type=Path, default=Path(__file__).with_suffix(".json"), help=output)
     return parser.parse_args(argv)
 
 
+def measure_pair(
+    pipe: DreamPosePipeline, clips: Sequence[Clip], pair: tuple[float, float], num_steps: int | None, path: Path
+) -> dict[str, list[float]]:
+    """Measure each clip with one image and pose scale, and write the first clip's first frame to `path`."""
+    scales = dict(zip(("image_guidance_scale", "pose_guidance_scale"), pair, strict=True))
+    values, first = {name: [] for name in METRICS}, None
+    for clip, frames in sample_clips(pipe, clips, num_inference_steps=num_steps, **scales):
+        figures = measure(frames, clip.targets, clip.layers)
+        for name in METRICS:
+            values[name].append(figures[name])
+        first = frames[:1] if first is None else first
+    write_frame(to_pictures(first.mul(255).round().to(torch.uint8))[0], path)
+    return values
+
+
+def draw(pairs: dict, folder: Path, clip: Clip, options: argparse.Namespace) -> tuple[Image.Image, Image.Image]:
+    """Draw a frame with every pair above the photo, pose and true frame; and heat maps of the mean figures."""
+    titles, row_titles = [f"pose {p:g}" for p in options.pose_scales], [f"image {i:g}" for i in options.image_scales]
+    grid = [[f"{i:g}, {p:g}" for p in options.pose_scales] for i in options.image_scales]
+    rows = [[Image.open(folder / f"{name}.png") for name in row] for row in grid]
+    rows.append([clip.reference, clip.iuv[clip.frame_indices[0]], clip.targets[0]])
+    rows = [[enlarge(picture, options.scale) for picture in row] for row in rows]
+    frames = picture_grid(rows, titles, row_titles=[*row_titles, "photo, pose, truth"])
+    maps = []
+    for metric, digits in METRICS.items():
+        means = [[pairs[name][metric]["mean"] for name in row] for row in grid]
+        maps.append(heat_map(means, titles, row_titles, digits))
+    return frames, picture_grid([maps], [metric.replace("_", " ") for metric in METRICS], gap=16)
+
+
 def main(options: argparse.Namespace) -> dict:
-    """Measure what is missing, draw it and write the report, which is returned."""
-    check_clip_options(options)
-    chosen, size = (options.num_clips, options.frames_per_clip), default_size(options.model)
-    clips = load_clips(options.dataset, options.split, *chosen, size=size)  # each is read when it is measured
-    pipe = load_pipeline(options.model, options.device)
-    pipe.set_progress_bar_config(disable=True)
+    """Measure the missing pairs, write the report and the pictures, and return the report."""
+    pipe, clips = load_model_and_clips(options)
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "resume", "scale")}
     settings["num_inference_steps"] = options.num_inference_steps or pipe.config.default_num_inference_steps
     folder = options.output.with_name(f".{options.output.stem}.pairs")
-    # Which pairs are asked for is no setting of a pair: a run that goes on may want others.
-    scales = ("image_scales", "pose_scales")
-    begun = {name: value for name, value in settings.items() if name not in scales}
-    open_frames(folder, begun | {"model": model_digest(pipe)}, options.resume, unit="pairs")
-    pairs = list(product(options.image_scales, options.pose_scales))
-    for pair in tqdm(pairs, unit="pair"):
-        if not pair_path(folder, *pair).exists():
-            measure_pair(pipe, clips, pair, options.num_inference_steps, folder)
-    parts = {pair: json.loads(pair_path(folder, *pair).with_suffix(".json").read_text()) for pair in pairs}
-    values = {pair: {name: torch.tensor(part[name]) for name in METRICS} for pair, part in parts.items()}
-    best = max(pairs, key=lambda pair: values[pair]["psnr"].mean().item())
+    scales = ("image_scales", "pose_scales")  # a resumed run may ask for others
+    common = {name: value for name, value in settings.items() if name not in scales} | {"model": model_digest(pipe)}
+    pairs = {f"{i:g}, {p:g}": (i, p) for i, p in product(options.image_scales, options.pose_scales)}
+    measures = {
+        name: partial(measure_pair, pipe, clips, pair, options.num_inference_steps, folder / f"{name}.png")
+        for name, pair in pairs.items()
+    }
+    kept = measure_missing(folder, common, options.resume, "pairs", measures)
+    values = {name: {m: torch.tensor(part[m]) for m in METRICS} for name, part in kept.items()}
+    best = max(values, key=lambda name: values[name]["psnr"].mean().item())
     report = {
         "settings": settings,
-        "versions": {name: version(name) for name in ("torch", "diffusers")},
+        "versions": package_versions("torch", "diffusers"),
         "model_defaults": [pipe.config.default_image_guidance_scale, pipe.config.default_pose_guidance_scale],
-        "best_psnr": list(best),
+        "best_psnr": list(pairs[best]),
         "pairs": {
-            pair_name(*pair): {name: mean_and_standard_error(v) for name, v in by_metric.items()}
+            name: {metric: mean_and_standard_error(v) for metric, v in by_metric.items()}
             | {"psnr_minus_best": mean_and_standard_error(by_metric["psnr"] - values[best]["psnr"])}
-            for pair, by_metric in values.items()
+            for name, by_metric in values.items()
         },
     }
     write_json(options.output, report)
-    grid, stem = (options.image_scales, options.pose_scales), options.output.with_suffix("")
-    draw_pictures(folder, *grid, clips[0], options.scale).save(f"{stem}_frames.png")
-    draw_heat(report["pairs"], *grid).save(f"{stem}_heat.png")
+    stem = options.output.with_suffix("")
+    for name, picture in zip(("frames", "heat"), draw(report["pairs"], folder, clips[0], options)):
+        picture.save(f"{stem}_{name}.png")
     shutil.rmtree(folder)
-    print(f"Best PSNR at image {best[0]:g}, pose {best[1]:g}; wrote {options.output}, {stem}_*.png.")
+    print(f"Best PSNR at image {pairs[best][0]:g}, pose {pairs[best][1]:g}; wrote {options.output}, {stem}_*.png.")
     return report
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"guidance.py: error: {error}") from None
+    run_script(main, parse_args)

@@ -1,1 +1,1 @@
-"""What sampling, training and data cost."""
+"""Benchmarks of the time and memory that sampling, training and data need."""

@@ -1,25 +1,20 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What a frame of training data costs: bytes, samples a second and memory, against the release's layout and loader.
+"""Bytes, loading speed and memory of training data, compared with the layout and loader of the release.
 
     python -m benchmarks.speed.data --frames FRAMES --iuv IUV
 
-Samples show frames of one size; the release's hold poses at that size, ours at latent size, as both train with them.
-All files stay in the system's cache, which the release's layout of UBC Fashion (600 GB) would not: it is read at its
-best here. The latent cache has the shapes of Stable Diffusion's and CLIP's encodings.
+All samples show frames of one size. As in training, the release's samples hold poses at that size and ours at latent
+size. All files stay in the system's cache. The release's layout of UBC Fashion (600 GB) would not fit there, so its
+figures here are a best case. The latent cache has the shapes of Stable Diffusion's and CLIP's encodings.
 """
 
 import argparse
-import json
-import os
-import platform
 import tempfile
 from functools import partial
 from pathlib import Path
 
-import datasets
-import torch
-
+from benchmarks.scripts import machine_facts, measure_in_turn, package_versions, run_script
 from benchmarks.speed.data_layouts import (
     ReleaseSamples,
     open_pairs,
@@ -29,31 +24,29 @@ from benchmarks.speed.data_layouts import (
     write_release_layout,
     write_rows,
 )
+from training.media.settings_file import write_json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--frames", type=Path, required=True, help="folder of one clip's frames")
-    parser.add_argument("--iuv", type=Path, required=True, help="folder of their IUV pictures, of the same names")
-    parser.add_argument("--height", type=int, default=640)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--num_workers", type=int, default=2)
-    parser.add_argument("--num_samples", type=int, default=200, help="read by each loader, and again for memory")
-    parser.add_argument("--repeats", type=int, default=3, help="of which the fastest counts")
-    parser.add_argument("--length_factor", type=int, default=8, help="of the long data set, for memory")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    add = parser.add_argument
+    add("--frames", type=Path, required=True, help="folder of one clip's frames")
+    add("--iuv", type=Path, required=True, help="folder of their IUV pictures, with the same names")
+    add("--height", type=int, default=640)
+    add("--width", type=int, default=512)
+    add("--num_workers", type=int, default=2)
+    add("--num_samples", type=int, default=200, help="samples that each loader reads, for speed and again for memory")
+    add("--repeats", type=int, default=3, help="rounds; the fastest counts")
+    add("--length_factor", type=int, default=8, help="length of the long data set, in clips, for memory")
+    add("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     return parser.parse_args(argv)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict:
-    """The figures, measured in `folder`."""
+    """Measure all figures, with the files in `folder`."""
     clip = read_frames(options.frames, options.iuv, options.width, options.height)
-    size, rows, long_rows, release = (
-        (options.height, options.width),
-        folder / "rows",
-        folder / "long",
-        folder / "release",
-    )
+    size = options.height, options.width
+    rows, long_rows, release = (folder / name for name in ("rows", "long", "release"))
     bytes_a_frame = {"rows": write_rows(clip, rows), "release": write_release_layout(clip, release)}
     write_rows(clip, long_rows, options.length_factor)
     loaders = {
@@ -61,14 +54,15 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
         "latent_cache": open_pairs(rows, *size, cached=True),
         "release": ReleaseSamples(release, *size),
     }
-    speed = {name: [] for name in loaders}
-    for _ in range(options.repeats):  # in turn, so that what else the machine does meets all alike
-        for name, samples in loaders.items():
-            speed[name].append(samples_per_second(samples, options.num_samples, options.num_workers))
+    measures = {
+        name: partial(samples_per_second, samples, options.num_samples, options.num_workers)
+        for name, samples in loaders.items()
+    }
+    speed = measure_in_turn(measures, options.repeats)
     best = {name: max(values) for name, values in speed.items()}
     memory = {}
     for name, cached in (("rows", False), ("latent_cache", True)):
-        open_pairs(long_rows, *size, cached)  # so that neither measures how a data set is made
+        open_pairs(long_rows, *size, cached)  # make the data set before it is measured
         for length, source in (("1", rows), (str(options.length_factor), long_rows)):
             opener = partial(open_pairs, source, *size, cached)
             memory[f"{name}_{length}x"] = peak_growth(opener, options.num_samples)
@@ -87,22 +81,15 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
 
 
 def main(options: argparse.Namespace) -> dict:
-    """Measure, print and write the report, which is returned."""
+    """Measure, print and write the report, and return it."""
     private = ("output", "frames", "iuv")
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg(),
-        "torch": torch.__version__,
-        "datasets": datasets.__version__,
-    }
     with tempfile.TemporaryDirectory() as folder:
         report = {
             "settings": {name: value for name, value in vars(options).items() if name not in private},
-            "machine": machine,
+            "machine": machine_facts("processor", "cores", "load") | package_versions("torch", "datasets"),
             **measure(options, Path(folder)),
         }
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(options.output, report)
     for name in ("ratios", "samples_a_second", "peak_memory_bytes"):
         print(*(f"{key:40} {value:,.1f}" for key, value in report[name].items()), sep="\n")
     print(f"Wrote {options.output}.")
@@ -110,7 +97,4 @@ def main(options: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"data.py: error: {error}") from None
+    run_script(main, parse_args)

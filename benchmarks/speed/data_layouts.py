@@ -1,12 +1,12 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The same frames as prepared rows, with a latent cache and in the release's layout; loaders of each, and what they
-cost."""
+"""One clip as prepared rows, with a latent cache, and in the release's layout; their loaders, speed and memory."""
 
 import multiprocessing
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -28,14 +28,14 @@ from training.models.base_pipeline import build_feature_extractor
 
 
 def read_frames(frames: Path, iuv: Path, width: int, height: int) -> list[tuple[Image.Image, Image.Image]]:
-    """The pictures of two folders, scaled to one size: photos by Lanczos, IUV by nearest neighbour."""
+    """Read the pictures of two folders and scale them to one size: photos by Lanczos, IUV by nearest neighbour."""
     filters = {frames: Image.Resampling.LANCZOS, iuv: Image.Resampling.NEAREST}
     columns = [[p.resize((width, height), f) for p in iterate_pictures(folder)] for folder, f in filters.items()]
     return list(zip(*columns, strict=True))
 
 
 def write_rows(clip: list[tuple[Image.Image, Image.Image]], folder: Path, num_videos: int = 1) -> dict[str, int]:
-    """Prepared rows, `num_videos` times the clip, as parquet; returns the bytes of a frame's picture and map."""
+    """Write the clip `num_videos` times as prepared parquet rows. Return the mean bytes of a picture and of a map."""
     coded = [encode_frame(image, iuv) for image, iuv in clip]
     folder.mkdir(parents=True)
     for video in range(num_videos):
@@ -49,13 +49,13 @@ def write_rows(clip: list[tuple[Image.Image, Image.Image]], folder: Path, num_vi
 
 
 def load_rows(folder: Path) -> datasets.Dataset:
-    """The rows of [`write_rows`], mapped."""
+    """Load the rows of [`write_rows`] as a memory-mapped data set."""
     cache_dir = str(folder.with_name(f"{folder.name}_arrow"))
     return datasets.load_dataset("parquet", data_dir=str(folder), split="train", cache_dir=cache_dir)
 
 
 def full_size_shapes(height: int, width: int) -> tuple[FrameEncoders, LatentShape]:
-    """Encoders with the outputs' shapes of Stable Diffusion's VAE and CLIP ViT-B/32, and next to no work in them."""
+    """Build tiny encoders whose outputs have the shapes of Stable Diffusion's VAE and CLIP ViT-B/32."""
     vae = AutoencoderKL(
         block_out_channels=(4,) * 4,
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -72,7 +72,7 @@ def full_size_shapes(height: int, width: int) -> tuple[FrameEncoders, LatentShap
 
 
 def open_pairs(folder: Path, height: int, width: int, cached: bool) -> FramePairs:
-    """Samples of the rows in `folder`, from a latent cache beside it if `cached`."""
+    """Open samples of the rows in `folder`, from a latent cache next to it if `cached`."""
     encoders, shape = full_size_shapes(height, width)
     pairs = FramePairs(load_rows(folder), shape, 0, PairSettings())
     if not cached:
@@ -83,7 +83,7 @@ def open_pairs(folder: Path, height: int, width: int, cached: bool) -> FramePair
 
 
 def write_release_layout(clip: list[tuple[Image.Image, Image.Image]], folder: Path) -> dict[str, int]:
-    """A PNG and a float64 map a frame, as the release keeps them; returns the mean bytes of each."""
+    """Write a PNG and a float64 map per frame, as the release does. Return the mean bytes of each."""
     folder.mkdir(parents=True)
     for index, (image, iuv) in enumerate(clip):
         image.save(folder / f"frame_{index}.png")
@@ -93,12 +93,9 @@ def write_release_layout(clip: list[tuple[Image.Image, Image.Image]], folder: Pa
 
 
 class ReleaseSamples(Dataset):
-    """A loader as the release writes it (johannakarras/DreamPose, datasets/dreampose_dataset.py at 5bf30b7), with the
-    five real neighbours: two PNGs, and five maps read, resized bilinearly and normalised, for each sample.
+    """The release's loader (johannakarras/DreamPose, datasets/dreampose_dataset.py at 5bf30b7), with real neighbours.
 
-    Args:
-        folder (`Path`): Of [`write_release_layout`].
-        height, width (`int`): Of the samples.
+    For each sample it reads two PNGs and five maps, resizes the maps bilinearly and normalises them.
     """
 
     def __init__(self, folder: Path, height: int, width: int):
@@ -118,19 +115,19 @@ class ReleaseSamples(Dataset):
         }
 
     def read_image(self, index: int) -> torch.Tensor:
-        """[3,H,W] in [-1,1]."""
+        """Return a frame, `[3,H,W]` in `[-1, 1]`."""
         image = Image.open(self.folder / f"frame_{index}.png").convert("RGB")
         image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
         return (torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255) - 0.5) / 0.5
 
     def read_map(self, index: int) -> torch.Tensor:
-        """[2,H,W] in [-1,1]."""
+        """Return a pose map, `[2,H,W]` in `[-1, 1]`."""
         pose = torch.from_numpy(np.load(self.folder / f"frame_{index}_densepose.npy").astype("float32"))
         return (F.interpolate(pose[None], self.size, mode="bilinear")[0] - 0.5) / 0.5
 
 
 def samples_per_second(samples: Dataset, num_samples: int, num_workers: int, batch_size: int = 4) -> float:
-    """Samples a second of a loader with worker processes, from its second batch to its last."""
+    """Measure the samples per second of a loader with worker processes, from its second batch to its last."""
     batches = iter(
         DataLoader(samples, batch_size, sampler=range(num_samples), num_workers=num_workers, drop_last=True)
     )
@@ -141,34 +138,26 @@ def samples_per_second(samples: Dataset, num_samples: int, num_workers: int, bat
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that is not mapped from files."""
+    """Return the memory of this process that is not mapped from files."""
     return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 
 
-def _put_growth(queue, open_samples: Callable[[], Dataset], num_samples: int) -> None:
+def _growth(open_samples: Callable[[], Dataset], num_samples: int) -> int:
     before, samples = anonymous_bytes(), open_samples()
     peak = 0
     for position in range(num_samples):
         samples[position]
         peak = max(peak, anonymous_bytes())
-    queue.put(peak - before)
+    return peak - before
 
 
 def peak_growth(open_samples: Callable[[], Dataset], num_samples: int) -> int:
-    """Peak of the memory that a process of its own needs to open a data set and read samples of it.
+    """Measure the peak memory in bytes that a fresh process needs to open a data set and to read samples of it.
 
-    Args:
-        open_samples (`Callable[[], Dataset]`): Opens it.
-        num_samples (`int`): How many are read.
-    Returns:
-        `int`: Bytes, without those that are mapped from files, which the system takes back when it needs them.
+    Memory that is mapped from files does not count, since the system takes it back when it needs to.
     """
-    # Not a copy of this one, which would fill memory that was freed here before it asks for more.
+    # A fork of this process would reuse the memory that was freed here, and hide some growth.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    queue = context.Queue()
-    process = context.Process(target=_put_growth, args=(queue, open_samples, num_samples))
-    process.start()
-    growth = queue.get()
-    process.join()
-    return growth
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_growth, open_samples, num_samples).result()

@@ -1,12 +1,13 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What `benchmarks.speed.sampling` measures: each way to a frame as a function, on random weights of a chosen size."""
+"""Ways to sample a frame that `benchmarks.speed.sampling` measures, and models of three sizes with random weights."""
 
 import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import torch
@@ -19,9 +20,9 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
+from benchmarks.scripts import measure_in_turn
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline
 
 
@@ -35,18 +36,18 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 
 
 def build_pndm() -> PNDMScheduler:
-    """The release's scheduler."""
+    """Build the release's scheduler."""
     return PNDMScheduler(**BETAS, skip_prk_steps=True)
 
 
 def build_unet(channels: tuple[int, ...], in_channels: int) -> UNet2DConditionModel:
-    """Stable Diffusion's UNet at these channels."""
+    """Build Stable Diffusion's UNet with other channels."""
     sizes = {"cross_attention_dim": 768, "attention_head_dim": 8}
     return UNet2DConditionModel(in_channels=in_channels, out_channels=4, block_out_channels=channels, **sizes)
 
 
 def build_models(size: str) -> dict[str, nn.Module]:
-    """VAE, UNet, image encoder and adapter by name, on torch's default device, each with random weights."""
+    """Build VAE, UNet, image encoder and adapter with random weights on torch's default device."""
     unet_channels, vae_channels, num_layers, height, width = SIZES[size]
     return {
         "vae": AutoencoderKL(
@@ -63,10 +64,10 @@ def build_models(size: str) -> dict[str, nn.Module]:
 
 
 def build_pipeline(size: str, device: str, dtype: torch.dtype) -> DreamPosePipeline:
-    """The pipeline with seeded random weights and its stored defaults of size and scales."""
+    """Build the pipeline with seeded random weights and its stored defaults of size and scales."""
     *_, height, width = SIZES[size]
     torch.manual_seed(0)
-    with torch.device(device):  # a GPU draws a billion weights at once
+    with torch.device(device):  # drawing a billion weights is fast on a GPU
         models = build_models(size)
     pipe = DreamPosePipeline(
         **models,
@@ -82,7 +83,7 @@ def build_pipeline(size: str, device: str, dtype: torch.dtype) -> DreamPosePipel
 def run_pipeline(
     pipe: DreamPosePipeline, scheduler: SchedulerMixin, num_frames: int, steps: int, chunk_size: int = 8
 ) -> None:
-    """One whole call, from photo to frames."""
+    """Run one whole call of the pipeline, from photo to frames."""
     pipe.scheduler = scheduler
     height, width = pipe.config.default_height, pipe.config.default_width
     generator = torch.Generator().manual_seed(0)
@@ -94,7 +95,7 @@ def run_pipeline(
 
 @torch.no_grad()
 def run_release(pipe: DreamPosePipeline, num_frames: int, steps: int) -> None:
-    """The release's procedure: frame by frame, three branches, and three encodings anew for each frame."""
+    """Run the release's procedure: frame by frame, with three branches and three encodings per frame."""
     pipe.scheduler = build_pndm()
     height, width, device = pipe.config.default_height, pipe.config.default_width, pipe.device
     pixel_values = torch.rand(1, 3, height, width, device=device) * 2 - 1
@@ -115,13 +116,11 @@ def run_release(pipe: DreamPosePipeline, num_frames: int, steps: int) -> None:
 
 @torch.no_grad()
 def run_floor(pipe: DreamPosePipeline, num_frames: int, steps: int) -> None:
-    """The same forwards and decodings on ready tensors, and nothing else."""
+    """Run only the UNet's forward passes and the decoding, on ready tensors."""
     height, width = pipe.config.default_height // 8, pipe.config.default_width // 8
     ready = {"device": pipe.device, "dtype": pipe.unet.dtype}
-    model_input, states = (
-        torch.rand(3 * num_frames, 14, height, width, **ready),
-        torch.rand(3 * num_frames, 50, 768, **ready),
-    )
+    model_input = torch.rand(3 * num_frames, 14, height, width, **ready)
+    states = torch.rand(3 * num_frames, 50, 768, **ready)
     scheduler = build_pndm()
     scheduler.set_timesteps(steps, device=pipe.device)
     for t in scheduler.timesteps:
@@ -130,19 +129,17 @@ def run_floor(pipe: DreamPosePipeline, num_frames: int, steps: int) -> None:
 
 
 def build_peer(pipe: DreamPosePipeline, size: str) -> StableDiffusionInstructPix2PixPipeline:
-    """The nearest pipeline of diffusers: three branches and a widened input too."""
+    """Build the most similar pipeline of diffusers. It too has three branches and a widened input."""
     unet = build_unet(SIZES[size][0], 8).to(pipe.device, pipe.unet.dtype)
     absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
-    scheduler = build_pndm()
-    peer = StableDiffusionInstructPix2PixPipeline(
-        vae=pipe.vae, unet=unet, scheduler=scheduler, requires_safety_checker=False, **absent
-    )
+    parts = {"vae": pipe.vae, "unet": unet, "scheduler": build_pndm(), **absent}
+    peer = StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
     peer.set_progress_bar_config(disable=True)
     return peer
 
 
 def run_peer(peer: StableDiffusionInstructPix2PixPipeline, num_frames: int, steps: int, size: tuple) -> None:
-    """A call on as many pictures as the video has frames."""
+    """Run one call with a batch of `num_frames` pictures."""
     embeds = torch.rand(num_frames, 50, 768, device=peer.device, dtype=peer.unet.dtype)
     settings = {"num_inference_steps": steps, "guidance_scale": 8.0, "image_guidance_scale": 3.0, "output_type": "pt"}
     photos = torch.rand(num_frames, 3, *size)
@@ -150,7 +147,7 @@ def run_peer(peer: StableDiffusionInstructPix2PixPipeline, num_frames: int, step
 
 
 def timed(function: Callable, device: str) -> float:
-    """Seconds of one call, whatever the device still had to do included."""
+    """Time one call in seconds, including the work that it leaves to the GPU."""
     started = time.perf_counter()
     function()
     if device.startswith("cuda"):
@@ -158,42 +155,38 @@ def timed(function: Callable, device: str) -> float:
     return time.perf_counter() - started
 
 
-def measure_in_turn(
-    runs: dict[str, tuple[int, int, Callable[[int], None]]], repeats: int, device: str
+def measure_runs(
+    runs: Mapping[str, tuple[int, int, Callable[[int], None]]], repeats: int, device: str
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds a frame of all calls, round by round so that a busy machine slows all alike, and their medians.
+    """Return the seconds per frame of all runs in each round, and their medians.
 
-    Each run is its number of frames, its steps, and what is called with them.
+    A run is its number of frames, its number of steps, and the function that takes the steps.
     """
-    seconds = {name: [] for name in runs}
     for _, _, call in runs.values():  # warm up
         call(1)
-    rounds = [name for _ in range(repeats) for name in runs]
-    for name in tqdm(rounds, desc="runs", unit="run"):
-        num_frames, steps, call = runs[name]
-        seconds[name].append(timed(partial(call, steps), device) / num_frames)
+
+    def measure(num_frames: int, steps: int, call: Callable[[int], None]) -> float:
+        return timed(partial(call, steps), device) / num_frames
+
+    seconds = measure_in_turn({name: partial(measure, *run) for name, run in runs.items()}, repeats)
     return seconds, {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure_length(size: str, num_frames: int, num_threads: int, results: multiprocessing.Queue) -> None:
-    """Seconds a frame at two steps, and the peak memory of the process, which must be one of its own."""
+def measure_length(size: str, num_frames: int, num_threads: int) -> dict[str, float]:
+    """Measure the seconds per frame at two steps and the peak memory of the process, which must be a fresh one."""
     torch.set_num_threads(num_threads)
     pipe = build_pipeline(size, "cpu", torch.float32)
     run_pipeline(pipe, pipe.scheduler, 8, 2)
     seconds = timed(lambda: run_pipeline(pipe, pipe.scheduler, num_frames, 2), "cpu") / num_frames
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     frame = 4 * 3 * pipe.config.default_height * pipe.config.default_width
-    results.put({"seconds_a_frame": seconds, "peak_bytes": peak, "frames_bytes": num_frames * frame})
+    return {"seconds_a_frame": seconds, "peak_bytes": peak, "frames_bytes": num_frames * frame}
 
 
-def measure_lengths(size: str, lengths: list[int]) -> dict[int, dict[str, float]]:
-    """[`measure_length`] of each, in processes of their own on the CPU."""
+def measure_lengths(size: str, lengths: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Call [`measure_length`] for each length, each in a fresh process on the CPU."""
     measured, context = {}, multiprocessing.get_context("spawn")
     for num_frames in lengths:
-        results = context.Queue()
-        arguments = (size, num_frames, torch.get_num_threads(), results)
-        process = context.Process(target=measure_length, args=arguments)
-        process.start()
-        measured[num_frames] = results.get()
-        process.join()
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            measured[num_frames] = pool.submit(measure_length, size, num_frames, torch.get_num_threads()).result()
     return measured

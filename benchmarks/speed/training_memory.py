@@ -1,26 +1,27 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The least memory that stage 1 trains in on a GPU at full size, 512x640: bf16, checkpointing, small batches.
+"""Least GPU memory in which stage 1 trains at full size, 512x640, with bf16, checkpointing and small batches.
 
     python -m benchmarks.speed.training_memory
 
-Measured is the floor of `benchmarks.speed.training_step`, UNet and adapter forward, backward and optimizer on ready
-tensors, with VAE and image encoder beside them in half precision; at a batch of 8 the loop peaks within 0.1 % of it.
+The script measures the floor of `benchmarks.speed.training_step`: forward, backward and optimizer of UNet and adapter
+on ready tensors. VAE and image encoder stay on the GPU in half precision. At a batch of 8, the peak of the training
+loop is within 0.1 % of this floor.
 """
 
 import argparse
 import gc
-import importlib.metadata
-import json
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from benchmarks.scripts import machine_facts, package_versions, run_script
 from benchmarks.speed.training_procedures import build_trained, measure_steps, run_floor
 from training.engine.devices import check_bitsandbytes
 from training.engine.precision import held_in
+from training.media.settings_file import write_json
 
 
 SETTINGS = ((1, True), (1, False), (4, True))  # batch size, 8-bit Adam
@@ -30,12 +31,12 @@ NUM_STEPS = 4
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     output = Path(__file__).with_name("training_memory_full_cuda.json")
-    parser.add_argument("--output", type=Path, default=output, help="JSON, by default beside this script")
+    parser.add_argument("--output", type=Path, default=output, help="JSON, by default next to this script")
     return parser.parse_args(argv)
 
 
 def measure() -> list[dict]:
-    """Peak bytes, allocated and reserved, with each of `SETTINGS`."""
+    """Measure the peak of allocated and reserved bytes with each of `SETTINGS`."""
     accelerator = Accelerator(mixed_precision="bf16")
     pipe = build_trained("full", "cuda", gradient_checkpointing=True, channels_last=False)
     rows = []
@@ -58,11 +59,11 @@ def measure() -> list[dict]:
 
 
 def main(options: argparse.Namespace) -> dict:
-    """Measure, print and write the report, which is returned."""
+    """Measure, print and write the report, and return it."""
     check_bitsandbytes("SETTINGS", "cuda" if torch.cuda.is_available() else "cpu")
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "bitsandbytes")}
-    report = {"machine": {"device": torch.cuda.get_device_name(), **versions}, "settings": measure()}
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
+    machine = machine_facts("device", device="cuda") | package_versions("torch", "diffusers", "bitsandbytes")
+    report = {"machine": machine, "settings": measure()}
+    write_json(options.output, report)
     for row in report["settings"]:
         print(*(f"{name} {value:g}" for name, value in row.items()), sep=", ")
     print(f"Wrote {options.output}.")
@@ -70,7 +71,4 @@ def main(options: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"training_memory.py: error: {error}") from None
+    run_script(main, parse_args)

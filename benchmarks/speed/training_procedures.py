@@ -1,12 +1,13 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What `benchmarks.speed.training_step` measures: each way through training steps as a function, on random weights."""
+"""Ways to run training steps that `benchmarks.speed.training_step` measures, with random weights."""
 
 import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,8 +18,8 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm.auto import tqdm
 
+from benchmarks.scripts import measure_in_turn
 from benchmarks.speed.data_layouts import ReleaseSamples, load_rows, write_release_layout, write_rows
 from benchmarks.speed.sampling_procedures import build_pipeline, timed
 from pipeline_dreampose import DreamPosePipeline
@@ -30,21 +31,16 @@ from training.engine.optimizer import build_optimizer
 from training.models.denoiser import Denoiser, StageOneLoss
 
 
-LEARNING_RATE = 5e-6  # of the paper
+LEARNING_RATE = 5e-6  # from the paper
 MAX_GRAD_NORM = 1.0
 
 
 class Measured(Exception):
-    """Ends a run once its steps are measured, before a training writes the checkpoint of its last step."""
+    """Raised to end a run after its timed steps, before it writes a checkpoint."""
 
 
 class StepClock:
-    """Seconds of whole steps, from a place in one step to the same place in another; the first step warms up.
-
-    Args:
-        num_steps (`int`): How many are timed.
-        device (`torch.device`): Waited for before the first and after the last of them, and not between.
-    """
+    """Time `num_steps` whole steps, each from its start to the start of the next, after a first step to warm up."""
 
     def __init__(self, num_steps: int, device: torch.device):
         self.num_steps, self.device = num_steps, device
@@ -53,11 +49,11 @@ class StepClock:
 
     @property
     def num_batches(self) -> int:
-        """What a run needs: one to warm up, those that are timed, and one to see the last of these through."""
+        """Batches that a run needs: one to warm up, the timed ones, and one more to end the last of them."""
         return self.num_steps + 2
 
     def tick(self) -> None:
-        """To be called in every step, before its work. Raises [`Measured`] in the one after the last timed."""
+        """Call this at the start of every step. It raises [`Measured`] in the step after the last timed one."""
         self.num_ticks += 1
         if self.num_ticks == 2:
             self.started = self._now()
@@ -71,7 +67,7 @@ class StepClock:
 
 
 def build_trained(size: str, device: str, gradient_checkpointing: bool, channels_last: bool) -> DreamPosePipeline:
-    """The pipeline whose UNet and adapter train, by all procedures; what is made of its weights is no matter."""
+    """Build the pipeline whose UNet and adapter all procedures train. They may change its weights."""
     pipe = build_pipeline(size, device, torch.float32)
     pipe.vae.requires_grad_(False)
     pipe.image_encoder.requires_grad_(False)
@@ -83,7 +79,7 @@ def build_trained(size: str, device: str, gradient_checkpointing: bool, channels
 
 
 def draw_samples(pipe: DreamPosePipeline, folder: Path, num_frames: int) -> dict[str, Dataset]:
-    """One drawn clip in `folder`: as the release keeps it, as prepared rows, and as these with a latent cache."""
+    """Draw one clip and open it in the release's layout, as prepared rows, and as rows with a latent cache."""
     height, width = pipe.config.default_height, pipe.config.default_width
     config = ProceduralFashionConfig(height=height, width=width, num_frames=num_frames)
     frames = config.clip("train", 0, 0)
@@ -101,7 +97,7 @@ def draw_samples(pipe: DreamPosePipeline, folder: Path, num_frames: int) -> dict
 
 
 def optimizer_of(pipe: DreamPosePipeline, use_8bit_adam: bool) -> torch.optim.Optimizer:
-    """The training loop's own, without any state yet."""
+    """Build the training loop's optimizer, without any state yet."""
     parameters = [*pipe.unet.parameters(), *pipe.adapter.parameters()]
     return build_optimizer(parameters, LEARNING_RATE, use_8bit_adam=use_8bit_adam)
 
@@ -109,7 +105,7 @@ def optimizer_of(pipe: DreamPosePipeline, use_8bit_adam: bool) -> torch.optim.Op
 def release_loss(
     accelerator: Accelerator, pipe: DreamPosePipeline, noise_scheduler: DDPMScheduler, batch: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """What the release does with a batch up to its loss: CLIP's processor, CLIP and two encodings in the step."""
+    """Compute the release's loss of a batch. CLIP's processor, CLIP and two VAE encodings run in the step."""
     vae, device = pipe.vae, accelerator.device
     frame_i, frame_j = (batch[name].to(device, vae.dtype) for name in ("frame_i", "frame_j"))
     latents = vae.encode(frame_j).latent_dist.sample() * vae.config.scaling_factor
@@ -137,10 +133,11 @@ def run_release(
     clock: StepClock,
     use_8bit_adam: bool = False,
 ) -> None:
-    """The release's loop (johannakarras/DreamPose, train.py at 5bf30b7) without dropout, augmentation, TensorBoard."""
+    """Run the loop of the release (johannakarras/DreamPose, train.py at 5bf30b7), without dropout, augmentation and
+    TensorBoard."""
     optimizer = optimizer_of(pipe, use_8bit_adam)
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    # Of no end, since its workers would be started anew for each epoch of a short clip.
+    # One long epoch, because each epoch of a short clip would start new workers.
     order = range(batch_size * clock.num_batches)
     for batch in DataLoader(samples, batch_size, sampler=order, num_workers=num_workers):
         clock.tick()
@@ -162,7 +159,7 @@ def run_training(
     clock: StepClock,
     use_8bit_adam: bool = False,
 ) -> None:
-    """This project's loop as `training/train.py` runs it, a line of its log for each step."""
+    """Run this project's loop as `training/train.py` does, with one log line per step."""
     loss_fn = StageOneLoss(pipe, DDPMScheduler.from_config(pipe.scheduler.config), samples.shape)
 
     def ticking_loss(module, batch):
@@ -188,7 +185,7 @@ def run_training(
 
 
 def draw_ready_tensors(pipe: DreamPosePipeline, batch_size: int) -> dict[str, torch.Tensor]:
-    """All that UNet, adapter and loss take of a batch, on the device."""
+    """Draw the inputs of UNet, adapter and loss for one batch, on the device."""
     height, width = pipe.config.default_height // 8, pipe.config.default_width // 8
     latents = torch.randn(batch_size, 4, height, width)
     ready = {
@@ -202,7 +199,7 @@ def draw_ready_tensors(pipe: DreamPosePipeline, batch_size: int) -> dict[str, to
 
 
 def floor_loss(accelerator: Accelerator, pipe: DreamPosePipeline, ready: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Forward of what trains."""
+    """Compute the loss with UNet and adapter from ready tensors."""
     with accelerator.autocast():
         states = pipe.adapter(ready["image_embeds"], ready["image_latents"])
         model_pred = pipe.unet(ready["model_input"], ready["timesteps"], states).sample
@@ -212,7 +209,7 @@ def floor_loss(accelerator: Accelerator, pipe: DreamPosePipeline, ready: dict[st
 def run_floor(
     accelerator: Accelerator, pipe: DreamPosePipeline, batch_size: int, clock: StepClock, use_8bit_adam: bool = False
 ) -> None:
-    """Forward, backward and optimizer on the same ready tensors in each step, and nothing else."""
+    """Run only forward, backward and optimizer, on the same ready tensors in each step."""
     optimizer, ready = optimizer_of(pipe, use_8bit_adam), draw_ready_tensors(pipe, batch_size)
     while True:
         clock.tick()
@@ -222,39 +219,38 @@ def run_floor(
 
 
 def measure_steps(procedure: Callable[[StepClock], None], num_steps: int, device: torch.device) -> float:
-    """Seconds of a step, the mean over `num_steps`."""
+    """Return the mean seconds per step over `num_steps`."""
     clock = StepClock(num_steps, device)
     with contextlib.suppress(Measured):
         procedure(clock)
-    gc.collect()  # its optimizer's moments go before others come
+    gc.collect()  # frees the optimizer's moments before the next run
     return clock.seconds / num_steps
 
 
-def measure_in_turn(
-    procedures: dict[str, Callable[[StepClock], None]],
+def measure_rates(
+    procedures: Mapping[str, Callable[[StepClock], None]],
     repeats: int,
     num_steps: int,
     batch_size: int,
     device: torch.device,
 ) -> tuple[dict[str, list[float]], dict[str, float], dict[str, int | None]]:
-    """Samples a second of all procedures, round by round so that a busy machine slows all alike, and their medians.
-
-    The third mapping holds the peak bytes of each on CUDA, `None` elsewhere.
-    """
-    rates = {name: [] for name in procedures}
+    """Return the samples per second of all procedures in each round, their medians, and their peak bytes on CUDA."""
     peaks = dict.fromkeys(procedures)
-    rounds = [name for _ in range(repeats) for name in procedures]
-    for name in tqdm(rounds, desc="runs", unit="run"):
+
+    def measure(name: str) -> float:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        rates[name].append(batch_size / measure_steps(procedures[name], num_steps, device))
+        rate = batch_size / measure_steps(procedures[name], num_steps, device)
         if device.type == "cuda":
             peaks[name] = max(peaks[name] or 0, torch.cuda.max_memory_allocated(device))
+        return rate
+
+    rates = measure_in_turn({name: partial(measure, name) for name in procedures}, repeats)
     return rates, {name: statistics.median(values) for name, values in rates.items()}, peaks
 
 
 def count_flops(accelerator: Accelerator, pipe: DreamPosePipeline) -> int:
-    """Floating-point operations of a sample's forward and backward, what checkpointing does twice counted twice."""
+    """Count the floating-point operations of one sample's forward and backward, including recomputed ones."""
     ready = draw_ready_tensors(pipe, 1)
     with FlopCounterMode(display=False) as counter:
         floor_loss(accelerator, pipe, ready).backward()
@@ -264,7 +260,7 @@ def count_flops(accelerator: Accelerator, pipe: DreamPosePipeline) -> int:
 
 
 def measure_matmul(device: torch.device, dtype: torch.dtype, side: int = 8192, repeats: int = 20) -> float:
-    """Floating-point operations a second of products of large square matrices: this device's ceiling."""
+    """Measure the floating-point operations per second of large matrix products, the ceiling of this device."""
     left, right = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
     timed(lambda: left @ right, device.type)  # warm up
     seconds = timed(lambda: [left @ right for _ in range(repeats)], device.type)

@@ -1,1 +1,1 @@
-"""What stage 2 gives, costs and depends on."""
+"""Benchmarks of stage 2: its gains, its costs, and its settings."""

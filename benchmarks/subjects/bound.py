@@ -1,11 +1,12 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What the body's texture in a subject's photos is worth: read off them by the true IUV, without training.
+"""Estimate how much the body's texture in a subject's photos is worth, by reading it with the true IUV, untrained.
 
-The model's frames of `benchmarks.subjects.gains`, before stage 2, in which the pixels of the body that a photo shows
-are taken from the photo at the nearest point; then only where they are nearer to the truth, which no model can know.
+The base is the model's frames of `benchmarks.subjects.gains` before stage 2. In `read`, each body pixel that a photo
+shows is taken from the nearest point in the photos. In `oracle`, it is taken only where it is closer to the truth,
+which no model can know.
 
-python -m benchmarks.subjects.bound --num_subjects 20 --output benchmarks/subjects/bound.json
+    python -m benchmarks.subjects.bound --num_subjects 20 --output benchmarks/subjects/bound.json
 """
 
 import argparse
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from benchmarks.kept_jobs import kept_path, run_missing
-from benchmarks.subjects.report import format_gain
+from benchmarks.scripts import format_mean, run_script
 from benchmarks.subjects.trials import (
     RECORDS_VERSION,
     Examination,
@@ -47,14 +48,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def take_from_photos(photos: Sequence[Frame], iuv: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-    """A frame's body as its photos show it.
+    """Read the body of a frame from photos of the same size.
 
-    Args:
-        photos (`Sequence[Frame]`): Of one size.
-        iuv (`PIL.Image.Image`): Of the frame, of their size.
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Pixels `[3, H, W]` in `[0, 1]`, each from the photo whose point of the
-        body is the nearest, and where one lies within `UV_TOLERANCE`, `[H, W]`.
+    Returns the pixels `[3, H, W]` in `[0, 1]`, each from the photo with the nearest point of the body, and a mask
+    `[H, W]` of the pixels whose nearest point lies within `UV_TOLERANCE`.
     """
     warped, distances = [], []
     for photo in photos:
@@ -68,7 +65,7 @@ def take_from_photos(photos: Sequence[Frame], iuv: Image.Image) -> tuple[torch.T
 
 
 def measure_subject(model: str, split: str, index: int, num_inference_steps: int) -> dict[str, dict[str, float]]:
-    """Figures of one subject's frames: the model's own, and for each number of photos `read` and `oracle`."""
+    """Measure one subject's frames: `model`, and `read` and `oracle` for each number of photos."""
     config = ProceduralFashionConfig()
     photos, footage = draw_photos(config, split, index, max(NUM_PHOTOS)), draw_footage(config, split, index)
     pipeline = load_subject_base(model, height=config.height, width=config.width)
@@ -87,7 +84,7 @@ def measure_subject(model: str, split: str, index: int, num_inference_steps: int
 
 
 def summarize(results: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict]]:
-    """Gains over the model's own frames, over subjects: mean and standard error by name and metric."""
+    """Return the gains over the model's own frames, averaged over subjects, by name and metric."""
     values = {
         name: {m: torch.tensor([r[name][m] - r["model"][m] for r in results], dtype=torch.float64) for m in METRICS}
         for name in results[0]
@@ -97,7 +94,7 @@ def summarize(results: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[
 
 
 def main(options: argparse.Namespace) -> dict:
-    """Measure what is missing, print the gains and write them, which are returned."""
+    """Measure the missing subjects, print and write the gains, and return the report."""
     digest = model_digest(load_pipeline(options.model))
     facts, jobs = [RECORDS_VERSION, digest, options.num_inference_steps], {}
     for index in numbers_of_subjects(options):
@@ -107,14 +104,11 @@ def main(options: argparse.Namespace) -> dict:
     names = ("model", "split", "num_subjects", "first_subject", "num_inference_steps")
     report = {"settings": {name: getattr(options, name) for name in names} | {"digest": digest}, "gains": gains}
     for name, by_metric in gains.items():
-        print(f"{name:10}", "  ".join(f"{metric} {format_gain(value)}" for metric, value in by_metric.items()))
+        print(f"{name:10}", "  ".join(f"{metric} {format_mean(value)}" for metric, value in by_metric.items()))
     if options.output is not None:
         write_json(options.output, report)
     return report
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"subject_bound.py: error: {error}") from None
+    run_script(main, parse_args)

@@ -1,31 +1,57 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What stage 2 gives: drawn subjects that stage 1 never saw, learnt from one photo and from four, measured on poses
-that no photo shows. Every trial is kept in `--work_dir`: a stopped run is simply started again.
+"""Measure the gain of stage 2 on drawn subjects that stage 1 never saw, in poses that no photo shows.
 
-    python -m benchmarks.subjects.gains --output results.json [options of this script] -- [options of
-    training/finetune.py]
+Each subject is learnt from one photo and from four. Every finished trial is kept in `--work_dir`, so a stopped run
+resumes when it is started again. Options after `--` are those of training/finetune.py.
+
+    python -m benchmarks.subjects.gains --output results.json [options] -- [options of finetune.py]
 """
 
 import argparse
-import os
-import platform
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from benchmarks.subjects.planning import parse_stage_two, plan_trials, split_words, taken_options
-from benchmarks.subjects.report import draw_curves, print_report, run_all, summarize
+from PIL import Image
+
+from benchmarks.scripts import format_mean, machine_facts, package_versions, run_script
+from benchmarks.subjects.many_trials import (
+    parse_stage_two,
+    plan_trials,
+    run_all,
+    split_words,
+    summarize,
+    taken_options,
+)
 from benchmarks.subjects.trials import add_subject_options
+from training.media.charts import line_chart
+from training.media.pictures import picture_grid
 from training.media.settings_file import write_json
 from training.options.subject import METHOD_OPTIONS
+
+
+COLUMNS = [
+    *(("all", m) for m in ("psnr", "ssim", "l1", "foreground_psnr", "cloth_psnr")),
+    *(("back", m) for m in ("psnr", "ssim", "foreground_psnr")),
+    ("still_window", "cloth_psnr"),
+    *(("photos", m) for m in ("psnr", "foreground_psnr")),
+    ("vae_round_trip", "psnr"),
+]
+OTHER_POSES = {"other poses": ("all", "foreground_psnr")}
+CURVES = {  # phase -> title, and the group and metric of each curve
+    "denoiser": ("UNet and adapter", OTHER_POSES | {"the photos' own poses": ("photos", "foreground_psnr")}),
+    "decoder": ("then the VAE's decoder", OTHER_POSES | {"VAE round trip, all pixels": ("vae_round_trip", "psnr")}),
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add_subject_options(parser, Path("runs/subjects"))
-    parser.add_argument("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4])
-    parser.add_argument("--num_clips", type=int, default=0, help="learn from so many clips of other motions, no photo")
-    parser.add_argument("--curve_steps", type=int, help="measure every so many steps too, and draw it beside the JSON")
+    add = parser.add_argument
+    add("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4])
+    add("--num_clips", type=int, default=0, help="learn from this many clips of other motions instead of photos")
+    add("--curve_steps", type=int, help="also measure after every CURVE_STEPS steps, and draw curves next to the JSON")
     words, finetune = split_words(argv)
     options = parser.parse_args(words)
     options.finetune = parse_stage_two(METHOD_OPTIONS, finetune)
@@ -38,18 +64,44 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def draw_curves(report: Mapping[str, Any]) -> Image.Image:
+    """Draw the gains over the steps of each phase, with a row of charts per number of photos."""
+    charts = []
+    for number, rows in report["num_photos"].items():
+        name, last = f"{number} photo{'s' if int(number) > 1 else ''}", [row for row in rows if row["step"] == 0]
+        charts.append([])
+        for phase, (title, curves) in CURVES.items():
+            steps = [row for row in rows if row["phase"] == phase]
+            points = {  # a phase starts at the end of the phase before it
+                label: [(0, last[-1]["gains"][g][m]["mean"])] + [(r["step"], r["gains"][g][m]["mean"]) for r in steps]
+                for label, (g, m) in curves.items()
+            }
+            if steps:
+                charts[-1].append(line_chart(points, f"{name}, {title}: gain, dB"))
+                last = steps
+    return picture_grid(charts)
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    print("photos phase    step " + " ".join(f"{f'{g[:5]} {m[:10]}':>16}" for g, m in COLUMNS))
+    for num_photos, rows in report["num_photos"].items():
+        for row in rows:
+            kind = "figures" if row["phase"] == "before" else "gains"
+            cells = " ".join(f"{format_mean(row[kind][g][m]):>16}" for g, m in COLUMNS)
+            improved = "" if kind == "figures" else f"  ssim up {row['improved']['all']['ssim']}"
+            print(f"{num_photos:6} {row['phase']:8} {row['step']:4} {cells}{improved}")
+
+
 def main(options: argparse.Namespace) -> dict:
-    """Run what is missing, print the figures and write them, which are returned."""
+    """Run the missing trials, print and write the figures, and return them."""
     trials = plan_trials(options, options.finetune, options.num_photos, options.num_clips, options.curve_steps)
     results = run_all(trials, options.work_dir, options.num_processes)
+    not_listed = ("finetune", "output", "work_dir")
+    settings = {name: str(value) for name, value in vars(options).items() if name not in not_listed}
     report = {
-        "settings": {
-            **{name: str(v) for name, v in vars(options).items() if name not in ("finetune", "output", "work_dir")},
-            "digest": trials[0].digest,
-            "finetune": taken_options(options.finetune),
-        },
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("torch", "diffusers", "peft")},
+        "settings": settings | {"digest": trials[0].digest, "finetune": taken_options(options.finetune)},
+        "machine": machine_facts("processor", "cores"),
+        "versions": package_versions("torch", "diffusers", "peft"),
         "num_photos": {
             number: summarize([r for t, r in zip(trials, results) if t.num_photos == number])
             for number in options.num_photos
@@ -64,7 +116,4 @@ def main(options: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"subjects.py: error: {error}") from None
+    run_script(main, parse_args)

@@ -1,17 +1,17 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What memory a subject's fine-tuning wants on a GPU, counted without one, or measured where there is one.
+"""GPU memory that a subject's fine-tuning needs, counted without a GPU or measured on one.
 
     python -m benchmarks.subjects.memory
     python -m benchmarks.subjects.memory --device cuda
 
-Counted is every tensor that a step makes, on the meta device and so without memory: parameters by dtype, gradients,
-AdamW's moments, what autograd saves between the passes (each storage once, parameters left out), and the most that is
-alive at a time in both passes, which includes what operations need in between. Attention is taken to be the
-memory-efficient kernel and autocast to follow CUDA's lists. Not counted are the CUDA context, workspaces within
-kernels (cuDNN, cuBLAS), the allocator's gaps, and the moment of loading.
+Counting runs on the meta device, which allocates nothing, and covers every tensor of a step: parameters by dtype,
+gradients, AdamW's moments, what autograd saves for the backward pass (each storage once, without parameters), and the
+peak of live tensors in both passes, which includes temporary results of operations. Attention counts as the
+memory-efficient kernel, and autocast follows CUDA's lists. Not counted are the CUDA context, workspaces within kernels
+(cuDNN, cuBLAS), the allocator's gaps, and the moment of loading.
 
-Of the phases, "encoding" is the making of the cached crops, "denoiser" UNet and adapter, "decoder" the VAE's decoder.
+The phase "encoding" makes the cached crops, "denoiser" trains UNet and adapter, "decoder" trains the VAE's decoder.
 """
 
 import argparse
@@ -19,12 +19,11 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import diffusers
-import peft
 import torch
 
+from benchmarks.scripts import package_versions, run_script
 from benchmarks.speed.sampling_procedures import SIZES
-from benchmarks.subjects.phases import Setting, count_setting, measure_setting
+from benchmarks.subjects.memory_counting import Setting, count_setting, measure_setting
 from training.engine.devices import check_bitsandbytes
 from training.media.settings_file import write_json
 from training.options.subject import LoraOptions, SubjectOptions, SubjectTrainOptions
@@ -34,14 +33,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--device", choices=("meta", "cuda", "cpu"), default="meta", help="meta counts, cuda measures")
-    parser.add_argument("--steps", type=int, default=3, help="optimizer steps of each phase that are measured")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps to measure in each phase")
     parser.add_argument("--settings", nargs="+", choices=build_settings(), default=list(build_settings()))
-    parser.add_argument("--output", type=Path, help="JSON, by default beside this script")
+    parser.add_argument("--output", type=Path, help="JSON, by default next to this script")
     return parser.parse_args(argv)
 
 
 def build_settings() -> dict[str, Setting]:
-    """The options' defaults, what each way to spend less or more does to them, and the least."""
+    """Return the default settings, variations that need more or less memory, and the smallest settings."""
     subject, run, lora = SubjectOptions(), SubjectTrainOptions(), LoraOptions()
     default = Setting(
         run.train_batch_size,
@@ -64,7 +63,7 @@ def build_settings() -> dict[str, Setting]:
 
 
 def main(options: argparse.Namespace) -> dict:
-    """Count or measure, print and write the report, which is returned."""
+    """Count or measure, print and write the report, and return it."""
     on_cuda, report = options.device == "cuda", {}
     if on_cuda and not torch.cuda.is_available():
         raise ValueError("`device` must be meta or cpu where there is no CUDA, got cuda.")
@@ -82,18 +81,14 @@ def main(options: argparse.Namespace) -> dict:
             report[name]["max_memory_allocated"] = totals
         shown = (f"{phase} {total / 1e9:.2f} GB" for phase, total in totals.items() if total is not None)
         print(f"{name:30}", *shown, flush=True)
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "peft": peft.__version__}
     kind = "counted on the meta device" if options.device == "meta" else f"measured on {options.device}"
     facts = {"kind": kind, "size": options.size, "device": torch.cuda.get_device_name() if on_cuda else None}
     suffix = "" if options.device == "meta" else f"_{options.device}"
     output = options.output or Path(__file__).with_name(f"memory{suffix}.json")
-    write_json(output, facts | {"versions": versions, "settings": report})
+    write_json(output, facts | {"versions": package_versions("torch", "diffusers", "peft"), "settings": report})
     print(f"Wrote {output}.")
     return report
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"subject_memory.py: error: {error}") from None
+    run_script(main, parse_args)

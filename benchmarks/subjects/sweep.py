@@ -1,24 +1,41 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Settings of stage 2 varied one by one, on drawn validation subjects. Every trial is kept in `--work_dir`, as
-`benchmarks.subjects.gains` keeps its own. Without the decoder's phase, unless a variation asks for it.
+"""Vary the settings of stage 2 one by one, on drawn validation subjects.
 
-    python -m benchmarks.subjects.sweep [options of this script] -- [options of training/finetune.py]
+Only variations that set `decoder_max_train_steps` train the decoder. Every finished trial is kept in `--work_dir`, so
+a stopped run resumes when it is started again. Options after `--` are those of training/finetune.py.
+
+    python -m benchmarks.subjects.sweep [options] -- [options of finetune.py]
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
 
-from benchmarks.subjects.planning import parse_stage_two, plan_trials, split_words, taken_options
-from benchmarks.subjects.report import compare_with_first, draw_sweep, format_sweep, run_all, summarize
+from benchmarks.scripts import run_script
+from benchmarks.subjects.many_trials import (
+    compare_with_first,
+    format_sweep,
+    parse_stage_two,
+    plan_trials,
+    run_all,
+    split_words,
+    summarize,
+    taken_options,
+)
 from benchmarks.subjects.trials import add_subject_options
+from training.media.charts import line_chart
+from training.media.pictures import picture_grid
 from training.media.settings_file import write_json
 from training.options.parsing import option_values
 from training.options.subject import METHOD_OPTIONS
+
+
+CURVES = {"other poses": "foreground_psnr", "the photos' own poses": "own_pose_foreground_psnr"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -26,23 +43,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_subject_options(parser, Path("runs/subjects"))
     add = parser.add_argument
     add("--num_photos", type=int, choices=range(1, 5), default=1)
-    add("--variations", type=Path, default=Path(__file__).with_suffix(".yaml"), help="YAML: name to what differs")
+    variations = Path(__file__).with_suffix(".yaml")
+    add("--variations", type=Path, default=variations, help="YAML file: name -> options that differ")
     parser.set_defaults(split="validation", num_subjects=8, output=Path(__file__).with_suffix(".json"))
     words, finetune = split_words(argv)
     options = parser.parse_args(words)
     if options.num_subjects < 2:
-        raise ValueError(
-            f"`num_subjects` must be 2 or more, of which a standard error can be taken, got {options.num_subjects}."
-        )
+        raise ValueError(f"`num_subjects` must be 2 or more, for a standard error, got {options.num_subjects}.")
     options.finetune = read_variations(options.variations, finetune)
     return options
 
 
 def read_variations(path: Path, finetune: Sequence[str]) -> dict[str, tuple[dict[str, Any], tuple]]:
-    """By name: the options in which a variation differs from those of the command line, and all its options.
+    """Read the variations by name: the options in which each differs from the command line, and all its options.
 
     Raises:
-        ValueError: If the first variation, which the others are compared with, differs in anything.
+        ValueError: If the first variation, with which the others are compared, differs in any option.
     """
     variations = {}
     for name, differing in yaml.safe_load(path.read_text()).items():
@@ -55,8 +71,24 @@ def read_variations(path: Path, finetune: Sequence[str]) -> dict[str, tuple[dict
     return variations
 
 
+def draw_sweep(report: Mapping[str, Any], settings: Mapping[str, Any]) -> Image.Image:
+    """Draw the gain in foreground PSNR over each numeric option that was varied alone."""
+    points = {}
+    for variation in report.values():
+        for option, value in variation["differs_in"].items() if len(variation["differs_in"]) == 1 else ():
+            if not isinstance(value, (bool, str)):
+                points.setdefault(option, {})[value] = variation["gains"]
+    base = next(v["gains"] for v in report.values() if not v["differs_in"])
+    charts = []
+    for option, gains in points.items():
+        gains = sorted((gains | {settings[option]: base}).items())
+        curves = {name: [(value, by[metric]["mean"]) for value, by in gains] for name, metric in CURVES.items()}
+        charts.append(line_chart(curves, f"{option}: gain in foreground PSNR, dB"))
+    return picture_grid([charts[i : i + 2] for i in range(0, len(charts), 2)])
+
+
 def main(options: argparse.Namespace) -> dict:
-    """Run what is missing, print the gains as a table and write it with the figures and curves beside `--output`."""
+    """Run the missing trials, print the table, write it with the figures and curves, and return the figures."""
     variations = options.finetune
     trials = {name: plan_trials(options, groups, [options.num_photos]) for name, (_, groups) in variations.items()}
     by_subject = [trial for same_subject in zip(*trials.values(), strict=True) for trial in same_subject]
@@ -78,7 +110,4 @@ def main(options: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"subject_sweep.py: error: {error}") from None
+    run_script(main, parse_args)

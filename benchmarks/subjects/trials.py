@@ -1,8 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""One trial of stage 2: a drawn subject that stage 1 never saw, learnt from its photos, measured on other poses.
+"""One trial of stage 2: learn a drawn subject from its photos and measure it in other poses.
 
-A subject is measured in two motions, its own clip's and a full turn, always from its photo from the front.
+Stage 1 never saw the subject. It is measured in two motions, that of its own clip and a full turn. The reference is
+always its photo from the front.
 """
 
 import argparse
@@ -33,28 +34,29 @@ from training.subject.photos import IUV_ENDING, SubjectPairs, load_photos
 from training.subject.samples import open_pairs
 
 
-VIEWS = {"front": 0.0, "back": np.pi, "left": np.pi / 2, "right": -np.pi / 2}  # of the photos, the angle of each
-BACK = -0.5  # cosine of the yaw below which a frame shows the back
+VIEWS = {"front": 0.0, "back": np.pi, "left": np.pi / 2, "right": -np.pi / 2}  # yaw angle of each photo
+BACK = -0.5  # a frame shows the back if the cosine of its yaw is below this
 OWN_FRAMES, TURN_FRAMES = (5, 7, 9, 12), (5, 7, 9, 11)
-RECORDS_VERSION = f"1, drawing {ProceduralFashion.BUILDER_CONFIGS[0].version}"  # raise it with what is measured
-_TURN_POSITION = 1000  # of the motions that become turns, behind those of the clips
-_CLIP_POSITION = 2000  # of the motions that a filmed subject is learnt from
+RECORDS_VERSION = f"1, drawing {ProceduralFashion.BUILDER_CONFIGS[0].version}"  # raise it when the figures change
+_TURN_POSITION = 1000  # first motion that becomes a turn, after those of the clips
+_CLIP_POSITION = 2000  # first motion that a filmed subject is learnt from
 
 
 def add_subject_options(parser: argparse.ArgumentParser, work_dir: Path) -> None:
-    """The options of whatever measures drawn subjects one by one."""
-    parser.add_argument("--model", default="model_card/tiny", help="pipeline folder or Hub id")
-    parser.add_argument("--split", choices=("validation", "test"), default="test", help="of the drawn subjects")
-    parser.add_argument("--num_subjects", type=int, default=20)
-    parser.add_argument("--first_subject", type=int, default=0, help="number of the first of them")
-    parser.add_argument("--num_inference_steps", type=int, default=10)
-    parser.add_argument("--num_processes", type=int, default=os.cpu_count(), help="jobs at a time, one thread each")
-    parser.add_argument("--work_dir", type=Path, default=work_dir, help="has a file for each job that is through")
-    parser.add_argument("--output", type=Path, help="JSON")
+    """Add the options of the benchmarks that measure drawn subjects one by one."""
+    add = parser.add_argument
+    add("--model", default="model_card/tiny", help="pipeline folder or Hub id")
+    add("--split", choices=("validation", "test"), default="test", help="split of the drawn subjects")
+    add("--num_subjects", type=int, default=20)
+    add("--first_subject", type=int, default=0, help="number of the first subject")
+    add("--num_inference_steps", type=int, default=10)
+    add("--num_processes", type=int, default=os.cpu_count(), help="jobs that run at the same time, one thread each")
+    add("--work_dir", type=Path, default=work_dir, help="keeps a file for each finished job")
+    add("--output", type=Path, help="JSON")
 
 
 def numbers_of_subjects(options: argparse.Namespace) -> range:
-    """Those that these options choose; a `ValueError` if there is none."""
+    """Return the numbers of the chosen subjects. Raise a `ValueError` if there are none."""
     if options.num_subjects < 1:
         raise ValueError(f"`num_subjects` must be 1 or more, got {options.num_subjects}.")
     return range(options.first_subject, options.first_subject + options.num_subjects)
@@ -62,22 +64,22 @@ def numbers_of_subjects(options: argparse.Namespace) -> range:
 
 @dataclass(frozen=True)
 class Trial:
-    """What one process is to do, in plain values.
+    """Everything that one process needs to run a trial, in plain values.
 
     Args:
         model (`str`): Folder or Hub id of the pipeline of stage 1.
-        digest (`str`): Of its weights and settings, as `training.media.animation.model_digest` gives it.
-        split (`str`): Of the drawn subjects, `validation` or `test`.
-        index (`int`): Of the subject.
-        num_photos (`int`): 1, from the front, to 4, with back and sides.
+        digest (`str`): Hash of its weights and settings, from `training.media.animation.model_digest`.
+        split (`str`): Split of the drawn subjects, `validation` or `test`.
+        index (`int`): Number of the subject.
+        num_photos (`int`): 1 (front) to 4 (front, back and both sides).
         pairs (`dict`): Keyword arguments of `PairSettings`.
-        prior (`tuple`): Prepared data set of other subjects, or `None`, and the share of samples that are its.
-        lora (`dict` or `None`): Keyword arguments of `build_lora_configs`; `None` trains in full.
-        phases (`dict`): Phase -> keyword arguments of `training.engine.loop.train`; the trial has folders of its own.
+        prior (`tuple`): Prepared data set of other subjects, or `None`, and its share of the samples.
+        lora (`dict` or `None`): Keyword arguments of `build_lora_configs`; `None` trains all weights.
+        phases (`dict`): Phase -> keyword arguments of `training.engine.loop.train`, without folders.
         loss (`dict`): Keyword arguments of `StageOneLoss`.
-        num_cached_crops (`int`): As `train_subject` takes it.
-        num_inference_steps (`int`): Of all predictions.
-        num_clips (`int`, *optional*, defaults to 0): So many clips of other motions are learnt from, and no photo.
+        num_cached_crops (`int`): Argument of `train_subject`.
+        num_inference_steps (`int`): Denoising steps of all predictions.
+        num_clips (`int`, *optional*, defaults to 0): Learn from this many clips of other motions instead of photos.
     """
 
     model: str
@@ -96,14 +98,14 @@ class Trial:
 
 
 class FilmedPairs(SubjectPairs):
-    """Samples of a subject that was filmed: real windows, and references from the same clip, as in stage 1."""
+    """Samples of a filmed subject: real pose windows and references from the same clip, as in stage 1."""
 
     read_sample = FramePairs.read_sample
 
 
 @dataclass(frozen=True)
 class Footage:
-    """A subject in poses: those of all frames, and which of the frames are met, with what is known of these."""
+    """A subject in motion: the poses of all frames, and the targets and layers of the measured frames."""
 
     iuv: list[Image.Image]
     frame_indices: list[int]
@@ -113,20 +115,20 @@ class Footage:
 
     @classmethod
     def of(cls, frames: Sequence[Frame], yaw: np.ndarray, frame_indices: Sequence[int]) -> "Footage":
-        """Drawn frames, turned by `yaw`, an angle each, of which some are met."""
-        met = [frames[i] for i in frame_indices]
+        """Build footage from drawn frames and their yaw angles. The frames at `frame_indices` are measured."""
+        measured = [frames[i] for i in frame_indices]
         return cls(
             iuv=[Image.fromarray(frame.iuv) for frame in frames],
             frame_indices=list(frame_indices),
-            targets=[Image.fromarray(frame.image) for frame in met],
-            layers=[Image.fromarray(frame.layers) for frame in met],
+            targets=[Image.fromarray(frame.image) for frame in measured],
+            layers=[Image.fromarray(frame.layers) for frame in measured],
             shows_back=[bool(np.cos(yaw[i]) < BACK) for i in frame_indices],
         )
 
 
 def standing_motion(rng: np.random.Generator, yaw: float) -> Motion:
-    """A person who stands for a photo: arms a little away from the body, cloth at rest."""
-    still, both = np.zeros(2), np.zeros((2, 2))  # two frames, since accelerations are asked for
+    """Return the motion of a person who stands still for a photo: arms slightly away from the body, cloth at rest."""
+    still, both = np.zeros(2), np.zeros((2, 2))  # two frames, because the renderer needs accelerations
     return Motion(
         yaw=still + yaw + rng.uniform(-0.2, 0.2),
         root_x=still,
@@ -140,21 +142,21 @@ def standing_motion(rng: np.random.Generator, yaw: float) -> Motion:
 
 
 def turning_motion(config: ProceduralFashionConfig, split: str, index: int) -> Motion:
-    """A motion of the split turned once around, so that every subject is seen from behind."""
+    """Return a motion of the split that turns once around, so that every subject is seen from behind."""
     motion = config.motion(split, _TURN_POSITION + index)
     progress = np.clip(np.arange(-motion.pre_roll, len(motion)) / (len(motion) - 1), 0, 1)
     return replace(motion, yaw=2 * np.pi * progress)
 
 
 def draw_photos(config: ProceduralFashionConfig, split: str, index: int, num_photos: int) -> list[Frame]:
-    """The subject's photos, standing: from the front, then from the back, the left and the right."""
+    """Draw photos of the standing subject: front, back, left and right, in this order."""
     rng, subject = np.random.default_rng([7, index]), config.subject(split, index)
     motions = [standing_motion(rng, yaw) for yaw in list(VIEWS.values())[:num_photos]]
     return [render_clip(subject, motion, config.height, config.width, [0])[0] for motion in motions]
 
 
 def draw_footage(config: ProceduralFashionConfig, split: str, index: int) -> list[Footage]:
-    """The subject in its own motion and in a turn."""
+    """Draw the subject in its own motion and in a turn."""
     subject, footage = config.subject(split, index), []
     motions = {OWN_FRAMES: config.motion(split, index), TURN_FRAMES: turning_motion(config, split, index)}
     for frame_indices, motion in motions.items():
@@ -164,14 +166,7 @@ def draw_footage(config: ProceduralFashionConfig, split: str, index: int) -> lis
 
 
 class Examination:
-    """Measures a pipeline on a subject's footage and on its photos' own poses, from one photo and one draw of noise.
-
-    Args:
-        pipeline (`DreamPosePipeline`): Its weights may change between calls.
-        photos (`Sequence[Frame]`): Of the subject; the first is the reference.
-        footage (`Sequence[Footage]`): What no photo shows.
-        num_inference_steps (`int`): Denoising steps.
-    """
+    """Measure a pipeline on a subject's footage and in the poses of its photos, with the first photo and one noise."""
 
     def __init__(
         self,
@@ -189,19 +184,19 @@ class Examination:
 
     @torch.no_grad()
     def sample_new(self) -> torch.Tensor:
-        """The frames that no photo shows, [N,3,H,W], range [0, 1]."""
+        """Sample the frames in poses that no photo shows; shape [N,3,H,W], range [0, 1]."""
         return self.pipeline.decode_latents(torch.cat([self._sample(part, False) for part in self.footage["new"]]))
 
     @torch.no_grad()
     def denoise(self) -> dict[str, dict[str, float]]:
-        """Sample and measure all frames: with their true windows, with the centre pose five times, and the photos."""
+        """Sample and measure the frames with their true windows, with still windows, and in the photos' poses."""
         for name, kind, is_still in (("all", "new", False), ("still_window", "new", True), ("photos", "photos", True)):
             self.latents[name] = torch.cat([self._sample(footage, is_still) for footage in self.footage[kind]])
         return self.decode()
 
     @torch.no_grad()
     def decode(self) -> dict[str, dict[str, float]]:
-        """Measure the frames that were sampled last, decoded by the decoder as it is now."""
+        """Decode the latents of the last sampling with the current decoder, and measure the frames."""
         truth = {
             kind: [[x for part in footage for x in getattr(part, name)] for name in ("targets", "layers")]
             for kind, footage in self.footage.items()
@@ -220,6 +215,7 @@ class Examination:
     def _sample(self, footage: Footage, is_still: bool) -> torch.Tensor:
         iuv, indices = footage.iuv, footage.frame_indices
         if is_still:
+            # each pose five times, so that the centre pose fills its window
             iuv, indices = [iuv[i] for i in indices for _ in range(5)], list(range(2, 5 * len(indices), 5))
         return self.pipeline(
             self.reference,
@@ -232,12 +228,10 @@ class Examination:
 
 
 def run_trial(trial: Trial) -> list[dict]:
-    """Train one subject and measure it before, as often as the phases' `validation_steps` ask for, and after.
+    """Train one subject and measure it before training and at every validation of its phases.
 
-    Args:
-        trial (`Trial`): What to do.
     Returns:
-        `list[dict]`: Records of `phase`, `step` and figures by group and metric, in the order of training.
+        `list[dict]`: Records of `phase`, `step` and `figures` by group and metric, in the order of training.
     """
     config = ProceduralFashionConfig()
     photos = draw_photos(config, trial.split, trial.index, trial.num_photos)
@@ -261,20 +255,13 @@ def run_trial(trial: Trial) -> list[dict]:
             for phase, values in trial.phases.items()
         }
         configs = None if trial.lora is None else build_lora_configs(**trial.lora)
-        train_subject(
-            Accelerator(cpu=True),
-            pipeline,
-            samples,
-            arguments,
-            configs,
-            trial.loss,
-            num_cached_crops=trial.num_cached_crops,
-        )
+        accelerator, num_crops = Accelerator(cpu=True), trial.num_cached_crops
+        train_subject(accelerator, pipeline, samples, arguments, configs, trial.loss, num_cached_crops=num_crops)
     return records
 
 
 def _open_pairs(trial: Trial, pipeline: DreamPosePipeline, photos: Sequence[Frame], folder: Path) -> SubjectPairs:
-    """Samples of the photos, written to a folder and read from there as `training/finetune.py` does, or of clips."""
+    """Write the photos, read them as `training/finetune.py` does, and return samples of them or of clips."""
     folder.mkdir()
     for number, frame in enumerate(photos):
         Image.fromarray(frame.image).save(folder / f"photo{number}.png")
@@ -288,7 +275,7 @@ def _open_pairs(trial: Trial, pipeline: DreamPosePipeline, photos: Sequence[Fram
 
 
 def draw_clips(config: ProceduralFashionConfig, split: str, index: int, num_clips: int) -> datasets.Dataset:
-    """The subject in motions that it is not measured in, one row a frame."""
+    """Draw the subject in motions that are not measured, one row per frame."""
     first = _CLIP_POSITION + index * num_clips
     frames = [
         {"video_id": str(number), "frame_index": k, "image": Image.fromarray(f.image), "iuv": Image.fromarray(f.iuv)}

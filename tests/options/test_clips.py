@@ -4,8 +4,10 @@ import argparse
 
 import pytest
 
-from benchmarks.claims import guidance, schedulers
+from benchmarks.claims import clip_sampling, guidance, schedulers
 from training import evaluation
+from training.hub import repositories
+from training.metrics import clips
 from training.options.clips import RULES, check_clip_options
 
 
@@ -52,7 +54,8 @@ from training.options.clips import RULES, check_clip_options
 )
 def test_refusals_come_first(script, words, message, monkeypatch, tmp_path):
     for name in ("default_size", "load_clips", "load_pipeline"):
-        monkeypatch.setattr(script, name, lambda *args, **kwargs: pytest.fail("something was loaded"))
+        for module in (evaluation, clip_sampling, repositories, clips):
+            monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("something was loaded"), raising=False)
     options = script.parse_args(["--model", "none", "--output", str(tmp_path / "output"), *words.split()])
     with pytest.raises(ValueError, match=message):
         script.main(options)

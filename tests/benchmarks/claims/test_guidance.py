@@ -76,7 +76,7 @@ def test_a_sweep_that_was_stopped_goes_on(model, whole, tmp_path, monkeypatch):
         if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append(pair)
-        measure_pair(pipe, clips, pair, *args)
+        return measure_pair(pipe, clips, pair, *args)
 
     monkeypatch.setattr(guidance, "measure_pair", stop_after_two)
     with pytest.raises(KeyboardInterrupt):

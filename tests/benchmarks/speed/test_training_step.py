@@ -16,8 +16,8 @@ from benchmarks.speed.training_procedures import (
     build_trained,
     count_flops,
     draw_samples,
-    measure_in_turn,
     measure_matmul,
+    measure_rates,
     measure_steps,
     run_floor,
     run_release,
@@ -78,7 +78,7 @@ def test_rounds_are_interleaved():
             clock.tick()
 
     procedures = {name: partial(procedure, name=name) for name in "ab"}
-    rates, median, peaks = measure_in_turn(procedures, repeats=3, num_steps=2, batch_size=4, device=CPU)
+    rates, median, peaks = measure_rates(procedures, repeats=3, num_steps=2, batch_size=4, device=CPU)
     assert turns == list("ab") * 3 and peaks == dict.fromkeys("ab")
     assert all(sorted(values)[1] == median[name] for name, values in rates.items())
 

@@ -8,14 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.subjects import bound as subject_bound
-from benchmarks.subjects import loading as subject_loading
-from benchmarks.subjects import report as subject_report
-from benchmarks.subjects import sweep as subject_sweep
+from benchmarks.subjects import bound, gains, loading, sweep
 from benchmarks.subjects.bound import take_from_photos
 from benchmarks.subjects.gains import main, parse_args
-from benchmarks.subjects.planning import plan_trials, taken_options
-from benchmarks.subjects.report import summarize, trial_path
+from benchmarks.subjects.many_trials import (
+    GROUPS,
+    METRICS,
+    compare_with_first,
+    format_sweep,
+    plan_trials,
+    summarize,
+    taken_options,
+    trial_path,
+)
 from benchmarks.subjects.trials import FilmedPairs, draw_clips, draw_footage, draw_photos
 from tests.launch import ROOT
 from tests.tiny_components import get_dummy_pipeline
@@ -71,7 +76,7 @@ def test_the_bound_is_a_gain_over_the_model_s_own_frames(tmp_path):
     words = ["--model", str(tmp_path / "model"), "--split", "validation", "--num_subjects", "2"]
     words += ["--num_processes", "1"]
     words += ["--num_inference_steps", "2", "--work_dir", str(tmp_path / "work"), "--output", str(tmp_path / "o.json")]
-    report = subject_bound.main(subject_bound.parse_args(words))
+    report = bound.main(bound.parse_args(words))
     assert json.loads((tmp_path / "o.json").read_text()) == report
     gains = {name: by["psnr"]["mean"] for name, by in report["gains"].items()}
     assert 0 < gains["oracle_1"] < gains["oracle_4"] and gains["read_4"] < gains["oracle_4"]
@@ -111,13 +116,13 @@ def test_gains_are_taken_subject_by_subject():
 def test_a_sweep_compares_subject_by_subject_with_its_first_variation(monkeypatch):
     """Gains of (1, 3) and (2, 6) dB: 1 and 3 beyond; options of which values were tried alone have curves."""
     seen = []
-    monkeypatch.setattr(subject_report, "line_chart", lambda *chart: seen.append(chart) or line_chart(*chart))
+    monkeypatch.setattr(sweep, "line_chart", lambda *chart: seen.append(chart) or line_chart(*chart))
 
     def row(*gains):
         results = [[record("before", 0, 20.0, 0.1), record("denoiser", 5, 20.0, 0.1)] for _ in gains]
         for (before, after), gain in zip(results, gains):
-            before["figures"] = {group: dict.fromkeys(subject_report.METRICS, 20.0) for group in subject_report.GROUPS}
-            after["figures"] = {group: dict.fromkeys(subject_report.METRICS, 20 + gain) for group in before["figures"]}
+            before["figures"] = {group: dict.fromkeys(METRICS, 20.0) for group in GROUPS}
+            after["figures"] = {group: dict.fromkeys(METRICS, 20 + gain) for group in before["figures"]}
             after["figures"]["photos"]["foreground_psnr"] += 1
         return summarize(results)[-1]
 
@@ -130,29 +135,29 @@ def test_a_sweep_compares_subject_by_subject_with_its_first_variation(monkeypatc
     }
     rows = dict(zip(differing, (row(1.0, 3.0), row(2.0, 6.0), row(0.0, 1.0), row(1.0, -1.0), row(0.0, 0.0))))
     report = {
-        name: {"differs_in": options} | subject_report.compare_with_first(rows[name], rows["as it is"])
+        name: {"differs_in": options} | compare_with_first(rows[name], rows["as it is"])
         for name, options in differing.items()
     }
     assert report["more"]["beyond_the_first"]["psnr"] == pytest.approx({"mean": 2.0, "standard_error": 1.0, "n": 2})
     assert report["with"]["num_improved_ssim"] == 1
-    subject_report.draw_sweep(report, {"rank": 4, "lora_conv_in": False, "reference_frames": "first"})
+    sweep.draw_sweep(report, {"rank": 4, "lora_conv_in": False, "reference_frames": "first"})
     ((curves, title),) = seen
     assert curves == {"other poses": [(2, 0.5), (4, 2), (8, 4)], "the photos' own poses": [(2, 1.5), (4, 3), (8, 5)]}
     assert title == "rank: gain in foreground PSNR, dB"
-    table = subject_report.format_sweep(report).splitlines()
+    table = format_sweep(report).splitlines()
     assert table[3].startswith("| more | +4.00 ± 2.00 | +4.000 ± 2.000 |") and table[3].endswith("| +2.00 ± 1.00 |")
     assert len({line.count("|") for line in table}) == 1
 
 
 def test_a_curve_goes_on_from_phase_to_phase(monkeypatch):
     seen = []
-    monkeypatch.setattr(subject_report, "line_chart", lambda *chart: seen.append(chart) or line_chart(*chart))
+    monkeypatch.setattr(gains, "line_chart", lambda *chart: seen.append(chart) or line_chart(*chart))
     steps = [("before", 0, 10.0), ("denoiser", 5, 12.0), ("denoiser", 9, 11.0), ("decoder", 3, 19.0)]
     results = [[record(phase, step, 0.0, 0.0) for phase, step, _ in steps]]
     for step, (_, _, value) in zip(results[0], steps):
-        step["figures"] = {group: dict.fromkeys(subject_report.METRICS, value) for group in subject_report.GROUPS}
-        step["figures"]["photos"] = dict.fromkeys(subject_report.METRICS, 2 * value)
-    subject_report.draw_curves({"num_photos": {"4": summarize(results)}})
+        step["figures"] = {group: dict.fromkeys(METRICS, value) for group in GROUPS}
+        step["figures"]["photos"] = dict.fromkeys(METRICS, 2 * value)
+    gains.draw_curves({"num_photos": {"4": summarize(results)}})
     (first, title), (second, _) = seen
     assert title == "4 photos, UNet and adapter: gain, dB"
     assert first == {"other poses": [(0, 0), (5, 2), (9, 1)], "the photos' own poses": [(0, 0), (5, 4), (9, 2)]}
@@ -183,19 +188,19 @@ def test_clips_take_the_place_of_photos_and_their_crops(words):
 
 def test_the_stored_figures_are_of_the_settings_beside_them():
     words = ["--preset", "tiny", "--prior_dataset", "runs/prior"]  # as the Makefile has them
-    stored = {path.stem: json.loads(path.read_text()) for path in STORED.parent.glob("subject[s_]*.json")}
+    stored = {path.stem: json.loads(path.read_text()) for path in STORED.parent.glob("*.json")}
     finetune = {name: report["settings"].get("finetune") for name, report in stored.items()}
     chosen = taken_options(parse_args(["--", *words]).finetune)
-    assert finetune["subjects"] == chosen
+    assert finetune["gains"] == chosen
     changes = {
-        "subjects_control": {"prior_prob", "decoder_max_train_steps"},
-        "subjects_full": {"train_mode", "learning_rate"},
+        "gains_control": {"prior_prob", "decoder_max_train_steps"},
+        "gains_full": {"train_mode", "learning_rate"},
     }
     for name, options in changes.items():
         assert {n for n in chosen if finetune[name][n] != chosen[n]} == options
-    assert finetune["subject_sweep"] == chosen | {"decoder_max_train_steps": 0}
-    variations = subject_sweep.read_variations(STORED.with_name("subject_sweep.yaml"), words)
-    differing = {name: variation["differs_in"] for name, variation in stored["subject_sweep"]["variations"].items()}
+    assert finetune["sweep"] == chosen | {"decoder_max_train_steps": 0}
+    variations = sweep.read_variations(STORED.with_name("sweep.yaml"), words)
+    differing = {name: variation["differs_in"] for name, variation in stored["sweep"]["variations"].items()}
     assert differing == {name: options for name, (options, _) in variations.items()}
     digests = {name: r["settings"]["digest"] for name, r in stored.items() if "model" in r["settings"]}
     assert len(digests) == 7 and len(set(digests.values())) == 1, "all of one model"
@@ -204,9 +209,9 @@ def test_the_stored_figures_are_of_the_settings_beside_them():
 def test_a_sweep_begins_with_what_its_variations_are_compared_with(tmp_path):
     (tmp_path / "variations.yaml").write_text("2 steps: {max_train_steps: 2}\n")
     with pytest.raises(ValueError, match="`variations` must begin with one that differs in nothing, got '2 steps'"):
-        subject_sweep.parse_args(["--variations", str(tmp_path / "variations.yaml")])
-    with pytest.raises(ValueError, match="`num_subjects` must be 2 or more, .*, got 1"):
-        subject_sweep.parse_args(["--num_subjects", "1"])
+        sweep.parse_args(["--variations", str(tmp_path / "variations.yaml")])
+    with pytest.raises(ValueError, match="`num_subjects` must be 2 or more, for a standard error, got 1"):
+        sweep.parse_args(["--num_subjects", "1"])
     with pytest.raises(ValueError, match=r"`num_photos` must be numbers that differ, got \[1, 1\]"):
         parse_args(["--num_photos", "1", "1"])
 
@@ -245,7 +250,7 @@ def test_variations_are_trained_by_their_own_settings(tmp_path):
     words += ["--num_processes", "1", "--work_dir", str(tmp_path / "work"), "--output", str(tmp_path / "sweep.json")]
     words += ["--variations", str(tmp_path / "variations.yaml")]
     words += ["--", "--max_train_steps", "1", "--train_batch_size", "2", "--learning_rate", "1e-2"]
-    report = subject_sweep.main(subject_sweep.parse_args(words))
+    report = sweep.main(sweep.parse_args(words))
     assert json.loads((tmp_path / "sweep.json").read_text())["variations"] == report
     gains = [variation["gains"]["psnr"]["mean"] for variation in report.values()]
     assert 0 not in gains and gains[0] != gains[1] and report["as it stands"]["beyond_the_first"]["psnr"]["mean"] == 0
@@ -254,8 +259,8 @@ def test_variations_are_trained_by_their_own_settings(tmp_path):
 
 def test_loading_is_timed_for_each_subject(tmp_path):
     words = ["--size", "tiny", "--num_subjects", "3", "--output", str(tmp_path / "loading.json")]
-    report = subject_loading.main(subject_loading.parse_args(words))
+    report = loading.main(loading.parse_args(words))
     assert json.loads((tmp_path / "loading.json").read_text()) == report
     assert [len(report["seconds"][kind]) for kind in ("load", "set_adapters")] == [3, 3] and report["file_bytes"] > 0
     with pytest.raises(ValueError, match="`num_subjects` must be 2 or more, got 1"):
-        subject_loading.parse_args(["--num_subjects", "1"])
+        loading.parse_args(["--num_subjects", "1"])
