@@ -71,10 +71,7 @@ def find_checkpoint_fault(path: str | os.PathLike) -> str | None:
 def find_latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
     """Return the newest whole checkpoint in `output_dir`, or `None` if there is no checkpoint at all.
 
-    Broken ones that are newer are skipped with a warning.
-
-    Raises:
-        ValueError: If all checkpoints are broken.
+    Newer ones that are broken are skipped with a warning. If all are broken, raise a `ValueError`.
     """
     faults = {}
     for path in reversed(list_checkpoints(output_dir)):

@@ -26,8 +26,7 @@ PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 def read_photo(path: str | os.PathLike) -> Image.Image:
     """Read a picture as the pipeline does: RGB, upright according to its EXIF data, transparency over white.
 
-    Raises:
-        UnreadablePictures: If the file does not exist or is no picture.
+    Raise [`UnreadablePictures`] if the file does not exist or is no picture.
     """
     if not Path(path).is_file():
         raise UnreadablePictures(f"`image` must be a file, got {str(path)!r}, which does not exist.")
@@ -47,8 +46,7 @@ def natural_order(file: Path) -> tuple[list, str]:
 def iterate_pictures(path: str | os.PathLike) -> Iterator[Image.Image]:
     """Yield the frames of a video as a player shows them, or the pictures of a folder in natural order, all RGB.
 
-    Raises:
-        UnreadablePictures: If there are no pictures at `path`, or one cannot be read.
+    Raise [`UnreadablePictures`] if there are no pictures at `path`, or one cannot be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -94,15 +92,10 @@ def picture_grid(
     gap: int = 4,
     row_titles: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Arrange pictures of one size in a grid on white, as one RGB picture.
+    """Arrange pictures of one size in a grid on white, as one RGB picture; `None` leaves a cell empty.
 
-    Args:
-        rows (`Sequence[Sequence[PIL.Image.Image or None]]`): The pictures, `None` for an empty cell.
-        titles (`Sequence[str]`, *optional*): Titles above the columns.
-        gap (`int`, *optional*, defaults to 4): Pixels between the pictures.
-        row_titles (`Sequence[str]`, *optional*): Titles to the left of the rows.
-    Raises:
-        ValueError: If the pictures differ in size.
+    `titles` stand above the columns, `row_titles` to the left of the rows, and `gap` pixels between the pictures. Raise
+    a `ValueError` if the pictures differ in size.
     """
     sizes = {picture.size for row in rows for picture in row if picture is not None}
     if len(sizes) != 1:
@@ -131,10 +124,7 @@ def copy_without_metadata(source: str | os.PathLike, target: str | os.PathLike) 
     """Copy a picture or animation without the metadata about place, time, camera and person.
 
     The EXIF rotation is applied, and the colour profile is kept. `target` has the suffix of `source` and may be the
-    same file.
-
-    Raises:
-        UnreadablePictures: If `source` is no picture, or its format cannot be written.
+    same file. Raise [`UnreadablePictures`] if `source` is no picture, or its format cannot be written.
     """
     is_jpeg = Path(target).suffix.lower() in (".jpg", ".jpeg")  # a phone's JPEG may hold a second picture
     try:
