@@ -94,8 +94,8 @@ def picture_grid(
 ) -> Image.Image:
     """Arrange pictures of one size in a grid on white, as one RGB picture; `None` leaves a cell empty.
 
-    `titles` stand above the columns, `row_titles` to the left of the rows, and `gap` pixels between the pictures. Raise
-    a `ValueError` if the pictures differ in size.
+    `titles` stand above the columns and `row_titles` to the left of the rows, with `gap` pixels between the pictures.
+    Raise a `ValueError` if the pictures differ in size.
     """
     sizes = {picture.size for row in rows for picture in row if picture is not None}
     if len(sizes) != 1:
