@@ -1,4 +1,4 @@
-"""The latent cache: equal to the direct way, resumable, mapped, and refused where it is another's."""
+"""The latent cache: equal to direct encoding, resumable, memory-mapped, and refused for other data or models."""
 
 import copy
 import json
@@ -35,29 +35,27 @@ def shards(folder):
 
 @pytest.mark.parametrize("train_image_encoder", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"reference_frames": "first", "fit": "crop"}])
-def test_the_samples_are_those_of_the_direct_way(dataset, pipeline, shape, tmp_path, settings, train_image_encoder):
+def test_samples_equal_those_of_direct_encoding(dataset, pipeline, shape, tmp_path, settings, train_image_encoder):
     direct = FramePairs(dataset, shape, 1, PairSettings(**settings))
     folder = precompute_latents(tmp_path, direct, encoders_of(pipeline, train_image_encoder), batch_size=4)
     assert len(shards(folder)) == 4 and {path.name for path in folder.iterdir()} == {*shards(folder), "facts.json"}
     cached = LatentFramePairs(dataset, shape, 1, direct.settings, LatentCache(folder))
-    assert direct.pose_memo is not None and cached.pose_memo is None, "what the cache has is not kept again"
+    assert direct.pose_memo is not None and cached.pose_memo is None, "the cache already holds the poses"
     assert FramePairs(dataset, shape, 1, direct.settings, keeps_poses=False).pose_memo is None
     Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, train_image_encoder)
     loss = StageOneLoss(pipeline, None, shape)
     for position in (0, 17, 40):
         batch = loss.encode_batch({name: value[None] for name, value in direct[position].items()})
         sample = cached[position]
-        assert ("clip_pixel_values" in sample, "image_embeds" in sample) == (
-            train_image_encoder,
-            not train_image_encoder,
-        )
+        assert ("clip_pixel_values" in sample) == train_image_encoder
+        assert ("image_embeds" in sample) != train_image_encoder
         assert set(loss.null_reference) <= set(sample)
         for name, value in sample.items():
             # Latents and tokens are kept in fp16, whose step at 1 is 2^-10.
             torch.testing.assert_close(value, batch[name][0], rtol=2e-3, atol=2e-3, msg=name)
 
 
-def test_a_killed_build_goes_on_with_what_is_missing(dataset, pipeline, shape, tmp_path, monkeypatch):
+def test_a_killed_build_resumes_with_the_missing_shards(dataset, pipeline, shape, tmp_path, monkeypatch):
     pairs, encoders = FramePairs(dataset, shape, 0), encoders_of(pipeline)
     whole = precompute_latents(tmp_path / "whole", pairs, encoders)
     save_file, encoded = latent_cache.save_file, []
@@ -74,26 +72,28 @@ def test_a_killed_build_goes_on_with_what_is_missing(dataset, pipeline, shape, t
         precompute_latents(tmp_path / "parts", pairs, encoders)
     parts = tmp_path / "parts" / whole.name
     assert shards(parts) == shards(whole)[:2]
-    with pytest.raises(
-        ValueError, match="`folder` must be a finished latent cache, but .* lacks .*shard-00002-of-00004"
-    ):
+    match = "`folder` must be a finished latent cache, but .* lacks .*shard-00002-of-00004"
+    with pytest.raises(ValueError, match=match):
         LatentCache(parts)
     for leftover in parts.glob(".*.partial"):
-        os.utime(leftover, (0, 0))  # long ago
-    monkeypatch.setattr(
-        latent_cache, "save_file", lambda tensors, path: (encoded.append(path), save_file(tensors, path))
-    )
+        os.utime(leftover, (0, 0))  # long ago, so that no process can still be writing it
+
+    def count(tensors, path):
+        encoded.append(path)
+        save_file(tensors, path)
+
+    monkeypatch.setattr(latent_cache, "save_file", count)
     assert precompute_latents(tmp_path / "parts", pairs, encoders) == parts
-    assert len(encoded) == 4, "the two whole ones were not made again"
-    assert sorted(os.listdir(parts)) == sorted(os.listdir(whole)), "nothing is left of the half one"
+    assert len(encoded) == 4, "the two complete ones were not encoded again"
+    assert sorted(os.listdir(parts)) == sorted(os.listdir(whole)), "nothing remains of the half-written one"
     assert all((parts / name).read_bytes() == (whole / name).read_bytes() for name in shards(whole))
     precompute_latents(tmp_path / "parts", pairs, encoders)
     assert len(encoded) == 4
 
 
 def test_two_trainings_that_start_together_make_one_cache(dataset, pipeline, shape, tmp_path, monkeypatch):
-    """While one has written a shard under its partial name, the other makes the whole cache, with the same process
-    number, as on two machines."""
+    """While one has written a shard under its partial name, the other makes the whole cache with the same process
+    number, as on another machine."""
     pairs, encoders = FramePairs(dataset, shape, 0), encoders_of(pipeline)
     save_file = latent_cache.save_file
 
@@ -117,7 +117,7 @@ def test_processes_share_the_shards(dataset, pipeline, shape, tmp_path):
 
 
 def test_building_holds_one_shard(dataset, pipeline, shape, tmp_path, monkeypatch):
-    """No tensor of an earlier shard is alive when the next one is written."""
+    """When a shard is written, no tensor of an earlier one is alive."""
     import weakref
 
     alive, save_file = [], latent_cache.save_file
@@ -147,14 +147,14 @@ def test_what_is_encoded_at_a_time_is_bounded_by_its_pixels(dataset, pipeline, t
 
 
 def anonymous_bytes():
-    """Memory of this process that is not mapped from files."""
+    """Return the memory of this process that is not mapped from files."""
     with open("/proc/self/status") as file:
         return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", file.read()).group(1))
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells mapped memory from other")
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="only Linux distinguishes mapped memory")
 def test_reading_maps_the_files(tmp_path):
-    """All of a 64 MB shard is read, and memory that is not the file's own grows by less than a tenth of it."""
+    """Reading a whole 64 MB shard allocates less than a tenth of that."""
     rows = 256
     facts = {"num_rows": rows, "shard_rows": rows, "scaling_factor": 1.0}
     tensors = {"mean": torch.ones(rows, 2**17, dtype=torch.float16), "std": torch.ones(rows, 2, dtype=torch.float16)}
@@ -175,13 +175,13 @@ def test_worker_processes_read_the_same(dataset, pipeline, shape, tmp_path):
     alone = [cached[position] for position in range(8)]
     for position, sample in zip(range(8), DataLoader(cached, batch_size=None, num_workers=2)):
         assert all(torch.equal(sample[name], value) for name, value in alone[position].items())
-    assert len(pickle.dumps(cache)) < 4096, "a process of its own maps the files anew"
+    assert len(pickle.dumps(cache)) < 4096, "another process maps the files itself"
 
 
 def test_another_model_size_code_or_data_set_is_another_cache(dataset, pipeline, shape, tmp_path, monkeypatch):
     pairs, encoders = FramePairs(dataset, shape, 0), encoders_of(pipeline)
     folder = precompute_latents(tmp_path, pairs, encoders)
-    assert precompute_latents(folder, pairs, encoders) == folder, "the cache itself may be named"
+    assert precompute_latents(folder, pairs, encoders) == folder, "the folder of the cache itself is accepted"
     others = {
         "height": (FramePairs(dataset, LatentShape.of(pipeline.vae, 40, 64), 0), encoders),
         "fit": (FramePairs(dataset, shape, 0, PairSettings(fit="crop")), encoders),
@@ -199,14 +199,14 @@ def test_another_model_size_code_or_data_set_is_another_cache(dataset, pipeline,
         patch.setattr(latent_cache, "CODE_VERSION", latent_cache.CODE_VERSION + 1)
         with pytest.raises(ValueError, match="`latent_cache_dir` must keep .*code_version 1, now 2"):
             precompute_latents(folder, pairs, encoders)
-    # What no encoding depends on shares the cache.
+    # Settings that change no encoding share the cache.
     same = FramePairs(dataset, shape, 5, PairSettings(max_reference_distance=2, noise_offset=0.1, pose_radius=1))
     assert latent_cache.cache_folder(tmp_path, cache_facts(same, encoders)) == folder
 
 
 def test_random_crops_are_refused(dataset, pipeline, shape, tmp_path):
     settings = PairSettings(min_crop_scale=0.8)
-    message = "`min_crop_scale` must be 1 with `latent_cache_dir`, since a crop has latents of its own, got 0.8"
+    message = "`min_crop_scale` must be 1 with `latent_cache_dir`, since each crop has its own latents, got 0.8"
     with pytest.raises(ValueError, match=message):
         precompute_latents(tmp_path, FramePairs(dataset, shape, 0, settings), encoders_of(pipeline))
     with pytest.raises(ValueError, match=message):
@@ -215,8 +215,8 @@ def test_random_crops_are_refused(dataset, pipeline, shape, tmp_path):
 
 @pytest.fixture(scope="module")
 def spoilt(dataset):
-    """Two videos of six frames: a picture cut short, one of another size than its map, a picture for a map, and a
-    map cut short."""
+    """Two videos of six frames with a truncated picture, one of another size than its map, a picture instead of a map,
+    and a truncated map."""
     undecoded = datasets.Image(decode=False)
     rows = list(dataset.cast_column("image", undecoded).cast_column("iuv", undecoded).select(range(12)))
     rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:100]
@@ -230,9 +230,8 @@ def test_flags_say_what_a_bad_row_is_still_good_for(spoilt, pipeline, shape, tmp
     with pytest.raises(BadRow, match="got frame 1 of video '.*': its `image` cannot be read"):
         precompute_latents(tmp_path, FramePairs(spoilt, shape, 0), encoders_of(pipeline))
     settings = PairSettings(bad_rows="skip")
-    cache = LatentCache(
-        precompute_latents(tmp_path, FramePairs(spoilt, shape, 0, settings), encoders_of(pipeline), batch_size=4)
-    )
+    pairs = FramePairs(spoilt, shape, 0, settings)
+    cache = LatentCache(precompute_latents(tmp_path, pairs, encoders_of(pipeline), batch_size=4))
     bad = {name: [row for row in range(12) if not cache.flag(row, name)] for name in latent_cache.FLAGS}
     assert bad == {"has_picture": [1], "has_map": [5, 6], "is_target": [1, 3, 5, 6]}
     with pytest.raises(BadRow, match="got frame 1 of video '.*': it was bad when the latent cache was made"):
@@ -241,7 +240,7 @@ def test_flags_say_what_a_bad_row_is_still_good_for(spoilt, pipeline, shape, tmp
 
 @pytest.mark.parametrize("pose_radius", [0, 1])
 @pytest.mark.parametrize("reference_frames", ["any", "first"])
-def test_the_cache_skips_what_the_direct_way_skips(spoilt, pipeline, shape, tmp_path, reference_frames, pose_radius):
+def test_the_cache_skips_the_same_bad_rows(spoilt, pipeline, shape, tmp_path, reference_frames, pose_radius):
     settings = PairSettings(pose_radius, reference_frames, bad_rows="skip")
     direct = FramePairs(spoilt, shape, 0, settings)
     cache = LatentCache(precompute_latents(tmp_path, direct, encoders_of(pipeline)))
@@ -273,7 +272,7 @@ def test_what_is_no_cache_is_refused(tmp_path):
 
 
 def test_the_precision_that_encoders_are_held_in_is_another_cache(pipeline):
-    """Weights that half precision holds exactly, in float32 and in half, which rounds what they encode."""
+    """The same weights in float32 and in half precision are another cache, since half precision rounds the outputs."""
     exact = copy.deepcopy(pipeline.vae).half().float()
     others = (pipeline.image_encoder, pipeline.feature_extractor)
     in_float, in_half = (FrameEncoders(vae, *others).facts() for vae in (exact, copy.deepcopy(exact).half()))

@@ -1,4 +1,4 @@
-"""Procedural fashion data: determinism, exact UV, occlusion, and cloth that only motion decides."""
+"""Procedural fashion data: determinism, exact UV, occlusion, and cloth that depends only on motion."""
 
 import dataclasses
 
@@ -68,22 +68,22 @@ def test_iuv_covers_the_body_inside_the_picture(index):
         body = part > 0
         assert part.max() <= 24 and (u[body] >= 1).all() and (v[body] >= 1).all()
         assert not u[~body].any() and not v[~body].any()
-        # The drawn body is in the picture, under loose layers or not: its silhouette lies inside the picture's.
+        # The silhouette of the body, even under loose layers, lies inside that of the picture.
         assert (frame.layers[body] != BACKGROUND).all()
-        # And what is no layer shows the background.
+        # Pixels without a layer show the background.
         background = np.rint(CONFIG.subject("train", index).background * 255)
         assert (frame.image[frame.layers == BACKGROUND] == background).all()
     assert {1, 2} & set(np.unique(np.stack([frame.iuv[..., 2] for frame in clip])))
 
 
 def test_the_silhouette_is_that_of_the_body_drawn_alone():
-    # Without anything loose, the IUV's silhouette and the body's are one.
+    # Without loose layers, the silhouettes of IUV and body are equal.
     subject = make_subject(bottom="trousers", hair_length=0.0)
     for frame in render_clip(subject, make_motion(yaw=np.linspace(0, 6, 9)), 80, 64):
         centre_is_body = frame.iuv[..., 2] > 0
         assert set(np.unique(frame.layers)) == {BACKGROUND, BODY}
         assert (frame.layers[centre_is_body] == BODY).all()
-        # Pixels that the body only grazes are in the picture and not in the IUV: at most its outline.
+        # Pixels that the body only touches are in the picture but not in IUV; they lie on its outline.
         grazed = (frame.layers == BODY) & ~centre_is_body
         inner = centre_is_body[1:-1, 1:-1] & centre_is_body[2:, 1:-1] & centre_is_body[:-2, 1:-1]
         assert grazed.sum() < centre_is_body.sum() / 2 and inner.any()
@@ -94,7 +94,7 @@ def test_the_silhouette_is_that_of_the_body_drawn_alone():
 
 
 def test_texture_stays_at_its_uv_over_a_turn():
-    # Paint every tube with its own (I, U, V) through the pattern's colours: without light, a colour is the texture's.
+    # Without light, a colour is exactly that of the texture.
     subject = make_subject(
         bottom="trousers", hair_length=0.0, sleeve=2, top_pattern="checks", bottom_pattern="vertical"
     )
@@ -102,18 +102,17 @@ def test_texture_stays_at_its_uv_over_a_turn():
     seen: dict[tuple, list] = {}
     for frame in clip:
         inside = frame.iuv[1:-1, 1:-1, 2]
-        # Only pixels whose neighbours belong to the same part and colour: not mixed with another at an edge.
+        # Only pixels whose neighbours have the same part and colour, so that no edge mixes colours.
         flat = np.ones(inside.shape, bool)
         for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):
             window = slice(dy, dy + inside.shape[0]), slice(dx, dx + inside.shape[1])
             flat &= (frame.iuv[window][..., 2] == inside) & (frame.image[window] == frame.image[1:-1, 1:-1]).all(-1)
-        for code, color in zip(
-            frame.iuv[1:-1, 1:-1][flat & (inside > 0)], frame.image[1:-1, 1:-1][flat & (inside > 0)]
-        ):
+        flat &= inside > 0
+        for code, color in zip(frame.iuv[1:-1, 1:-1][flat], frame.image[1:-1, 1:-1][flat]):
             seen.setdefault((code[2], code[1] // 8, code[0] // 8), []).append(color.astype(int))
     spread = [np.ptp(np.array(colors), 0).max() for colors in seen.values() if len(colors) > 3]
     assert len(spread) > 200
-    # A cell of 8 x 8 codes may hold the border between two colours; all others show one colour in every view.
+    # A cell of 8 x 8 codes may contain the border of two colours; every other cell shows one colour in all views.
     assert np.mean(np.array(spread) <= 2) > 0.75
     assert len({tuple(colors[0]) for colors in seen.values()}) >= 4
 
@@ -134,7 +133,7 @@ def test_same_poses_and_another_motion_differ_in_hem_and_hair_only():
     differs = (left.image != right.image).any(-1)
     loose = np.isin(left.layers, (CLOTH, HAIR)) | np.isin(right.layers, (CLOTH, HAIR))
     assert differs.sum() > 50
-    # A pixel of the outline mixes loose layers with what is beside them: one pixel around counts as loose.
+    # A pixel of the outline mixes a loose layer with its neighbour, so one more pixel around counts as loose.
     grown = loose.copy()
     for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
         grown |= np.roll(loose, (dy, dx), (0, 1))
@@ -146,7 +145,7 @@ def test_cloth_hangs_still_without_motion_and_lags_behind_a_push():
     assert all(np.abs(values).max() == 0 for values in still.values())
     pushed = simulate_loose(make_motion(60, root_x=0.02 * np.clip(np.arange(60) - 5.0, 0, 3)))
     assert pushed["hem"][6] < 0, "a push to the left leaves the hem behind on the right"
-    assert np.abs(pushed["hem"][-5:]).max() < 1e-3, "and it comes to rest"
+    assert np.abs(pushed["hem"][-5:]).max() < 1e-3, "and the hem comes to rest"
 
 
 def test_every_motion_sets_the_cloth_swinging():

@@ -1,4 +1,4 @@
-"""Prepared data sets by name: by an id on the Hub, which a process of its own reads from one on loopback."""
+"""Prepared data sets by name: another process reads one from a Hub on loopback."""
 
 import hashlib
 import json
@@ -49,12 +49,9 @@ def test_a_data_set_on_the_hub_is_read_whole_and_as_a_stream(dataset, tmp_path):
     assert process.returncode == 0, process.stderr[-3000:]
     facts = json.loads(process.stdout)
     for split, rows in splits.items():
-        expected = [
-            [row["video_id"], row["frame_index"], hashlib.sha256(row["iuv"].tobytes()).hexdigest()] for row in rows
-        ]
+        digests = [hashlib.sha256(row["iuv"].tobytes()).hexdigest() for row in rows]
+        expected = [[row["video_id"], row["frame_index"], digest] for row, digest in zip(rows, digests)]
         assert facts[f"{split} False"] == facts[f"{split} True"] == expected
     assert "must have the columns" in facts["poses"] and "'someone/poses' lacks ['image']" in facts["poses"]
-    assert (
-        "must be a folder of parquet files or an id on the Hub, with a split 'train', got 'someone/none': "
-        in facts["none"]
-    )
+    message = "must be a folder of parquet files or an id on the Hub, with a split 'train', got 'someone/none': "
+    assert message in facts["none"]

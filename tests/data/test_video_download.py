@@ -1,5 +1,5 @@
-"""The downloader of videos against a server on loopback that fails in every way: nothing broken is kept, all that is
-good arrives."""
+"""Downloading videos from a server on loopback that fails in every way: only complete videos are kept, and all of
+them arrive."""
 
 import hashlib
 import itertools
@@ -45,7 +45,7 @@ def files_of(folder):
 
 
 def assert_all_good(folder, video_ids=GOOD, videos=VIDEOS):
-    """The folder holds these videos as they are, both lists, the lock, and nothing else."""
+    """Check that the folder holds exactly these videos, both lists and the lock."""
     assert files_of(folder) == sorted(
         [".lock", "manifest.json", "missing.json", *(f"{name}.mp4" for name in video_ids)]
     )
@@ -76,13 +76,13 @@ def test_what_is_no_whole_video_is_refused(tmp_path, content):
 
 
 def packet_places(path):
-    """Where the packets of a video begin in its file, in the file's order."""
+    """Return the sorted offsets of a video's packets in its file."""
     with av.open(path) as container:
         return sorted(packet.pos for packet in container.demux(video=0) if packet.size)
 
 
 def test_a_video_cut_between_two_frames_is_refused(tmp_path):
-    """With its index in front, each frame that is left is whole."""
+    """Such a file, with its index in front, holds only complete frames."""
     (tmp_path / "a.mp4").write_bytes(VIDEOS[FIRST])
     with av.open(tmp_path / "a.mp4") as source:
         with av.open(tmp_path / "whole.mp4", "w", options={"movflags": "faststart"}) as container:
@@ -102,13 +102,13 @@ def test_a_video_cut_between_two_frames_is_refused(tmp_path):
 
 
 def overwritten(content, box, offset, value):
-    """A file with four bytes of one of its boxes replaced, counted from the end of the box's name."""
+    """Replace four bytes of one of a file's boxes; `offset` counts from the end of the box's name."""
     start = content.index(box) + len(box) + offset
     return content[:start] + value.to_bytes(4, "big") + content[start + 4 :]
 
 
 def test_a_video_whose_edit_list_shows_less_is_whole(tmp_path):
-    """Of six frames of 1/30 s each the list shows 100 ms."""
+    """The list shows 100 ms of six frames of 1/30 s each."""
     (tmp_path / "a.mp4").write_bytes(overwritten(VIDEOS[FIRST], b"elst", 8, 100))
     assert probe_video(tmp_path / "a.mp4") == VideoFacts(fps=30, width=32, height=48, num_frames=3)
 
@@ -153,13 +153,13 @@ def test_dead_links_are_listed_and_leave_the_list_when_they_arrive(server, tmp_p
     assert read(tmp_path, "missing.json") == report.missing
     assert report.missing["AAAAAAAAAAA"] == "HTTP 404 Not Found"
     assert report.missing[GOOD[1]] == "HTTP 500 Internal Server Error, after 3 attempt(s)"
-    assert [len(server.ranges(video_id)) for video_id in dead] == [1, 1, 3], "404 and 403 are final, 500 is not"
+    assert [len(server.ranges(video_id)) for video_id in dead] == [1, 1, 3], "404 and 403 are final, 500 is retried"
     assert_all_good(tmp_path, [GOOD[0], GOOD[2]])
 
     server.faults.clear()
     server.requests.clear()
     assert list(download(server, tmp_path, [GOOD[1]]).videos) == [GOOD[1]]
-    assert sorted(read(tmp_path, "missing.json")) == ["AAAAAAAAAAA", "BBBBBBBBBBB"], "of others nothing was learnt"
+    assert sorted(read(tmp_path, "missing.json")) == ["AAAAAAAAAAA", "BBBBBBBBBBB"], "others stay listed"
     assert sorted(read(tmp_path, "manifest.json")) == sorted(GOOD)
     assert [path for path, _ in server.requests] == [f"/I/{GOOD[1]}.mp4"]
 
@@ -186,7 +186,7 @@ def test_of_all_failures_at_once_only_what_is_good_stays(server, tmp_path):
     report = download(server, tmp_path, [*bad, *GOOD], num_workers=3)
     assert list(report.videos) == list(GOOD) and list(report.missing) == list(bad)
     for part in tmp_path.glob("*.part*"):
-        assert part.name.startswith("CCCCCCCCCCC.part"), "only a beginning waits for the next run"
+        assert part.name.startswith("CCCCCCCCCCC.part"), "only the beginning of a video stays for the next run"
         part.unlink()
     assert_all_good(tmp_path)
 
@@ -212,7 +212,7 @@ def test_html_instead_of_a_video_is_final(server, tmp_path):
     assert_all_good(tmp_path, GOOD[1:])
 
 
-def test_a_body_cut_short_goes_on_where_it_stopped(server, tmp_path):
+def test_an_incomplete_body_is_resumed(server, tmp_path):
     server.faults[FIRST] = ["cut", "cut"]
     assert download(server, tmp_path).missing == {}
     size = len(VIDEOS[FIRST])
@@ -221,11 +221,11 @@ def test_a_body_cut_short_goes_on_where_it_stopped(server, tmp_path):
     assert_all_good(tmp_path)
 
 
-def test_what_came_of_a_body_that_is_always_cut_waits_for_the_next_run(server, tmp_path):
+def test_the_part_of_an_incomplete_body_stays_for_the_next_run(server, tmp_path):
     server.faults[FIRST] = ["cut"]
     report = download(server, tmp_path, retries=0)
     half = len(VIDEOS[FIRST]) // 2
-    assert report.missing[FIRST] == f"{half} of {len(VIDEOS[FIRST])} bytes came, after 1 attempt(s)"
+    assert report.missing[FIRST] == f"{half} of {len(VIDEOS[FIRST])} bytes arrived, after 1 attempt(s)"
     assert (tmp_path / f"{FIRST}.part").read_bytes() == VIDEOS[FIRST][:half]
     assert FIRST not in read(tmp_path, "manifest.json") and not (tmp_path / f"{FIRST}.mp4").exists()
     download(server, tmp_path)
@@ -234,7 +234,7 @@ def test_what_came_of_a_body_that_is_always_cut_waits_for_the_next_run(server, t
 
 
 @pytest.mark.parametrize("faults", [["cut", "whole"], ["cut", "shifted"], ["anonymous cut"]])
-def test_where_going_on_is_impossible_all_comes_again(server, tmp_path, faults):
+def test_where_resuming_is_impossible_the_whole_body_is_sent_again(server, tmp_path, faults):
     server.faults[FIRST] = faults
     assert download(server, tmp_path).missing == {}
     asked = server.ranges(FIRST)
@@ -260,7 +260,7 @@ def test_a_remote_file_that_shrank_below_the_part_starts_again(server, tmp_path)
 
 
 def take_rejected(folder):
-    """The content of the first video that was put aside, which goes."""
+    """Return the content of the first video's rejected file, and remove the file."""
     content = (folder / f"{FIRST}.rejected").read_bytes()
     (folder / f"{FIRST}.rejected").unlink()
     return content
@@ -278,7 +278,7 @@ def test_a_broken_file_is_replaced_and_a_whole_one_is_pinned_without_a_request(s
 
 def test_a_refused_file_is_kept_aside_where_its_link_is_dead(server, tmp_path):
     download(server, tmp_path)
-    (tmp_path / f"{FIRST}.mp4").write_bytes(VIDEOS[GOOD[1]])  # a good video, but not the one of the manifest
+    (tmp_path / f"{FIRST}.mp4").write_bytes(VIDEOS[GOOD[1]])  # a good video, but not the one in the manifest
     server.faults[FIRST] = itertools.repeat(404)
     for _ in range(2):
         assert download(server, tmp_path).missing == {FIRST: "HTTP 404 Not Found"}
@@ -290,7 +290,7 @@ def test_a_refused_file_is_kept_aside_where_its_link_is_dead(server, tmp_path):
 def test_damage_on_disk_is_found_and_mended(server, tmp_path):
     download(server, tmp_path)
     content = bytearray(VIDEOS[FIRST])
-    content[-1] ^= 1  # one bit, which no decoder minds
+    content[-1] ^= 1  # one bit, which no decoder notices
     (tmp_path / f"{FIRST}.mp4").write_bytes(content)
     assert download(server, tmp_path).missing == {}
     assert take_rejected(tmp_path) == content
@@ -350,7 +350,7 @@ def test_videos_on_disk_are_found(tmp_path):
 
 
 def wait_for_two_videos_and_a_half(server, folder):
-    """Until the server has stalled in the first video, half of which is there, and the others are."""
+    """Wait until the server has stalled half way through the first video and the other two are complete."""
     assert server.stalled.wait(60)
     part, half, deadline = folder / f"{FIRST}.part", len(VIDEOS[FIRST]) // 2, time.monotonic() + 30
     while len(list(folder.glob("*.mp4"))) < 2 or not part.exists() or part.stat().st_size < half:
@@ -361,7 +361,7 @@ def wait_for_two_videos_and_a_half(server, folder):
 def assert_the_next_run_completes(server, folder):
     half = len(VIDEOS[FIRST]) // 2
     assert not (folder / f"{FIRST}.mp4").exists() and (folder / f"{FIRST}.part").stat().st_size == half
-    # The end may have come between a video and its entry, which the next run makes.
+    # The run may have ended between a video and its entry in the manifest; the next run adds the entry.
     assert not (folder / "manifest.json").exists() or FIRST not in read(folder, "manifest.json")
     server.requests.clear()
     assert download(server, folder).missing == {}
@@ -372,7 +372,7 @@ def assert_the_next_run_completes(server, folder):
 @pytest.mark.slow
 def test_a_run_that_is_killed_half_way_is_completed_by_the_next(server, tmp_path):
     server.faults[FIRST] = ["stall"]
-    (tmp_path / ".manifest.json.1.partial").write_text("{")  # killed while it wrote the manifest
+    (tmp_path / ".manifest.json.1.partial").write_text("{")  # as left by a run killed while writing the manifest
     code = "import sys; from training.data.video_download import download_videos\n"
     code += "download_videos(sys.argv[3:], sys.argv[1], base_url=sys.argv[2], num_workers=2)"
     command = [sys.executable, "-c", code, str(tmp_path), server.base_url, *GOOD]

@@ -1,0 +1,1 @@
+"""Data sets (prepared rows, UBC Fashion, procedural figures) and training samples made from them."""

@@ -1,14 +1,14 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""A latent cache: what never changes while stage 1 trains, computed once and kept in shards beside each other.
+"""Latent cache: outputs of stage 1's frozen encoders, computed once and stored in shards on disk.
 
-VAE encodings are half the cost of a training step at full size (two of 1.41 TFLOP beside a UNet pass of 1.04), and
-frozen. Neither making a cache nor training with it holds more than one shard in memory.
+At full size the VAE's encodings are half the cost of a training step (two of 1.41 TFLOP, and a UNet pass of 1.04).
+Neither building a cache nor training with it holds more than one shard in memory.
 
-FOLDER/facts.json                          all that the encodings depend on
-FOLDER/shard-00000-of-00012.safetensors    those of 1024 rows, whole or not there
+FOLDER/facts.json                          everything that the encodings depend on
+FOLDER/shard-00000-of-00012.safetensors    encodings of 1024 rows; the file appears when it is complete
 
-Legend as in `frame_pairs`; `n` rows of a shard, `m` of them that may be a reference, `T D` tokens and their width,
+Legend as in `frame_pairs`; `n` rows of a shard, `m` of them that may be a reference, `T D` number and width of tokens,
 `S` side of the image encoder's square.
 """
 
@@ -35,22 +35,24 @@ from training.media.settings_file import has_settings, partial_path, remove_left
 
 FACTS_NAME = "facts.json"
 SHARD_ROWS = 1024
-# Of the code between a row and the encoders, which fits and squeezes pictures and maps: to be raised when it makes
-# anything else of them than before, or the caches that are there would go on being used.
+# Version of the code that fits pictures and maps for the encoders. Raise it when its results change, so that existing
+# caches are not used any longer.
 CODE_VERSION = 1
-# What a row is good for: as a reference, in a target's window, and as a target, whose picture has its map's size.
+# Whether a row can be a reference, be in a target's window, and be a target (its picture has the size of its map).
 FLAGS = ("has_picture", "has_map", "is_target")
 _DIGEST_LENGTH = 16
 
 
 def pictures_at_a_time(height: int, width: int) -> int:
-    """How many pictures are encoded at a time: two of 512x640, for each of which the VAE wants 0.8 GB in float32, and
-    of others as many as have no more pixels together, or one."""
+    """Return how many pictures to encode at a time: as many as have the pixels of two of 512x640, but at least one.
+
+    The VAE needs 0.8 GB for a picture of 512x640 in float32.
+    """
     return max(1, 2 * 512 * 640 // (height * width))
 
 
 def _digest_weights(module: nn.Module) -> str:
-    """Hexadecimal digits that tell a module's weights, and the precision that they are held in, from others."""
+    """Return a hexadecimal digest of a module's weights and their data types."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         values = tensor.detach().float().cpu().contiguous().numpy()
@@ -60,14 +62,7 @@ def _digest_weights(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class FrameEncoders:
-    """The models whose outputs a cache keeps.
-
-    Args:
-        vae (`AutoencoderKL`): Encodes on its own device.
-        image_encoder (`CLIPVisionModel`): Its tokens are kept, or its input where it trains.
-        feature_extractor (`CLIPImageProcessor`): As `pipeline_dreampose.clip_pixel_values` takes it.
-        train_image_encoder (`bool`, *optional*, defaults to `False`): Whether it trains.
-    """
+    """The models whose outputs a cache keeps; if the image encoder trains, the cache keeps its input instead."""
 
     vae: AutoencoderKL
     image_encoder: CLIPVisionModel
@@ -75,7 +70,7 @@ class FrameEncoders:
     train_image_encoder: bool = False
 
     def facts(self) -> dict[str, Any]:
-        """All that their outputs depend on, as JSON."""
+        """Return everything that the models' outputs depend on, for JSON."""
         return {
             "vae": _digest_weights(self.vae),
             "scaling_factor": self.vae.config.scaling_factor,
@@ -88,13 +83,13 @@ class FrameEncoders:
 
     @torch.no_grad()
     def encode_pictures(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Mean and standard deviation of the posterior of [B,3,H,W], unscaled, in half precision on the CPU."""
+        """Return the unscaled mean and standard deviation of the posterior of [B,3,H,W], in fp16 on the CPU."""
         posterior = encode_pixels(pixel_values.to(self.vae.device), self.vae)
         return {"mean": posterior.mean.half().cpu(), "std": posterior.std.half().cpu()}
 
     @torch.no_grad()
     def encode_references(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The image encoder's tokens of [B,3,H,W], in half precision on the CPU, or its input in 8 bit."""
+        """Return the image encoder's tokens of [B,3,H,W], in fp16 on the CPU, or its input in 8 bit if it trains."""
         squares = clip_pixel_values(pixel_values, self.image_encoder.config.image_size, self.feature_extractor)
         if self.train_image_encoder:
             mean, std = (_per_channel(getattr(self.feature_extractor, name)) for name in ("image_mean", "image_std"))
@@ -104,10 +99,10 @@ class FrameEncoders:
 
 
 def cache_facts(pairs: FramePairs, encoders: FrameEncoders) -> dict[str, Any]:
-    """All that a cache depends on, as JSON: rows, sizes, how pictures are fitted, the models.
+    """Return everything that a cache depends on, for JSON: rows, sizes, how pictures are fitted, the models.
 
     Raises:
-        ValueError: If samples show what no cache can hold.
+        ValueError: If samples show random crops, which no cache can hold.
     """
     pairs.settings.check_cacheable()
     chosen = {name: getattr(pairs.settings, name) for name in ("reference_frames", "fit")}
@@ -117,13 +112,10 @@ def cache_facts(pairs: FramePairs, encoders: FrameEncoders) -> dict[str, Any]:
 
 
 def cache_folder(latent_cache_dir: str | os.PathLike, facts: dict[str, Any]) -> Path:
-    """The folder of a cache: one below `latent_cache_dir`, named by the facts, or itself, if it is a cache.
+    """Return `latent_cache_dir` itself if it is a cache, or else a folder in it named by a digest of the facts.
 
-    Args:
-        latent_cache_dir (`str` or `os.PathLike`): Folder of caches, or of one.
-        facts (`dict`): From [`cache_facts`].
     Raises:
-        ValueError: If it is the cache of other rows, sizes or models; names the facts that differ.
+        ValueError: If it is a cache of other rows, sizes or models; the error names the facts that differ.
     """
     if has_settings(Path(latent_cache_dir) / FACTS_NAME, facts, "latent_cache_dir"):
         return Path(latent_cache_dir)
@@ -139,16 +131,17 @@ def precompute_latents(
     process_index: int = 0,
     num_processes: int = 1,
 ) -> Path:
-    """Encode every row once. Interrupted, it goes on with the shards that are missing.
+    """Encode every row once; after an interruption, only the missing shards.
 
     Args:
-        latent_cache_dir (`str` or `os.PathLike`): Folder of caches, or of this one.
-        pairs (`FramePairs`): Gives the rows and how they are fitted.
+        latent_cache_dir (`str` or `os.PathLike`): Folder of caches, or the folder of this one.
+        pairs (`FramePairs`): The rows, and how to fit them.
         encoders (`FrameEncoders`): The models.
         batch_size (`int`, *optional*): Pictures encoded at a time; by default [`pictures_at_a_time`].
-        process_index, num_processes (`int`, *optional*): Which of several processes this is: they share the shards.
+        process_index, num_processes (`int`, *optional*): Index of this process, and number of processes that divide
+            the shards among them.
     Returns:
-        `Path`: The cache's folder, whole once all processes are through.
+        `Path`: The cache's folder, complete when all processes have finished.
     Raises:
         ValueError: If `latent_cache_dir` is another cache, samples show random crops, or a row is bad and not skipped.
     """
@@ -163,55 +156,52 @@ def precompute_latents(
     with tqdm(total=num_rows, desc="Latent cache", unit="frame", disable=process_index > 0 or not shards) as progress:
         for path, rows in shards:
             tensors = _encode_rows(pairs, encoders, rows, batch_size, progress)
-            partial = partial_path(path)  # another run may be making the same cache
+            partial = partial_path(path)  # another run may be building the same cache
             save_file(tensors, partial)
             os.replace(partial, path)
     return folder
 
 
 def _shards(folder: Path, facts: dict[str, Any]) -> list[tuple[Path, range]]:
-    """Files and their rows."""
+    """Return the file and the rows of each shard."""
     starts = range(0, facts["num_rows"], facts["shard_rows"])
-    return [
-        (
-            folder / f"shard-{number:05d}-of-{len(starts):05d}.safetensors",
-            range(start, min(start + facts["shard_rows"], facts["num_rows"])),
-        )
-        for number, start in enumerate(starts)
-    ]
+    files = (folder / f"shard-{number:05d}-of-{len(starts):05d}.safetensors" for number in range(len(starts)))
+    rows = (range(start, min(start + facts["shard_rows"], facts["num_rows"])) for start in starts)
+    return list(zip(files, rows))
 
 
 def _encode_rows(
     pairs: FramePairs, encoders: FrameEncoders, rows: range, batch_size: int, progress: tqdm
 ) -> dict[str, torch.Tensor]:
-    """One shard: `mean` and `std` [n,C,h,w], `pose_maps` [n,2,h,w], what rows are good for [n] by the names of
-    `FLAGS`, `image_embeds` [m,T,D] or `clip_squares` [m,3,S,S], and `reference_index` [n], where a row's are in these,
-    or -1."""
+    """Encode the rows of one shard.
+
+    Returns `mean` and `std` [n,C,h,w], `pose_maps` [n,2,h,w], each of `FLAGS` [n], `image_embeds` [m,T,D] or
+    `clip_squares` [m,3,S,S], and `reference_index` [n], a row's index in one of these two, or -1.
+    """
     may_refer = None
     if pairs.settings.reference_frames == "first":
         may_refer = {video_rows[0] for video_rows in pairs.videos.values()}
-    reference_index, num_references, batches = [], 0, []
+    is_reference, batches = [], []
     for start in range(rows.start, rows.stop, batch_size):
         batch_rows = range(start, min(start + batch_size, rows.stop))
         pixel_values, pose_maps, flags = _read_rows(pairs, batch_rows)
         batch = encoders.encode_pictures(pixel_values) | flags
         batch["pose_maps"] = pose_maps.mul(255).round().byte()
         chosen = [may_refer is None or row in may_refer for row in batch_rows]
-        for is_reference in chosen:
-            reference_index.append(num_references if is_reference else -1)
-            num_references += is_reference
+        is_reference += chosen
         if any(chosen):
             batch |= encoders.encode_references(pixel_values[chosen])
         batches.append(batch)
         progress.update(len(batch_rows))
     names = dict.fromkeys(name for batch in batches for name in batch)
     tensors = {name: torch.cat([batch[name] for batch in batches if name in batch]) for name in names}
-    tensors["reference_index"] = torch.tensor(reference_index)
+    references = torch.tensor(is_reference)
+    tensors["reference_index"] = torch.where(references, references.cumsum(0) - 1, -1)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _read_rows(pairs: FramePairs, rows: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Pictures, pose maps and `FLAGS`; zeros for what cannot be read, if bad rows are skipped."""
+    """Read pictures, pose maps and `FLAGS`; if bad rows are skipped, zeros replace what cannot be read."""
     frames, flags = [], []
     blanks = torch.zeros(3, *pairs.shape.canvas[::-1]), torch.zeros(2, pairs.shape.height, pairs.shape.width)
     for row in rows:
@@ -242,12 +232,10 @@ def _per_channel(values: list[float]) -> torch.Tensor:
 
 
 class LatentCache:
-    """The rows of a cache, mapped from its files: processes share them, and memory does not grow with their number.
+    """Reader of a cache folder that maps its files into memory; processes share them.
 
-    Args:
-        folder (`str` or `os.PathLike`): From [`precompute_latents`].
     Raises:
-        ValueError: If it is no cache, or an unfinished one.
+        ValueError: If `folder` is not a cache, or an unfinished one.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -262,24 +250,27 @@ class LatentCache:
         self._shards = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the mapped files, which a process of its own maps anew."""
+        """Pickle without the mapped files; another process maps them itself."""
         return vars(self) | {"_shards": {}}
 
     def flag(self, row: int, name: str) -> bool:
-        """Whether a row was found to be what one of `FLAGS` says."""
+        """Return one of a row's `FLAGS`."""
         return bool(self._get(row, name))
 
     def posterior(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of a row's latents, [C,h,w] each, unscaled."""
+        """Return mean and standard deviation of a row's latents, [C,h,w] each, unscaled."""
         return self._get(row, "mean").float(), self._get(row, "std").float()
 
     def pose_map(self, row: int) -> torch.Tensor:
-        """The pose map of a row at latent size, [2,h,w] in [0,1]; 8 bit, as IUV is."""
+        """Return the pose map of a row at latent size, [2,h,w] in [0,1], stored in 8 bit like IUV."""
         return self._get(row, "pose_maps").float() / 255
 
     def reference(self, row: int) -> dict[str, torch.Tensor]:
-        """A row as a reference: `image_latents` [C,h,w], scaled, and `image_embeds` [T,D], or, where the image encoder
-        trains, its input `clip_pixel_values` [3,S,S]."""
+        """Return the encodings of a row as a reference.
+
+        These are scaled `image_latents` [C,h,w], and `image_embeds` [T,D] or, if the image encoder trains, its input
+        `clip_pixel_values` [3,S,S].
+        """
         latents = {"image_latents": self._get(row, "mean").float() * self.facts["scaling_factor"]}
         place = int(self._get(row, "reference_index"))
         shard = self._shard(row)
@@ -299,30 +290,27 @@ class LatentCache:
 
 
 class LatentFramePairs(FramePairs):
-    """The samples of [`FramePairs`] from a latent cache: no picture is decoded or encoded while training.
+    """The samples of [`FramePairs`] from a latent cache of its data set; training decodes and encodes no picture.
 
-    Items hold, instead of pictures, `target_mean` and `target_std` [C,h,w] (the posterior's, unscaled), and of the
-    reference `image_latents` [C,h,w] (its scaled mean) and `image_embeds` [T,D] or `clip_pixel_values` [3,S,S].
+    Instead of pictures, items hold the target's `target_mean` and `target_std` [C,h,w] (unscaled posterior), and the
+    reference's `image_latents` [C,h,w] (scaled mean) and `image_embeds` [T,D] or `clip_pixel_values` [3,S,S].
 
-    Args:
-        dataset, shape, seed, settings: As `FramePairs` has them.
-        cache (`LatentCache`): Of this data set.
     Raises:
         ValueError: If samples show random crops.
     """
 
     def __init__(self, dataset, shape: LatentShape, seed: int, settings: PairSettings, cache: LatentCache):
         settings.check_cacheable()
-        super().__init__(dataset, shape, seed, settings, keeps_poses=False)  # the cache has them
+        super().__init__(dataset, shape, seed, settings, keeps_poses=False)  # the cache holds the poses
         self.cache = cache
 
     def read_reference(self, row: int) -> dict[str, torch.Tensor]:
-        """The reference's scaled latents and the image encoder's tokens or input."""
+        """Return the reference's scaled latents and the image encoder's tokens or input."""
         self._check(row, "has_picture")
         return self.cache.reference(row)
 
     def read_target(self, row: int, crop: list[float] | None = None) -> dict[str, torch.Tensor]:
-        """The target's posterior and the real poses around it."""
+        """Return the target's posterior and pose window."""
         self._check(row, "is_target")
         rows, centre = self.window_rows(row)
         for window_row in rows:

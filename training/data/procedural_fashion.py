@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0
 """Procedurally drawn fashion videos with exact DensePose IUV, as a `datasets` builder.
 
-Every clip is one subject (proportions, skin, hair, clothes) doing one motion (walking, turning, raising the arms).
-Hems and long hair lag behind the body like damped pendulums: a single pose cannot tell where they are, five poses can.
-IUV covers the body and tight clothing only, as DensePose does. The first frame faces the camera.
+A clip shows one subject (proportions, skin, hair, clothes) in one motion (walking, turning, raising the arms). Hems
+and long hair lag behind the body like damped pendulums: five poses show where they are, a single pose does not. IUV
+covers only the body and tight clothing, like DensePose's. The first frame faces the camera.
 
 Rows: `video_id`, `frame_index`, `image`, `iuv` (R = V, G = U, B = I), `layers` (see `procedural_figure`), `split`.
 """
@@ -24,7 +24,7 @@ from training.data.procedural_scene import Frame, Motion, Subject, render_clip
 
 
 SPLITS = ("train", "validation", "test")
-_PRE_ROLL = 12  # frames simulated before the first, so that cloth and hair are in motion already
+_PRE_ROLL = 12  # frames simulated before the first, to set cloth and hair in motion
 _SKIN = (
     np.array([[242, 214, 192], [226, 185, 150], [198, 150, 115], [160, 110, 78], [122, 80, 56], [86, 56, 40]]) / 255
 )
@@ -33,7 +33,7 @@ _PATTERNS = ("plain", "horizontal", "vertical", "checks", "dots")
 
 
 def _cloth_colors(rng: np.random.Generator) -> np.ndarray:
-    """Two muted colours of one cloth, the second lighter or darker and of another hue; shape (2, 3)."""
+    """Draw two muted colours of one cloth, the second lighter or darker and of another hue; shape (2, 3)."""
 
     def rgb(hue, saturation, value):
         return value * (1 - saturation * np.clip(np.abs(np.mod(hue * 6 + np.array([0, 4, 2]), 6) - 3) - 1, 0, 1))
@@ -44,7 +44,7 @@ def _cloth_colors(rng: np.random.Generator) -> np.ndarray:
 
 
 def sample_subject(rng: np.random.Generator) -> Subject:
-    """Draw one subject's looks."""
+    """Draw the looks of one subject at random."""
     background = np.clip(rng.uniform(0.88, 0.96) + rng.normal(0, 0.006, 3), 0, 1)
     skin = np.clip(_SKIN[rng.integers(len(_SKIN))] * rng.uniform(0.94, 1.04), 0, 1)
     bottom = str(rng.choice(["trousers", "shorts", "skirt", "dress"], p=[0.24, 0.06, 0.35, 0.35]))
@@ -64,7 +64,7 @@ def sample_subject(rng: np.random.Generator) -> Subject:
 
 
 def sample_motion(rng: np.random.Generator, num_frames: int) -> Motion:
-    """Draw one motion of `num_frames` frames: walking with a sway, and in most clips a turn or raised arms."""
+    """Draw one motion at random: walking with a sway, and in most clips a turn or raised arms."""
     time = np.arange(-_PRE_ROLL, num_frames, dtype=np.float64)
     kind = rng.choice(["turn", "arms", "both", "walk"], p=[0.35, 0.25, 0.3, 0.1])
     phase, step = rng.uniform(0, 2 * np.pi), 2 * np.pi / rng.uniform(7, 11)
@@ -82,7 +82,7 @@ def sample_motion(rng: np.random.Generator, num_frames: int) -> Motion:
     both = np.stack([np.sin(stride), -np.sin(stride)], -1)
     return Motion(
         yaw=rng.uniform(-0.3, 0.3) + turn * eased,
-        # Never a sway so small that the cloth hangs still: then the window would have nothing to tell.
+        # The sway always moves the cloth, so that the pose window always carries information.
         root_x=rng.uniform(0.035, 0.06) * np.sin(step * time * rng.uniform(0.8, 1.3) + rng.uniform(0, 2 * np.pi)),
         root_y=0.006 * np.cos(2 * stride),
         arm_raise=rng.uniform(0.12, 0.4, 2) + raising * swing,
@@ -102,7 +102,7 @@ def _png(array: np.ndarray) -> dict:
 
 @dataclass
 class ProceduralFashionConfig(datasets.BuilderConfig):
-    """Size and number of the drawn clips. `num_*` count clips, each of a subject and a motion of its own."""
+    """Size and number of the drawn clips. `num_*` count clips; each has its own subject and motion."""
 
     height: int = 80
     width: int = 64
@@ -116,22 +116,22 @@ class ProceduralFashionConfig(datasets.BuilderConfig):
         return getattr(self, f"num_{split}")
 
     def subject(self, split: str, index: int) -> Subject:
-        """The looks of subject `index` of a split; splits never share one."""
+        """Return the looks of subject `index` of a split; no two splits share a subject."""
         return sample_subject(np.random.default_rng([self.seed, SPLITS.index(split), 0, index]))
 
     def motion(self, split: str, index: int) -> Motion:
-        """Motion `index` of a split; splits never share one."""
+        """Return motion `index` of a split; no two splits share a motion."""
         return sample_motion(np.random.default_rng([self.seed, SPLITS.index(split), 1, index]), self.num_frames)
 
     def clip(self, split: str, subject_index: int, motion_index: int, frame_indices=None) -> list[Frame]:
-        """Draw any subject of a split in any of its motions (in the data set, clip i is subject i in motion i)."""
+        """Draw any subject of a split in any motion of the split (clip i of the data set is subject i in motion i)."""
         subject, motion = self.subject(split, subject_index), self.motion(split, motion_index)
         return render_clip(subject, motion, self.height, self.width, frame_indices)
 
     def counterpart(self, split: str, looks_index: int, index: int, frame_indices=None) -> list[Frame]:
-        """Draw clip `index` with the looks of another subject: what its photo and this clip's IUV should give.
+        """Draw clip `index` with the looks of another subject: the ideal result for its photo and this clip's IUV.
 
-        The body keeps its proportions, since they are the pose's: the IUV is that of the clip itself.
+        The body keeps the proportions of the clip, which are part of the pose, and so the clip's IUV.
         """
         looks, body = self.subject(split, looks_index), self.subject(split, index)
         subject = replace(looks, **{name: getattr(body, name) for name in ("shoulder", "waist", "hip", "limb")})
@@ -151,68 +151,47 @@ class ProceduralFashion(datasets.GeneratorBasedBuilder):
     DEFAULT_CONFIG_NAME = "tiny"
 
     def __init__(self, *args, **kwargs):
-        # `datasets` caches by configuration; the code's digest keeps an old drawing from being taken for a new one.
+        # `datasets` caches by configuration only; the code's digest keeps drawings by older code from being reused.
         files = (__file__, procedural_figure.__file__, procedural_scene.__file__)
         digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
         super().__init__(*args, **{"hash": digest[:16]} | kwargs)
 
     def _info(self):
-        return datasets.DatasetInfo(
-            description=__doc__,
-            features=datasets.Features(
-                {
-                    "video_id": datasets.Value("string"),
-                    "frame_index": datasets.Value("int32"),
-                    "image": datasets.Image(),
-                    "iuv": datasets.Image(),
-                    "layers": datasets.Image(),
-                    "split": datasets.Value("string"),
-                }
-            ),
-        )
+        features = {"video_id": datasets.Value("string"), "frame_index": datasets.Value("int32")}
+        features |= {name: datasets.Image() for name in ("image", "iuv", "layers")}
+        features |= {"split": datasets.Value("string")}
+        return datasets.DatasetInfo(description=__doc__, features=datasets.Features(features))
 
     def _split_generators(self, dl_manager):
+        indices = {split: list(range(self.config.num_clips(split))) for split in SPLITS}
         return [
-            datasets.SplitGenerator(
-                name=split, gen_kwargs={"split": split, "indices": list(range(self.config.num_clips(split)))}
-            )
+            datasets.SplitGenerator(name=split, gen_kwargs={"split": split, "indices": indices[split]})
             for split in SPLITS
-            if self.config.num_clips(split) > 0
+            if indices[split]
         ]
 
     def _generate_examples(self, split, indices):
         for index in indices:
+            video_id = f"{split}-{index:06d}"
             for k, frame in enumerate(self.config.clip(split, index, index)):
-                yield (
-                    f"{split}-{index:06d}-{k:04d}",
-                    {
-                        "video_id": f"{split}-{index:06d}",
-                        "frame_index": k,
-                        "image": _png(frame.image),
-                        "iuv": _png(frame.iuv),
-                        "layers": _png(frame.layers),
-                        "split": split,
-                    },
-                )
+                pictures = {name: _png(getattr(frame, name)) for name in ("image", "iuv", "layers")}
+                yield f"{video_id}-{k:04d}", {"video_id": video_id, "frame_index": k, **pictures, "split": split}
 
 
 def load_procedural_fashion(
     config_name: str = "tiny", split: str = "train", num_proc: int | None = None, **overrides
 ) -> datasets.Dataset:
-    """Draw one split, the first time, and load it from the cache of `datasets`.
+    """Load one split from the cache of `datasets`, and draw it first if it is not there; one row per frame.
 
     Args:
         config_name (`str`, *optional*, defaults to `"tiny"`): `"tiny"` or `"smoke"`.
         split (`str`, *optional*, defaults to `"train"`): `"train"`, `"validation"` or `"test"`.
-        num_proc (`int`, *optional*): Processes that draw; one for each core if there are hundreds of clips.
+        num_proc (`int`, *optional*): Number of drawing processes; by default one per core from 256 clips on.
         overrides: Fields of `ProceduralFashionConfig`.
-
-    Returns:
-        `datasets.Dataset`: One row a frame.
     """
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {SPLITS}, got {split!r}.")
-    # Splits are drawn each on its own: whoever measures need not draw what others train on.
+    # Draw only this split: an evaluation does not need the training split.
     others = {f"num_{other}": 0 for other in SPLITS if other != split}
     builder = ProceduralFashion(config_name=config_name, **(overrides | others))
     if num_proc is None and builder.config.num_clips(split) >= 256:

@@ -1,13 +1,13 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""A 2.5-D figure drawn with numpy: pictures, exact DensePose IUV and layers of one frame.
+"""Drawing a 2.5-D figure with numpy: picture, exact DensePose IUV and layers of one frame.
 
-The body is a set of tubes with elliptical cross-sections between joints, seen by an orthographic camera. For every
-pixel of a tube the visible surface point is known in closed form, so that depth, texture and UV are exact.
+The body is a set of tubes with elliptical cross-sections between joints, seen by an orthographic camera. A formula
+gives the visible surface point of a tube at every pixel, so depth, texture and UV are exact.
 
 Legend: lengths are in units of the figure's height, `x` to the person's left, `y` down, `z` to the front; `X Y Z` are
-the same after the body's turn by `yaw` (`Z` towards the camera). `phi` is the azimuth on a tube's surface (0 front,
-pi/2 the person's left), `t` in [0, 1] the position along it. `N` is the number of pixels under a tube.
+the same after turning the body by `yaw` (`Z` towards the camera). `phi` is the azimuth on a tube's surface (0 front,
+pi/2 the person's left), `t` in [0, 1] the position along it. `N` is the number of pixels covered by a tube.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ import numpy as np
 
 
 BACKGROUND, BODY, CLOTH, HAIR = 0, 1, 2, 3
-"""Codes of the `layers` picture: nothing; skin and tight clothing; loose cloth; loose hair."""
+"""Codes of the `layers` picture: background; skin and tight clothing; loose cloth; loose hair."""
 
 _IS_LEG = np.isin(np.arange(25), [7, 8, 9, 10, 11, 12, 13, 14])
 
-# Directions of U and V by chart, read off DensePose's output on fashion videos: part, whether U grows from the tube's
-# start to its end, whether V grows towards the person's left. (front chart, back chart) of each tube.
+# Front and back chart of each tube, read from DensePose's output on fashion videos: (part, whether U grows from the
+# tube's start to its end, whether V grows towards the person's left).
 _CHARTS = {
     "torso": ((2, True, False), (1, True, False)),
     "upper_leg_right": ((9, False, True), (7, True, False)),
@@ -39,10 +39,10 @@ _WHOLE_PARTS = {"hand_right": 3, "hand_left": 4, "foot_left": 5, "foot_right": 6
 
 @dataclass(frozen=True)
 class Tube:
-    """A tube from `start` to `end` ((X, Y, Z), camera axes) with half-axes `side` and `depth` at both of its ends.
+    """A tube from `start` to `end` ((X, Y, Z), camera axes) with half-axes `side` and `depth` at each end.
 
-    `cap` is the length of the round ends relative to the radius; `paint(phi, t)` gives RGB in [0, 1], shape (N, 3).
-    `profile` optionally holds (t, side, depth) knots instead of the two ends.
+    `cap` is the length of the round ends relative to the radius; `paint(phi, t)` returns RGB in [0, 1], shape (N, 3).
+    `profile` optionally replaces the two ends by (t, side, depth) knots.
     """
 
     name: str
@@ -57,15 +57,12 @@ class Tube:
 
 
 def chart_coordinates(name: str, phi: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """DensePose part I (uint8) and U, V in [0, 1] of surface points, by DensePose's conventions.
+    """Return DensePose's part I (uint8) and U, V in [0, 1] of surface points, each of shape `(N,)`.
 
     Args:
-        name (`str`): The tube: a key of the chart table, `"head"`, `"neck"`, a hand or a foot.
-        phi (`np.ndarray`): Shape `(N,)`, azimuth in radians, any turn.
+        name (`str`): The tube: a key of `_CHARTS`, `"head"`, `"neck"`, a hand or a foot.
+        phi (`np.ndarray`): Shape `(N,)`, azimuth in radians, any number of turns.
         t (`np.ndarray`): Shape `(N,)`, position along the tube in [0, 1].
-
-    Returns:
-        `tuple`: I, U and V, each of shape `(N,)`.
     """
     phi = np.mod(phi + np.pi, 2 * np.pi) - np.pi
     if name in ("head", "neck"):
@@ -86,7 +83,7 @@ def chart_coordinates(name: str, phi: np.ndarray, t: np.ndarray) -> tuple[np.nda
 
 
 def _surface(tube: Tube, X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Visible surface of a tube at points of the picture: (inside mask, phi, t, Z, shade), of X's shape."""
+    """Return the visible surface of a tube at points of the picture: (inside mask, phi, t, Z, shade), in X's shape."""
     axis = tube.end[:2] - tube.start[:2]
     length = float(np.hypot(*axis))
     along_axis = axis / length if length > 1e-6 else np.array([0.0, 1.0])
@@ -116,13 +113,13 @@ def _surface(tube: Tube, X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, ...]
 
 
 class Canvas:
-    """Depth-buffered drawing of tubes, `supersampling` samples a side and pixel, the middle one being the centre.
+    """Depth-buffered drawing of tubes, with `supersampling` x `supersampling` samples per pixel.
 
     Args:
         height, width (`int`): Size of the picture in pixels.
         background (`np.ndarray`): RGB in [0, 1], shape (3,).
-        supersampling (`int`): Odd, so that each pixel's centre is a sample (IUV is taken there, unmixed).
-        figure_height (`float`): The figure's height as a share of the picture's.
+        supersampling (`int`): Odd, so that each pixel's centre is a sample, from which IUV comes unmixed.
+        figure_height (`float`): The figure's height as a share of the picture's height.
     """
 
     def __init__(self, height, width, background, supersampling=3, figure_height=0.9):
@@ -140,9 +137,9 @@ class Canvas:
         self.iuv = np.zeros((*shape, 3), np.uint8)
 
     def draw(self, tube: Tube, layer: int, shaded: bool = True, texture_turn: float = 0.0) -> None:
-        """Draw a tube where it is nearest. Loose layers leave the IUV alone and always hide the legs.
+        """Draw a tube where it is nearest. Loose layers leave IUV unchanged, and cloth always hides the legs.
 
-        `texture_turn` (radians) turns a loose tube's texture against the body.
+        `texture_turn` (radians) turns a loose tube's texture relative to the body.
         """
         reach = max(1.0, tube.cap) * max(tube.side + tube.depth)
         low, high = np.minimum(tube.start, tube.end)[:2] - reach, np.maximum(tube.start, tube.end)[:2] + reach
@@ -162,12 +159,12 @@ class Canvas:
         self.layer[rows, columns][visible] = layer
         if layer == BODY:
             part, u, v = chart_coordinates(tube.name, phi, t)
-            # 0 means nobody in a pose map, so that a body's U and V start at 1.
+            # U and V of a body start at 1, since 0 means nobody in a pose map.
             uv = np.clip(np.rint(np.stack([v, u], -1) * 255), 1, 255).astype(np.uint8)
             self.iuv[rows, columns][visible] = np.concatenate([uv, part[:, None]], -1)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The picture (averaged over samples) [H,W,3], IUV (V, U, I) [H,W,3] and layers [H,W], all uint8."""
+        """Return the picture (mean of the samples) [H,W,3], IUV (V, U, I) [H,W,3] and layers [H,W], all uint8."""
         s = self.supersampling
         height, width = self.layer.shape[0] // s, self.layer.shape[1] // s
         image = self.rgb.reshape(height, s, width, s, 3).mean((1, 3))
@@ -178,13 +175,13 @@ class Canvas:
 
 
 def pattern_paint(kind: str, colors: np.ndarray, count: int, rows: float, start: float = 0.0) -> Callable:
-    """A texture fixed to the surface: `kind` is plain, horizontal, vertical, checks or dots.
+    """Return the `paint` function of a texture that is fixed to the surface.
 
     Args:
-        kind (`str`): The pattern.
+        kind (`str`): Plain, horizontal, vertical, checks or dots.
         colors (`np.ndarray`): Shape (2, 3), RGB in [0, 1].
-        count (`int`): Stripes or cells once around; even, so that the pattern closes behind.
-        rows (`float`): Stripes or cells along the tube.
+        count (`int`): Number of stripes or cells around the tube; even, so that the pattern closes at the back.
+        rows (`float`): Number of stripes or cells along the tube.
         start (`float`): Offset along the tube in rows.
     """
 
@@ -208,7 +205,7 @@ def pattern_paint(kind: str, colors: np.ndarray, count: int, rows: float, start:
 
 
 def head_paint(skin: np.ndarray, hair: np.ndarray, lips: np.ndarray, hairline: float) -> Callable:
-    """Face in front (eyes, mouth), hair on top, at the sides and behind: front and back of a head differ."""
+    """Return the `paint` function of a head: eyes and mouth in front; hair on top, at the sides and at the back."""
 
     def paint(phi, t):
         phi = np.mod(phi + np.pi, 2 * np.pi) - np.pi

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""One subject in one motion, drawn: body, clothes, hems and hair that lag behind. Units as in `procedural_figure`."""
+"""Drawing one subject in one motion, with hems and hair that lag behind the body. Units as in `procedural_figure`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,17 +39,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Motion:
-    """Pose parameters of a clip, each of shape (F,); angles in radians, `root_*` in figure heights."""
+    """Pose parameters of each frame, shape (F,) unless noted; angles in radians, `root_*` in figure heights."""
 
     yaw: np.ndarray
     root_x: np.ndarray
     root_y: np.ndarray
-    arm_raise: np.ndarray  # (F, 2): right, left, from hanging sideways
+    arm_raise: np.ndarray  # (F, 2): right, left; sideways, 0 when hanging
     arm_swing: np.ndarray  # (F, 2): forward
     elbow: np.ndarray  # (F, 2)
     leg_swing: np.ndarray  # (F, 2)
     knee: np.ndarray  # (F, 2)
-    pre_roll: int = 0  # leading frames that only set cloth and hair in motion
+    pre_roll: int = 0  # leading frames that are simulated but not drawn
 
     def __len__(self):
         return len(self.yaw) - self.pre_roll
@@ -65,7 +65,7 @@ class Frame:
 
 
 def _pendulum(drive: np.ndarray, period: float, damping: float, substeps: int = 8) -> np.ndarray:
-    """Damped pendulum under an acceleration (F,), both by frame; semi-implicit Euler. Displacement, shape (F,)."""
+    """Return the displacement of a damped pendulum under `drive`, an acceleration (F,), by semi-implicit Euler."""
     omega, position, velocity, result = 2 * np.pi / period, 0.0, 0.0, []
     for acceleration in drive:
         for _ in range(substeps):
@@ -76,7 +76,7 @@ def _pendulum(drive: np.ndarray, period: float, damping: float, substeps: int = 
 
 
 def simulate_loose(motion: Motion) -> dict[str, np.ndarray]:
-    """Where hem and hair are: sideways displacement of both and the skirt's turn, shape (F + pre_roll,) each."""
+    """Simulate the sideways displacement of hem and hair and the skirt's turn, shape (F + pre_roll,) each."""
     acceleration = np.gradient(np.gradient(motion.root_x))
     turning = np.gradient(np.gradient(motion.yaw))
     return {
@@ -87,7 +87,7 @@ def simulate_loose(motion: Motion) -> dict[str, np.ndarray]:
 
 
 class _Skeleton:
-    """Joints of one frame in camera axes, from body axes turned by `yaw` and moved by the root."""
+    """Maps joints of one frame from body axes to camera axes: turned by `yaw` and moved by the root."""
 
     def __init__(self, motion: Motion, index: int):
         self.yaw = float(motion.yaw[index])
@@ -99,12 +99,12 @@ class _Skeleton:
 
 
 def _direction(side: int, outward: float, forward: float) -> np.ndarray:
-    """Unit vector of a limb that hangs at (0, 0), `side` is -1 for the person's right."""
+    """Return the unit vector of a limb, which hangs down at angles (0, 0); `side` is -1 for the person's right."""
     return np.array([side * np.sin(outward), np.cos(outward) * np.cos(forward), np.cos(outward) * np.sin(forward)])
 
 
 def _limb_tubes(subject: Subject, motion: Motion, index: int, skeleton: _Skeleton) -> list[Tube]:
-    """Arms with hands and legs with feet, as tubes."""
+    """Return arms with hands and legs with feet as tubes."""
     skin = pattern_paint("plain", np.stack([subject.skin] * 2), 2, 1)
     top = pattern_paint(subject.top_pattern, subject.top_colors, 4, subject.pattern_rows * 0.5)
     sleeves = [top if subject.sleeve > k else skin for k in (0, 1)]
@@ -140,7 +140,7 @@ def _limb_tubes(subject: Subject, motion: Motion, index: int, skeleton: _Skeleto
 
 
 def _trunk_tubes(subject: Subject, skeleton: _Skeleton) -> list[Tube]:
-    """Torso, neck and head, as tubes."""
+    """Return torso, neck and head as tubes."""
     top = pattern_paint(subject.top_pattern, subject.top_colors, subject.pattern_count, subject.pattern_rows)
     if subject.bottom in ("trousers", "shorts"):
         bottom = pattern_paint(
@@ -174,7 +174,7 @@ def _trunk_tubes(subject: Subject, skeleton: _Skeleton) -> list[Tube]:
 
 
 def _loose_tubes(subject: Subject, skeleton: _Skeleton, hem: float, hair: float) -> list[tuple[Tube, int]]:
-    """Skirt and long hair, moved sideways at their lower ends by `hem` and `hair`."""
+    """Return skirt and long hair as tubes whose lower ends are moved sideways by `hem` and `hair`."""
     tubes = []
     if subject.bottom in ("skirt", "dress"):
         paint = pattern_paint(
@@ -205,9 +205,9 @@ def render_clip(
     frame_indices: Iterable[int] | None = None,
     shaded: bool = True,
 ) -> list[Frame]:
-    """Draw a subject's clip, or the frames named by `frame_indices` (each 0 <= index < len(motion)).
+    """Draw a subject's clip, or only the frames `frame_indices` (each 0 <= index < len(motion)).
 
-    `shaded=False` leaves the light out, so that a colour is the texture's alone.
+    With `shaded=False` there is no light, and a colour is exactly that of the texture.
     """
     loose, frames = simulate_loose(motion), []
     for index in range(len(motion)) if frame_indices is None else frame_indices:

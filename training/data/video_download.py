@@ -1,12 +1,12 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Videos from the web into a folder: several at a time, again after a failure, on from where a run was stopped.
+"""Downloading videos into a folder: several at a time, with retries, and resuming after an interruption.
 
-FOLDER/ID.mp4           a whole video: all its bytes came, and every frame could be decoded
-FOLDER/ID.part          what has come of one so far; ID.part.version says of which version of the remote file
-FOLDER/manifest.json    ID -> url, bytes and sha256 of every video that ever arrived; later downloads must equal it
-FOLDER/missing.json     ID -> why there is no such video
-FOLDER/ID.rejected      what stood there as ID.mp4 and was no whole video, or another than the manifest's
+FOLDER/ID.mp4           a complete video: all bytes arrived, and every frame could be decoded
+FOLDER/ID.part          the beginning of a video; ID.part.version names the version of the remote file
+FOLDER/manifest.json    ID -> url, bytes and sha256 of every video that ever arrived; later downloads must be equal
+FOLDER/missing.json     ID -> reason why the video is missing
+FOLDER/ID.rejected      a former ID.mp4 that was not a complete video or differed from the manifest
 """
 
 import hashlib
@@ -36,20 +36,20 @@ _TRANSIENT_STATUS = (408, 416, 429)  # and all from 500
 
 
 class _Failed(Exception):
-    """A download that is given up, with the reason."""
+    """A download that failed for good, with the reason."""
 
 
 class _Interrupted(Exception):
-    """A download that may succeed when it is tried again, with the reason."""
+    """A download that failed but may succeed on another attempt, with the reason."""
 
 
 class _Stopped(Exception):
-    """The whole run ends."""
+    """The whole run is stopping."""
 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a video is: frames a second, size in pixels as it is stored, and how many frames it decodes to."""
+    """Frames per second, stored size in pixels, and number of decoded frames of a video."""
 
     fps: float
     width: int
@@ -59,33 +59,29 @@ class VideoFacts:
 
 @dataclass(frozen=True)
 class DownloadReport:
-    """What is there: `videos`, id -> file, and `missing`, id -> reason, both in the order that was asked for."""
+    """Available `videos` (id -> file) and `missing` ones (id -> reason), both in the order of the request."""
 
     videos: dict[str, Path]
     missing: dict[str, str]
 
 
 def probe_video(path: str | os.PathLike) -> VideoFacts:
-    """Decode a whole mp4 video.
+    """Decode a whole mp4 video and return its facts.
 
-    All of it, because headers count frames that a cut or damaged file does not have; decoding costs little beside what
-    is done with the frames later. A file whose index comes first may be cut where a frame ends, which no decoder
-    minds. So every packet that the index promises must be there, edit lists ignored: by these fewer frames than
-    packets may be shown, and are in a whole file.
+    Headers also count frames that a cut or damaged file lacks, so all frames are decoded; later work on the frames
+    costs far more. A decoder accepts a file with its index in front that was cut between two frames. So the number of
+    packets is compared with the index too, ignoring edit lists, which can hide frames of a complete file.
 
-    Args:
-        path (`str` or `os.PathLike`): The file.
-    Returns:
-        `VideoFacts`: Its facts.
     Raises:
-        UnreadablePictures: If it is no mp4, is cut, a frame cannot be decoded, or there is no frame or frame rate.
+        UnreadablePictures: If the file is not an mp4, is cut, has a frame that cannot be decoded, or has no frame or
+            frame rate.
     """
     try:
-        # Without the format FFmpeg would follow the addresses in a playlist that calls itself a video.
+        # Without a fixed format, FFmpeg would follow the addresses in a playlist that is named like a video.
         with av.open(path, format="mp4", options={"ignore_editlist": "1"}) as container:
             stream = container.streams.video[0]
-            num_promised = stream.frames  # 0 if there is no index, as in a file of fragments
-            # The packet that ends a stream has no time.
+            num_promised = stream.frames  # 0 without an index, for example in a fragmented file
+            # The last packet, which only ends the stream, has no time stamp.
             num_packets = sum(p.dts is not None and not p.is_corrupt for p in container.demux(stream))
         with av.open(path, format="mp4") as container:
             stream = container.streams.video[0]
@@ -106,24 +102,19 @@ def probe_video(path: str | os.PathLike) -> VideoFacts:
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_videos(video_ids: Iterable[str], video_dir: str | os.PathLike) -> DownloadReport:
-    """Look for videos that are on disk already.
+    """Find the videos that a folder already holds as `ID.mp4`, without opening them.
 
-    Args:
-        video_ids (`Iterable[str]`): Which.
-        video_dir (`str` or `os.PathLike`): Holds them as `ID.mp4`.
-    Returns:
-        `DownloadReport`: Those that are there, unopened, and those that are not.
     Raises:
-        ValueError: If `video_dir` is no folder.
+        ValueError: If `video_dir` is not a folder.
     """
     if not Path(video_dir).is_dir():
-        raise ValueError(f"`video_dir` must be a folder, got {str(video_dir)!r}, which is none.")
+        raise ValueError(f"`video_dir` must be a folder, got {str(video_dir)!r}.")
     paths = {video_id: Path(video_dir, f"{video_id}.mp4") for video_id in video_ids}
     videos = {video_id: path for video_id, path in paths.items() if path.is_file()}
     return DownloadReport(videos, {video_id: "not in the folder" for video_id in paths if video_id not in videos})
@@ -140,22 +131,20 @@ def download_videos(
 ) -> DownloadReport:
     """Download the videos that a folder lacks.
 
-    What is whole is not asked for again, what is missing is tried again, and what was stopped half way goes on there,
-    if the server can. A process waits for another that works in the same folder.
+    Complete videos are not requested again. Missing ones are tried again, and a partial one is continued if the server
+    supports it. A process waits while another one works in the same folder.
 
     Args:
-        video_ids (`Iterable[str]`): Which: letters, digits, `+`, `-` and `_`, put into the address as they are.
-        folder (`str` or `os.PathLike`): Where they go; see the head of this module.
-        num_workers (`int`, *optional*, defaults to 8): Downloads at a time.
+        video_ids (`Iterable[str]`): Ids of letters, digits, `+`, `-` and `_`, used unchanged in the address.
+        folder (`str` or `os.PathLike`): Target folder; the docstring of this module lists its files.
+        num_workers (`int`, *optional*, defaults to 8): Number of simultaneous downloads.
         retries (`int`, *optional*, defaults to 4):
-            Further attempts where another may succeed: the server's own errors, broken connections, bodies cut short.
+            Further attempts after errors that may pass: server errors, broken connections, incomplete bodies.
         base_url (`str`, *optional*): A video's address is `BASE_URL/ID.mp4`.
-        timeout (`float`, *optional*, defaults to 30): Seconds that a server may be silent.
-        backoff (`float`, *optional*, defaults to 1): Seconds before the second attempt, doubled before each further.
-    Returns:
-        `DownloadReport`: The whole videos and the missing ones.
+        timeout (`float`, *optional*, defaults to 30): Seconds without data after which an attempt fails.
+        backoff (`float`, *optional*, defaults to 1): Seconds before the second attempt; doubled for each further one.
     Raises:
-        ValueError: If an id could be no file's name, or a number is out of range.
+        ValueError: If an id has other characters, or a number is out of range.
     """
     video_ids = list(dict.fromkeys(video_ids))
     for video_id in video_ids:
@@ -168,11 +157,11 @@ def download_videos(
     folder.mkdir(parents=True, exist_ok=True)
     arrived, failed, stop = {}, {}, threading.Event()
     with WeakFileLock(folder / ".lock"), tqdm(desc="videos", unit="B", unit_scale=True, total=0) as bar:
-        for leftover in folder.glob(".*.partial"):  # of a run that was killed
+        for leftover in folder.glob(".*.partial"):  # from a killed run
             leftover.unlink()
         manifest, missing = (_read_json(folder / name) for name in ("manifest.json", "missing.json"))
         fetch = _Fetcher(folder, base_url.rstrip("/"), retries, timeout, backoff, dict(manifest), stop, bar)
-        # Its threads are daemons that nobody waits for: an interruption ends the run at once.
+        # Its threads are daemons, so an interruption ends the run at once.
         with ThreadPool(min(num_workers, len(video_ids) or 1)) as pool:
             try:
                 for video_id, entry, reason in pool.imap_unordered(fetch, video_ids):
@@ -197,7 +186,7 @@ def _read_json(path: Path) -> dict:
 
 
 def _update_json(path: Path, content: dict, new: dict) -> None:
-    """Replace `content`, here and on disk, if `new` differs."""
+    """Replace `content`, in memory and on disk, if `new` differs."""
     if new != content or not path.exists():
         content.clear()
         content.update(sorted(new.items()))
@@ -206,7 +195,7 @@ def _update_json(path: Path, content: dict, new: dict) -> None:
 
 @dataclass(frozen=True)
 class _Fetcher:
-    """Brings one video at a time; called from several threads."""
+    """Downloads one video per call; several threads call it."""
 
     folder: Path
     base_url: str
@@ -218,44 +207,41 @@ class _Fetcher:
     bar: tqdm
 
     def __call__(self, video_id: str) -> tuple[str, dict | None, str | None]:
-        """The id with its entry in the manifest, or with the reason why there is no video.
+        """Return the id with its entry in the manifest, or with the reason why the video is missing.
 
-        An `ID.mp4` that is refused is put aside as `ID.rejected`, an earlier one of that name replaced: it may be the
-        only copy, and its link dead.
+        A refused `ID.mp4` is renamed to `ID.rejected`, replacing an earlier one, since it may be the only copy if the
+        link is dead.
         """
         path, part = self.folder / f"{video_id}.mp4", self.folder / f"{video_id}.part"
         url = f"{self.base_url}/{video_id}.mp4"
         if path.exists():
             try:
                 return video_id, self._entry(video_id, url, path), None
-            except _Failed:
+            except (_Failed, UnreadablePictures):
                 os.replace(path, path.with_suffix(".rejected"))
         try:
             self._persist(url, part)
             try:
                 entry = self._entry(video_id, url, part)
                 os.replace(part, path)
-            finally:  # no beginning of the video either, if it is none or another
+            finally:  # a refused file is not a beginning of the video either
                 _discard(part)
-        except _Failed as failure:
+        except (_Failed, UnreadablePictures) as failure:
             return video_id, None, str(failure)
         return video_id, entry, None
 
     def _entry(self, video_id: str, url: str, path: Path) -> dict:
-        """Check a file against the manifest, or by decoding it if it is new there."""
+        """Check a file against the manifest, or decode it if the manifest lacks it; return its entry."""
         entry = {"url": url, "bytes": path.stat().st_size, "sha256": file_digest(path)}
         pin = self.pins.get(video_id)
         if pin is None:
-            try:
-                probe_video(path)
-            except UnreadablePictures as error:
-                raise _Failed(str(error)) from error
+            probe_video(path)
         elif pin["sha256"] != entry["sha256"]:
             raise _Failed(f"its sha256 is {entry['sha256']}, but {pin['sha256']} in manifest.json")
         return pin or entry
 
     def _persist(self, url: str, part: Path) -> None:
-        """Fill the part file, in as many attempts as are allowed."""
+        """Download the part file, with retries."""
         for attempt in range(self.retries + 1):
             if self.stop.wait(self.backoff * 2 ** (attempt - 1) if attempt else 0):
                 raise _Stopped
@@ -266,17 +252,17 @@ class _Fetcher:
         raise _Failed(f"{reason}, after {self.retries + 1} attempt(s)")
 
     def _transfer(self, url: str, part: Path) -> None:
-        """Fill the part file in one attempt; on an interruption it keeps what came."""
+        """Download the part file in one attempt; an interrupted attempt keeps the bytes that arrived."""
         version_file = _version_file(part)
         size = part.stat().st_size if part.exists() else 0
         version = version_file.read_text() if size and version_file.exists() else ""
-        # A server whose file is another by now answers `If-Range` with all of it instead of the rest.
+        # If the remote file has changed, `If-Range` makes the server send the whole file instead of the rest.
         headers = {"Range": f"bytes={size}-", "If-Range": version} if version else {}
         with self._open(Request(url, headers=headers), part) as response:
             is_rest = response.status == 206
             if is_rest and not response.headers.get("Content-Range", "").startswith(f"bytes {size}-"):
                 _discard(part)
-                raise _Interrupted("the server sent another part than was asked for")
+                raise _Interrupted("the server sent another part than requested")
             length = response.headers.get("Content-Length")
             expected = None if length is None else int(length) + (size if is_rest else 0)
             self._advance(total=int(length or 0))
@@ -288,7 +274,7 @@ class _Fetcher:
                     self._advance(len(chunk))
         size = part.stat().st_size
         if expected not in (None, size):
-            raise _Interrupted(f"{size} of {expected} bytes came")
+            raise _Interrupted(f"{size} of {expected} bytes arrived")
 
     def _open(self, request: Request, part: Path) -> HTTPResponse:
         try:
@@ -296,7 +282,7 @@ class _Fetcher:
         except HTTPError as error:
             error.close()
             reason = f"HTTP {error.code} {error.reason}"
-            if error.code == 416:  # the remote file is no longer than the part, so the part is none of it
+            if error.code == 416:  # the remote file ends before the part does, so it is another file
                 _discard(part)
             if error.code < 500 and error.code not in _TRANSIENT_STATUS:
                 raise _Failed(reason) from error
@@ -305,7 +291,7 @@ class _Fetcher:
         raise _Interrupted(reason)
 
     def _chunks(self, response: HTTPResponse) -> Iterator[bytes]:
-        """The body; errors of the connection are told apart from those of the disk that it is written to."""
+        """Yield the body; only errors of the connection, not of the disk, become `_Interrupted`."""
         while True:
             if self.stop.is_set():
                 raise _Stopped
@@ -328,7 +314,7 @@ def _version_file(part: Path) -> Path:
 
 
 def _version(response: HTTPResponse) -> str:
-    """What `If-Range` may name: a strong ETag or the date of the file; empty if there is neither."""
+    """Return a value for `If-Range`: a strong ETag or the file's date, or an empty string without either."""
     tag = response.headers.get("ETag", "")
     return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
 
