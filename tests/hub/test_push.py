@@ -1,5 +1,5 @@
-"""What both stages push, and the embedded model: cards, one commit, what is sent again, what is said when the Hub
-refuses, and every way to load what was pushed.
+"""Pushes of both stages and of the embedded model: cards, commits, repeated pushes, errors, and every way to load the
+pushed repositories.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ OPTIONS = {
     "lr_scheduler": "constant",
     "unet_channels": [8, 16],
 }
-# Each tells of a machine or opens a door.
+# Each reveals a machine or a secret.
 HIDDEN = {
     "output_dir": "output",
     "latent_cache_dir": "/scratch/zoe/latents",
@@ -225,7 +225,7 @@ def oid(folder, name):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """The output of a run with its card, among what never leaves it, and inputs for the card's snippet."""
+    """Write the output of a run with its card, files that must not be pushed, and inputs for the card's code."""
     work = tmp_path_factory.mktemp("work")
     output = work / "output"
     get_dummy_pipeline().save_pretrained(output)
@@ -270,7 +270,7 @@ def hub(work):
     with Hub() as hub:
         unet = oid(work / "output", "unet/diffusion_pytorch_model.safetensors")
         hub.faults += [
-            ["PUT", f"{SENT_LATER}/{unet}", 500, 6],  # as often as the client tries
+            ["PUT", f"{SENT_LATER}/{unet}", 500, 6],  # the client tries six times
             ["PUT", f"{CUT}/{unet}", None, 6],
             ["PUT", "models/someone/full/", 507, 99],
             ["POST", "someone/large.git/info/lfs", 413, 99],
@@ -285,7 +285,7 @@ def hub(work):
 
 
 def subject_words(base, photos, output_dir, *more):
-    """A short run of stage 2, which only pushes once more what it trained before."""
+    """Return the arguments of a short run of stage 2; a second run with them only pushes the result again."""
     return [
         "--pretrained_model_name_or_path", str(base), "--instance_data_dir", str(photos), "--output_dir",
         str(output_dir), "--max_train_steps", "1", "--decoder_max_train_steps", "0", "--train_batch_size", "2",
@@ -295,7 +295,7 @@ def subject_words(base, photos, output_dir, *more):
 
 
 def tiny_words():
-    """What `make hub-tiny` gives the entry point."""
+    """Return the arguments that `make hub-tiny` passes to the entry point."""
     command = ["make", "--no-print-directory", "--dry-run", "hub-tiny", "HUB_ID=dreampose-tiny"]
     lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     python, script, *words = shlex.split(lines[-1])
@@ -304,7 +304,7 @@ def tiny_words():
 
 
 def send_later(message, folder, work, hub):
-    """Run the command that a message names."""
+    """Run the command in a message."""
     command = shlex.split(message.split("later: ")[1])
     assert command[:2] == ["hf", "upload"] and command[3] == str(folder) and "--private" in command
     environment = os.environ | hub.environment | {"HF_HOME": str(work / "home"), "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
@@ -316,7 +316,7 @@ def send_later(message, folder, work, hub):
 
 @pytest.fixture(scope="module")
 def pushes(work, hub):
-    """What a process says that pushes one thing after the other, `output` being all that it prints."""
+    """Run `PUSHES` in a process; return its facts, with everything that it printed as `output`."""
     before = digests(work / "output")
     environment = os.environ | hub.environment | {"HF_HOME": str(work / "home"), "PYTHONPATH": str(ROOT)}
     words = subject_words("someone/base", work / "photos", work / "subject", "--revision", hub.resolve(BASE)[0])
@@ -331,7 +331,7 @@ def pushes(work, hub):
 
 
 @pytest.mark.slow
-def test_what_is_pushed(work, hub, pushes):
+def test_the_pushed_files(work, hub, pushes):
     files = hub.files(PUSHED)
     output = work / "output"
     names = {str(path.relative_to(output)) for part in PARTS for path in (output / part).iterdir()}
@@ -347,7 +347,7 @@ def test_what_is_pushed(work, hub, pushes):
 
 @pytest.mark.slow
 def test_a_push_is_one_commit_and_sends_what_is_new(hub, pushes):
-    assert len(hub.commits[PUSHED]) == 3  # the repository, two pushes; the third push had nothing new
+    assert len(hub.commits[PUSHED]) == 3  # the new repository and two pushes; the third push changed nothing
     sent = [path for path in hub.paths("PUT") if f"/{PUSHED}/" in path]
     assert len(sent) == len(set(sent)) == len(LARGE_FILES) + 1
     (_, first), (_, second) = hub.commits[PUSHED][1:]
@@ -355,7 +355,7 @@ def test_a_push_is_one_commit_and_sends_what_is_new(hub, pushes):
 
 
 @pytest.mark.slow
-def test_what_broke_is_sent_by_the_command_that_it_names(work, hub, pushes):
+def test_the_command_in_the_message_completes_a_failed_push(work, hub, pushes):
     assert pushes["sent_later"] is False
     message = re.search(r"`hub_model_id` must .*? 'someone/sent-later': .*", pushes["output"])[0]
     assert "Error while uploading 'unet/" in message and "the Hub failed (500: A fault" in message
@@ -370,7 +370,7 @@ def test_what_broke_is_sent_by_the_command_that_it_names(work, hub, pushes):
     send_later(message, work / "output", work, hub)
     files = hub.files(SENT_LATER)
     assert files == hub.files(PUSHED) and SENT_LATER in hub.private
-    # The adapter has changed since; of the rest only what had not arrived is sent.
+    # The adapter has changed since; of the other files only those that had not arrived are sent.
     assert tries() - before == Counter(oid(work / "output", name) for name in WEIGHTS[:2])
 
 
@@ -455,7 +455,7 @@ def test_a_subject_that_could_not_be_pushed_is_pushed_later(work, hub, pushes, n
     if name == "broken":
         pattern = r"Nothing was pushed to 'someone/broken' \(`hub_model_id`\), the connection to the Hub broke: .*"
     messages = re.findall(pattern, pushes["output"])
-    # Who may not write hears of it at the start of the run and at its end.
+    # A token that may not write is reported at the start of the run and at its end.
     assert len(messages) == (2 if name in ("denied", "mistaken") else 1) and re.search(message, messages[-1])
     folder, repository = work / "subject", f"models/someone/{name}"
     assert f"Everything is in {str(folder)!r}; this pushes it later: hf upload " in messages[-1]
@@ -500,7 +500,7 @@ def test_the_token_is_nowhere(work, hub, pushes):
 
 
 def render(pipe, work, **options):
-    """The video that the fresh processes make of the same photo and poses."""
+    """Return the video that the fresh processes make from the same photo and poses."""
     pipe.set_progress_bar_config(disable=True)
     inputs = get_dummy_inputs() | {"image": Image.open(work / "photo.png"), "output_type": "np"}
     return pipe(**inputs, **options).frames
@@ -519,7 +519,7 @@ def test_the_cards_snippets_and_every_route_from_the_hub(work, hub, pushes):
     (work / "commits.json").write_text(json.dumps(commits))
     files = {"model_index.json": b'{"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1"}'}
     hub.commit("models/someone/bare", files)
-    hidden = set(HIDDEN_LIBRARIES) - {"accelerate", "peft"}  # which a subject needs
+    hidden = set(HIDDEN_LIBRARIES) - {"accelerate", "peft"}  # a subject needs these two
     facts = run_fresh(LOADING, work, hub, "loading", hidden)
     assert [facts[f"frames of {name}"] for name in ("pushed", "alice", "dreampose-tiny")] == [5, 5, 5]
     for module in (facts["custom"][0], facts["code"]):
@@ -527,7 +527,8 @@ def test_the_cards_snippets_and_every_route_from_the_hub(work, hub, pushes):
     assert re.search(r"someone--dreampose-tiny\.[0-9a-f]{40}\.pipeline$", facts["tiny_custom"][0])
     hub.server.shutdown()
     hub.server.server_close()
-    # diffusers asks for the commit of a repository that has code, `local_files_only` or not; these routes do not.
+    # For a repository with code, diffusers asks the Hub for the commit even with `local_files_only`; these routes do not
+    # need it.
     assert {"snapshot", "offline", "offline_alice"} <= run_fresh(OFFLINE, work, hub, "loading", hidden).keys()
     pixels = {path.stem: np.load(path) for path in work.glob("*.npy")}
 
@@ -608,7 +609,7 @@ def test_the_card_s_text(work):
         assert secret not in text
 
 
-def test_a_card_of_what_is_on_this_machine_alone(tmp_path, monkeypatch):
+def test_a_card_of_a_local_model_and_local_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("runs/base", "clips/frames", "out"):
         Path(folder).mkdir(parents=True)
@@ -669,7 +670,7 @@ def test_the_loopback_hub_refuses_a_bad_card():
         assert [error.split(":")[0] for error in card_errors(good | bad)] == list(bad)
 
 
-def test_what_is_an_id_and_what_a_setting(tmp_path, monkeypatch):
+def test_hub_ids_and_public_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("ubc/frames").mkdir(parents=True)
     ids = {name: find_hub_id(name) for name in ("ubc/frames", "you/ubc", "procedural", "procedural/tiny", "a/b/c")}
@@ -692,7 +693,7 @@ def test_only_files_of_the_pipeline_are_pushed(tmp_path):
         pipeline_patterns(tmp_path / "unet")
 
 
-def test_of_what_a_card_names_only_pictures_evaluation_and_training_are_pushed(tmp_path):
+def test_only_pictures_evaluation_and_training_files_of_a_card_are_pushed(tmp_path):
     folder = tmp_path / "folder"
     for name in ("evaluation", "training"):
         (folder / name).mkdir(parents=True)
@@ -718,7 +719,7 @@ def test_of_what_a_card_names_only_pictures_evaluation_and_training_are_pushed(t
 
 @pytest.fixture
 def small_hub(monkeypatch):
-    """A Hub to this process itself, whose libraries were imported for another one."""
+    """Start a Hub for this process, whose libraries are already imported and set up for another one."""
     with Hub() as hub:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         for name, value in (("HF_HUB_DISABLE_XET", True), ("HF_HUB_OFFLINE", False)):
@@ -777,7 +778,7 @@ def test_a_folder_is_checked_before_it_is_written_to(small_hub, tmp_path):
         push_folder(tmp_path, "pushed")
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline_dreampose.py"]
     (tmp_path / "model_index.json").write_text('{"_class_name": "DreamPosePipeline"}')
-    (tmp_path / "pipeline.py").mkdir()  # which cannot be written, as a folder of somebody else's
+    (tmp_path / "pipeline.py").mkdir()  # cannot be written as a file
     message = r"^Nothing was pushed to 'pushed' \(`hub_model_id`\): IsADirectoryError: .* later: hf upload pushed .*$"
     with pytest.raises(PushError, match=message):
         push_folder(tmp_path, "pushed")
@@ -785,13 +786,13 @@ def test_a_folder_is_checked_before_it_is_written_to(small_hub, tmp_path):
 
 
 def raise_in_a_push(error, is_of_file):
-    """As the client does: of a file, in words of its own."""
+    """Raise an error like the Hub's client, which wraps an error about a file in its own words."""
     if is_of_file:
         raise RuntimeError("Error while uploading 'a' to the Hub.") from error
     raise error
 
 
-# The library of huggingface_hub's client, which is another in another of its versions.
+# The HTTP library of huggingface_hub, which differs between its versions.
 CLIENT = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
 REFUSED = HfHubHTTPError("no", response=CLIENT.Response(403, request=CLIENT.Request("PUT", "http://127.0.0.1")))
 BROKE = "Nothing was pushed to 'you/a' (`hub_model_id`), the connection to the Hub broke: "
@@ -814,7 +815,7 @@ NO_RIGHT = "`hub_model_id` must name a repository that can be written, got 'you/
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_who_is_at_fault(error, start, is_of_file):
+def test_the_message_names_the_cause(error, start, is_of_file):
     with pytest.raises(PushError) as refusal, explain_push("hub_model_id", "you/a", "Later."):
         raise_in_a_push(error, is_of_file)
     rest = str(refusal.value).removeprefix(start)
@@ -832,7 +833,7 @@ def test_a_hub_that_is_not_there(small_hub, tmp_path):
 
 
 @pytest.mark.slow
-def test_make_wants_an_id_before_it_installs_anything(tmp_path):
+def test_make_asks_for_an_id_before_it_installs_anything(tmp_path):
     command = ["make", "hub-tiny", f"VENV={tmp_path / 'venv'}", "HUB_ID="]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert process.returncode != 0 and "make hub-tiny wants HUB_ID=you/dreampose-tiny" in process.stderr
@@ -848,8 +849,8 @@ def test_bad_input_is_one_clear_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_branch_stands_for_the_commit_that_it_led_to(tmp_path, monkeypatch):
-    """A LoRA's base is named by the commit that was loaded: branches move on."""
+def test_a_branch_is_resolved_to_its_commit(tmp_path, monkeypatch):
+    """A LoRA names its base by the loaded commit, because branches move."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--someone--base"
     for name, text in ((f"snapshots/{commit}/model_index.json", "{}"), ("refs/main", commit)):

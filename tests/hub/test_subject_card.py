@@ -1,4 +1,4 @@
-"""The card of a subject, the pictures before and after it, and the embedded model's card; no run fails for them."""
+"""The card of a subject, its pictures before and after, and the embedded model's card. Their errors fail no run."""
 
 import json
 
@@ -44,14 +44,14 @@ HIDDEN = {"instance_data_dir": "/home/zoe/alice", "output_dir": "alice", "hub_mo
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two photos, of which only the first has the pipeline's aspect."""
+    """Load two photos; only the first has the pipeline's aspect ratio."""
     for number, size in enumerate([(HEIGHT, WIDTH), (40, 40)]):
         save_photo(tmp_path / "photos", f"{number}", get_dummy_image(number, *size), get_dummy_iuv(number, *size))
     return load_photos(tmp_path / "photos")
 
 
 def layers_of_subject(tmp_path):
-    """The arguments of `save_lora_weights` for a subject whose weights are drawn at random."""
+    """Return the arguments of `save_lora_weights` for a subject with random weights."""
     save_subject(tmp_path / "drawn", seed=3)
     state, metadata = DreamPosePipeline.lora_state_dict(tmp_path / "drawn", return_lora_metadata=True)
     layers = {}
@@ -131,7 +131,7 @@ def test_the_card_of_a_lora(tmp_path, monkeypatch):
     assert settings == OPTIONS and "zoe" not in text and str(tmp_path) not in text
 
 
-def test_cards_of_what_is_on_this_machine_alone(tmp_path):
+def test_cards_of_a_local_model(tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
     how = {"repo_id": None, "base_model": str(tmp_path / "base"), "revision": "main", "num_photos": 1}
@@ -143,7 +143,7 @@ def test_cards_of_what_is_on_this_machine_alone(tmp_path):
     assert "sample" not in text.split("## Training")[0] and "main" not in text and "```yaml" not in text
     assert "for 1 step of the VAE's decoder." in text and str(tmp_path) not in text
 
-    # All weights were trained: the card of a pipeline, which is no longer one of stage 1.
+    # After full training, the card is that of a pipeline of stage 2.
     path = write_subject_card(tmp_path / "full", **how, num_steps={"denoiser": 2}, rank=None, options_yaml="seed: 0")
     text, data = path.read_text(), ModelCard.load(path).data.to_dict()
     assert data["tags"] == list(model_card.TAGS) and "load_lora_weights" not in text
@@ -197,7 +197,7 @@ def test_a_licence_of_its_own_is_named_on_the_card(tmp_path, monkeypatch):
     path = write_subject_card(tmp_path / "out", **how, rank=4, license="mit")
     assert "our-own" not in path.read_text() and ModelCard.load(path).data.license == "mit"
 
-    # A file's name leads nowhere from here, but for a repository on the Hub.
+    # The name of a file becomes a link only for a repository on the Hub.
     (tmp_path / "README.md").write_text(text.format("LICENSE.md"))
     assert read_license_terms(str(tmp_path)) == {"license_name": "our-own"}
     monkeypatch.setattr("training.hub.subject_card.hf_hub_download", lambda *_, **__: str(tmp_path / "README.md"))
@@ -210,7 +210,7 @@ def test_a_licence_of_its_own_is_named_on_the_card(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("phases", [("denoiser",), ("decoder",), ("denoiser", "decoder")])
 @pytest.mark.parametrize("rank", [4, None])
-def test_a_card_speaks_of_what_was_trained(tmp_path, phases, rank):
+def test_a_card_names_the_trained_parts(tmp_path, phases, rank):
     how = {"repo_id": None, "base_model": str(tmp_path), "num_photos": 1, "rank": rank}
     text = write_subject_card(tmp_path, **how, num_steps=dict.fromkeys(phases, 1)).read_text()
     text = " ".join(text.split())
@@ -223,7 +223,7 @@ def test_a_card_speaks_of_what_was_trained(tmp_path, phases, rank):
     assert "  " not in text and ". Versions: torch" in text
 
 
-def test_no_run_fails_for_what_a_card_is_made_of(tmp_path, caplog):
+def test_an_error_in_a_card_is_a_warning(tmp_path, caplog):
     def write(output_dir, repo_id):
         raise TypeError(f"unhashable {repo_id}")
 
@@ -233,8 +233,8 @@ def test_no_run_fails_for_what_a_card_is_made_of(tmp_path, caplog):
     assert '"you/alice"' in path.read_text()
 
 
-def test_a_picture_on_a_card_tells_nothing_but_itself(tmp_path):
-    """Left half red, right half blue, to be turned by a quarter, as a phone stores it."""
+def test_a_picture_on_a_card_has_no_metadata(tmp_path):
+    """The photo is red on the left and blue on the right, with the mark of a phone that it needs a quarter turn."""
     photo = Image.new("RGB", (64, 32), "red")
     photo.paste("blue", (32, 0, 64, 32))
     exif = Image.Exif()
@@ -283,7 +283,7 @@ def test_pictures_before_and_after(tmp_path, photos):
     assert all(torch.equal(before[key], value) for key, value in pipe.unet.state_dict().items())
 
     def cell(row, column):
-        """Counted from the right below, since titles stand on the left."""
+        """Cut out a cell, counted from the lower right, since the left has titles."""
         bottom, right = grid.shape[0] - (3 - row) * (HEIGHT + 4), grid.shape[1] - (1 - column) * (WIDTH + 4)
         return grid[bottom - HEIGHT : bottom, right - WIDTH : right]
 
@@ -301,7 +301,7 @@ def test_pictures_before_and_after(tmp_path, photos):
     assert not np.array_equal(cell(2, 0), cell(3, 0))
 
 
-def test_pictures_go_on_the_card_when_it_was_said_so(tmp_path, photos, capsys):
+def test_pictures_go_on_the_card_if_an_option_says_so(tmp_path, photos, capsys):
     pipe, out, layers = get_dummy_pipeline(), tmp_path / "out", layers_of_subject(tmp_path)
     how = {"base_model": str(tmp_path), "revision": None, "rank": 2, "sample_inference_steps": 1}
     words = (out, pipe, layers, photos, {"denoiser": 4})

@@ -9,7 +9,7 @@ from training.metrics.baselines import measure, to_tensor
 
 
 def summarize(errors, **more):
-    """Figures of grey frames that lie beside the truth by so much: by row, one error a clip."""
+    """Summarize grey frames with given errors: for each row, one error per clip."""
     plain = [Image.new("RGB", (24, 32), (100, 100, 100))] * 2
     values = [
         {row: measure(to_tensor(plain) + error[clip], plain, None) | more for row, error in errors.items()}
@@ -42,7 +42,7 @@ def test_rows_and_metrics_that_a_clip_lacks_are_left_out():
     assert found["model_minus_row"] == {}
 
 
-def test_tables_hold_what_there_is():
+def test_tables_hold_the_figures_that_exist():
     found = summarize({"model": (0.02, 0.1), "copy of the reference": (0.04, 0.2)})
     rows = found["rows"]
     rows["model"]["temporal_error"] = {"mean": 0.01234, "standard_error": None, "n": 1}

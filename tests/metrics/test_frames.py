@@ -49,8 +49,8 @@ def test_psnr_agrees_with_scikit_image_for_each_image(pair):
 
 
 def test_ssim_agrees_with_scikit_image_for_each_image(pair):
-    # scikit-image's own mean leaves a border out and its filter reflects differently: give it the borders, take its
-    # map inside them.
+    # scikit-image's mean leaves out a border, and its filter reflects differently: pad the borders and use its map
+    # inside them.
     prediction, target = (continue_borders(images) for images in pair)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
     expected = [
@@ -61,7 +61,7 @@ def test_ssim_agrees_with_scikit_image_for_each_image(pair):
 
 
 def continue_borders(images):
-    """Continue the borders as torchmetrics does, so that scikit-image's inner pixels are our whole picture."""
+    """Continue the borders like torchmetrics, so that scikit-image's inner pixels are our whole picture."""
     return torch.nn.functional.pad(images, (5, 5, 5, 5), mode="reflect")
 
 
@@ -124,7 +124,7 @@ def test_mean_and_standard_error_by_hand():
 
 def test_background_color_is_the_median_of_the_border():
     images = torch.full((2, 3, 10, 8), 0.9)
-    images[:, :, 2:, 3:5] = 0.1  # a figure that stands on the lower border
+    images[:, :, 2:, 3:5] = 0.1  # a figure on the lower border
     images[1] *= 0.5
     torch.testing.assert_close(metrics.background_color(images), torch.tensor([[0.9] * 3, [0.45] * 3]))
 
@@ -132,7 +132,7 @@ def test_background_color_is_the_median_of_the_border():
 def test_flicker_is_the_second_difference_of_the_background():
     levels = torch.tensor([0.2, 0.5, 0.2, 0.2]).reshape(4, 1, 1, 1)
     frames = levels.expand(4, 3, 4, 4).clone()
-    frames[..., 2:] = torch.linspace(0, 1, 4).reshape(4, 1, 1, 1)  # a person who moves on evenly
+    frames[..., 2:] = torch.linspace(0, 1, 4).reshape(4, 1, 1, 1)  # a person who moves evenly
     background = torch.zeros(4, 4, dtype=torch.bool)
     background[:, :2] = True
     assert metrics.flicker(frames, background).item() == pytest.approx((0.6 + 0.3) / 2, abs=1e-6)
@@ -143,7 +143,7 @@ def test_flicker_is_the_second_difference_of_the_background():
 def test_identity_distance_by_hand():
     features = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0], [-1.0, 0.0]])
     target = torch.tensor([[5.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    expected = torch.tensor([0.0, 2**0.5, (2 - 2**0.5) ** 0.5, 2.0])  # of angles 0, 90, 45 and 180 degrees
+    expected = torch.tensor([0.0, 2**0.5, (2 - 2**0.5) ** 0.5, 2.0])  # angles of 0, 90, 45 and 180 degrees
     torch.testing.assert_close(metrics.identity_distance(features, target), expected)
 
 

@@ -51,7 +51,7 @@ def test_another_encoder_judges_if_one_is_named(pipe, pair, tmp_path):
     assert found == pytest.approx(expected, abs=1e-6) and abs(found - own) > 1e-3
 
 
-def test_what_is_absent_is_left_out_by_name(pipe, pair, monkeypatch):
+def test_missing_metrics_are_left_out_with_the_reason(pipe, pair, monkeypatch):
     def refuse(**kwargs):
         raise ModuleNotFoundError("LPIPS metric requires that torchvision is installed.")
 
@@ -65,7 +65,7 @@ def test_what_is_absent_is_left_out_by_name(pipe, pair, monkeypatch):
 
 
 def test_lpips_is_that_of_torchmetrics_on_pictures_within_0_and_1(pipe, pair, monkeypatch):
-    """A stand-in with torchmetrics' interface: AlexNet's weights cannot be had without a network."""
+    """A stand-in has torchmetrics' interface, since AlexNet's weights need a download."""
 
     class Lpips(torch.nn.Module):
         def __init__(self, net_type, normalize):
@@ -83,7 +83,7 @@ def test_lpips_is_that_of_torchmetrics_on_pictures_within_0_and_1(pipe, pair, mo
 
     monkeypatch.setattr("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", Lpips)
     learned = LearnedMetrics(pipe)
-    learned.measure(pair[0], pair[0])  # what came before does not count
+    learned.measure(pair[0], pair[0])  # earlier pictures do not count
     assert learned.measure(*pair)["lpips"] == pytest.approx(metrics.l1(*pair).mean().item())
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 

@@ -1,5 +1,4 @@
-"""Held-out pairs: the figures of whole clips, of which little is held; a held-out clip, animated and shown; bad rows
-raise or give way to the next."""
+"""Held-out pairs and their figures, the animated held-out clip, and bad rows, which raise or are replaced."""
 
 from types import SimpleNamespace
 from unittest import mock
@@ -19,7 +18,7 @@ SKIP = PairSettings(bad_rows="skip")
 
 
 def spoil(dataset, changes):
-    """The rows with the columns of some of them replaced."""
+    """Replace columns of some rows."""
     undecoded = datasets.Image(decode=False)
     rows = dataset.cast_column("image", undecoded).cast_column("iuv", undecoded)
     rows = [row | changes.get(number, {}) for number, row in enumerate(rows)]
@@ -31,7 +30,7 @@ NO_MAP = {"iuv": {"bytes": b"<html>", "path": None}}
 
 
 def rows_of(pairs, samples):
-    """The rows of photo and target of each pair, and how many poses it holds."""
+    """Return for each pair the rows of photo and target and the number of poses."""
     pictures = {samples.dataset[row]["image"].tobytes(): row for row in range(len(samples))}
     truths = {samples.read_pixel_values(row).numpy().tobytes(): row for row in range(len(samples))}
     return [(pictures[p.photo.tobytes()], truths[p.truth.numpy().tobytes()], len(p.poses)) for p in pairs.pairs]
@@ -54,9 +53,9 @@ def test_figures_are_those_of_the_whole_clips(dataset, pipeline, shape):
     assert HeldOutPairs(pipeline, samples, 7, num_pairs=3, num_inference_steps=2)(None, 0) == expected
 
 
-def test_only_what_the_windows_need_is_read_and_held(dataset, pipeline, shape):
+def test_only_frames_in_the_windows_are_read_and_kept(dataset, pipeline, shape):
     samples = FramePairs(dataset, shape, 0)
-    with mock.patch.object(samples, "dataset", None):  # whose rows decode a picture with every pose
+    with mock.patch.object(samples, "dataset", None):  # its rows would decode a picture with every pose
         pairs = HeldOutPairs(pipeline, samples, 0)
     # Targets 3, 2, 1, 0, 5, 4 of clips of six frames.
     assert rows_of(pairs, samples) == [(0, 3, 5), (6, 8, 5), (12, 13, 4), (18, 18, 3), (24, 29, 3), (30, 34, 4)]
@@ -72,8 +71,8 @@ def test_bad_rows_raise(dataset, pipeline, shape):
             HeldOutPairs(pipeline, FramePairs(spoil(dataset, {row: change}), shape, 0), 0)
 
 
-def test_the_next_good_frame_of_the_clip_takes_a_bad_one_s_place(dataset, pipeline, shape):
-    changes = {0: NO_PICTURE, 3: NO_PICTURE}  # the photo, and the target, whose map the windows around it may use
+def test_the_clip_s_next_good_frame_replaces_a_bad_one(dataset, pipeline, shape):
+    changes = {0: NO_PICTURE, 3: NO_PICTURE}  # the photo and the target; windows may still use the target's map
     changes |= {8: {"image": dataset[8]["image"].resize((32, 40))}}
     changes |= {17: NO_MAP}  # at the other end of the clip of target 13
     changes |= {23: NO_MAP, 18: NO_PICTURE}
@@ -114,7 +113,7 @@ def test_a_clip_is_animated_and_shown(dataset, pipeline, shape, tmp_path):
 
 
 def test_frames_are_sampled_one_at_a_time(dataset, pipeline, shape, tmp_path):
-    """So that what fits on a card that trains can be validated there."""
+    """A GPU with just enough memory to train can then also validate."""
     samples, frames, latents = FramePairs(dataset, shape, 0), [], []
     hooks = [
         pipeline.unet.register_forward_pre_hook(lambda unet, inputs: frames.append(len(inputs[0]))),

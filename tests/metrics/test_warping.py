@@ -14,7 +14,7 @@ def picture(pixels):
 
 
 def unique_iuv(parts, seed=0):
-    """An IUV picture whose points all differ."""
+    """Draw an IUV picture whose points all differ."""
     order = np.random.default_rng(seed).permutation(parts.size).reshape(parts.shape)
     return picture(np.stack([order // 16 * 16, order % 16 * 16, parts], axis=-1) * (parts > 0)[..., None])
 
@@ -51,7 +51,7 @@ def test_a_person_who_only_stepped_aside_is_met_exactly():
     assert not match.is_unseen.any() and match.distance[match.is_body].max() < 1e-6
 
 
-def test_what_lies_outside_the_body():
+def test_pixels_outside_the_body():
     photo_parts = np.zeros((8, 8), int)
     photo_parts[2:5, 1:3] = 2
     pixels = np.full((8, 8, 3), 200)
@@ -71,8 +71,8 @@ def test_a_side_that_the_photo_does_not_show_is_painted_by_the_other_one():
     frame = np.asarray(photo_iuv).copy()
     frame[1, :, 2] = 1  # the back of the torso has the front's U and V
     frame[2] = 255 - frame[2]
-    frame[2, :, 2] = 7  # the back of the right thigh has both turned round
-    frame[4, :] = (9, 9, 15)  # and no upper arm is shown
+    frame[2, :, 2] = 7  # the back of the right thigh has both mirrored
+    frame[4, :] = (9, 9, 15)  # the photo shows no upper arm
     match = match_surface(picture(frame), photo_iuv)
     warped = warp_photo(photo, photo_iuv, match).mul(255).round().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(warped[1:3], np.asarray(photo)[1:3])
@@ -95,8 +95,8 @@ def test_the_sides_are_those_of_the_charts(name):
         np.testing.assert_allclose(1 - other if is_turned else other, value)
 
 
-def test_of_drawn_figures_the_photo_hides_the_back():
-    frames = ProceduralFashion(config_name="tiny").config.clip("test", 2, 2, [0, 1, 8])  # the last one from behind
+def test_the_photo_of_a_drawn_figure_hides_the_back():
+    frames = ProceduralFashion(config_name="tiny").config.clip("test", 2, 2, [0, 1, 8])  # frame 8 from behind
     photo, soon, back = (Image.fromarray(frame.iuv) for frame in frames)
     shares = []
     for iuv in (photo, soon, back):

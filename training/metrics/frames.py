@@ -3,9 +3,9 @@
 """Metrics of predicted frames: pure functions on tensors that open no file.
 
 Axes: `B` images, `C` channels, `H W` pixels. Pictures are `[B, C, H, W]` in `[0, 1]`, masks are boolean `[B, H, W]`.
-Each function returns float32 with one value per image, shape `[B]`, so that a caller can average within a clip first
-and take the standard error over clips. `temporal_error` and `flicker` return one value per video, `frechet_distance`
-one per pair of sets.
+A metric returns float32 with one value per image, shape `[B]`, so that a caller can average within a clip first and
+take the standard error over clips. `temporal_error` and `flicker` return one value per video and `frechet_distance`
+one per pair of sets, shape `[]`.
 """
 
 import torch
@@ -49,8 +49,6 @@ def l1(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
         target (`torch.Tensor`): The truth, same shape and range.
         mask (`torch.Tensor`, *optional*): Boolean, shape `[B, H, W]`. Only these pixels count; an image whose mask is
             empty gives `nan`.
-    Returns:
-        `torch.Tensor`: Shape `[B]`.
     Raises:
         ValueError: If the shapes differ, a value lies outside `[0, 1]` or `mask` is not boolean.
     """
@@ -68,8 +66,6 @@ def psnr(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | No
 
     Args:
         prediction, target, mask (`torch.Tensor`): See [`l1`], which raises the same errors.
-    Returns:
-        `torch.Tensor`: Shape `[B]`.
     """
     _check_pair(prediction, target)
     squared_error = (prediction.float() - target.float()).pow(2).mean(dim=1)
@@ -86,8 +82,6 @@ def ssim(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     Args:
         prediction (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`, sides of at least 11.
         target (`torch.Tensor`): The truth, same shape and range.
-    Returns:
-        `torch.Tensor`: Shape `[B]`.
     Raises:
         ValueError: If the shapes differ, a value lies outside `[0, 1]` or a side is shorter than the window.
     """
@@ -131,8 +125,6 @@ def silhouette_iou(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tens
     Args:
         prediction (`torch.Tensor`): Boolean, shape `[B, H, W]`.
         target (`torch.Tensor`): The true silhouette, same shape.
-    Returns:
-        `torch.Tensor`: Shape `[B]`.
     Raises:
         ValueError: If a mask is not boolean or the shapes differ.
     """
@@ -153,8 +145,6 @@ def temporal_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tens
     Args:
         prediction (`torch.Tensor`): Consecutive frames of one video, shape `[F, C, H, W]`, range `[0, 1]`, `F >= 2`.
         target (`torch.Tensor`): The true frames, same shape and range.
-    Returns:
-        `torch.Tensor`: Shape `[]`.
     Raises:
         ValueError: If the shapes differ, a value lies outside `[0, 1]` or there are fewer than two frames.
     """
@@ -175,8 +165,6 @@ def flicker(frames: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
         frames (`torch.Tensor`): Consecutive frames of one video, shape `[F, C, H, W]`, range `[0, 1]`, `F >= 3`.
         background (`torch.Tensor`): Boolean, shape `[H, W]`: the pixels that are background in all of these frames.
             An empty mask gives `nan`.
-    Returns:
-        `torch.Tensor`: Shape `[]`.
     Raises:
         ValueError: If there are fewer than three frames, a value lies outside `[0, 1]` or `background` does not fit.
     """
@@ -197,8 +185,6 @@ def identity_distance(features: torch.Tensor, target_features: torch.Tensor) -> 
     Args:
         features (`torch.Tensor`): Features of the predictions, shape `[B, D]`.
         target_features (`torch.Tensor`): Features of the true images, same shape.
-    Returns:
-        `torch.Tensor`: Shape `[B]`.
     Raises:
         ValueError: If the shapes differ or are not `[B, D]`.
     """
@@ -222,8 +208,6 @@ def frechet_distance(features: torch.Tensor, target_features: torch.Tensor) -> t
     Args:
         features (`torch.Tensor`): Features of the predictions, shape `[N, D]`, `N >= 2`.
         target_features (`torch.Tensor`): Features of the true images or videos, shape `[M, D]`, `M >= 2`.
-    Returns:
-        `torch.Tensor`: Shape `[]`.
     Raises:
         ValueError: If a set has fewer than two members or their lengths differ.
     """
