@@ -19,21 +19,13 @@ Values = Mapping[str, Sequence[float]]  # by metric, one value per clip or subje
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim that one side is better than another.
+    """A claim that one side is better than another. A side is an arm and the key of its figures."""
 
-    Args:
-        question (`str`): The side that should be better, then the other.
-        better, worse (`tuple[str, str]`): Arm of each side, and key of its figures.
-        paper (`str`): Figures of both sides in the paper's ablation table, arXiv:2304.06025.
-        metric (`str`): Metric that decides.
-        remark (`str`): Note for the reader of the row.
-    """
-
-    question: str
+    question: str  # the side that should be better, then the other
     better: tuple[str, str]
     worse: tuple[str, str]
-    paper: str = "no figure"
-    metric: str = "ssim"
+    paper: str = "no figure"  # for both sides, from the paper's ablation table, arXiv:2304.06025
+    metric: str = "ssim"  # the metric that decides
     remark: str = ""
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from benchmarks.speed.sampling_procedures import build_vae
 from pipeline_dreampose import iuv_to_pose_map
 from training.data.clip_rows import FEATURES, encode_frame
 from training.data.frame_pairs import FramePairs, LatentShape
@@ -54,26 +54,15 @@ def load_rows(folder: Path) -> datasets.Dataset:
     return datasets.load_dataset("parquet", data_dir=str(folder), split="train", cache_dir=cache_dir)
 
 
-def full_size_shapes(height: int, width: int) -> tuple[FrameEncoders, LatentShape]:
-    """Build tiny encoders whose outputs have the shapes of Stable Diffusion's VAE and CLIP ViT-B/32."""
-    vae = AutoencoderKL(
-        block_out_channels=(4,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=2,
-        mid_block_add_attention=False,
-    )
-    config = CLIPVisionConfig(hidden_size=768, intermediate_size=8, num_hidden_layers=1, image_size=224, patch_size=32)
-    return FrameEncoders(vae, CLIPVisionModel(config), build_feature_extractor(224)), LatentShape.of(
-        vae, height, width
-    )
-
-
 def open_pairs(folder: Path, height: int, width: int, cached: bool) -> FramePairs:
-    """Open samples of the rows in `folder`, from a latent cache next to it if `cached`."""
-    encoders, shape = full_size_shapes(height, width)
+    """Open samples of the rows in `folder`, from a latent cache next to it if `cached`.
+
+    The tiny encoders of the cache give the shapes of Stable Diffusion's VAE and CLIP ViT-B/32.
+    """
+    vae = build_vae((4,) * 4, layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False)
+    config = CLIPVisionConfig(hidden_size=768, intermediate_size=8, num_hidden_layers=1, image_size=224, patch_size=32)
+    encoders = FrameEncoders(vae, CLIPVisionModel(config), build_feature_extractor(224))
+    shape = LatentShape.of(vae, height, width)
     pairs = FramePairs(load_rows(folder), shape, 0, PairSettings())
     if not cached:
         return pairs
@@ -128,9 +117,8 @@ class ReleaseSamples(Dataset):
 
 def samples_per_second(samples: Dataset, num_samples: int, num_workers: int, batch_size: int = 4) -> float:
     """Measure the samples per second of a loader with worker processes, from its second batch to its last."""
-    batches = iter(
-        DataLoader(samples, batch_size, sampler=range(num_samples), num_workers=num_workers, drop_last=True)
-    )
+    loading = {"sampler": range(num_samples), "num_workers": num_workers, "drop_last": True}
+    batches = iter(DataLoader(samples, batch_size, **loading))
     next(batches)
     start = time.perf_counter()
     count = sum(len(next(iter(batch.values()))) for batch in batches)

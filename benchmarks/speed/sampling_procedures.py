@@ -46,17 +46,18 @@ def build_unet(channels: tuple[int, ...], in_channels: int) -> UNet2DConditionMo
     return UNet2DConditionModel(in_channels=in_channels, out_channels=4, block_out_channels=channels, **sizes)
 
 
+def build_vae(channels: tuple[int, ...], layers_per_block: int = 2, **options) -> AutoencoderKL:
+    """Build Stable Diffusion's VAE with other channels."""
+    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    options |= {"block_out_channels": channels, "layers_per_block": layers_per_block, "latent_channels": 4}
+    return AutoencoderKL(down_block_types=down, up_block_types=up, **options)
+
+
 def build_models(size: str) -> dict[str, nn.Module]:
     """Build VAE, UNet, image encoder and adapter with random weights on torch's default device."""
     unet_channels, vae_channels, num_layers, height, width = SIZES[size]
     return {
-        "vae": AutoencoderKL(
-            block_out_channels=vae_channels,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            layers_per_block=2,
-        ),
+        "vae": build_vae(vae_channels),
         "unet": build_unet(unet_channels, 14),
         "image_encoder": CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=num_layers)),
         "adapter": DreamPoseAdapter(pooled_height=height // 16, pooled_width=width // 16),

@@ -16,7 +16,7 @@ The phase "encoding" makes the cached crops, "denoiser" trains UNet and adapter,
 
 import argparse
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from benchmarks.speed.sampling_procedures import SIZES
 from benchmarks.subjects.memory_counting import Setting, count_setting, measure_setting
 from training.engine.devices import check_bitsandbytes
 from training.media.settings_file import write_json
+from training.options.parsing import option_values
 from training.options.subject import LoraOptions, SubjectOptions, SubjectTrainOptions
 
 
@@ -41,16 +42,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_settings() -> dict[str, Setting]:
     """Return the default settings, variations that need more or less memory, and the smallest settings."""
-    subject, run, lora = SubjectOptions(), SubjectTrainOptions(), LoraOptions()
-    default = Setting(
-        run.train_batch_size,
-        run.gradient_accumulation_steps,
-        subject.gradient_checkpointing,
-        run.mixed_precision or "no",
-        run.use_8bit_adam,
-        lora.quantize_base,
-        lora.rank,
-    )
+    values = option_values(SubjectOptions(), SubjectTrainOptions(), LoraOptions())
+    values["mixed_precision"] = values["mixed_precision"] or "no"
+    default = Setting(**{field.name: values[field.name] for field in fields(Setting)})
     half = replace(default, mixed_precision="bf16")
     return {
         "default": default,

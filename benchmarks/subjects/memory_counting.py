@@ -185,7 +185,7 @@ def quantized_bytes(module: nn.Module) -> dict[str, int]:
 
 
 def optimizer_bytes(parameters: Iterable[torch.Tensor], use_8bit_adam: bool) -> int:
-    """Count the bytes of AdamW's moments: float32, or 8 bit with a scale per 256 for 4096 numbers or more."""
+    """Bytes of AdamW's moments: float32, or 8 bit with a scale per 256 numbers for tensors of 4096 or more."""
     counts = [parameter.numel() for parameter in parameters]
     return sum(
         2 * (count + 4 * math.ceil(count / 256)) if use_8bit_adam and count >= 4096 else 8 * count for count in counts
@@ -251,10 +251,7 @@ def _build_forwards(
 ) -> dict[str, Callable[[], torch.Tensor]]:
     """Return functions that run the forward pass of each phase on meta and return its loss."""
     *_, height, width = SIZES[size]
-    modules = {
-        "denoiser": Denoiser(models["unet"], models["adapter"]),
-        "decoder": VAETrainer(models["vae"], kl_weight=0.0),
-    }
+    denoiser, decoder = Denoiser(models["unet"], models["adapter"]), VAETrainer(models["vae"], kl_weight=0.0)
     with torch.device("meta"):
         latents = torch.empty(batch_size, 4, height // 8, width // 8)
         pose_window = torch.empty(batch_size, 10, height // 8, width // 8)
@@ -263,17 +260,16 @@ def _build_forwards(
         pixel_values = torch.empty(batch_size, 3, height, width)
 
     def denoise():
-        model_pred = modules["denoiser"](latents, timesteps, pose_window, latents, image_embeds=image_embeds)
+        model_pred = denoiser(latents, timesteps, pose_window, latents, image_embeds=image_embeds)
         return F.mse_loss(model_pred.float(), latents)
 
-    return {"denoiser": denoise, "decoder": lambda: modules["decoder"](pixel_values, latents)["loss"]}
+    return {"denoiser": denoise, "decoder": lambda: decoder(pixel_values, latents)["loss"]}
 
 
 def _count_encoding(size: str, models: Mapping[str, nn.Module]) -> dict[str, int]:
     *_, height, width = SIZES[size]
     vae, image_encoder = models["vae"], models["image_encoder"]
-    side = image_encoder.config.image_size
-    batch_size = pictures_at_a_time(height, width)
+    batch_size, side = pictures_at_a_time(height, width), image_encoder.config.image_size
     pixel_values = torch.empty(batch_size, 3, height, width, dtype=vae.dtype, device="meta")
     squares = torch.empty(batch_size, 3, side, side, dtype=image_encoder.dtype, device="meta")
     with torch.no_grad(), LiveBytes() as live, LikeOnCuda():
@@ -329,9 +325,9 @@ def measure_setting(size: str, setting: Setting, device: str, num_steps: int, fo
         Image.fromarray(frame.iuv).save(folder / "photos" / f"{number}_iuv.png")
     shape = LatentShape.of(pipe.vae, height, width)
     samples = SubjectPairs(load_photos(folder / "photos"), shape, 0, PairSettings())
-    names = ("train_batch_size", "gradient_accumulation_steps", "use_8bit_adam")
-    common = {name: getattr(setting, name) for name in names}
-    common |= {"max_train_steps": num_steps, "learning_rate": 0.0, "checkpointing_steps": None, "seed": 0}
+    common = {"max_train_steps": num_steps, "learning_rate": 0.0, "checkpointing_steps": None, "seed": 0}
+    for name in ("train_batch_size", "gradient_accumulation_steps", "use_8bit_adam"):
+        common[name] = getattr(setting, name)
     peaks = {}
     for phase in PHASES:
         if accelerator.device.type == "cuda":

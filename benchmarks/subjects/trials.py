@@ -64,37 +64,21 @@ def numbers_of_subjects(options: argparse.Namespace) -> range:
 
 @dataclass(frozen=True)
 class Trial:
-    """Everything that one process needs to run a trial, in plain values.
+    """Everything that one process needs to run a trial, in plain values."""
 
-    Args:
-        model (`str`): Folder or Hub id of the pipeline of stage 1.
-        digest (`str`): Hash of its weights and settings, from `training.media.animation.model_digest`.
-        split (`str`): Split of the drawn subjects, `validation` or `test`.
-        index (`int`): Number of the subject.
-        num_photos (`int`): 1 (front) to 4 (front, back and both sides).
-        pairs (`dict`): Keyword arguments of `PairSettings`.
-        prior (`tuple`): Prepared data set of other subjects, or `None`, and its share of the samples.
-        lora (`dict` or `None`): Keyword arguments of `build_lora_configs`; `None` trains all weights.
-        phases (`dict`): Phase -> keyword arguments of `training.engine.loop.train`, without folders.
-        loss (`dict`): Keyword arguments of `StageOneLoss`.
-        num_cached_crops (`int`): Argument of `train_subject`.
-        num_inference_steps (`int`): Denoising steps of all predictions.
-        num_clips (`int`, *optional*, defaults to 0): Learn from this many clips of other motions instead of photos.
-    """
-
-    model: str
-    digest: str
-    split: str
-    index: int
-    num_photos: int
-    pairs: dict[str, Any]
-    prior: tuple[str | None, float]
-    lora: dict[str, Any] | None
-    phases: dict[str, dict[str, Any]]
-    loss: dict[str, Any]
-    num_cached_crops: int
-    num_inference_steps: int
-    num_clips: int = 0
+    model: str  # folder or Hub id of the pipeline of stage 1
+    digest: str  # hash of its weights and settings, from `training.media.animation.model_digest`
+    split: str  # of the drawn subjects, `validation` or `test`
+    index: int  # number of the subject
+    num_photos: int  # 1 (front) to 4 (front, back and both sides)
+    pairs: dict[str, Any]  # keyword arguments of `PairSettings`
+    prior: tuple[str | None, float]  # prepared data set of other subjects, if any, and its share of the samples
+    lora: dict[str, Any] | None  # keyword arguments of `build_lora_configs`; `None` trains all weights
+    phases: dict[str, dict[str, Any]]  # phase -> keyword arguments of `training.engine.loop.train`, without folders
+    loss: dict[str, Any]  # keyword arguments of `StageOneLoss`
+    num_cached_crops: int  # argument of `train_subject`
+    num_inference_steps: int  # of all predictions
+    num_clips: int = 0  # learn from this many clips of other motions instead of photos
 
 
 class FilmedPairs(SubjectPairs):

@@ -1,4 +1,4 @@
-"""The ablation compares what it says, clip by clip, and its verdicts follow their rule."""
+"""The ablation: differences clip by clip, the rule of the verdicts, training and measurement of the arms."""
 
 import json
 
@@ -17,7 +17,7 @@ from training.metrics.baselines import sample_frames, to_tensor
 def test_differences_are_taken_clip_by_clip_and_averaged_over_seeds():
     better = [{"ssim": [0.5, 0.75]}, {"ssim": [0.75, 0.75]}]
     worse = [{"ssim": [0.25, 0.25], "l1": [1.0, 1.0]}, {"ssim": [0.5, 0.5]}]
-    # Seeds differ by (.25, .5) and (.25, .25): clips by .25 and .375, whose standard error is half their distance.
+    # The differences are (.25, .5) and (.25, .25) by seed, so .25 and .375 by clip; their standard error is .125 / 2.
     table = compare(better, worse)
     assert table.keys() == {"ssim"} and table["ssim"].pop("seeds") == [0.375, 0.25]
     assert table["ssim"] == pytest.approx({"mean": 0.3125, "standard_error": 0.0625, "n": 2})
@@ -34,7 +34,7 @@ def test_differences_are_taken_clip_by_clip_and_averaged_over_seeds():
         ("flicker", 0.3, [0.3], "not confirmed: the opposite"),
     ],
 )
-def test_a_verdict_wants_two_standard_errors_and_the_same_sign_in_each_seed(metric, mean, seeds, expected):
+def test_a_verdict_needs_two_standard_errors_and_the_same_sign_in_each_seed(metric, mean, seeds, expected):
     assert verdict(metric, {"mean": mean, "standard_error": 0.1, "n": 9, "seeds": seeds}) == expected
     without_error = {"mean": mean, "standard_error": None, "n": 1, "seeds": seeds}
     assert verdict(metric, without_error) == "not decided at this size"
@@ -45,7 +45,7 @@ def test_only_what_was_measured_is_judged():
     phases = ("before", "denoiser", "decoder")
     report = {"num_photos": {"1": [{"phase": p, "gain_by_subject": g} for p, g in zip(phases, by_subject)]}}
     rows = judge(values_of_subjects(report))
-    assert [row["better"][0] for row in rows] == ["photos 1", "photos 1"], "four photos and the arms are missing"
+    assert [row["better"][0] for row in rows] == ["photos 1", "photos 1"], "four photos and the arms were not measured"
     own, decoder = (row["differences"]["ssim"] for row in rows)
     assert (own["mean"], decoder["mean"]) == (0.5, 0.125)
     assert rows[0]["verdict"] == "confirmed" and rows[1]["verdict"] == "not decided at this size"
@@ -72,7 +72,7 @@ def test_given_noise_starts_where_the_pipeline_starts():
     torch.testing.assert_close(given, own, atol=1e-5, rtol=0)
 
 
-def test_an_own_draw_for_each_frame_gives_each_its_own_start():
+def test_independent_noise_gives_each_frame_its_own_start():
     pipe, noise = get_dummy_pipeline(), torch.randn(3, 4, 8, 8)
     assert start_from(pipe, torch.zeros(1, 4, 8, 8), noise, 2).flatten(1).unique(dim=0).shape[0] == 3
 
@@ -85,7 +85,7 @@ def test_arms_are_trained_measured_and_kept(tmp_path):
     words += ["--subjects", str(tmp_path / "none.json"), "--output", str(tmp_path / "report.json")]
     report = ablation.main(ablation.parse_args(words))
     assert json.loads((tmp_path / "report.json").read_text())["settings"]["max_train_steps"] == 2
-    assert [row["metric"] for row in report["claims"]] == ["flicker"], "the full model, with which arms are compared"
+    assert [row["metric"] for row in report["claims"]] == ["flicker"], "all other claims need the full arm"
     assert (tmp_path / "report.md").read_text().count("\n") == 5
     adapters = {
         arm: load_file(tmp_path / "work" / f"{arm}-3" / "adapter" / "diffusion_pytorch_model.safetensors")
@@ -93,7 +93,7 @@ def test_arms_are_trained_measured_and_kept(tmp_path):
     }
     num_tokens = adapters["one_pose"]["token_mixer.weight"].shape[0]
     weights = {arm: adapter["token_mixer.weight"][:, num_tokens:] for arm, adapter in adapters.items()}
-    assert not weights["clip_only"].any() and weights["one_pose"].any(), "no VAE token is mixed in by CLIP only"
+    assert not weights["clip_only"].any() and weights["one_pose"].any(), "the CLIP-only arm mixes in no VAE token"
     unet = json.loads((tmp_path / "work" / "one_pose-3" / "unet" / "config.json").read_text())
     assert unet["in_channels"] - unet["out_channels"] == 2, "one pose map of two channels"
     kept = tmp_path / "work" / "clip_only-3.json"
@@ -101,7 +101,7 @@ def test_arms_are_trained_measured_and_kept(tmp_path):
     value["guided"][0]["psnr"] += 1000
     kept.write_text(json.dumps(value))
     again = ablation.main(ablation.parse_args(words))
-    assert again["figures"]["clip_only, guided"][0]["psnr"][0] > 900, "what is there is read, not run again"
+    assert again["figures"]["clip_only, guided"][0]["psnr"][0] > 900, "a kept result is read, not computed again"
     with pytest.raises(ValueError, match=r"`work_dir` must keep .*num_clips 2, now 3"):
         ablation.main(ablation.parse_args([*words, "--num_clips", "3"]))
 
@@ -113,7 +113,7 @@ def fail(number):
 
 
 @pytest.mark.slow
-def test_a_failed_job_ends_the_run_and_the_others_results_stay(tmp_path):
+def test_a_failed_job_ends_the_run_and_other_results_stay(tmp_path):
     jobs = {tmp_path / f"{number}.json": (number,) for number in (0, 1)}
     with pytest.raises(ValueError, match="one"):
         run_missing(fail, jobs, 1)

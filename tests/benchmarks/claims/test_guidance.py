@@ -1,4 +1,4 @@
-"""The choice of guidance scales is measured on the model and clips that are named, drawn and reported."""
+"""The guidance benchmark measures, draws and reports every pair of scales on the given model and clips."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_every_pair_is_measured_and_drawn(whole):
     assert json.loads((folder / "report.json").read_text()) == report
     assert sorted(path.name for path in folder.iterdir()) == ["report.json", "report_frames.png", "report_heat.png"]
     clips = load_clips("procedural/smoke", "validation", 2, 1)
-    pipe, psnr = get_dummy_pipeline(), {}  # whose own size is another: the clips' is named
+    pipe, psnr = get_dummy_pipeline(), {}  # has another default size, so the call names that of the clips
     for r, image_scale in enumerate((0, 2)):
         for c, pose_scale in enumerate((1, 0.5)):
             figures = []
@@ -53,7 +53,7 @@ def test_every_pair_is_measured_and_drawn(whole):
                 figures.append(measure(frames, clip.targets, clip.layers))
                 if index == 0:
                     grid = np.asarray(Image.open(folder / "report_frames.png"))
-                    # Three columns: photo, pose and truth stand below.
+                    # A third row below shows photo, pose and truth, in three columns.
                     bottom, right = grid.shape[0] - (2 - r) * 84, grid.shape[1] - (2 - c) * 68
                     cell = grid[bottom - 80 : bottom, right - 64 : right].astype(int)
                     assert np.abs(cell - frames[0].permute(1, 2, 0).mul(255).numpy()).max() <= 1
@@ -69,7 +69,7 @@ def test_every_pair_is_measured_and_drawn(whole):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_stopped_goes_on(model, whole, tmp_path, monkeypatch):
+def test_a_stopped_sweep_resumes(model, whole, tmp_path, monkeypatch):
     measure_pair, measured = guidance.measure_pair, []
 
     def stop_after_two(pipe, clips, pair, *args):
@@ -93,7 +93,7 @@ def test_frames_of_any_size_and_one_clip_at_a_time(odd_frames, tmp_path, clips_h
     pipe = get_dummy_pipeline()
     pipe.save_pretrained(tmp_path / "model")
     report = run(tmp_path / "model", tmp_path, "--dataset", odd_frames, "--num_clips", "3")
-    assert len(clips_held) == 4 * 3 + 1 and max(clips_held) <= 2, "each pair reads them, and the pictures the first"
+    assert len(clips_held) == 4 * 3 + 1 and max(clips_held) <= 2, "4 pairs read all clips, the pictures the first"
     psnr = []
     for seed, clip in enumerate(load_clips(str(odd_frames), "validation", 3, 1)):
         frames = pipe(

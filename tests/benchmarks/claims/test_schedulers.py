@@ -1,4 +1,4 @@
-"""The choice of a stored scheduler is measured on the model and clips that are named, and reported."""
+"""The scheduler benchmark measures and reports schedulers and steps on the given model and clips."""
 
 import json
 
@@ -20,7 +20,7 @@ def test_the_report(tmp_path):
     words += ["--reference_steps", "4", "--schedulers", "DDIM", "UniPC", "--output", str(tmp_path / "report.json")]
     report = main(parse_args(words))
     assert report["rows"]["DDIM"][4]["minus_reference"]["mean"] == 0  # the reference itself
-    # One step is one prediction for both; later they part.
+    # With one step both make one prediction; with more steps they differ.
     one, four = ([report["rows"][name][steps]["psnr"]["mean"] for name in ("DDIM", "UniPC")] for steps in (1, 4))
     assert four[0] > one[0] and four[1] > one[1] and four[0] != four[1]
     assert json.loads((tmp_path / "report.json").read_text())["reference"] == report["reference"]
@@ -28,7 +28,7 @@ def test_the_report(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
+def test_a_stopped_run_resumes(tmp_path, monkeypatch):
     get_dummy_pipeline().save_pretrained(tmp_path / "model")
     words = ["--model", str(tmp_path / "model"), "--dataset", "procedural/smoke", "--num_clips", "2"]
     words += ["--frames_per_clip", "1", "--steps", "1", "2", "--reference_steps", "2"]
@@ -49,7 +49,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert measured == [("DDIM", 2), ("DDIM", 1), ("UniPC", 1)]
     monkeypatch.setattr(schedulers, "measure_clips", lambda *args: measured.append(args[2:]) or measure(*args))
     assert main(parse_args([*words, "--resume"]))["rows"] == whole["rows"]
-    assert sorted(measured) == sorted((name, steps) for name in whole["rows"] for steps in (1, 2)), "each once"
+    assert sorted(measured) == sorted((name, steps) for name in whole["rows"] for steps in (1, 2)), "each cell once"
 
 
 def test_by_default_the_four_schedulers_take_4_to_100_steps():
@@ -65,7 +65,7 @@ def test_frames_of_any_size_and_one_clip_at_a_time(odd_frames, tmp_path, clips_h
     words = ["--model", str(tmp_path / "model"), "--dataset", str(odd_frames), "--num_clips", "3", "--steps", "1"]
     words += ["--frames_per_clip", "1", "--reference_steps", "2", "--schedulers", "DDIM", "UniPC"]
     report = main(parse_args([*words, "--output", str(tmp_path / "report.json")]))
-    assert len(clips_held) == 3 * 3 and max(clips_held) <= 2, "each scheduler at each number of steps reads them"
+    assert len(clips_held) == 3 * 3 and max(clips_held) <= 2, "each scheduler at each number of steps reads all clips"
     psnr = []
     for seed, clip in enumerate(load_clips(str(odd_frames), "validation", 3, 1)):
         frames = pipe(

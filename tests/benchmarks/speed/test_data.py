@@ -1,4 +1,4 @@
-"""The benchmark of data: both layouts hold the same frames; how long anything takes is no matter of tests."""
+"""The data benchmark: both layouts hold the same frames, and the report is complete. Times are not tested."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from training.data.procedural_fashion import load_procedural_fashion
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The pictures of a drawn clip of six frames, as files."""
+    """Two folders with the pictures and the IUV of a drawn clip of six frames."""
     root = tmp_path_factory.mktemp("clip")
     rows = load_procedural_fashion("smoke", "train", cache_dir=str(root / "datasets")).select(range(6))
     for name in ("image", "iuv"):
@@ -27,11 +27,11 @@ def folders(tmp_path_factory):
 def test_both_layouts_hold_the_clip(folders, tmp_path):
     clip = read_frames(*folders, width=64, height=80)
     prepared, release = write_rows(clip, tmp_path / "rows", 2), write_release_layout(clip, tmp_path / "release")
-    # Two maps of 64x80 in float64 behind a header of 128 bytes.
+    # Two maps of 64x80 in float64 after a header of 128 bytes.
     assert release["map"] == 2 * 64 * 80 * 8 + 128 and prepared["map"] < release["map"] / 10
     samples = ReleaseSamples(tmp_path / "release", 80, 64)
     maps = [iuv_to_pose_map(iuv) for _, iuv in clip]
-    pose = samples[1]["pose_j"]  # 7919 leaves 5 when divided by 6: the last frame, whose window repeats it
+    pose = samples[1]["pose_j"]  # 7919 % 6 is 5, the last frame, which its window repeats
     expected = torch.cat([maps[frame] for frame in (3, 4, 5, 5, 5)])
     torch.testing.assert_close(pose / 2 + 0.5, expected)
     pairs = open_pairs(tmp_path / "rows", 80, 64, cached=False)
@@ -44,7 +44,7 @@ def test_both_layouts_hold_the_clip(folders, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells mapped memory from other")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux distinguishes mapped memory")
 def test_the_report(folders, tmp_path):
     words = ["--frames", str(folders[0]), "--iuv", str(folders[1]), "--height", "80", "--width", "64"]
     words += ["--num_samples", "16", "--repeats", "1", "--length_factor", "2", "--output", str(tmp_path / "data.json")]

@@ -1,4 +1,4 @@
-"""The benchmark runs and reports; how long anything takes is no matter of tests."""
+"""The sampling benchmark: work of each procedure, and the report. Times are not tested."""
 
 import json
 
@@ -15,7 +15,7 @@ def pipe():
 
 
 def count_samples(pipe, run):
-    """Samples that the UNet sees, and pictures that the VAE decodes and encodes."""
+    """Count the samples of the UNet, and the pictures that the VAE decodes and encodes."""
     counts = {"unet": 0, "decoder": 0, "encoder": 0}
     hooks = []
     for name, module in (("unet", pipe.unet), ("decoder", pipe.vae.decoder), ("encoder", pipe.vae.encoder)):
@@ -30,9 +30,9 @@ def count_samples(pipe, run):
     return counts
 
 
-def test_all_do_the_work_that_they_stand_for(pipe):
+def test_each_procedure_does_its_work(pipe):
     steps = 2
-    evaluations = 3  # PNDM looks twice at its first step
+    evaluations = 3  # PNDM evaluates its first step twice
     release = count_samples(pipe, lambda: run_release(pipe, 2, steps))
     assert release == {"unet": 2 * 3 * evaluations, "decoder": 2, "encoder": 2 * 3}
     ours = count_samples(pipe, lambda: run_pipeline(pipe, build_pndm(), 2, steps))

@@ -1,4 +1,4 @@
-"""The benchmark of training steps runs and reports; how long anything takes is no matter of tests."""
+"""The training-step benchmark: work of each procedure, the clock, and the report. Times are not tested."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ def samples(pipe, tmp_path_factory):
 
 
 def count_samples(pipe, procedure, num_steps):
-    """Samples that the UNet and the VAE's encoder see, and steps of the UNet's optimizer."""
+    """Count the samples of the UNet and of the VAE's encoder while a procedure runs, and check that it trains."""
     counts = {"unet": 0, "encoder": 0}
     hooks = []
     for name, module in (("unet", pipe.unet), ("encoder", pipe.vae.encoder)):
@@ -58,7 +58,7 @@ def count_samples(pipe, procedure, num_steps):
 
 
 def test_the_clock_leaves_the_first_step_out(monkeypatch):
-    times = iter([7.0, 12.0])  # read twice only: nothing is waited for between
+    times = iter([7.0, 12.0])  # the clock is read only twice
     monkeypatch.setattr(training_procedures, "time", SimpleNamespace(perf_counter=lambda: next(times)))
     clock = StepClock(num_steps=2, device=CPU)
     calls = []
@@ -66,7 +66,7 @@ def test_the_clock_leaves_the_first_step_out(monkeypatch):
         while True:
             clock.tick()
             calls.append(clock.seconds)
-    assert clock.seconds == 5 and calls == [None] * 3, "one to warm up and two that are timed"
+    assert clock.seconds == 5 and calls == [None] * 3, "one step to warm up and two timed ones"
 
 
 def test_rounds_are_interleaved():
@@ -85,7 +85,7 @@ def test_rounds_are_interleaved():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, num_encoded", [("release", 2), ("pictures", 2), ("latent_cache", 0), ("floor", 0)])
-def test_all_do_the_work_that_they_stand_for(pipe, samples, tmp_path, name, num_encoded):
+def test_each_procedure_does_its_work(pipe, samples, tmp_path, name, num_encoded):
     accelerator, batch_size, num_steps = Accelerator(cpu=True), 2, 2
     num_samples = batch_size * (num_steps + 1)
 
@@ -105,17 +105,17 @@ def test_all_do_the_work_that_they_stand_for(pipe, samples, tmp_path, name, num_
         assert len((tmp_path / "log.jsonl").read_text().splitlines()) == num_steps + 1
 
 
-def test_operations_are_those_of_forward_and_backward(pipe):
+def test_flops_include_forward_and_backward(pipe):
     accelerator = Accelerator(cpu=True)
     flops = count_flops(accelerator, pipe)
     assert all(value.grad is None for value in pipe.unet.parameters())
-    # Each weight of a convolution or matrix takes a multiplication and an addition, once forward and twice backward.
+    # Each weight of a convolution or matrix needs a multiplication and an addition, once forward and twice backward.
     assert flops > 6 * sum(value.numel() for value in pipe.unet.parameters() if value.ndim > 1)
     assert measure_matmul(CPU, torch.float32, side=64, repeats=2) > 0
 
 
 @pytest.mark.parametrize("procedure", ["run_release", "run_training", "run_floor"])
-def test_8_bit_moments_are_asked_of_each_procedure(pipe, samples, tmp_path, procedure):
+def test_each_procedure_takes_8_bit_moments(pipe, samples, tmp_path, procedure):
     accelerator, given = Accelerator(cpu=True), {"use_8bit_adam": True, "clock": StepClock(1, CPU)}
     call = {
         "run_release": lambda: run_release(accelerator, pipe, samples["release"], 2, 0, **given),
@@ -135,11 +135,11 @@ def test_the_report(tmp_path):
     assert set(report["ratios"]) == {"c/d", "c/a", "b/a"} and all(value > 0 for value in report["ratios"].values())
     assert set(report["samples_a_second"]) == set(report["median_samples_a_second"]) == names
     assert all(len(values) == 1 and values[0] > 0 for values in report["samples_a_second"].values())
-    assert report["peak_bytes"] == dict.fromkeys(names) and report["matmul"] is None, "known on CUDA only"
+    assert report["peak_bytes"] == dict.fromkeys(names) and report["matmul"] is None, "measured on CUDA only"
     assert json.loads((tmp_path / "report.json").read_text())["machine"]["threads"] >= 1
 
 
-def test_the_least_memory_is_measured_on_a_gpu_alone(monkeypatch):
+def test_the_least_memory_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="`SETTINGS` must go with CUDA and bitsandbytes, got cpu"):
         training_memory.main(training_memory.parse_args([]))

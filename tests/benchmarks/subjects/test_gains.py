@@ -1,4 +1,4 @@
-"""What the figures of stage 2 stand on: the drawn subjects, their photos and footage, and the sums."""
+"""Figures of stage 2: the drawn subjects, their photos and footage, and the summaries."""
 
 import json
 import os
@@ -47,10 +47,10 @@ def test_the_photos_show_the_front_the_back_and_the_sides():
     for side in (left, right):
         assert 0.05 < share_of_torso(side.iuv, TORSO_BACK) < 0.95
     (alone,) = draw_photos(CONFIG, "validation", 3, 1)
-    assert np.array_equal(alone.image, front.image), "the reference is the same, however many there are"
+    assert np.array_equal(alone.image, front.image), "the number of photos does not change the reference"
 
 
-def test_the_footage_turns_once_around_and_says_what_shows_the_back():
+def test_the_footage_turns_once_around_and_marks_frames_of_the_back():
     own, turn = draw_footage(CONFIG, "validation", 3)
     clip = CONFIG.clip("validation", 3, 3)
     assert all(np.array_equal(target, clip[i].image) for target, i in zip(own.targets, own.frame_indices))
@@ -59,8 +59,8 @@ def test_the_footage_turns_once_around_and_says_what_shows_the_back():
     assert min(backs[1:3]) > max(backs[0], backs[3])
 
 
-def test_what_photos_show_is_read_off_the_one_that_shows_it():
-    """A photo's own pose gives its own body; a back that the front does not show comes from the photo of the back."""
+def test_the_body_is_read_from_the_photo_that_shows_it():
+    """In the pose of the photo of the back, the whole body comes from that photo; the front shows little of it."""
     front, back = draw_photos(CONFIG, "validation", 3, 2)
     pose, is_body = Image.fromarray(back.iuv), torch.from_numpy(back.iuv[..., 2] > 0)
     truth = torch.from_numpy(back.image).permute(2, 0, 1) / 255
@@ -71,7 +71,7 @@ def test_what_photos_show_is_read_off_the_one_that_shows_it():
 
 
 def test_the_bound_is_a_gain_over_the_model_s_own_frames(tmp_path):
-    """One subject of a model without training; an oracle takes what is better alone, so that it cannot lose."""
+    """The model is untrained. An oracle takes only better pixels, so it cannot lose."""
     get_dummy_pipeline().save_pretrained(tmp_path / "model")
     words = ["--model", str(tmp_path / "model"), "--split", "validation", "--num_subjects", "2"]
     words += ["--num_processes", "1"]
@@ -87,11 +87,11 @@ def test_a_filmed_subject_moves_in_other_motions_and_has_real_windows():
     clips = draw_clips(CONFIG, "validation", 3, 2)
     assert len(clips) == 32 and set(clips["video_id"]) == {"0", "1"}
     looks = [np.asarray(clips[0]["image"]), CONFIG.clip("validation", 3, 2006, [0])[0].image]
-    assert np.array_equal(*looks), "the motions after those of the subjects before"
+    assert np.array_equal(*looks), "its motions come after those of the earlier subjects"
     settings = PairSettings()
     sample = FilmedPairs(clips, LatentShape(4, 20, 16, 80, 64), 0, settings).read_sample(8, torch.Generator())
     poses = sample["pose_window"].unflatten(0, (5, 2)).flatten(1).unique(dim=0)
-    assert poses.shape[0] == 5, "five poses that differ, where a photo has one five times"
+    assert poses.shape[0] == 5, "five different poses; a photo repeats one pose"
 
 
 def record(phase, step, psnr, l1):
@@ -106,7 +106,7 @@ def test_gains_are_taken_subject_by_subject():
     before, after = summarize([first, second])
     assert (after["phase"], after["step"]) == ("denoiser", 5)
     assert before["gains"]["all"]["psnr"]["mean"] == 0 and before["figures"]["all"]["psnr"]["mean"] == 25
-    # Gains 1 and 3: mean 2, standard deviation sqrt(2), so standard error 1; L1 gets better where it falls.
+    # Gains 1 and 3: mean 2, standard deviation sqrt(2), so standard error 1. A lower L1 is better.
     assert after["gains"]["back"]["psnr"] == pytest.approx({"mean": 2.0, "standard_error": 1.0, "n": 2})
     assert after["improved"]["all"]["psnr"] == 2 and after["improved"]["all"]["l1"] == 1
     assert after["gain_by_subject"]["all"]["psnr"] == [1.0, 3.0]
@@ -114,7 +114,7 @@ def test_gains_are_taken_subject_by_subject():
 
 
 def test_a_sweep_compares_subject_by_subject_with_its_first_variation(monkeypatch):
-    """Gains of (1, 3) and (2, 6) dB: 1 and 3 beyond; options of which values were tried alone have curves."""
+    """Gains of (1, 3) and (2, 6) dB differ by 1 and 3. Numeric options that were varied alone have curves."""
     seen = []
     monkeypatch.setattr(sweep, "line_chart", lambda *chart: seen.append(chart) or line_chart(*chart))
 
@@ -149,7 +149,7 @@ def test_a_sweep_compares_subject_by_subject_with_its_first_variation(monkeypatc
     assert len({line.count("|") for line in table}) == 1
 
 
-def test_a_curve_goes_on_from_phase_to_phase(monkeypatch):
+def test_a_curve_continues_from_phase_to_phase(monkeypatch):
     seen = []
     monkeypatch.setattr(gains, "line_chart", lambda *chart: seen.append(chart) or line_chart(*chart))
     steps = [("before", 0, 10.0), ("denoiser", 5, 12.0), ("denoiser", 9, 11.0), ("decoder", 3, 19.0)]
@@ -174,20 +174,20 @@ def test_a_curve_goes_on_from_phase_to_phase(monkeypatch):
         (["--max_train_steps", "0", "--decoder_max_train_steps", "0"], "must not both be 0, which trains nothing"),
     ],
 )
-def test_options_that_would_be_ignored_are_refused(flags, message):
+def test_options_that_trials_ignore_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         parse_args(["--", *flags])
 
 
 @pytest.mark.parametrize("words", [["--num_photos", "1", "4", "--", "--num_cached_crops", "0"], ["--num_photos", "1"]])
-def test_clips_take_the_place_of_photos_and_their_crops(words):
+def test_clips_replace_photos_and_their_crops(words):
     with pytest.raises(ValueError, match="`num_clips` must be 0, or .* and `num_cached_crops` 0, got 2, .* and"):
         parse_args(["--num_clips", "2", *words])
     assert parse_args(["--num_clips", "2", "--num_photos", "1", "--", "--num_cached_crops", "0"]).num_clips == 2
 
 
-def test_the_stored_figures_are_of_the_settings_beside_them():
-    words = ["--preset", "tiny", "--prior_dataset", "runs/prior"]  # as the Makefile has them
+def test_the_stored_figures_belong_to_the_stored_settings():
+    words = ["--preset", "tiny", "--prior_dataset", "runs/prior"]  # from the Makefile
     stored = {path.stem: json.loads(path.read_text()) for path in STORED.parent.glob("*.json")}
     finetune = {name: report["settings"].get("finetune") for name, report in stored.items()}
     chosen = taken_options(parse_args(["--", *words]).finetune)
@@ -203,10 +203,10 @@ def test_the_stored_figures_are_of_the_settings_beside_them():
     differing = {name: variation["differs_in"] for name, variation in stored["sweep"]["variations"].items()}
     assert differing == {name: options for name, (options, _) in variations.items()}
     digests = {name: r["settings"]["digest"] for name, r in stored.items() if "model" in r["settings"]}
-    assert len(digests) == 7 and len(set(digests.values())) == 1, "all of one model"
+    assert len(digests) == 7 and len(set(digests.values())) == 1, "all from one model"
 
 
-def test_a_sweep_begins_with_what_its_variations_are_compared_with(tmp_path):
+def test_a_sweep_begins_with_its_base_variation(tmp_path):
     (tmp_path / "variations.yaml").write_text("2 steps: {max_train_steps: 2}\n")
     with pytest.raises(ValueError, match="`variations` must begin with one that differs in nothing, got '2 steps'"):
         sweep.parse_args(["--variations", str(tmp_path / "variations.yaml")])
@@ -217,7 +217,7 @@ def test_a_sweep_begins_with_what_its_variations_are_compared_with(tmp_path):
 
 
 @pytest.mark.slow
-def test_trials_are_kept_and_tell_before_from_after(tmp_path):
+def test_trials_are_kept_and_measured_before_and_after(tmp_path):
     get_dummy_pipeline().save_pretrained(tmp_path / "model")
     words = ["--model", str(tmp_path / "model"), "--split", "validation", "--num_subjects", "2", "--num_photos", "1"]
     words += ["--num_inference_steps", "1", "--num_processes", "1", "--work_dir", str(tmp_path / "work")]
@@ -226,7 +226,7 @@ def test_trials_are_kept_and_tell_before_from_after(tmp_path):
     options = parse_args([*words, *flags, "--learning_rate", "1e-2", "--decoder_learning_rate", "1e-2"])
     environment = dict(os.environ)
     report = main(options)
-    assert dict(os.environ) == environment, "what processes of its own need is no matter of others"
+    assert dict(os.environ) == environment, "the environment stays as it was"
     rows = report["num_photos"][1]
     assert [(row["phase"], row["step"]) for row in rows] == [("before", 0), ("denoiser", 2), ("decoder", 3)]
     for group, changes in {"all": [True, True], "vae_round_trip": [False, True]}.items():
@@ -239,7 +239,7 @@ def test_trials_are_kept_and_tell_before_from_after(tmp_path):
     kept["records"][0]["figures"]["all"]["psnr"] += 1000
     paths[0].write_text(json.dumps(kept))
     again = main(options)["num_photos"][1]
-    assert again[1]["gain_by_subject"]["all"]["psnr"][0] < -900, "what is there is read, not run again"
+    assert again[1]["gain_by_subject"]["all"]["psnr"][0] < -900, "a kept trial is read, not run again"
 
 
 @pytest.mark.slow

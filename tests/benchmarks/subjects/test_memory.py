@@ -1,4 +1,4 @@
-"""Counting what a step wants: hand-computed values on small modules, relations on whole ones, the report."""
+"""Memory of a step: hand-computed values on small modules, relations on whole ones, the report."""
 
 import json
 
@@ -37,29 +37,29 @@ def test_a_linear_layer_saves_its_input_and_makes_its_gradients():
     layer, inputs = nn.Linear(5, 2, device="meta"), empty(3, 5)
     counted = count_step(lambda: layer(inputs).sum(), list(layer.parameters()))
     assert counted["saved_activations"] == 3 * 5 * 4
-    # The loss, the gradient that begins at it, then those of weight and bias.
+    # The loss, its gradient, and the gradients of weight and bias.
     assert counted["peak"] == 4 + 4 + (5 * 2 + 2) * 4
-    layer.weight.requires_grad_(False)  # its input is not needed then
+    layer.weight.requires_grad_(False)  # then no gradient needs the input
     assert count_step(lambda: layer(inputs).sum(), list(layer.parameters()))["saved_activations"] == 0
 
 
-def test_a_storage_counts_once_and_what_is_excluded_not_at_all():
+def test_a_storage_counts_once_and_excluded_tensors_do_not():
     inputs, weight = empty(3, 5, requires_grad=True), empty(5, requires_grad=True)
     with saved_for_backward([weight]) as saved:
-        hidden = inputs.exp()  # saves what it gives
-        (hidden.view(15) * hidden.view(15)).sum()  # saves it twice more, by two views
+        hidden = inputs.exp()  # saves its result
+        (hidden.view(15) * hidden.view(15)).sum()  # saves the same storage twice more, as two views
         hidden * weight
     assert saved == {hidden.untyped_storage()._cdata: 3 * 5 * 4}
 
 
-def test_live_bytes_follow_what_is_alive():
+def test_live_bytes_follow_the_living_tensors():
     with LiveBytes() as live:
         first = empty(100)
         view = first[:10]
         second = first + 1
         assert live.now == 800
         del first
-        assert live.now == 800, "the view keeps it"
+        assert live.now == 800, "the view keeps the storage"
         del view
         assert live.now == 400 and live.peak == 800
         second.add_(1)
@@ -67,8 +67,8 @@ def test_live_bytes_follow_what_is_alive():
     assert live.peak == 800
 
 
-def test_a_checkpoint_saves_its_input_and_computes_the_rest_anew():
-    """Three exponentials of [10]; each saves what it gives, 40 bytes."""
+def test_a_checkpoint_saves_its_input_and_recomputes_the_rest():
+    """Each of three exponentials of shape [10] saves its result, 40 bytes."""
 
     def run(inputs):
         return inputs.exp().exp().exp()
@@ -77,17 +77,17 @@ def test_a_checkpoint_saves_its_input_and_computes_the_rest_anew():
     plain = count_step(lambda: run(inputs * 2).sum(), [inputs])
     again = count_step(lambda: checkpoint(run, inputs * 2, use_reentrant=False).sum(), [inputs])
     assert (plain["saved_activations"], again["saved_activations"]) == (120, 40)
-    # At its most: the input, three results computed anew, the loss, and gradients: of it, of one result, of the next.
+    # The peak holds the input, three recomputed results, the loss, and gradients of the loss and of two results.
     assert again["peak"] >= 40 + 3 * 40
 
 
-def test_attention_keeps_inputs_output_and_one_number_a_row():
+def test_attention_saves_inputs_output_and_one_number_per_row():
     query, key, value = (empty(1, 2, length, 8, requires_grad=True) for length in (4, 6, 6))
     counted = count_step(lambda: F.scaled_dot_product_attention(query, key, value).sum(), [])
     assert counted["saved_activations"] == 4 * (2 * 4 * 8 + 2 * (2 * 6 * 8) + 2 * 4 * 8 + 2 * 4)
 
 
-def test_autocast_is_that_of_cuda():
+def test_autocast_follows_cuda():
     convolution, norm = nn.Conv2d(4, 4, 1, device="meta"), nn.GroupNorm(2, 4, device="meta", dtype=torch.bfloat16)
     with LikeOnCuda(torch.bfloat16):
         hidden = convolution(empty(1, 4, 3, 3))
@@ -97,7 +97,7 @@ def test_autocast_is_that_of_cuda():
         assert F.mse_loss(hidden, hidden).dtype == torch.float32
     with LikeOnCuda():
         assert convolution(empty(1, 4, 3, 3)).dtype == torch.float32
-    # The input in half precision, the result in float32, two numbers a group, and copies of both weights.
+    # The input in half precision, the result in float32, two numbers per group, and copies of both weights.
     convolution.requires_grad_(False)
     norm.requires_grad_(False)
     inputs, parameters = empty(1, 4, 3, 3, requires_grad=True), [*convolution.parameters(), *norm.parameters()]
@@ -105,8 +105,8 @@ def test_autocast_is_that_of_cuda():
     assert counted["saved_activations"] == 36 * 2 + 36 * 4 + 2 * 2 * 4 + (16 * 2 + 4 * 4)
 
 
-def test_a_step_on_meta_is_counted_as_one_on_a_device():
-    """The same module, on the CPU with real tensors."""
+def test_a_step_on_meta_counts_like_one_on_a_device():
+    """The same module gives the same counts on meta and on the CPU."""
     pipe, results = get_dummy_pipeline(), []
     module = Denoiser(pipe.unet, pipe.adapter).requires_grad_(False)
     for place in ("cpu", "meta"):
@@ -127,7 +127,7 @@ def test_a_step_on_meta_is_counted_as_one_on_a_device():
 def test_bytes_of_weights_and_moments():
     layer = nn.Linear(64, 2, device="meta").requires_grad_(False)
     assert bytes_by_dtype(layer.parameters()) == {"float32": (128 + 2) * 4}
-    # Half a byte a weight, a scale in float32 for each 64; the bias stays.
+    # Half a byte per weight, one float32 scale per 64 weights; the bias stays.
     assert quantized_bytes(layer) == {"float32": 2 * 4, "nf4": 64 + 2 * 4}
     parameters = [empty(4096), empty(10)]
     assert optimizer_bytes(parameters, use_8bit_adam=False) == 2 * 4 * 4106
@@ -135,7 +135,7 @@ def test_bytes_of_weights_and_moments():
 
 
 @pytest.mark.slow
-def test_the_report_and_that_what_saves_memory_does(tmp_path):
+def test_the_report_shows_what_saves_memory(tmp_path):
     names = ("default", "default, activations kept", "smallest")
     words = ["--size", "tiny", "--settings", *names, "--output", str(tmp_path / "report.json")]
     report = main(parse_args(words))
@@ -150,21 +150,21 @@ def test_the_report_and_that_what_saves_memory_does(tmp_path):
         parts = sum(figures["parameters"].values()) + figures["optimizer"] + figures["gradients"]
         assert figures["total"] == parts + figures["step_peak"]
     assert set(smallest["denoiser"]["parameters"]) == {"bfloat16", "float32", "nf4"}
-    # The encoders are there while they encode, and not afterwards.
+    # The encoders are on the GPU only while they encode.
     encoders = sum(default["encoding"]["parameters"].values()) - sum(default["denoiser"]["parameters"].values())
     models = build_models("tiny")
     assert encoders == sum(p.nbytes for name in ("vae", "image_encoder") for p in models[name].parameters())
 
 
 @pytest.mark.slow
-def test_what_is_measured_on_a_gpu_runs_here_and_measures_nothing(tmp_path):
+def test_the_gpu_measurement_runs_on_the_cpu_without_figures(tmp_path):
     words = ["--size", "tiny", "--settings", "default", "bf16", "--device", "cpu", "--steps", "1"]
     report = main(parse_args([*words, "--output", str(tmp_path / "new" / "report.json")]))
     assert set(report) == {"default", "bf16"}, "one precision after the other"
     assert report["default"]["max_memory_allocated"] == {"denoiser": None, "decoder": None}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA, so nothing is refused")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only a machine without CUDA refuses")
 def test_a_measurement_without_cuda_is_refused_before_anything_runs():
     with pytest.raises(ValueError, match="`device` must be meta or cpu where there is no CUDA, got cuda"):
         main(parse_args(["--device", "cuda"]))
@@ -172,7 +172,7 @@ def test_a_measurement_without_cuda_is_refused_before_anything_runs():
         main(parse_args(["--device", "cpu", "--settings", "default", "smallest"]))
 
 
-def test_the_figures_that_are_stored_hold_the_limits_and_are_those_of_the_page():
+def test_the_stored_figures_stay_within_the_limits_and_match_the_page():
     report = json.loads(STORED.read_text())
     assert report["kind"] == "counted on the meta device" and report["size"] == "full"
     totals = {
