@@ -527,8 +527,7 @@ def test_the_cards_snippets_and_every_route_from_the_hub(work, hub, pushes):
     assert re.search(r"someone--dreampose-tiny\.[0-9a-f]{40}\.pipeline$", facts["tiny_custom"][0])
     hub.server.shutdown()
     hub.server.server_close()
-    # For a repository with code, diffusers asks the Hub for the commit even with `local_files_only`; these routes do not
-    # need it.
+    # These routes need no connection; `DiffusionPipeline.from_pretrained` by id does, even with `local_files_only`.
     assert {"snapshot", "offline", "offline_alice"} <= run_fresh(OFFLINE, work, hub, "loading", hidden).keys()
     pixels = {path.stem: np.load(path) for path in work.glob("*.npy")}
 

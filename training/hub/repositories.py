@@ -122,13 +122,17 @@ def default_size(model: str, revision: str | None = None) -> tuple[int, int]:
 def _explain_model(model: str) -> Iterator[None]:
     """Refuse a folder without a DreamPose pipeline, and turn an `OSError` of loading into a `ValueError`."""
     if Path(model).exists():
-        found = class_name(Path(model) / INDEX_NAME)
-        if found != "DreamPosePipeline":
-            raise ValueError(f"`model` must be the folder of a DreamPosePipeline, got {str(model)!r}, {found}.")
+        _check_pipeline_folder("model", Path(model))
     try:
         yield
     except OSError as error:
         raise ValueError(f"`model` must be a pipeline's folder or a Hub id, got {str(model)!r}: {error}") from error
+
+
+def _check_pipeline_folder(argument: str, folder: Path) -> None:
+    found = class_name(folder / INDEX_NAME)
+    if found != "DreamPosePipeline":
+        raise ValueError(f"`{argument}` must be the folder of a DreamPosePipeline, got {str(folder)!r}, {found}.")
 
 
 def class_name(index: Path) -> str:
@@ -232,9 +236,7 @@ def pipeline_patterns(folder: Path) -> list[str]:
 
     A folder without a pipeline raises a `ValueError`.
     """
-    found = class_name(folder / INDEX_NAME)
-    if found != "DreamPosePipeline":
-        raise ValueError(f"`folder` must be the folder of a DreamPosePipeline, got {str(folder)!r}, {found}.")
+    _check_pipeline_folder("folder", folder)
     names = [glob.escape(name) for name in (INDEX_NAME, CODE_NAME, COPY_NAME) if (folder / name).is_file()]
     index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
@@ -307,15 +309,16 @@ def explain_push(argument: str, repo_id: str, advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # errors of the Hub, its client, the connection and files share no class
-        is_of_file = type(error) is RuntimeError and error.__cause__ is not None
-        cause = error.__cause__ if is_of_file else error
+        cause, place = error, ""
+        if type(error) is RuntimeError and error.__cause__ is not None:  # the client names the file
+            cause, place = error.__cause__, f"{str(error).rstrip('.')}: "
         if getattr(cause, "response", None) is not None or isinstance(cause, HFValidationError):
             start = f"`{argument}` must name a repository that can be written, got {repo_id!r}"
         elif _is_broken_connection(cause):
             start = f"Nothing was pushed to {repo_id!r} (`{argument}`), the connection to the Hub broke"
         else:
             start = f"Nothing was pushed to {repo_id!r} (`{argument}`)"
-        raise PushError(f"{start}: {_reason(error)}. {advice}") from error
+        raise PushError(f"{start}: {_reason(cause, place)}. {advice}") from error
 
 
 def _is_broken_connection(error: BaseException) -> bool:
@@ -334,11 +337,8 @@ def _make_repo(repo_id: str, private: bool) -> str:
     return full_id
 
 
-def _reason(error: Exception) -> str:
-    """Describe an error in one line, without the token."""
-    place = ""
-    if type(error) is RuntimeError and error.__cause__ is not None:  # of one file: the client's words, then the cause
-        place, error = f"{str(error).rstrip('.')}: ", error.__cause__
+def _reason(error: BaseException, place: str) -> str:
+    """Describe an error and its place in one line, without the token."""
     response = getattr(error, "response", None)
     if response is None:
         text = f"{type(error).__name__}: {error}"

@@ -72,10 +72,7 @@ def _read_row(rows: datasets.Dataset, row: int) -> dict:
 class ClipPoses(Sequence[Image.Image]):
     """IUV pictures of a clip, each read at its first use; the last `KEPT_POSES` stay in memory.
 
-    Args:
-        rows (`datasets.Dataset`): Rows of the split.
-        frames (`Sequence[int]`): Row numbers of the clip's frames.
-        size (`tuple[int, int]`, *optional*): See [`load_clips`].
+    `frames` are the clip's row numbers among `rows`; [`load_clips`] describes `size`.
     """
 
     def __init__(self, rows: datasets.Dataset, frames: Sequence[int], size: tuple[int, int] | None = None):
@@ -97,16 +94,9 @@ class ClipPoses(Sequence[Image.Image]):
 class Clips(Sequence[Clip]):
     """The first clips of a split, as [`load_clips`] returns them; each clip is read when it is indexed.
 
-    Reading raises a `ValueError` if the poses or layers of a frame have another size than its picture.
-
-    Args:
-        rows (`datasets.Dataset`): The split, one row per frame.
-        split (`str`): Name of the split.
-        videos (`dict[str, list[int]]`): Row numbers of each clip's frames. One more clip, if the split has it, is the
-            last one's counterpart.
-        num_clips, frames_per_clip, num_consecutive, seed (`int`): See [`load_clips`].
-        config_name (`str`, *optional*): Configuration of `ProceduralFashion`, for drawn clips.
-        size (`tuple[int, int]`, *optional*): See [`load_clips`].
+    Reading raises a `ValueError` if the poses or layers of a frame have another size than its picture. `rows` is the
+    split with one row per frame. `videos` has the row numbers of each clip's frames, and of one more clip if there is
+    one: the last one's counterpart. `config_name` is the configuration of `ProceduralFashion` for drawn clips.
     """
 
     def __init__(

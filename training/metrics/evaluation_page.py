@@ -54,12 +54,7 @@ pre { overflow-x: auto; font-size: .8rem; }
 
 def draw_pictures(clips: Sequence[Clip], records: Sequence[ClipRecord], scale: int) -> Image.Image:
     """Draw one row per clip: photo, pose, truth and prediction of its last target, and if there is a counterpart, its
-    photo and the prediction from it.
-
-    Args:
-        clips (`Sequence[Clip]`): The clips to draw.
-        records (`Sequence[ClipRecord]`): Their records, with `pictures`.
-        scale (`int`): Whole factor that enlarges each picture.
+    photo and the prediction from it. `records` belong to `clips`, and each picture is enlarged by the factor `scale`.
     """
     titles = ["photo", "pose", "truth", "prediction"]
     has_other = all(clip.other_reference is not None for clip in clips)
@@ -215,12 +210,7 @@ def write_results(
 ) -> None:
     """Write evaluation.json, .md, .html and, if there are clips to show, .png, and print the tables.
 
-    Args:
-        folder (`Path`): Output folder.
-        results (`Mapping[str, Any]`): All figures and what they depend on.
-        clips (`Sequence[Clip]`): The clips to show.
-        records (`Sequence[ClipRecord]`): Their records.
-        scale (`int`): Enlarges evaluation.png.
+    `results` are all figures and what they depend on, `records` belong to `clips`, and `scale` enlarges the .png.
     """
     (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     tables = markdown_tables(results["rows"], results["notes"])
