@@ -115,7 +115,7 @@ def test_colours_are_left_alone():
     assert shown[SKIN] + shown[WALL] > 0.96 * len(pixels)
 
 
-def test_what_is_no_iuv_is_refused():
+def test_pictures_without_iuv_are_refused():
     with pytest.raises(ValueError, match="`iuv` must be an RGB picture, got mode 'L'"):
         read_cells(Image.new("L", (8, 8)), (0, 0, 8, 8), (8, 8), (2, 2))
 
@@ -133,7 +133,7 @@ def test_levels_become_the_pixel_values_that_the_plug_in_makes(mode, size):
         assert torch.equal(to_pixel_values(levels), fit_image(picture.crop(box), 32, 24))
 
 
-def test_levels_of_see_through_pictures_are_laid_over_white():
+def test_transparent_pictures_are_laid_over_white():
     picture = Image.new("RGB", (24, 32), (10, 20, 30))
     picture.info["transparency"] = (10, 20, 30)  # a PNG can mark a colour as transparent
     levels = read_levels(picture, (0, 0, 24, 32), (24, 32))

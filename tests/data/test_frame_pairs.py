@@ -65,7 +65,7 @@ def test_each_map_is_read_once(dataset, shape, monkeypatch):
     assert crops.pose_memo is None, "the map of a crop never occurs again"
 
 
-def test_processes_share_the_maps_and_one_of_its_own_reads_anew(dataset, shape):
+def test_workers_share_the_maps_and_a_separate_process_reads_them_again(dataset, shape):
     samples = FramePairs(dataset, shape, seed=0)
     for batch in DataLoader(samples, 6, sampler=range(36), num_workers=2, multiprocessing_context="fork"):
         assert batch["pose_window"].shape[0] == 6
@@ -147,7 +147,7 @@ def test_the_distance_of_the_reference(dataset, shape):
         assert max(abs(count - 600 / len(near)) for count in counts.values()) < 48
 
 
-def test_frames_of_the_cutter_fill_the_canvas(dataset, shape):
+def test_cropped_frames_fill_the_canvas(dataset, shape):
     wide = LatentShape(shape.channels, 20, 32, 40, 64)
     pictures = [dataset[row]["image"] for row in range(2)]
     samples = FramePairs(dataset.select(range(2)), wide, 0, PairSettings(fit="crop"))

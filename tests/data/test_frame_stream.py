@@ -49,7 +49,7 @@ def test_samples_are_those_of_the_mapped_data_set(dataset, stream):
     assert len(expected) == 36 and set(keys(streamed)) == expected
 
 
-def test_an_epoch_has_every_frame_once_video_by_video_in_an_order_of_its_own(dataset, stream):
+def test_an_epoch_has_every_frame_once_video_by_video_in_its_own_order(dataset, stream):
     streamed, rows, draws = FrameStream(stream, SHAPE, 0), [], []
     for epoch in range(2):
         streamed.set_epoch(epoch)
@@ -136,7 +136,7 @@ def test_bad_rows_raise_or_are_counted(dataset):
     assert len(samples) == 11 and sum(sample["num_bad_rows"] for sample in samples) == 1
 
 
-def test_what_cannot_be_streamed_is_refused(dataset, stream):
+def test_bad_streams_are_refused(dataset, stream):
     with pytest.raises(ValueError, match=r"`stream` must have the columns .*, but lacks \['iuv'\]"):
         FrameStream(stream.remove_columns("iuv"), SHAPE, 0)
     match = "`stream` must have a shard for each worker of each process, got 4 shards for 5"
@@ -156,7 +156,7 @@ def positions(samples):
     return [tuple(sample.pop("stream_position").tolist()) for sample in samples]
 
 
-def test_epochs_follow_one_another_and_a_sample_tells_where_its_video_begins(stream):
+def test_epochs_follow_one_another_and_samples_hold_the_position_of_their_video(stream):
     samples = list(islice(endless(stream), 80))
     told = positions(samples)
     epochs = FrameStream(stream, SHAPE, 0)
@@ -183,7 +183,7 @@ def test_each_worker_resumes_at_its_own_position(stream):
         assert batch["noise"].equal(other["noise"])
 
 
-def test_a_share_without_samples_is_refused(dataset, tmp_path):
+def test_a_worker_without_samples_is_refused(dataset, tmp_path):
     rows = dataset.select(range(6)).cast_column("image", datasets.Image(decode=False))
     rows = [row | {"image": {"bytes": b"<html>", "path": None}} for row in rows]
     datasets.Dataset.from_list(rows, features=dataset.features).to_parquet(str(tmp_path / "train-00000.parquet"))
@@ -193,7 +193,7 @@ def test_a_share_without_samples_is_refused(dataset, tmp_path):
         next(iter(streamed))
 
 
-def test_the_first_videos_of_a_stream_can_be_held(dataset, stream):
+def test_the_first_videos_of_a_stream_are_read_into_memory(dataset, stream):
     taken = take_videos(stream, 2)
     assert taken["video_id"][:] == dataset["video_id"][:12] and taken["frame_index"][:] == dataset["frame_index"][:12]
     assert taken[7]["iuv"].tobytes() == dataset[7]["iuv"].tobytes()

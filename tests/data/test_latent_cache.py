@@ -133,7 +133,7 @@ def test_building_holds_one_shard(dataset, pipeline, shape, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("size, expected", [((640, 512), [2, 2, 1]), ((320, 256), [5]), ((1280, 1280), [1] * 5)])
-def test_what_is_encoded_at_a_time_is_bounded_by_its_pixels(dataset, pipeline, tmp_path, monkeypatch, size, expected):
+def test_the_pixels_of_a_batch_to_encode_are_bounded(dataset, pipeline, tmp_path, monkeypatch, size, expected):
     sizes, shape = [], LatentShape.of(pipeline.vae, *size)
 
     def encode(encoders, pixel_values):
@@ -226,7 +226,7 @@ def spoilt(dataset):
     return datasets.Dataset.from_list(rows, features=dataset.features)
 
 
-def test_flags_say_what_a_bad_row_is_still_good_for(spoilt, pipeline, shape, tmp_path):
+def test_flags_say_how_a_bad_row_can_still_be_used(spoilt, pipeline, shape, tmp_path):
     with pytest.raises(BadRow, match="got frame 1 of video '.*': its `image` cannot be read"):
         precompute_latents(tmp_path, FramePairs(spoilt, shape, 0), encoders_of(pipeline))
     settings = PairSettings(bad_rows="skip")
@@ -266,12 +266,12 @@ def is_bad(read, row):
     return False
 
 
-def test_what_is_no_cache_is_refused(tmp_path):
+def test_a_folder_without_a_cache_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`folder` must be a latent cache, got .* which has no facts.json"):
         LatentCache(tmp_path)
 
 
-def test_the_precision_that_encoders_are_held_in_is_another_cache(pipeline):
+def test_encoders_in_another_precision_need_another_cache(pipeline):
     """The same weights in float32 and in half precision are another cache, since half precision rounds the outputs."""
     exact = copy.deepcopy(pipeline.vae).half().float()
     others = (pipeline.image_encoder, pipeline.feature_extractor)

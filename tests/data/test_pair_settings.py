@@ -1,4 +1,4 @@
-"""Settings of samples: what is none of them is refused."""
+"""Settings of samples: values out of range are refused."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from training.data.pair_settings import PairSettings
         ({"max_reference_distance": -1}, "`max_reference_distance` must be at least 0, .* got -1 with any"),
         (
             {"max_reference_distance": 3, "reference_frames": "first"},
-            "`max_reference_distance` must be .* none unless `reference_frames` is any, got 3 with first",
+            "`max_reference_distance` must be .* requires `reference_frames` any, got 3 with first",
         ),
     ],
 )

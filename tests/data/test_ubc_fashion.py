@@ -1,5 +1,5 @@
-"""The UBC Fashion builder: its lists of ids, and both configurations from a download and from videos on disk, with a
-DensePose that the test itself scripts."""
+"""The UBC Fashion builder: lists of ids, and both configurations from a download and from disk, with a scripted
+DensePose."""
 
 import hashlib
 import itertools
@@ -30,12 +30,12 @@ from training.poses.estimator import DensePoseEstimator
 TRAIN, VALIDATION, TEST = (read_video_ids(split) for split in SPLITS)
 USED = {"train": TRAIN[:3], "validation": VALIDATION[:1], "test": TEST[:1]}
 NOBODY = Image.new("RGB", (64, 80))
-PERSON = Image.new("RGB", (64, 80), (120, 90, 10))  # V, U and the part that the scripted DensePose finds
+PERSON = Image.new("RGB", (64, 80), (120, 90, 10))  # V, U and part, found by the scripted DensePose
 
 
 @pytest.fixture(scope="module")
 def video_dir(tmp_path_factory):
-    """Five real videos, the second with a gap of two frames, the third with nobody, and one that is none."""
+    """Five videos, the second with a gap of two frames, the third without a person, and a file that is not a video."""
     folder = tmp_path_factory.mktemp("videos")
     frames = {name: [PERSON] * (3 + n) for n, name in enumerate(itertools.chain(*USED.values()))}
     frames[TRAIN[1]][1:3] = [NOBODY] * 2
@@ -48,7 +48,7 @@ def video_dir(tmp_path_factory):
 
 @pytest.fixture
 def build(tmp_path):
-    """Makes a builder with a cache of its own."""
+    """Return a function that makes builders with a cache for this test only."""
     return lambda name, **settings: UBCFashion(config_name=name, cache_dir=str(tmp_path / "cache"), **settings)
 
 
@@ -98,11 +98,9 @@ def test_rows_of_frames_are_those_of_their_clips(build, video_dir, densepose, ca
         for column in ("image", "iuv"):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
         kept = [name for name in ids if name != TRAIN[2]]
-        expected = [
-            row
-            for name in kept
-            for row in clip_rows(video_dir / f"{name}.mp4", name, split, DensePoseEstimator(densepose))[0]
-        ]
+        estimator, expected = DensePoseEstimator(densepose), []
+        for name in kept:
+            expected += clip_rows(video_dir / f"{name}.mp4", name, split, estimator)[0]
         assert list(dataset) == expected and len(expected) > 0
     row = builder.as_dataset(split="train")[0]
     assert (row["video_id"], row["frame_index"], row["split"]) == (TRAIN[0], 0, "train")
@@ -166,7 +164,7 @@ def test_poses_follow_the_settings(build, video_dir, densepose, caplog):
     assert f"Skipping the video {TRAIN[1]}" in caplog.text
 
 
-def test_the_cache_is_of_these_videos_this_densepose_and_these_settings(build, tmp_path, video_dir, densepose):
+def test_other_videos_densepose_or_settings_use_another_cache(build, tmp_path, video_dir, densepose):
     folder, model = tmp_path / "videos", tmp_path / "model.pt"
     shutil.copytree(video_dir, folder)
     shutil.copy(densepose, model)
@@ -196,7 +194,7 @@ def test_a_prepared_cache_is_found_by_a_new_builder_and_grows_with_the_videos(bu
     assert len(prepared(builder, "test")) == 2
 
 
-def test_what_is_missing_is_downloaded_first(build, tmp_path, video_dir, monkeypatch):
+def test_missing_videos_are_downloaded_first(build, tmp_path, video_dir, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     asked = {split: [*names, f"dead+{split[:6]:-<6}"] for split, names in USED.items()}
     monkeypatch.setattr(ubc_fashion, "read_video_ids", asked.get)
@@ -207,7 +205,7 @@ def test_what_is_missing_is_downloaded_first(build, tmp_path, video_dir, monkeyp
         builder = build("videos", base_url=server.base_url)
         assert prepared(builder)["video_id"] == TRAIN[1:3]
         assert len(server.requests) == 5 + 3
-        # The first has come back; a builder that is new looks again, and neither asks for the others nor forgets it.
+        # The first video is available again: a new builder requests only missing videos, and keeps those it has.
         again = build("videos", base_url=server.base_url)
         assert again.as_dataset(split="train")["video_id"] == TRAIN[1:3]
         assert prepared(again)["video_id"] == TRAIN[:3]
@@ -219,7 +217,7 @@ def test_what_is_missing_is_downloaded_first(build, tmp_path, video_dir, monkeyp
 def test_bad_settings_are_refused(build, tmp_path, video_dir, densepose):
     with pytest.raises(ValueError, match="`video_dir` must be a folder, got .*nowhere"):
         build("videos", video_dir=str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="`densepose` must be a TorchScript DensePose for the frames, got None"):
+    with pytest.raises(ValueError, match="`densepose` must be a TorchScript DensePose for `frames`, got None"):
         build("frames", video_dir=str(video_dir))
     with pytest.raises(ValueError, match="`densepose` must be a TorchScript file.*model.txt"):
         build("frames", video_dir=str(video_dir), densepose=str(tmp_path / "model.txt"))

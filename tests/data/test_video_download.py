@@ -69,7 +69,7 @@ def test_facts_of_a_video(tmp_path):
     ],
     ids=["empty", "html", "playlist", "cut", "damaged"],
 )
-def test_what_is_no_whole_video_is_refused(tmp_path, content):
+def test_broken_files_are_refused(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(UnreadablePictures, match="A video must be a readable mp4, got 'a.mp4'"):
         probe_video(tmp_path / "a.mp4")
@@ -107,7 +107,7 @@ def overwritten(content, box, offset, value):
     return content[:start] + value.to_bytes(4, "big") + content[start + 4 :]
 
 
-def test_a_video_whose_edit_list_shows_less_is_whole(tmp_path):
+def test_a_video_whose_edit_list_hides_frames_is_complete(tmp_path):
     """The list shows 100 ms of six frames of 1/30 s each."""
     (tmp_path / "a.mp4").write_bytes(overwritten(VIDEOS[FIRST], b"elst", 8, 100))
     assert probe_video(tmp_path / "a.mp4") == VideoFacts(fps=30, width=32, height=48, num_frames=3)
@@ -137,7 +137,7 @@ def test_all_arrive_and_are_pinned(server, tmp_path):
     assert sorted(path for path, _ in server.requests) == sorted(f"/I/{video_id}.mp4" for video_id in GOOD)
 
 
-def test_a_second_run_asks_for_nothing_and_writes_nothing(server, tmp_path):
+def test_a_second_run_requests_and_writes_nothing(server, tmp_path):
     first = download(server, tmp_path)
     server.requests.clear()
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -172,7 +172,7 @@ def test_a_passing_failure_is_tried_again(server, tmp_path, fault):
     assert_all_good(tmp_path)
 
 
-def test_of_all_failures_at_once_only_what_is_good_stays(server, tmp_path):
+def test_with_many_failures_at_once_only_good_videos_stay(server, tmp_path):
     bad = {
         "AAAAAAAAAAA": 404,
         "BBBBBBBBBBB": 500,
@@ -191,14 +191,14 @@ def test_of_all_failures_at_once_only_what_is_good_stays(server, tmp_path):
     assert_all_good(tmp_path)
 
 
-def test_attempts_are_further_and_further_apart(server, tmp_path):
+def test_the_pauses_between_attempts_grow(server, tmp_path):
     server.faults[FIRST] = [500] * 3
     start = time.monotonic()
     download(server, tmp_path, [FIRST], retries=3, backoff=0.05)
     assert time.monotonic() - start >= 0.05 + 0.1 + 0.2
 
 
-def test_a_silent_server_is_left(server, tmp_path):
+def test_a_silent_server_times_out(server, tmp_path):
     server.faults[FIRST] = itertools.repeat("stall")
     report = download(server, tmp_path, timeout=0.1, retries=1)
     assert "timed out" in report.missing[FIRST] and len(report.videos) == 2
@@ -266,7 +266,7 @@ def take_rejected(folder):
     return content
 
 
-def test_a_broken_file_is_replaced_and_a_whole_one_is_pinned_without_a_request(server, tmp_path):
+def test_a_broken_file_is_replaced_and_a_complete_one_is_pinned_without_a_request(server, tmp_path):
     (tmp_path / f"{FIRST}.mp4").write_bytes(VIDEOS[FIRST][:1000])
     (tmp_path / f"{GOOD[1]}.mp4").write_bytes(VIDEOS[GOOD[1]])
     assert download(server, tmp_path).missing == {}
@@ -276,7 +276,7 @@ def test_a_broken_file_is_replaced_and_a_whole_one_is_pinned_without_a_request(s
     assert_all_good(tmp_path)
 
 
-def test_a_refused_file_is_kept_aside_where_its_link_is_dead(server, tmp_path):
+def test_a_refused_file_is_kept_as_rejected_if_its_link_is_dead(server, tmp_path):
     download(server, tmp_path)
     (tmp_path / f"{FIRST}.mp4").write_bytes(VIDEOS[GOOD[1]])  # a good video, but not the one in the manifest
     server.faults[FIRST] = itertools.repeat(404)
@@ -287,7 +287,7 @@ def test_a_refused_file_is_kept_aside_where_its_link_is_dead(server, tmp_path):
     assert_all_good(tmp_path, GOOD[1:])
 
 
-def test_damage_on_disk_is_found_and_mended(server, tmp_path):
+def test_a_file_damaged_on_disk_is_downloaded_again(server, tmp_path):
     download(server, tmp_path)
     content = bytearray(VIDEOS[FIRST])
     content[-1] ^= 1  # one bit, which no decoder notices
@@ -308,7 +308,7 @@ def test_another_video_than_the_pinned_one_is_refused(server, tmp_path):
     assert_all_good(tmp_path, GOOD[1:])
 
 
-def test_no_more_than_allowed_are_under_way_at_once(server, tmp_path):
+def test_the_number_of_simultaneous_downloads_is_limited(server, tmp_path):
     video_ids = [f"{number:011d}" for number in range(12)]
     server.videos = dict.fromkeys(video_ids, VIDEOS[FIRST])
     download(server, tmp_path, video_ids, num_workers=3)
@@ -316,7 +316,7 @@ def test_no_more_than_allowed_are_under_way_at_once(server, tmp_path):
     assert_all_good(tmp_path, video_ids, server.videos)
 
 
-def test_one_waits_for_another_in_the_same_folder(server, tmp_path):
+def test_a_process_waits_for_another_in_the_same_folder(server, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         reports = list(pool.map(lambda _: download(server, tmp_path), range(2)))
     assert reports[0] == reports[1] and reports[0].missing == {}

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from tests.tiny_components import get_dummy_iuv
-from training.poses.densepose import CHANNEL_ORDERS, fill_gaps, find_channel_order, read_poses, temporal_median
+from training.poses.densepose import fill_gaps, find_channel_order, read_poses, temporal_median
+from training.poses.settings import CHANNEL_ORDERS
 
 
 def picture(color="red", size=(8, 10)):
@@ -96,7 +97,7 @@ def test_a_lossless_video_equals_the_folder(tmp_path, name, codec, pixel_format)
     assert [f.tobytes() for f in read_poses(tmp_path / name)] == [f.tobytes() for f in frames]
 
 
-def test_a_video_that_lost_codes_is_refused(tmp_path):
+def test_a_lossy_video_is_refused(tmp_path):
     for codec, pixel_format in (("mpeg4", "yuv420p"), ("ffv1", "yuv420p")):
         write_video(tmp_path / "poses.mkv", codec, pixel_format, [picture(size=(32, 32))] * 2)
         with pytest.raises(ValueError, match=f"lossless RGB codec .* got {codec}, {pixel_format}"):
@@ -109,7 +110,7 @@ def test_a_video_that_lost_codes_is_refused(tmp_path):
         read_poses(tmp_path / "poses.txt")
 
 
-def test_the_release_s_maps_are_read_from_among_its_frames(tmp_path):
+def test_the_releases_maps_are_read_from_a_folder_with_its_frames(tmp_path):
     maps = np.random.default_rng(0).random((12, 2, 5, 4))
     for number, array in enumerate(maps):
         np.save(tmp_path / f"frame_{number}_densepose.npy", array)
@@ -146,7 +147,7 @@ def test_the_part_codes_tell_the_channel_order():
     np.testing.assert_array_equal(swapped[0][..., CHANNEL_ORDERS["iuv"]], frames[0])
 
 
-def test_an_undecidable_order_is_the_default_with_a_notice():
+def test_an_ambiguous_channel_order_gives_the_default_and_a_notice():
     empty = [np.zeros((4, 4, 3), np.uint8)]
     for default in ("vui", "iuv"):
         order, notice = find_channel_order(empty, default)
@@ -181,7 +182,7 @@ def test_gaps_are_filled_from_the_nearest_frame_up_to_a_limit():
         fill_gaps([None, None], max_gap=9)
 
 
-def test_the_median_calms_where_the_part_stays_and_nowhere_else():
+def test_the_median_changes_only_pixels_whose_part_stays():
     frames = [np.full((1, 2, 3), (v, 50, 3), np.uint8) for v in (10, 90, 14, 13)]
     frames[1][0, 1, 2] = 4
     calmed = temporal_median(frames)

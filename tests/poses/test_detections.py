@@ -44,7 +44,7 @@ def test_charts_become_the_figure_that_they_were_drawn_from(drawn_iuv):
     assert np.abs(detection.iuv.astype(int) - drawn_iuv).max() <= 1
 
 
-def test_a_coarse_background_wins_over_every_part(drawn_iuv):
+def test_a_coarse_background_overrides_every_part(drawn_iuv):
     coarse, fine, u, v = charts_of(drawn_iuv)
     coarse[..., :40, :] = torch.tensor([1.0, 0.0])[None, :, None, None]
     (detection,) = detections_from_charts(torch.tensor([[0.0, 0.0, 64.0, 80.0]]), None, coarse, fine, u, v)
@@ -131,7 +131,7 @@ def test_a_hostile_dump_is_refused_and_nothing_of_it_runs(save_dump, tmp_path):
     assert trace.exists(), "the code in the file does nothing, so the test proves nothing"
 
 
-def test_what_is_no_dump_is_refused(save_dump, tmp_path):
+def test_other_files_are_no_dump(save_dump, tmp_path):
     (tmp_path / "text.pkl").write_text("no dump")
     for path in (tmp_path / "text.pkl", save_dump(lambda result: {"a": torch.zeros(1)})):
         with pytest.raises(ValueError, match="`path` must be a dump of detectron2's"):
@@ -171,7 +171,7 @@ def test_the_rule_chooses_the_person(rule, code):
         follow_person([people], 100, 110, "first")
 
 
-def test_people_who_cross_are_not_exchanged():
+def test_people_who_cross_are_not_swapped():
     clip = []
     for i in range(11):
         people = [person(8 * i, 1, height=62), person(80 - 8 * i, 2)]

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""One clip -> rows of a prepared data set, one a frame."""
+"""Rows of a prepared data set from one clip, one row per frame."""
 
 import io
 import os
@@ -9,8 +9,9 @@ import datasets
 from PIL import Image
 
 from training.media.pictures import iterate_pictures
-from training.poses.clip_poses import PoseSettings, estimate_poses
+from training.poses.clip_poses import estimate_poses
 from training.poses.estimator import DensePoseEstimator
+from training.poses.settings import PoseSettings
 
 
 FEATURES = datasets.Features(
@@ -32,24 +33,17 @@ def clip_rows(
     settings: PoseSettings = PoseSettings(),
     show_progress: bool = True,
 ) -> tuple[list[dict], list[int]]:
-    """The rows of one clip: pictures as JPEG of quality 95, IUV as PNG.
+    """Make the rows of one clip, with pictures as JPEG of quality 95 and IUV as PNG.
 
-    Args:
-        video (`str` or `os.PathLike`): The video.
-        video_id (`str`): Goes into every row.
-        split (`str`): Goes into every row.
-        estimator (`DensePoseEstimator`): DensePose.
-        settings (`PoseSettings`, *optional*): Whom to follow, and what becomes of gaps and flicker.
-        show_progress (`bool`, *optional*, defaults to `True`): A bar over the frames.
     Returns:
-        `tuple[list[dict], list[int]]`: One row a frame, with the columns of `FEATURES`; the frames that were filled.
+        `tuple[list[dict], list[int]]`: One row per frame with the columns of `FEATURES`, and the filled frames.
     Raises:
-        ClipDropped: If there is no person, or a gap is too long.
+        ClipDropped: If no frame shows a person, or a gap is too long.
         UnreadablePictures: If the video cannot be read.
     """
     poses = estimate_poses(video, estimator, settings, show_progress)
     rows = []
-    # Decoded a second time, which costs little beside DensePose, so that not all pictures lie in memory at once.
+    # Decode again instead of keeping all pictures in memory; compared with DensePose this costs little.
     for index, (picture, iuv) in enumerate(zip(iterate_pictures(video), poses, strict=True)):
         row = {"video_id": video_id, "frame_index": index, "split": split}
         rows.append(row | encode_frame(picture, Image.fromarray(iuv)))
@@ -57,8 +51,8 @@ def clip_rows(
 
 
 def encode_frame(picture: Image.Image, iuv: Image.Image) -> dict[str, dict]:
-    """The columns `image` and `iuv` of a row, as files in memory."""
-    # A level at which PNG is decoded in 60 % of the time that its default takes, for a third more bytes.
+    """Return the columns `image` and `iuv` of a row as files in memory."""
+    # At this level, decoding a PNG takes 60 % of the time of the default level, for a third more bytes.
     return {"image": _encode(picture, "JPEG", quality=95), "iuv": _encode(iuv, "PNG", compress_level=3)}
 
 

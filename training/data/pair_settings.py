@@ -1,13 +1,12 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""How frames of a clip become a sample: settings that samples, latent caches and options share."""
+"""Settings for making samples from frames, shared by samples, latent caches and options."""
 
 from dataclasses import dataclass
 
-from training.data.augmentation import FITS
-
 
 REFERENCE_FRAMES = ("any", "first")
+FITS = ("whole", "crop")
 BAD_ROWS = ("raise", "skip")
 
 
@@ -16,23 +15,23 @@ class PairSettings:
     """How frames of a clip become a sample.
 
     Args:
-        pose_radius (`int`, *optional*, defaults to 2): Poses on each side of the target's in its window.
+        pose_radius (`int`, *optional*, defaults to 2): Poses on each side of the target's pose in its window.
         reference_frames (`str`, *optional*, defaults to `"any"`):
-            Which frame of a video is the reference: `"any"`, all alike, or its `"first"`.
+            The reference frame of a video: `"any"` frame, all equally likely, or the `"first"`.
         max_reference_distance (`int`, *optional*):
-            With `"any"`: the reference is drawn, all alike, from the frames at most so many from the target.
+            With `"any"`: draw the reference only from the frames at most this far from the target.
         fit (`str`, *optional*, defaults to `"whole"`):
-            How a picture of another aspect is laid on the canvas: `"whole"`, with its borders continued outwards, or
-            `"crop"`, its middle filling the canvas.
+            How a picture of another aspect ratio fills the canvas: `"whole"`, with its borders extended outwards, or
+            `"crop"`, by its middle only.
         min_crop_scale (`float`, *optional*, defaults to 1.0):
-            Below 1, target and poses show one random part of the canvas, enlarged, with at least so much of its
-            sides; the reference does not, since it is the photo, which is to hold all that a target may show.
-        noise_offset (`float`, *optional*, defaults to 0): Scale of noise that is constant over a channel.
+            Below 1, target and poses show the same random part of the canvas, enlarged, with at least this share of
+            its sides. The reference is not cropped: as the photo, it must hold everything that a target may show.
+        noise_offset (`float`, *optional*, defaults to 0): Scale of additional noise that is constant within a channel.
         bad_rows (`str`, *optional*, defaults to `"raise"`):
-            What becomes of a sample with an unreadable picture, a gap in its window or a map that does not fit its
-            picture: an error, or, with `"skip"`, the sample of the next row in the order of the epoch.
+            For a sample with an unreadable picture, a gap in its window or a map of another size than its picture:
+            `"raise"` an error, or `"skip"` to the next row in the order of the epoch.
     Raises:
-        ValueError: If one of them is none of these.
+        ValueError: If a value is out of range.
     """
 
     pose_radius: int = 2
@@ -44,10 +43,10 @@ class PairSettings:
     bad_rows: str = "raise"
 
     def check_cacheable(self) -> None:
-        """Raise a `ValueError` if a latent cache cannot hold what samples show."""
+        """Raise a `ValueError` if samples show random crops, which a latent cache cannot hold."""
         if self.min_crop_scale < 1:
             raise ValueError(
-                "`min_crop_scale` must be 1 with `latent_cache_dir`, since a crop has latents of its own, got"
+                "`min_crop_scale` must be 1 with `latent_cache_dir`, since each crop has its own latents, got"
                 f" {self.min_crop_scale}."
             )
 
@@ -63,6 +62,6 @@ class PairSettings:
         distance = self.max_reference_distance
         if distance is not None and (distance < 0 or self.reference_frames != "any"):
             raise ValueError(
-                "`max_reference_distance` must be at least 0, and none unless `reference_frames` is any, got"
+                "`max_reference_distance` must be at least 0, and requires `reference_frames` any, got"
                 f" {distance} with {self.reference_frames}."
             )

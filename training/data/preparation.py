@@ -1,11 +1,11 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""A data set from many clips, one parquet shard a clip, so that a run can be killed at any moment and goes on.
+"""Preparing a data set from many clips, with one parquet shard per clip; a killed run can be resumed.
 
-FOLDER/settings.json                   what all shards were made with
-FOLDER/frames/SPLIT/VIDEO_ID.parquet   a clip's rows, whole or not there
-FOLDER/records/SPLIT/VIDEO_ID.json     what became of the clip; written last: the clip is done
-FOLDER/annotations/...                 the same rows without pictures, if they are to be published
+FOLDER/settings.json                   settings of all shards
+FOLDER/frames/SPLIT/VIDEO_ID.parquet   a clip's rows; the file appears when it is complete
+FOLDER/records/SPLIT/VIDEO_ID.json     outcome of the clip, written last: it marks the clip as finished
+FOLDER/annotations/...                 the same rows without pictures, for publishing
 """
 
 import json
@@ -23,38 +23,37 @@ import datasets
 import torch
 
 from training.data.clip_rows import FEATURES, clip_rows
+from training.data.ubc_fashion import SPLITS, read_video_ids
 from training.data.video_download import file_digest
 from training.media.pictures import UnreadablePictures
 from training.media.settings_file import has_settings, partial_path, remove_leftovers, write_json
-from training.poses.clip_poses import ClipDropped, PoseSettings
+from training.poses.clip_poses import ClipDropped
 from training.poses.estimator import DensePoseEstimator
+from training.poses.settings import PoseSettings
 
 
 @dataclass(frozen=True)
 class ClipTask:
-    """A clip to be prepared: a video, and where its rows belong."""
+    """A clip to prepare: its video, and the id and split of its rows."""
 
     video: Path
     video_id: str
     split: str
 
     def shard(self, output_dir: Path) -> Path:
-        """Its rows."""
+        """File of the clip's rows."""
         return output_dir / "frames" / self.split / f"{self.video_id}.parquet"
 
     def record(self, output_dir: Path) -> Path:
-        """What became of it."""
+        """File of the clip's outcome."""
         return output_dir / "records" / self.split / f"{self.video_id}.json"
 
 
 def open_data_set(output_dir: Path, settings: dict) -> None:
-    """Begin a data set, or go on with one that was made with the same settings.
+    """Start a data set, or resume one with the same settings (everything that its rows depend on besides the videos).
 
-    Args:
-        output_dir (`Path`): Its folder.
-        settings (`dict`): All that its rows depend on besides the videos, as JSON.
     Raises:
-        ValueError: If clips of it were made with others.
+        ValueError: If some clips were prepared with other settings.
     """
     path = output_dir / "settings.json"
     has_clips = any((output_dir / "records").rglob("*.json"))
@@ -64,23 +63,13 @@ def open_data_set(output_dir: Path, settings: dict) -> None:
 
 
 def prepare_clip(
-    task: ClipTask,
-    output_dir: Path,
-    estimator: DensePoseEstimator,
-    settings: PoseSettings,
-    show_progress: bool = True,
+    task: ClipTask, output_dir: Path, estimator: DensePoseEstimator, settings: PoseSettings, show_progress: bool = True
 ) -> dict:
     """Write a clip's shard and record.
 
-    Args:
-        task (`ClipTask`): The clip.
-        output_dir (`Path`): Folder of the data set.
-        estimator (`DensePoseEstimator`): DensePose.
-        settings (`PoseSettings`): Whom to follow, and what becomes of gaps and flicker.
-        show_progress (`bool`, *optional*, defaults to `True`): A bar over the frames.
     Returns:
-        `dict`: The record: the video's `sha256`, and `num_frames` and the frames that were `filled`, or why the clip
-            was `dropped`.
+        `dict`: The record: the video's `sha256`, and either `num_frames` and the `filled` frames, or the reason why
+            the clip was `dropped`.
     """
     shard = task.shard(output_dir)
     try:
@@ -89,7 +78,7 @@ def prepare_clip(
         record = {"dropped": str(error)}
     else:
         shard.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: where a run was killed, a process of it may still be finishing this very clip.
+        # A unique name, since a process of a killed run may still be finishing this clip.
         partial = partial_path(output_dir / task.video_id)
         columns = {name: [row[name] for row in rows] for name in FEATURES}
         datasets.Dataset.from_dict(columns, features=FEATURES).to_parquet(str(partial))
@@ -101,7 +90,7 @@ def prepare_clip(
 
 
 def unfinished(tasks: Iterable[ClipTask], output_dir: Path) -> list[ClipTask]:
-    """Those of the clips that have no record yet, or were dropped when their video was another."""
+    """Return the clips without a record, and those that were dropped but whose video has changed since."""
 
     def is_done(task: ClipTask) -> bool:
         path = task.record(output_dir)
@@ -119,19 +108,12 @@ def prepare_clips(
     device: str = "cpu",
     num_proc: int = 1,
 ) -> Iterator[tuple[ClipTask, dict]]:
-    """Prepare clips, several at a time.
+    """Prepare clips in `num_proc` processes (1 means this process), each of which loads DensePose.
 
-    Args:
-        tasks (`Sequence[ClipTask]`): The clips.
-        output_dir (`Path`): Folder of the data set.
-        densepose (`str` or `os.PathLike`): As `DensePoseEstimator` takes it; each process loads its own.
-        settings (`PoseSettings`): As in `prepare_clip`.
-        device (`str`, *optional*, defaults to `"cpu"`): Where DensePose runs.
-        num_proc (`int`, *optional*, defaults to 1): Processes; with 1 it is this one.
     Returns:
-        `Iterator[tuple[ClipTask, dict]]`: Each clip and its record, as they are finished.
+        `Iterator[tuple[ClipTask, dict]]`: Each clip and its record, in the order in which they are finished.
     Raises:
-        ValueError: If DensePose cannot be used, or a process died, as for want of memory.
+        ValueError: If DensePose cannot be used, or a process died, for example because memory ran out.
     """
     if not tasks:
         return
@@ -148,22 +130,22 @@ def prepare_clips(
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise ValueError(
-                f"`num_proc` must leave memory for all its processes, but one of {num_proc} died; the same command "
-                "goes on with the clips that are missing."
+                f"`num_proc` must leave memory for all processes, but one of {num_proc} died; run the same command "
+                "again to prepare the missing clips."
             ) from error
-        finally:  # interrupted, only the clips that are under way are finished
+        finally:  # after an interruption, the workers finish only their current clips
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start_worker(densepose: str | os.PathLike, device: str, num_proc: int) -> None:
-    global _estimator  # a worker's own, loaded once
+    global _estimator  # loaded once per worker
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_proc))
     _estimator = DensePoseEstimator(densepose, device)
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot end its workers, which would wait for it for ever."""
+    """End this worker when its parent ends; after a killed parent it would otherwise wait for ever."""
     parent_process().join()
     os._exit(1)
 
@@ -173,14 +155,7 @@ def _prepare_in_worker(task: ClipTask, output_dir: Path, settings: PoseSettings)
 
 
 def summarize(tasks: Iterable[ClipTask], output_dir: Path) -> dict:
-    """Collect what became of the clips into `summary.json`.
-
-    Args:
-        tasks (`Iterable[ClipTask]`): The clips, all of them prepared.
-        output_dir (`Path`): Folder of the data set.
-    Returns:
-        `dict`: The `settings`, and by split and clip its record.
-    """
+    """Write `summary.json` and return its content: the `settings`, and the clips' records by split and id."""
     settings = json.loads((output_dir / "settings.json").read_text())
     summary = {"settings": settings, "clips": {}}
     for task in sorted(tasks, key=lambda task: (task.split, task.video_id)):
@@ -191,7 +166,7 @@ def summarize(tasks: Iterable[ClipTask], output_dir: Path) -> dict:
 
 
 def describe(summary: dict) -> list[str]:
-    """Lines that tell what `summarize` collected: clips and frames of each split, frames filled, clips dropped."""
+    """Return lines about a summary from `summarize`: clips and frames of each split, filled frames, dropped clips."""
     lines = []
     for split, clips in summary["clips"].items():
         used = {video_id: record for video_id, record in clips.items() if "dropped" not in record}
@@ -204,14 +179,7 @@ def describe(summary: dict) -> list[str]:
 
 
 def write_annotations(tasks: Iterable[ClipTask], output_dir: Path) -> Path:
-    """Write the shards again without their pictures; what is newer than its shard is kept.
-
-    Args:
-        tasks (`Iterable[ClipTask]`): The clips, all of them prepared.
-        output_dir (`Path`): Folder of the data set.
-    Returns:
-        `Path`: The folder of the annotations: `video_id`, `frame_index`, `iuv` and `split`.
-    """
+    """Write the shards of prepared clips without pictures, and return their folder; files that are up to date stay."""
     folder = output_dir / "annotations"
     columns = [name for name in FEATURES if name != "image"]
     features = datasets.Features({name: FEATURES[name] for name in columns})
@@ -229,3 +197,26 @@ def write_annotations(tasks: Iterable[ClipTask], output_dir: Path) -> Path:
         rows.to_parquet(str(partial))
         os.replace(partial, path)
     return folder
+
+
+def find_clips(folder: Path, splits: Sequence[str], include_images: bool = False) -> list[ClipTask]:
+    """Return the clips of a folder of videos. Videos of UBC Fashion belong to its splits, all others to `train`.
+
+    Args:
+        folder (`Path`): Folder with `*.mp4`.
+        splits (`Sequence[str]`): The splits to return.
+        include_images (`bool`, *optional*, defaults to `False`): Whether the pictures will be published.
+    Raises:
+        ValueError: If there is no clip, or pictures of UBC Fashion would be published.
+    """
+    split_of = {name: split for split in SPLITS for name in read_video_ids(split)}
+    tasks = [ClipTask(video, video.stem, split_of.get(video.stem, "train")) for video in sorted(folder.glob("*.mp4"))]
+    tasks = [task for task in tasks if task.split in splits]
+    if not tasks:
+        raise ValueError(
+            f"`video_dir` must hold *.mp4 of the splits {', '.join(splits)}, got {str(folder)!r}, without any."
+        )
+    sellers = [task.video_id for task in tasks if task.video_id in split_of]
+    if include_images and sellers:
+        raise ValueError(f"`include_images` must be for videos of your own, got {sellers[0]!r} of UBC Fashion.")
+    return tasks

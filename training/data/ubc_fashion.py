@@ -1,9 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""UBC Fashion (Zablotskaia et al., DwNet, BMVC 2019) as a `datasets` builder: its videos, or their frames with IUV.
+"""UBC Fashion (Zablotskaia et al., DwNet, BMVC 2019) as a `datasets` builder of its videos, or their frames with IUV.
 
-The project ships the published lists of ids, not the videos, for which no licence is stated. 500 are for training, of
-which every 20th is held out here for validation, and 100 for testing; some links are dead.
+The project ships the published lists of ids, not the videos, which have no stated licence. 100 are for testing and 500
+for training, of which every 20th is the validation split here. Some links are dead.
 
     builder = UBCFashion(config_name="frames", densepose="model.pt")
     builder.download_and_prepare(num_proc=4)
@@ -24,8 +24,9 @@ import torch
 from training.data import clip_rows, video_download
 from training.media import pictures
 from training.media.pictures import UnreadablePictures
-from training.poses import clip_poses, densepose, detections, estimator
-from training.poses.clip_poses import ClipDropped, PoseSettings
+from training.poses import clip_poses, densepose, detections, estimator, settings
+from training.poses.clip_poses import ClipDropped
+from training.poses.settings import PoseSettings
 
 
 logger = logging.getLogger(__name__)
@@ -46,14 +47,10 @@ VIDEO_FEATURES = datasets.Features(
 
 
 def read_video_ids(split: str) -> list[str]:
-    """The ids of a split, which are disjoint, in the order of the published lists.
+    """Return the ids of a split in the order of the published lists; `+` and `-` are part of their 11 characters.
 
-    Args:
-        split (`str`): `"train"`, `"validation"` or `"test"`.
-    Returns:
-        `list[str]`: 475, 25 or 100 ids of 11 characters; `+` and `-` are part of them.
     Raises:
-        ValueError: If there is no such split.
+        ValueError: If `split` is not `"train"` (475 ids), `"validation"` (25) or `"test"` (100).
     """
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {SPLITS}, got {split!r}.")
@@ -62,14 +59,13 @@ def read_video_ids(split: str) -> list[str]:
 
 @dataclass
 class UBCFashionConfig(datasets.BuilderConfig):
-    """Where the videos are, and for `frames` how their poses come about.
+    """Folder of the videos, and for `frames` how to make their poses.
 
     Args:
         video_dir (`str` or `os.PathLike`, *optional*):
-            Videos on disk, `ID.mp4`, from which nothing is downloaded. Without it they are downloaded into the
-            builder's cache.
-        densepose (`str` or `os.PathLike`, *optional*): As `DensePoseEstimator` takes it; `frames` needs one.
-        device (`str`, *optional*, defaults to `"cpu"`): Where DensePose runs.
+            Folder of videos named `ID.mp4`. Without it, the builder downloads them into its cache.
+        densepose (`str` or `os.PathLike`, *optional*): `path` of `DensePoseEstimator`; `frames` needs it.
+        device (`str`, *optional*, defaults to `"cpu"`): Device of DensePose.
         person, max_gap, median: As in `PoseSettings`.
         base_url (`str`, *optional*): As in `download_videos`.
     """
@@ -84,14 +80,14 @@ class UBCFashionConfig(datasets.BuilderConfig):
 
     @property
     def pose_settings(self) -> PoseSettings:
-        """Whom to follow, and what becomes of gaps and flicker."""
+        """The settings of the poses."""
         return PoseSettings(self.person, self.max_gap, self.median)
 
 
 class UBCFashion(datasets.GeneratorBasedBuilder):
-    """UBC Fashion: `videos` has one row a video, `frames` one row a frame.
+    """UBC Fashion: `videos` has one row per video, `frames` one row per frame.
 
-    What is missing, cannot be decoded or shows nobody is skipped with a warning.
+    The builder warns of videos that are missing, cannot be decoded or show nobody, and skips them.
     """
 
     BUILDER_CONFIG_CLASS = UBCFashionConfig
@@ -100,19 +96,19 @@ class UBCFashion(datasets.GeneratorBasedBuilder):
 
     @property
     def video_dir(self) -> Path:
-        """The folder of the videos."""
+        """Folder of the videos."""
         return Path(self.config.video_dir or Path(self._cache_downloaded_dir, "ubc_fashion")).resolve()
 
     def download_and_prepare(self, *args, **kwargs):
-        """As in `datasets`, after the videos that are missing were downloaded."""
+        """Download missing videos, then do as in `datasets`."""
         self._download()
-        # Which rows there are depends on which videos came: neither the place nor the sizes of before hold.
+        # The rows depend on which videos arrived, so the cache folder and the sizes of the splits may have changed.
         self._cache_dir = self._output_dir = self._build_cache_dir()
         self.info.splits = None
         super().download_and_prepare(*args, **kwargs)
 
     def as_streaming_dataset(self, *args, **kwargs):
-        """As in `datasets`, after the videos that are missing were downloaded."""
+        """Download missing videos, then do as in `datasets`."""
         self._download()
         return super().as_streaming_dataset(*args, **kwargs)
 
@@ -122,10 +118,10 @@ class UBCFashion(datasets.GeneratorBasedBuilder):
             video_download.download_videos(video_ids, self.video_dir, base_url=self.config.base_url)
 
     def _build_cache_dir(self):
-        # `datasets` caches by the configuration alone. Other videos, another DensePose or other code give other rows.
+        # `datasets` caches by configuration only, but videos, DensePose and code change the rows too.
         modules = [video_download]
         if self.config.name == "frames":
-            modules = [pictures, clip_poses, clip_rows, densepose, detections, estimator]
+            modules = [pictures, clip_poses, clip_rows, densepose, detections, estimator, settings]
         digest = hashlib.sha256(repr(self._sources()).encode())
         for file in (__file__, *(module.__file__ for module in modules)):
             digest.update(Path(file).read_bytes())
@@ -133,12 +129,12 @@ class UBCFashion(datasets.GeneratorBasedBuilder):
         return super()._build_cache_dir()
 
     def _sources(self) -> list:
-        """What the rows come from: the videos by size and time, and DensePose with its settings."""
+        """Return the sources of the rows: videos with size and time, and DensePose with its settings."""
         videos = self._find_videos().videos.values() if self.video_dir.is_dir() or self.config.video_dir else ()
         sources = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in videos]
         if self.config.name == "frames":
             if self.config.densepose is None:
-                raise ValueError("`densepose` must be a TorchScript DensePose for the frames, got None.")
+                raise ValueError("`densepose` must be a TorchScript DensePose for `frames`, got None.")
             weights = estimator.find_densepose(self.config.densepose)
             sources += [video_download.file_digest(weights), self.config.pose_settings]
         return sources
@@ -178,7 +174,7 @@ class UBCFashion(datasets.GeneratorBasedBuilder):
         path = self.video_dir / f"{video_id}.mp4"
         if self.config.name == "frames":
             if os.getpid() != _MAIN_PROCESS:
-                # `num_proc` forks; a fork would wait for OpenMP's threads, which only the main process has.
+                # A fork (`num_proc`) would wait for OpenMP's threads, which only the main process has.
                 torch.set_num_threads(1)
             model = _load_estimator(str(self.config.densepose), self.config.device)
             rows, _ = clip_rows.clip_rows(path, video_id, split, model, self.config.pose_settings)
@@ -189,5 +185,5 @@ class UBCFashion(datasets.GeneratorBasedBuilder):
 
 @functools.lru_cache(maxsize=1)
 def _load_estimator(path: str, device: str) -> estimator.DensePoseEstimator:
-    """Once a process: a stream asks for it at every clip."""
+    """Load DensePose once per process; a stream asks for it at every clip."""
     return estimator.DensePoseEstimator(path, device)

@@ -11,37 +11,13 @@ from tqdm.auto import tqdm
 
 from training.media.pictures import UnreadablePictures, iterate_pictures
 from training.poses.densepose import fill_gaps, steady_median
-from training.poses.detections import PERSON_RULES, Detection, follow_person, paste
+from training.poses.detections import Detection, follow_person, paste
 from training.poses.estimator import DensePoseEstimator
+from training.poses.settings import PoseSettings
 
 
 class ClipDropped(ValueError):
     """A clip that shows no person, or shows none for more frames than `max_gap`."""
-
-
-@dataclass(frozen=True)
-class PoseSettings:
-    """How detections become the poses of one person.
-
-    Args:
-        person (`str`, *optional*, defaults to `"largest"`): Whom to follow, one of `detections.PERSON_RULES`.
-        max_gap (`int`, *optional*, defaults to 5):
-            The longest run of frames without that person that is filled from its neighbours; with 0 none is.
-        median (`int`, *optional*, defaults to 0): Radius of the temporal median over U and V; 0 for none.
-    Raises:
-        ValueError: If one of them is none of these.
-    """
-
-    person: str = PERSON_RULES[0]
-    max_gap: int = 5
-    median: int = 0
-
-    def __post_init__(self):
-        if self.person not in PERSON_RULES:
-            raise ValueError(f"`person` must be one of {PERSON_RULES}, got {self.person!r}.")
-        for name in ("max_gap", "median"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from training.media.pictures import natural_order
+from training.poses.settings import CHANNEL_ORDERS
 
 
 PICTURE_SUFFIXES = (".png", ".bmp")  # lossless: a JPEG mixes U and V across charts
@@ -147,9 +148,6 @@ def _read_release_maps(files: list[Path]) -> torch.Tensor:
         maps.append(torch.from_numpy(array.astype(np.float32)))
     return torch.stack(maps)
 
-
-CHANNEL_ORDERS = {"vui": (0, 1, 2), "iuv": (2, 1, 0)}
-"""Where V, U and I lie in R, G, B: as DensePose writes IUV pictures, and as TikTok's data set does."""
 
 _NUM_CODES = 25
 _PART_COLORS = {"viridis": (68, 1, 84), "parula": (53, 42, 135)}  # background colours

@@ -18,16 +18,19 @@ import torch.nn.functional as F
 from torch.serialization import safe_globals
 
 from training.media.pictures import natural_order
+from training.poses.settings import PERSON_RULES
 
 
-PERSON_RULES = ("largest", "score", "centre")
 _DUMP_CLASSES = ("DensePoseChartResult", "DensePoseChartResultWithConfidences")
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One person: `box` (left, top, right, bottom) in whole pixels, right and bottom exclusive; `iuv` of the box's
-    size, uint8 `[H, W, 3]` as V, U, I; `score` in [0, 1]."""
+    """One detected person.
+
+    `box` (left, top, right, bottom) is in whole pixels, right and bottom exclusive. `iuv` has the size of the box,
+    uint8 `[H, W, 3]` as V, U, I. `score` is in [0, 1].
+    """
 
     box: tuple[int, int, int, int]
     iuv: np.ndarray

@@ -1,0 +1,35 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Settings for making poses, shared by options and readers: whom to follow, gaps, flicker, channel order."""
+
+from dataclasses import dataclass
+
+
+PERSON_RULES = ("largest", "score", "centre")
+# The position of V, U and I in R, G and B: as DensePose writes IUV pictures, and as the TikTok data set does.
+CHANNEL_ORDERS = {"vui": (0, 1, 2), "iuv": (2, 1, 0)}
+
+
+@dataclass(frozen=True)
+class PoseSettings:
+    """How the detections of a clip become the poses of one person.
+
+    Args:
+        person (`str`, *optional*, defaults to `"largest"`): The person to follow among several, one of `PERSON_RULES`.
+        max_gap (`int`, *optional*, defaults to 5):
+            The longest run of frames without that person that is filled from neighbouring frames; 0 fills none.
+        median (`int`, *optional*, defaults to 0): Radius of the temporal median of U and V in frames; 0 turns it off.
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    person: str = PERSON_RULES[0]
+    max_gap: int = 5
+    median: int = 0
+
+    def __post_init__(self):
+        if self.person not in PERSON_RULES:
+            raise ValueError(f"`person` must be one of {PERSON_RULES}, got {self.person!r}.")
+        for name in ("max_gap", "median"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
