@@ -1,65 +1,60 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Animate a person: one photo and a DensePose sequence in, a video out.
+"""Animate a person: make a video from one photo and a DensePose pose sequence.
 
 python animate.py --model model_card/tiny --image photo.png --poses poses/ --output video.mp4
-accelerate launch --multi_gpu --num_processes 4 animate.py ...    # the frames are shared out
+accelerate launch --multi_gpu --num_processes 4 animate.py ...    # spreads the frames over 4 GPUs
 """
 
 import argparse
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from accelerate import PartialState
-from PIL import Image
+from training.options.command import CommandParser, run_command
 
-from training.hub.repositories import load_pipeline
-from training.media.animation import (
-    digest,
-    draw_strip,
-    model_digest,
-    open_frames,
-    read_frames,
-    render_frames,
-    render_grid,
-)
-from training.media.pictures import enlarge, poses_as_pictures, read_photo, spare_inputs, write_frames
-from training.poses.densepose import read_poses
 
+if TYPE_CHECKING:
+    from PIL import Image
 
 CALL_OPTIONS = ("height", "width", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")
 
 
 def scales(text: str) -> list[float]:
-    """Numbers with commas between them."""
+    """Read numbers that are separated by commas."""
     return [float(word) for word in text.split(",")]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A photo and a DensePose sequence in, a video out.")
-    add = parser.add_argument
+    """Return the options of a command line."""
+    usage = "%(prog)s --model MODEL --image PHOTO --poses POSES [--output VIDEO] [--OPTION VALUE ...]"
+    parser = CommandParser(usage=usage, description=__doc__)
+    add = parser.add_argument_group("most used").add_argument
     add("--model", required=True, help="pipeline folder or Hub id")
-    add("--revision", help="branch, tag or commit of the model on the Hub")
-    add("--lora", help="a subject trained on that model: file, folder or Hub id")
-    add("--image", required=True, type=Path, help="photo of the person, facing the camera")
+    add("--image", required=True, type=Path, metavar="PHOTO", help="photo of the person, facing the camera")
     poses = "folder of IUV pictures (R = V, G = U, B = I) or of the release's *_densepose.npy, lossless video, or .npy"
     add("--poses", required=True, type=Path, help=poses)
-    add("--output", type=Path, help=".mp4, .gif or a folder of PNGs; a strip lies beside it (default: animation.mp4)")
-    add("--resume", action="store_true", help="go on with the frames of a run that was stopped")
-    add("--num_inference_steps", type=int, help="default: the model's own, as for the scales and sizes")
-    add("--image_guidance_scale", type=float, help="how strongly the photo's appearance is held")
-    add("--pose_guidance_scale", type=float, help="how strongly the pose is held")
-    add("--height", type=int, help="of the frames, in pixels")
-    add("--width", type=int, help="of the frames, in pixels")
-    add("--fps", type=float, default=30, help="frames a second (default: 30)")
-    add("--seed", type=int, default=0, help="of the noise that all frames share (default: 0)")
-    add("--chunk_size", type=int, default=8, help="frames denoised at a time; does not alter the video")
-    add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
-    add("--dtype", choices=["float32", "float16", "bfloat16"], help="default: float16 on CUDA")
-    add("--scale", type=int, default=1, help="enlarge what is written by a whole factor (default: 1)")
-    add("--strip_frames", type=int, default=8, help="frames shown in the PNG strip (default: 8)")
-    add("--gif", action="store_true", help="write a GIF as well")
-    grid = "instead of a video, the middle frame with all pairs of these scales, as in 1,2,5 1,3 (default: grid.png)"
+    output = ".mp4, .gif or a folder of PNGs (default: animation.mp4); a strip of pictures is written next to it"
+    add("--output", type=Path, metavar="VIDEO", help=output)
+    add("--lora", help="a subject trained on that model: file, folder or Hub id")
+    add("--image_guidance_scale", type=float, metavar="SCALE", help="how closely the video follows the photo")
+    add("--pose_guidance_scale", type=float, metavar="SCALE", help="how closely the video follows the poses")
+    add("--num_inference_steps", type=int, metavar="STEPS", help="denoising steps per frame")
+    add("--fps", type=float, default=30, help="frames per second")
+    add("--resume", action="store_true", help="continue a stopped run with its remaining frames")
+    add = parser.add_argument_group("sampling (the model's own values are the defaults)").add_argument
+    add("--height", type=int, help="height of the frames in pixels")
+    add("--width", type=int, help="width of the frames in pixels")
+    add("--seed", type=int, default=0, help="seed of the noise that all frames share")
+    add("--chunk_size", type=int, default=8, help="frames per chunk; it affects memory, never the video")
+    add("--revision", help="branch, tag or commit of the model on the Hub")
+    add("--device", help="cpu, cuda, mps, ...; by default a GPU if there is one")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], help="number format; by default float16 on CUDA")
+    add = parser.add_argument_group("output").add_argument
+    add("--scale", type=int, default=1, help="enlarge what is written by a whole factor")
+    add("--strip_frames", type=int, default=8, help="number of frames in the PNG strip")
+    add("--gif", action="store_true", help="also write a GIF")
+    grid = "instead of a video, draw the middle frame with all pairs of scales, as in 1,2,5 1,3 (default: grid.png)"
     add("--grid", nargs=2, type=scales, metavar=("IMAGE_SCALES", "POSE_SCALES"), help=grid)
     options = parser.parse_args(argv)
     options.output = options.output or Path("grid.png" if options.grid else "animation.mp4")
@@ -73,53 +68,46 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def beside(options: argparse.Namespace) -> list[Path]:
-    """What is written beside the output: the GIF, if it is wanted, and the strip."""
-    return [options.output.with_suffix(suffix) for suffix in ([".gif"] if options.gif else []) + [".png"]]
+def main(options: argparse.Namespace) -> list["Image.Image"]:
+    """Render the frames, write the video, and return the frames that were rendered."""
+    from accelerate import PartialState
 
+    from training.hub.repositories import load_pipeline
+    from training.media import animation
+    from training.media.pictures import poses_as_pictures, read_photo, spare_inputs
+    from training.poses.densepose import read_poses
 
-def write_outputs(
-    options: argparse.Namespace, image: Image.Image, poses: list[Image.Image], frames: list[Image.Image]
-) -> list[Path]:
-    """Video (or GIF, or folder) and strip; their paths."""
-    shown = [enlarge(frame, options.scale) for frame in frames]
-    written = list(dict.fromkeys([options.output, *beside(options)]))
-    for path in written[:-1]:
-        write_frames(shown, path, options.fps)
-    draw_strip(image, poses, shown, options.strip_frames).save(written[-1])
-    return written
-
-
-def main(options: argparse.Namespace) -> list[Image.Image]:
-    spare_inputs("output", [options.output, *beside(options)], [options.image, options.poses])
+    written = animation.output_paths(options.output, options.gif)
+    spare_inputs("output", written, [options.image, options.poses])
     image, poses = read_photo(options.image), read_poses(options.poses)
     state = PartialState(cpu=options.device == "cpu")
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
-    settings = {"seed": options.seed, "image": digest([image]), "poses": digest(poses)} | call_options
     pipe = load_pipeline(options.model, options.device or state.device, options.dtype, options.lora, options.revision)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    call_options["seed"] = options.seed
     if options.grid:
         if state.is_main_process:
-            render_grid(pipe, image, poses, *options.grid, scale=options.scale, **call_options).save(options.output)
+            call_options |= {"scale": options.scale, "seed": options.seed}
+            animation.render_grid(pipe, image, poses, *options.grid, **call_options).save(options.output)
             print(f"{options.output}: frame {len(poses) // 2}, image scales downwards, pose scales to the right")
         return []
+    settings = {"seed": options.seed, "image": animation.digest([image]), "poses": animation.digest(poses)}
+    settings |= call_options | {"model": animation.model_digest(pipe)}
     folder = options.output.with_name(f".{options.output.name}.frames")
     with state.main_process_first():
         if state.is_main_process:
-            open_frames(folder, settings | {"model": model_digest(pipe)}, options.resume)
-    render_frames(pipe, image, poses, folder, chunk_size=options.chunk_size, **call_options)
-    frames = read_frames(folder, len(poses))
-    state.wait_for_everyone()  # before the folder goes
+            animation.open_frames(folder, settings, options.resume)
+    call_options |= {"chunk_size": options.chunk_size, "seed": options.seed}
+    animation.render_frames(pipe, image, poses, folder, **call_options)
+    frames = animation.read_frames(folder, len(poses))
+    state.wait_for_everyone()  # before the folder is removed
     if state.is_main_process:
-        written = write_outputs(options, image, poses_as_pictures(poses), frames)
+        pictures = image, poses_as_pictures(poses), frames
+        animation.write_outputs(written, *pictures, options.fps, options.scale, options.strip_frames)
         shutil.rmtree(folder)
         print(f"{len(frames)} frames from {state.num_processes} process(es):", *written, sep="\n  ")
     return frames
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"animate.py: error: {error}") from None
+    kept = "The finished frames are kept. The same command with `--resume` renders the others."
+    run_command(parse_args, main, kept, extra=None)

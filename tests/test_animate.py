@@ -158,7 +158,7 @@ def test_the_grid_holds_every_pair_of_scales(inputs, tmp_path, capsys):
     ],
 )
 def test_what_is_read_is_never_written_over(inputs, output, more, lost, monkeypatch):
-    monkeypatch.setattr(animate, "load_pipeline", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("training.hub.repositories.load_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=f"`output` must spare what is read, .* writes over .*{lost}"):
         run(inputs, *more, output=inputs["--image"].parent / output)
 
@@ -219,7 +219,7 @@ def test_only_a_run_of_the_same_settings_goes_on(inputs, tmp_path, kill_after):
         run(inputs, **options)
     kept = sorted((tmp_path / ".video.mp4.frames").iterdir())
     kill_after(9)
-    with pytest.raises(ValueError, match=r"`resume` must go on .* got seed 0, now 7\."):
+    with pytest.raises(ValueError, match=r"`resume` must keep the settings of .* got seed 0, now 7\."):
         run(inputs, "--resume", seed=7, **options)
     get_dummy_image(5).save(tmp_path / "photo.png")
     with pytest.raises(ValueError, match="`resume` must go on .* got image '"):
@@ -241,7 +241,7 @@ def test_only_a_run_of_the_same_settings_goes_on(inputs, tmp_path, kill_after):
 
 
 def test_bad_input_is_refused_before_a_model_is_loaded(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(animate, "load_pipeline", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("training.hub.repositories.load_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
     for changes, match in (

@@ -50,7 +50,8 @@ EXTRAS = {
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Imported where an option asks for them, after a look whether they are installed.
 CHOSEN = {"bitsandbytes", "tensorboard", "wandb"}
-OPTIONS = {"training.options.run", "training.options.subject"}
+OPTIONS = {f"training.options.{name}" for name in ("run", "stage_one", "encoders", "subject")}
+HEAVY = {"torch", "diffusers", "accelerate", "datasets", "peft"}
 MODULES_WITHOUT_OTHERS = {"training.metrics.frames", "training.models.objective"}
 
 
@@ -207,7 +208,10 @@ def length_of(function):
     return body[-1].end_lineno - body[0].lineno + 1 if body else 0
 
 
-@by_module([path for path in PROJECT if is_entry_point(tree_of(path))])
+ENTRY_POINTS = [path for path in PROJECT if is_entry_point(tree_of(path))]
+
+
+@by_module(ENTRY_POINTS)
 def test_entry_points_can_be_called_from_a_test(path):
     functions = {node.name: node for node in tree_of(path).body if isinstance(node, ast.FunctionDef)}
     assert [a.arg for a in functions["parse_args"].args.args] == ["argv"] and functions["parse_args"].args.defaults
@@ -215,7 +219,24 @@ def test_entry_points_can_be_called_from_a_test(path):
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If, ast.Expr)
     assert all(isinstance(node, allowed) for node in tree_of(path).body)
     conditions = [ast.unparse(node.test) for node in tree_of(path).body if isinstance(node, ast.If)]
-    assert conditions == ["__name__ == '__main__'"]
+    assert conditions in (["__name__ == '__main__'"], ["TYPE_CHECKING", "__name__ == '__main__'"])
+
+
+def test_help_and_bad_options_answer_before_torch_is_imported():
+    entry_points = [module_name(path) for path in ENTRY_POINTS if not module_name(path).startswith("benchmarks.")]
+    assert {"animate", "training.train", "training.finetune", "training.evaluation"} <= set(entry_points)
+    code = f"""
+import contextlib, importlib, sys
+for name in {entry_points}:
+    for argv in (["--help"], ["--no-such-option"]):
+        with contextlib.suppress(SystemExit):
+            importlib.import_module(name).parse_args(argv)
+    found = {HEAVY} & set(sys.modules)
+    assert not found, f"{{name}} imports {{found}}"
+"""
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("usage: ") == len(entry_points)
 
 
 @by_module(PROJECT)

@@ -21,7 +21,7 @@ from training.data.frame_pairs import group_videos
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
 from training.data.samples import load_prepared
 from training.hub.repositories import default_size, load_pipeline
-from training.metrics import baselines
+from training.metrics import baselines, clip_records
 from training.metrics import clips as clips_module
 from training.metrics import frames as metrics
 from training.metrics.clip_records import ClipRecord
@@ -31,7 +31,7 @@ from training.metrics.warping import match_surface, warp_photo
 
 @pytest.fixture(scope="module", autouse=True)
 def fresh_cache(tmp_path_factory):
-    """Draw anew, so that no data set of an older version is measured."""
+    """Use an empty cache, so that no data set of an older version is measured."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
         yield
@@ -149,7 +149,7 @@ def test_frames_that_have_the_size_are_left_as_they_are(clips):
 
 
 def write_frames(folder, frames):
-    """A prepared folder, split `test`, of two videos with these pictures by column, a dict a frame."""
+    """Write a prepared folder with split `test` and two videos; each frame is a dict of pictures by column."""
     (folder / "data").mkdir(parents=True)
     rows = [{"video_id": v, "frame_index": i, **frame} for v in ("a", "b") for i, frame in enumerate(frames)]
     features = {"video_id": datasets.Value("string"), "frame_index": datasets.Value("int32")}
@@ -160,8 +160,8 @@ def write_frames(folder, frames):
 
 
 @pytest.mark.parametrize("scale", [1, 4])
-def test_picture_poses_and_layers_keep_to_each_other_on_another_canvas(tmp_path, scale):
-    """A rectangle of 20 x 40 units, fitted into 80 x 80 pixels: each unit is two pixels, 20 lie on each side."""
+def test_picture_poses_and_layers_stay_aligned_on_another_canvas(tmp_path, scale):
+    """A rectangle of 20 x 40 units is fitted into 80 x 80 pixels: a unit is two pixels, with 20 free on each side."""
     image = Image.new("RGB", (20 * scale, 40 * scale), (20, 240, 60))
     iuv, layers = Image.new("RGB", image.size), Image.new("L", image.size)
     box = tuple(side * scale for side in (5, 10, 15, 30))
@@ -189,7 +189,7 @@ def test_drawn_counterparts_are_fitted_as_the_clips_are():
         drawn = config.counterpart("test", 1, 0)[i]
         expected = fit_image(Image.fromarray(drawn.image), 128, 128)
         torch.testing.assert_close(baselines.to_tensor([picture])[0] * 2 - 1, expected, atol=1e-6, rtol=0)
-        # 64 x 80 becomes 102 x 128, and 13 stay free on each side.
+        # 64 x 80 becomes 102 x 128, with 13 free on each side.
         assert set(np.unique(layers)) == set(np.unique(drawn.layers))
         assert not np.asarray(layers)[:, :13].any() and not np.asarray(layers)[:, 115:].any()
 
@@ -234,7 +234,7 @@ def test_poses_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(clips_module, "fit_labels", lambda *args: fitted.append(args) or fit(*args))
     clip = load_clips(folder, "test", 2, 1)[0]
     assert not fitted
-    pipe = get_dummy_pipeline(scheduler=EulerAncestralDiscreteScheduler())  # whose steps draw noise for each frame
+    pipe = get_dummy_pipeline(scheduler=EulerAncestralDiscreteScheduler())  # its steps draw noise for each frame
     sampled = baselines.sample_frames(pipe, clip.reference, clip.iuv, [19, 7], (24, 32), seed=3)
     assert len(fitted) == 8, "frames 5 to 9, and 17 to 19 at the end of the clip"
     whole = pipe(
@@ -266,7 +266,7 @@ def test_bad_requests_are_refused(tmp_path, clips):
         clips[2]
 
 
-def test_conditions_are_what_their_names_say(dummy_clip):
+def test_predictions_match_their_names(dummy_clip):
     pipe = get_dummy_pipeline()
     predictions = baselines.predict_clip(pipe, dummy_clip, seed=4)
 
@@ -333,8 +333,8 @@ def test_parts_by_hand(dummy_clip):
     assert math.isnan(found["hair_l1"])
     few = photo_iuv.copy()
     few[14:24, 6:18] = frame[14:24, 6:18]
-    few[14, 6, 1] = 20  # one point of the body is a little off, but another shows it
-    frame[14, 7, :2] = 10  # and one is not shown
+    few[14, 6, 1] = 20  # this point of the photo is a little off, but another shows the body there
+    frame[14, 7, :2] = 10  # and the photo does not show this point
     matches = [match_surface(Image.fromarray(frame), Image.fromarray(few))] * 2
     assert matches[0].is_unseen.sum() == 1
     found = baselines.measure_regions(prediction, targets, dummy_clip.layers, pictures, matches)
@@ -412,7 +412,7 @@ def run(model, output, *more, **changes):
 
 @pytest.fixture(scope="module")
 def whole(model, tmp_path_factory):
-    """An undisturbed evaluation: its folder, its figures and what it printed."""
+    """Run an undisturbed evaluation; return its folder, its figures and its printed text."""
     folder, printed = tmp_path_factory.mktemp("whole"), io.StringIO()
     with contextlib.redirect_stdout(printed):
         results = run(model, folder)
@@ -452,8 +452,8 @@ def test_the_script_writes_figures_tables_and_pictures(whole):
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_was_stopped_goes_on(model, whole, tmp_path, monkeypatch, capsys):
-    record, measured = evaluation.record_clip, []
+def test_a_stopped_evaluation_resumes(model, whole, tmp_path, monkeypatch, capsys):
+    record, measured = clip_records.record_clip, []
 
     def stop_after_one(pipe, clip, *args, **options):
         if measured:
@@ -461,7 +461,7 @@ def test_an_evaluation_that_was_stopped_goes_on(model, whole, tmp_path, monkeypa
         measured.append(clip.name)
         return record(pipe, clip, *args, **options)
 
-    monkeypatch.setattr(evaluation, "record_clip", stop_after_one)
+    monkeypatch.setattr(clip_records, "record_clip", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path)
     with pytest.raises(ValueError, match="`resume` must keep the settings of .*seed 0, now 7"):
@@ -552,6 +552,6 @@ def test_the_size_is_the_models_own(model, tmp_path, monkeypatch):
 
 
 def test_an_error_is_one_line_and_comes_before_the_model(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "load_pipeline", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("training.hub.repositories.load_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=r"`num_consecutive` must be 0 or lie within \[3, 5\] for test-000000, got 6"):
         run(model, tmp_path, num_consecutive=6)

@@ -69,7 +69,7 @@ def test_a_video_is_read_and_gaps_are_filled(tmp_path, drawn, capsys):
     write_video([black, body, body, black, body], tmp_path / "dance.mp4")
     words = ["--input", tmp_path / "dance.mp4", "--densepose", tmp_path / "model.pt", "--output_dir", tmp_path / "out"]
     run(*words)
-    assert "filled from their neighbours: [0, 3]" in capsys.readouterr().out
+    assert "filled from neighbouring frames: [0, 3]" in capsys.readouterr().out
     assert len(read_poses(tmp_path / "out")) == 5
     with pytest.raises(ValueError, match="`max_gap` must be at least 1 for the gap at frame 0, got 0"):
         run(*words, "--max_gap", 0)
@@ -109,7 +109,7 @@ def test_maps_without_parts_stay_maps(tmp_path):
 
 def test_a_size_that_does_not_hold_the_people_is_refused(tmp_path, monkeypatch):
     person = Detection((10, 5, 50, 75), np.full((70, 40, 3), 9, np.uint8), 1.0)
-    monkeypatch.setattr(extract_poses, "read_dump", lambda path: [("0.png", [person]), ("1.png", [])])
+    monkeypatch.setattr("training.poses.detections.read_dump", lambda path: [("0.png", [person]), ("1.png", [])])
     words = ["--input", "dump.pkl", "--output_dir", tmp_path / "poses"]
     with pytest.raises(ValueError, match=r"`size` must hold people down to 75 and to 50 .*, got \[64, 80\]"):
         run(*words, "--size", 64, 80)

@@ -18,12 +18,12 @@ from tests.conftest import reset_accelerate
 from tests.densepose_exports import TupleExport
 from tests.launch import launch_two_processes
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, save_photo
-from training import finetune
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.engine import devices
 from training.engine.checkpoints import find_latest_checkpoint
 from training.engine.interruption import TrainingInterrupted
 from training.finetune import main, parse_args
+from training.models import base_pipeline
 from training.subject import phases as subject
 
 
@@ -59,9 +59,9 @@ def arguments(base, photos, output_dir, *more):
 @pytest.fixture
 def loaded(monkeypatch):
     """The pipelines that runs load."""
-    pipelines, load = [], finetune.load_subject_base
+    pipelines, load = [], base_pipeline.load_subject_base
     monkeypatch.setattr(
-        finetune, "load_subject_base", lambda *names, **_: pipelines.append(load(*names)) or pipelines[-1]
+        base_pipeline, "load_subject_base", lambda *names, **_: pipelines.append(load(*names)) or pipelines[-1]
     )
     return pipelines
 
@@ -324,7 +324,7 @@ def test_densepose_makes_the_poses_and_trackers_separate_the_phases(base, tmp_pa
 @pytest.mark.slow
 def test_a_quantized_base_stays_as_loaded(base, photos, tmp_path, monkeypatch):
     """Uses a bfloat16 UNet that is marked as quantized, because real 4-bit weights need a GPU."""
-    asked, placed, pipelines, load_base = [], [], [], finetune.load_subject_base
+    asked, placed, pipelines, load_base = [], [], [], base_pipeline.load_subject_base
 
     def load_marked(*names, **loading):
         asked.append(loading)
@@ -335,8 +335,8 @@ def test_a_quantized_base_stays_as_loaded(base, photos, tmp_path, monkeypatch):
     arguments_of = {"dtype": {"unet": torch.bfloat16, "default": torch.float32}}
     monkeypatch.setattr("training.engine.session.check_bitsandbytes", lambda *_: None)
     four_bit = {torch.bfloat16: arguments_of}
-    monkeypatch.setattr(finetune, "four_bit_arguments", four_bit.get)
-    monkeypatch.setattr(finetune, "load_subject_base", load_marked)
+    monkeypatch.setattr(base_pipeline, "four_bit_arguments", four_bit.get)
+    monkeypatch.setattr(base_pipeline, "load_subject_base", load_marked)
     monkeypatch.setattr(subject, "held_on_cpu", lambda modules: nullcontext(placed.append(modules)))
     more = ["--quantize_base", "--mixed_precision", "bf16", "--num_cached_crops", "2"]
     more += ["--max_train_steps", "1", "--decoder_max_train_steps", "1"]
@@ -356,8 +356,10 @@ def test_a_quantized_base_stays_as_loaded(base, photos, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_pushed_files(base, photos, tmp_path, monkeypatch):
     pushed = {}
-    monkeypatch.setattr(finetune, "try_make_repo", lambda name, private: f"you/{name}")
-    monkeypatch.setattr(finetune, "try_push", lambda folder, name, **how: pushed.update(how, name=name))
+    monkeypatch.setattr("training.hub.repositories.try_make_repo", lambda name, private: f"you/{name}")
+    monkeypatch.setattr(
+        "training.hub.repositories.try_push", lambda folder, name, **how: pushed.update(how, name=name)
+    )
     more = ["--push_to_hub", "--hub_model_id", "anna", "--decoder_max_train_steps", "0", "--max_train_steps", "1"]
     main(parse_args(arguments(base, photos, tmp_path / "lora", *more)))
     assert (pushed["name"], pushed["private"]) == ("you/anna", True)

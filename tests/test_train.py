@@ -21,11 +21,12 @@ from tests.conftest import reset_accelerate
 from tests.hub_server import TOKEN, Hub
 from tests.launch import ROOT, launch_two_processes, start_two_processes
 from tests.tiny_components import get_dummy_components, get_unet
-from training import train
 from training.data import samples
 from training.data.frame_stream import EndlessFrameStream
 from training.data.pair_settings import PairSettings
+from training.engine import loop
 from training.engine.checkpoints import checkpoint_step, list_checkpoints
+from training.metrics import validation
 from training.models import denoiser
 from training.models.denoiser import vae_token_weight
 from training.train import main, parse_args
@@ -87,15 +88,9 @@ def test_trains_validates_and_writes_a_pipeline(base, tmp_path):
 
 @pytest.mark.slow
 def test_the_noise_offset_reaches_the_samples(base, tmp_path, monkeypatch):
-    seen = []
-
-    def open_samples(*source):
-        seen.append(source[3])
-        return samples.open_samples(*source)
-
-    monkeypatch.setattr(train, "open_samples", open_samples)
+    calls = record_calls(monkeypatch, samples, "open_samples")
     main(parse_args(arguments(base, tmp_path, "--noise_offset", "0.25", "--max_train_steps", "1")))
-    assert [settings.noise_offset for settings in seen] == [0.25]
+    assert [found["settings"].noise_offset for _, found in calls] == [0.25]
 
 
 def record_calls(monkeypatch, module, *names):
@@ -125,14 +120,10 @@ def test_options_and_splits_reach_their_functions(tmp_path, monkeypatch, capsys,
     objective = ("drop_conditions", "min_snr_weights", "diffusion_target", "draw_timesteps")
     calls = record_calls(monkeypatch, denoiser, *objective)
     precisions = []
-    monkeypatch.setattr(
-        denoiser,
-        "encode_pixels",
-        lambda pixel_values, vae, encode=denoiser.encode_pixels: (
-            precisions.append(vae.dtype) or encode(pixel_values, vae)
-        ),
-    )
-    runs = record_calls(monkeypatch, train, "train", "build_validation")
+    encode = denoiser.encode_pixels
+    monkeypatch.setattr(denoiser, "encode_pixels", lambda x, vae: precisions.append(vae.dtype) or encode(x, vae))
+    validations = record_calls(monkeypatch, validation, "build_validation")
+    trainings = record_calls(monkeypatch, loop, "train")
     more = ["--max_train_steps", "1", "--validation_steps", "1", "--mixed_precision", "bf16"]
     more += ["--train_adapter", "False", "--train_image_encoder", trains_image_encoder]
     more += ["--num_validation_pairs", "1", "--num_validation_frames", "1", "--validation_inference_steps", "1"]
@@ -151,7 +142,7 @@ def test_options_and_splits_reach_their_functions(tmp_path, monkeypatch, capsys,
         assert found["noise_scheduler"].config.prediction_type == "v_prediction"
     assert set(precisions) == {torch.bfloat16} and len(precisions) == 3, "black picture, target and reference"
 
-    validated, trained = (dict(runs)[name] for name in ("build_validation", "train"))
+    validated, trained = dict(validations)["build_validation"], dict(trainings)["train"]
     for samples_of, split in ((validated["samples"], "validation"), (trained["dataset"], "train")):
         assert {video_id.partition("-")[0] for video_id in samples_of.videos} == {split}
     out = tmp_path / "out"
@@ -274,9 +265,7 @@ def test_zero_steps_widen_stable_diffusion(tmp_path, monkeypatch):
     parts["image_encoder"].save_pretrained(tmp_path / "clip")
     out = tmp_path / "out"
     flags = ["--image_encoder_name_or_path", str(tmp_path / "clip"), "--max_train_steps", "0"]
-    monkeypatch.setattr(
-        "training.data.samples.load_prepared", lambda *names: pytest.fail("no data set is needed")
-    )
+    monkeypatch.setattr("training.data.samples.load_prepared", lambda *names: pytest.fail("no data set is needed"))
     main(parse_args(arguments(tmp_path / "sd", out, *flags)))
     widened = UNet2DConditionModel.from_pretrained(out, subfolder="unet")
     latents, states, window = torch.randn(1, 4, 16, 12), torch.randn(1, 5, 16), torch.rand(1, 10, 16, 12)

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from pipeline_dreampose import DreamPosePipeline
 from tests.launch import launch_two_processes
-from training import train_encoders
 from training.models.autoencoder import named_loss
 from training.train_encoders import main, parse_args
 
@@ -48,7 +47,7 @@ def test_batches_hold_only_crops_or_only_whole_frames_when_their_size_changes(tm
         sizes.append(tuple(batch["pixel_values"].shape))
         return named_loss(module, batch)
 
-    monkeypatch.setattr(train_encoders, "named_loss", loss)
+    monkeypatch.setattr("training.models.autoencoder.named_loss", loss)
     small = ["--vae_channels", "8", "16", "--num_crop_steps", "3", "--resume_from_checkpoint", "latest"]
     run(tmp_path, *small, "--max_train_steps", "1")
     run(tmp_path, *small, "--max_train_steps", "4", "--train_batch_size", "4")

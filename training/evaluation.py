@@ -1,114 +1,118 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Measure a saved pipeline on held-out clips, beside the baselines that its figures must be read against.
+"""Measure a saved pipeline on held-out clips, and baselines to compare it with.
 
 python training/evaluation.py --model model_card/tiny --dataset procedural --split test --output results
-accelerate launch --multi_gpu --num_processes 4 training/evaluation.py ...    # the clips are shared out
+accelerate launch --multi_gpu --num_processes 4 training/evaluation.py ...    # spreads the clips over 4 GPUs
 """
 
 import argparse
 import shutil
 import time
 from datetime import timedelta
-from itertools import chain
 from pathlib import Path
 
-from accelerate import PartialState
-
-from training.hub.repositories import default_size, load_pipeline
-from training.media.animation import digest, model_digest, open_frames
-from training.metrics.clip_records import SUFFIX, ClipRecord, join_features, measure_clips, record_clip, record_path
-from training.metrics.clips import load_clips
-from training.metrics.evaluation_page import write_results
-from training.metrics.figures import add_set_distances, describe_run, summarize
-from training.metrics.learned import LearnedMetrics, check_judges
 from training.options.clips import add_clip_options, check_clip_options
+from training.options.command import CommandParser, run_command
 
 
 CALL_OPTIONS = ("num_inference_steps", "image_guidance_scale", "pose_guidance_scale", "chunk_size")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure a saved pipeline on held-out clips.")
-    add = parser.add_argument
+    """Return the options of a command line."""
+    usage = "%(prog)s --model MODEL [--output FOLDER] [--OPTION VALUE ...]"
+    parser = CommandParser(usage=usage, description=__doc__)
+    add = parser.add_argument_group("most used").add_argument
     add("--model", required=True, help="pipeline folder or Hub id")
-    add("--revision", help="branch, tag or commit of the model on the Hub")
     add("--lora", help="a subject trained on that model: file, folder or Hub id")
+    add("--output", type=Path, default=Path("results"), help="folder for evaluation.json, .md, .png and .html")
+    add("--resume", action="store_true", help="continue a stopped evaluation with its remaining clips")
     add_clip_options(parser, split="test", num_clips=40, frames_per_clip=4)
-    add("--output", type=Path, default=Path("results"), help="folder of evaluation.json, .md, .png and .html")
-    add("--resume", action="store_true", help="go on with the clips of an evaluation that was stopped")
-    run = "frames a clip that follow one another, for temporal error and flicker; 0 for none (default: 6)"
-    add("--num_consecutive", type=int, default=6, help=run)
-    add("--num_inference_steps", type=int, help="default: the model's own, as for the scales")
-    add("--image_guidance_scale", type=float)
-    add("--pose_guidance_scale", type=float)
-    add("--chunk_size", type=int, default=8, help="frames denoised at a time")
-    add("--seed", type=int, default=0, help="of the noise (clip i: seed + i) and the choice of frames")
-    add("--device", help="cpu, cuda, mps, ... (default: the best there is)")
-    add("--dtype", choices=["float32", "float16", "bfloat16"], help="default: float16 on CUDA")
-    add("--identity_encoder", help="CLIP image encoder for the identity distance (default: the model's own)")
-    add("--inception", type=Path, help="TorchScript Inception, for FID; it is code, so trust its source")
-    add("--i3d", type=Path, help="TorchScript I3D, for FVD-16f, with `--num_consecutive 16`; it is code likewise")
+    add = parser.add_argument_group("sampling (the model's own values are the defaults)").add_argument
+    add("--num_inference_steps", type=int, help="denoising steps per frame")
+    add("--image_guidance_scale", type=float, help="how closely the frames follow the photo")
+    add("--pose_guidance_scale", type=float, help="how closely the frames follow the poses")
+    add("--chunk_size", type=int, default=8, help="frames per chunk; it affects memory, never the frames")
+    add("--seed", type=int, default=0, help="seed of the choice of frames; clip i has noise of seed + i")
+    add("--revision", help="branch, tag or commit of the model on the Hub")
+    add("--device", help="cpu, cuda, mps, ...; by default a GPU if there is one")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], help="number format; by default float16 on CUDA")
+    add = parser.add_argument_group("metrics and pictures").add_argument
+    add("--num_consecutive", type=int, default=6, help="consecutive frames per clip, for temporal metrics; 0: none")
+    add("--identity_encoder", help="CLIP image encoder for the identity distance; by default the model's own")
+    add("--inception", type=Path, help="TorchScript Inception, for FID; loading it runs its code, so trust its source")
+    add("--i3d", type=Path, help="TorchScript I3D, for FVD-16f, with `--num_consecutive 16`; trust its source as well")
     add("--num_pictures", type=int, default=8, help="clips shown in evaluation.png and evaluation.html")
-    add("--scale", type=int, default=3, help="enlarges evaluation.png")
+    add("--scale", type=int, default=3, help="whole factor that enlarges evaluation.png")
     return parser.parse_args(argv)
 
 
+def open_evaluation(options: argparse.Namespace, asked: dict, is_main: bool) -> tuple:
+    """Load clips and model, and open the folder of measured clips; return clips, pipeline and learned metrics."""
+    from training.hub.repositories import default_size, load_pipeline
+    from training.media.animation import digest, model_digest, open_frames
+    from training.metrics.clip_records import SUFFIX
+    from training.metrics.clips import load_clips
+    from training.metrics.learned import LearnedMetrics
+
+    chosen = options.num_clips, options.frames_per_clip, options.seed, options.num_consecutive
+    clips = load_clips(options.dataset, options.split, *chosen, default_size(options.model, options.revision))
+    pipe = load_pipeline(options.model, options.device, options.dtype, options.lora, options.revision)
+    pipe.set_progress_bar_config(disable=True)
+    learned = LearnedMetrics(pipe, options.identity_encoder, options.inception, options.i3d, options.num_consecutive)
+    if is_main:
+        others = ("lora", "revision", "output", "scale", "device")  # the weights identify the model
+        settings = {name: value for name, value in asked.items() if name not in others}
+        settings |= {"model": model_digest(pipe), "clips": digest([clips[0].reference, *clips[0].iuv])}
+        settings["judges"] = learned.notes
+        open_frames(options.output / ".clips", settings, options.resume, SUFFIX, "clips")
+    return clips, pipe, learned
+
+
 def main(options: argparse.Namespace) -> dict:
+    """Measure the clips, write the results, and return them; `{}` on all processes but the main one."""
+    from accelerate import PartialState
+
+    from training.metrics import clip_records, evaluation_page, figures
+    from training.metrics.learned import check_judges
+
     start = time.perf_counter()
     check_clip_options(options)
     check_judges(options.inception, options.i3d, options.num_consecutive)
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"`output` must be a folder, got {str(options.output)!r}, which is a file.")
-    # A process that is through waits for the others.
+    # A process that has finished waits for the others.
     state = PartialState(cpu=options.device == "cpu", timeout=timedelta(hours=24))
     options.device = options.device or str(state.device)
     asked = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items() if name != "resume"}
-    chosen = options.num_clips, options.frames_per_clip, options.seed, options.num_consecutive
-    with state.main_process_first():  # one draws or downloads
-        clips = load_clips(options.dataset, options.split, *chosen, default_size(options.model, options.revision))
-        pipe = load_pipeline(options.model, options.device, options.dtype, options.lora, options.revision)
-        judges = options.identity_encoder, options.inception, options.i3d, options.num_consecutive
-        learned = LearnedMetrics(pipe, *judges)
-        folder = options.output / ".clips"
-        if state.is_main_process:
-            first = clips[0]
-            begun = asked | {"model": model_digest(pipe), "clips": digest(chain([first.reference], first.iuv))}
-            begun |= {"judges": learned.notes}
-            for name in ("lora", "revision", "output", "scale", "device"):  # the model is its weights
-                begun.pop(name)
-            open_frames(folder, begun, options.resume, SUFFIX, "clips")
-    pipe.set_progress_bar_config(disable=True)
+    with state.main_process_first():  # one process draws or downloads
+        clips, pipe, learned = open_evaluation(options, asked, state.is_main_process)
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
 
-    def record(i: int) -> ClipRecord:
-        return record_clip(pipe, clips[i], options.seed + i, learned, i < options.num_pictures, **call_options)
+    def record(i: int) -> clip_records.ClipRecord:
+        shown = i < options.num_pictures
+        return clip_records.record_clip(pipe, clips[i], options.seed + i, learned, shown, **call_options)
 
-    num_measured = measure_clips(len(clips), folder, record)
+    folder = options.output / ".clips"
+    num_measured = clip_records.measure_clips(len(clips), folder, record)
     if not state.is_main_process:
         return {}
-    records = [ClipRecord.load(record_path(folder, index)) for index in range(len(clips))]
-    figures = summarize([record.values for record in records])
-    add_set_distances(figures["rows"], join_features(records))
+    records = [clip_records.ClipRecord.load(clip_records.record_path(folder, index)) for index in range(len(clips))]
+    results = figures.summarize([record.values for record in records])
+    figures.add_set_distances(results["rows"], clip_records.join_features(records))
     moved = [moved for record in records for moved in record.moved]
-    results = {
-        **figures,
-        "share_moved": sum(moved) / len(moved) if moved else None,
-        "notes": learned.notes,
-        "settings": asked,
-        **describe_run(pipe),
-        "num_processes": state.num_processes,
-        "num_measured": num_measured,  # in these seconds: fewer than all, if the evaluation went on
-        "seconds": round(time.perf_counter() - start, 1),
-    }
+    results |= {"share_moved": sum(moved) / len(moved) if moved else None, "notes": learned.notes}
+    results |= {"settings": asked, **figures.describe_run(pipe), "num_processes": state.num_processes}
+    # In these seconds; a resumed evaluation measures only the remaining clips.
+    results |= {"num_measured": num_measured, "seconds": round(time.perf_counter() - start, 1)}
     shown = range(min(options.num_pictures, len(clips)))
-    write_results(options.output, results, [clips[i] for i in shown], [records[i] for i in shown], options.scale)
+    pictures = [clips[i] for i in shown], [records[i] for i in shown]
+    evaluation_page.write_results(options.output, results, *pictures, options.scale)
     shutil.rmtree(folder)
     return results
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"evaluation.py: error: {error}") from None
+    kept = "The measured clips are kept. The same command with `--resume` measures the others."
+    run_command(parse_args, main, kept, extra="evaluation")

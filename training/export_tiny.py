@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Ship the embedded default: a trained small pipeline in half precision, and the sample that the demo animates.
+"""Write the small model that ships with the project, in half precision, and the sample that the demo animates.
 
 python training/export_tiny.py --pipeline runs/tiny/stage1 --runs runs/tiny
 """
@@ -10,15 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
-from PIL import Image
-
-from training.data.procedural_fashion import ProceduralFashionConfig
-from training.data.procedural_scene import render_clip
-from training.engine.run_log import LOG_NAME, read_log
-from training.hub.repositories import load_pipeline
-from training.media.charts import line_chart
-from training.media.pictures import picture_grid
-from training.models.base_pipeline import sampling_scheduler
+from training.options.command import CommandParser, run_command
 
 
 RUNS = ("vae", "image_encoder", "stage1")
@@ -30,21 +22,26 @@ CURVES = {
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Ship a trained small pipeline and the demo's sample.")
-    parser.add_argument("--pipeline", help="folder that stage 1 wrote; without it only the sample is written")
-    parser.add_argument("--runs", type=Path, help="folder of the runs behind it, whose settings and logs are kept")
-    parser.add_argument("--model_dir", type=Path, default=Path("model_card/tiny"))
-    parser.add_argument("--image_guidance_scale", type=float, help="stored default (default: as it is)")
-    parser.add_argument("--pose_guidance_scale", type=float, help="stored default (default: as it is)")
-    parser.add_argument("--sample_dir", type=Path, default=Path("model_card/sample"))
-    parser.add_argument("--subject", type=int, default=21, help="number of the sample's subject in the test split")
-    parser.add_argument("--motion", type=int, default=57, help="number of the sample's motion in the test split")
-    parser.add_argument("--num_frames", type=int, default=32, help="frames of the sample's motion")
+    """Return the options of a command line."""
+    parser = CommandParser(description=__doc__)
+    add = parser.add_argument
+    add("--pipeline", help="folder that stage 1 wrote; without it only the sample is written")
+    add("--runs", type=Path, help="folder of the training runs, whose settings and logs are kept")
+    add("--model_dir", type=Path, default=Path("model_card/tiny"), help="folder of the small model")
+    add("--image_guidance_scale", type=float, help="default to store in the model; the present one if not given")
+    add("--pose_guidance_scale", type=float, help="default to store in the model; the present one if not given")
+    add("--sample_dir", type=Path, default=Path("model_card/sample"), help="folder of the sample")
+    add("--subject", type=int, default=21, help="number of the sample's subject in the test split")
+    add("--motion", type=int, default=57, help="number of the sample's motion in the test split")
+    add("--num_frames", type=int, default=32, help="frames of the sample's motion")
     return parser.parse_args(argv)
 
 
 def export_pipeline(options: argparse.Namespace) -> None:
-    """Save the pipeline in half precision, its defaults set."""
+    """Save the pipeline in half precision with its default settings."""
+    from training.hub.repositories import load_pipeline
+    from training.models.base_pipeline import sampling_scheduler
+
     pipeline = load_pipeline(options.pipeline, dtype="float16")
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler)
     for name in ("image_guidance_scale", "pose_guidance_scale"):
@@ -55,12 +52,16 @@ def export_pipeline(options: argparse.Namespace) -> None:
     for path in options.model_dir.glob("*/config.json"):
         config = json.loads(path.read_text())
         if "dtype" in config:
-            # transformers would load its part in half precision, diffusers loads all others in float32.
+            # transformers would load its model in half precision, while diffusers loads the others in float32.
             path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
 
 
 def export_training(runs: Path, folder: Path) -> None:
-    """Keep settings and log of each run, and draw the curves of stage 1."""
+    """Copy the settings and log of each run, and draw the curves of stage 1."""
+    from training.engine.run_log import LOG_NAME, read_log
+    from training.media.charts import line_chart
+    from training.media.pictures import picture_grid
+
     folder.mkdir(parents=True, exist_ok=True)
     for name in RUNS:
         shutil.copyfile(runs / name / "options.yaml", folder / f"{name}.yaml")
@@ -74,7 +75,12 @@ def export_training(runs: Path, folder: Path) -> None:
 
 
 def export_sample(options: argparse.Namespace) -> None:
-    """Draw a held-out subject's photo, and the IUV of a held-out motion that is not its own."""
+    """Draw a held-out subject's photo, and the IUV pictures of another subject's held-out motion."""
+    from PIL import Image
+
+    from training.data.procedural_fashion import ProceduralFashionConfig
+    from training.data.procedural_scene import render_clip
+
     config = ProceduralFashionConfig(name="sample", num_frames=options.num_frames)
     subject, motion = config.subject("test", options.subject), config.motion("test", options.motion)
     photo = config.clip("test", options.subject, options.subject, [0])[0]
@@ -82,12 +88,13 @@ def export_sample(options: argparse.Namespace) -> None:
     shutil.rmtree(poses, ignore_errors=True)
     poses.mkdir(parents=True)
     Image.fromarray(photo.image).save(options.sample_dir / "photo.png")
-    Image.fromarray(photo.iuv).save(options.sample_dir / "photo_iuv.png")  # as stage 2 takes it
+    Image.fromarray(photo.iuv).save(options.sample_dir / "photo_iuv.png")  # stage 2 reads it
     for index, frame in enumerate(render_clip(subject, motion, config.height, config.width)):
         Image.fromarray(frame.iuv).save(poses / f"{index:04d}.png", optimize=True)
 
 
 def main(options: argparse.Namespace) -> None:
+    """Write the model, its training runs and the sample."""
     if options.pipeline is not None:
         export_pipeline(options)
         print(f"Wrote {options.model_dir}.")
@@ -99,7 +106,4 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"export_tiny.py: error: {error}") from None
+    run_command(parse_args, main, "The same command writes everything again.")

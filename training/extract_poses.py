@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Poses of a clip of one's own, as the IUV frames that `animate.py --poses` takes.
+"""Make a clip's poses: IUV frames that `animate.py --poses` reads, from a video or from DensePose output.
 
 python training/extract_poses.py --input dance.mp4 --densepose model.pt --output_dir poses
 python training/extract_poses.py --input densepose.pkl --size 640 512 --output_dir poses
@@ -9,29 +9,29 @@ python training/extract_poses.py --input densepose.pkl --size 640 512 --output_d
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from accelerate import PartialState
-from PIL import Image
-
-from training.media.pictures import spare_inputs, write_picture_folder
+from training.options.command import CommandParser, run_command
 from training.options.poses import add_pose_options, pose_settings
-from training.poses.clip_poses import ClipPoses, estimate_poses, follow_through_clip
-from training.poses.densepose import CHANNEL_ORDERS, find_channel_order, read_poses, temporal_median
-from training.poses.detections import read_dump
-from training.poses.estimator import DensePoseEstimator
+from training.poses.settings import CHANNEL_ORDERS
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Poses of a clip, as the IUV frames that animate.py takes.")
-    add = parser.add_argument
-    source = "with --densepose a video or a folder of pictures; else a detectron2 dump (.pkl) or any IUV that exists"
+    """Return the options of a command line."""
+    usage = "%(prog)s --input INPUT --output_dir FOLDER [--densepose MODEL] [--OPTION VALUE ...]"
+    parser = CommandParser(usage=usage, description=__doc__)
+    add = parser.add_argument_group("files").add_argument
+    source = "with --densepose a video or a folder of pictures; else a detectron2 dump (.pkl) or existing IUV"
     add("--input", required=True, type=Path, help=source)
+    add("--output_dir", required=True, type=Path, help="folder for the IUV frames")
+    add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="size of the frames; a dump does not store it")
+    add("--channel_order", choices=["auto", *CHANNEL_ORDERS], default="auto", help="channel order of IUV pictures")
     add_pose_options(parser, needs_densepose=False)
-    add("--output_dir", required=True, type=Path, help="folder of the IUV frames")
-    add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="of the frames, which a dump does not tell")
-    add("--channel_order", choices=["auto", *CHANNEL_ORDERS], default="auto", help="of IUV pictures (default: auto)")
     options = parser.parse_args(argv)
     is_dump, has_model = options.input.suffix == ".pkl", options.densepose is not None
     if is_dump and (options.size is None or min(options.size) < 1):
@@ -51,14 +51,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def report_filled(poses: ClipPoses) -> ClipPoses:
-    if poses.filled:
-        print(f"frames without the person, filled from their neighbours: {poses.filled}")
-    return poses
+def convert(options: argparse.Namespace) -> "Sequence[np.ndarray] | torch.Tensor":
+    """Read IUV, or pose maps where there is no I, from files that DensePose wrote."""
+    import numpy as np
+    import torch
 
+    from training.poses.clip_poses import follow_through_clip
+    from training.poses.densepose import find_channel_order, read_poses, temporal_median
+    from training.poses.detections import read_dump
 
-def convert(options: argparse.Namespace) -> Sequence[np.ndarray] | torch.Tensor:
-    """IUV (or maps, where there is no I) from files that DensePose wrote."""
     if options.input.suffix == ".pkl":
         clip, (height, width) = [detections for _, detections in read_dump(options.input)], options.size
         ends = np.array([detection.box[2:] for detections in clip for detection in detections]).reshape(-1, 2)
@@ -67,7 +68,7 @@ def convert(options: argparse.Namespace) -> Sequence[np.ndarray] | torch.Tensor:
             raise ValueError(
                 f"`size` must hold people down to {bottom} and to {right} at the right, got {options.size}."
             )
-        return report_filled(follow_through_clip(clip, height, width, options.settings))
+        return follow_through_clip(clip, height, width, options.settings)
     poses = read_poses(options.input)
     if isinstance(poses, torch.Tensor):
         if options.median:
@@ -83,13 +84,25 @@ def convert(options: argparse.Namespace) -> Sequence[np.ndarray] | torch.Tensor:
 
 
 def main(options: argparse.Namespace) -> None:
+    """Make the poses and write them to `output_dir`."""
+    import numpy as np
+    import torch
+    from accelerate import PartialState
+    from PIL import Image
+
+    from training.media.pictures import spare_inputs, write_picture_folder
+    from training.poses.clip_poses import estimate_poses
+    from training.poses.estimator import DensePoseEstimator
+
     spare_inputs("output_dir", [options.output_dir], [options.input])
     if options.densepose:
         device = options.device or PartialState().device
         estimator = DensePoseEstimator(options.densepose, device)
-        frames = report_filled(estimate_poses(options.input, estimator, options.settings))
+        frames = estimate_poses(options.input, estimator, options.settings)
     else:
         frames = convert(options)
+    if getattr(frames, "filled", None):
+        print(f"frames without the person, filled from neighbouring frames: {frames.filled}")
     if isinstance(frames, torch.Tensor):
         options.output_dir.mkdir(parents=True, exist_ok=True)
         path = options.output_dir / "poses.npy"
@@ -101,7 +114,4 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"extract_poses.py: error: {error}") from None
+    run_command(parse_args, main, "The input is unchanged. The same command makes the poses again.", extra=None)

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Stage 2 of DreamPose: one subject from its photos, as a LoRA of UNet, adapter and VAE decoder (arXiv:2304.06025).
+"""Stage 2 of DreamPose: train a LoRA of UNet, adapter and VAE decoder on photos of one subject (arXiv:2304.06025).
 
 accelerate launch training/finetune.py --pretrained_model_name_or_path MODEL --instance_data_dir PHOTOS
 """
@@ -9,31 +9,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.engine.checkpoints import starting_step
-from training.engine.precision import weight_dtype
-from training.engine.session import open_session
-from training.hub.repositories import find_commit, try_make_repo, try_push
-from training.media.pictures import spare_inputs
-from training.models.base_pipeline import four_bit_arguments, load_subject_base
-from training.models.lora import build_lora_configs
 from training.options import subject as groups
+from training.options.command import CHECKPOINTS_KEPT, run_command
 from training.options.parsing import format_options, option_values, parse, save_options
 from training.options.run import HubOptions
-from training.subject.phases import PHASES, phase_arguments, resume_points, train_subject, trained_phases
-from training.subject.results import TITLE, write_subject
-from training.subject.samples import check_photos, open_pairs, open_photos
 
 
 OPTIONS = (*groups.METHOD_OPTIONS, HubOptions, groups.SubjectSampleOptions)
+MOST_USED = (
+    *("pretrained_model_name_or_path", "instance_data_dir", "output_dir", "densepose", "max_train_steps"),
+    *("learning_rate", "rank", "train_mode", "resume_from_checkpoint", "push_to_hub"),
+)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple:
-    """The option groups, in the order of `OPTIONS`."""
-    return parse(OPTIONS, argv, description=__doc__, presets="finetune")
+    """Return the option groups of a command line, in the order of `OPTIONS`."""
+    return parse(OPTIONS, argv, description=__doc__, presets="finetune", first=MOST_USED)
 
 
 def check(options: tuple) -> dict[str, Any]:
-    """Refuse what cannot be run; returns the phases that are not skipped and where each goes on."""
+    """Check options that depend on each other; return the phases that are not skipped and where each resumes."""
+    from training.media.pictures import spare_inputs
+    from training.subject.phases import resume_points, trained_phases
+    from training.subject.samples import check_photos
+
     subject, lora, decoder, _, run, hub, sample = options
     if subject.pretrained_model_name_or_path is None:
         raise ValueError("`pretrained_model_name_or_path` must be a DreamPose pipeline's folder or Hub id, got None.")
@@ -51,7 +50,17 @@ def check(options: tuple) -> dict[str, Any]:
 
 
 def main(options: tuple) -> None:
-    """Load, train both phases, write the subject to `output_dir`, and push it if asked to."""
+    """Load the model, train both phases, write the subject to `output_dir`, and push it if asked to."""
+    from training.engine.checkpoints import starting_step
+    from training.engine.precision import weight_dtype
+    from training.engine.session import open_session
+    from training.hub.repositories import find_commit, try_make_repo, try_push
+    from training.models.base_pipeline import four_bit_arguments, load_subject_base
+    from training.models.lora import build_lora_configs
+    from training.subject.phases import PHASES, phase_arguments, train_subject
+    from training.subject.results import TITLE, write_subject
+    from training.subject.samples import open_pairs, open_photos
+
     subject, lora, decoder, objective, run, hub, sample = options
     points, folder, name = check(options), Path(run.output_dir), subject.pretrained_model_name_or_path
     # In the trackers one phase begins where the other ends.
@@ -81,12 +90,7 @@ def main(options: tuple) -> None:
         if is_main:
             repo_id = repo_id or hub.hub_model_id
             num_steps = {phase: values["max_train_steps"] for phase, values in arguments.items()}
-            facts = {
-                "base_model": name,
-                "revision": commit,
-                "rank": lora.rank,
-                "lora_alpha": lora.lora_alpha,
-            }
+            facts = {"base_model": name, "revision": commit, "rank": lora.rank, "lora_alpha": lora.lora_alpha}
             facts |= {"seed": run.seed, "num_samples": run.global_batch_size(accelerator.num_processes)}
             facts |= {"repo_id": repo_id, "picture": hub.hub_picture, "license": hub.hub_license}
             facts |= {"prior_dataset": subject.prior_dataset, "prior_prob": subject.prior_prob}
@@ -97,7 +101,4 @@ def main(options: tuple) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"finetune.py: error: {error}") from None
+    run_command(parse_args, main, CHECKPOINTS_KEPT)

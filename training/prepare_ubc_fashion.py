@@ -1,48 +1,39 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""UBC Fashion as a data set to train on: download, frames, DensePose, parquet. Stopped, the same command goes on.
+"""Make a training data set of UBC Fashion or of your own videos: download, frames, DensePose, parquet files.
 
 python training/prepare_ubc_fashion.py --output_dir ubc --densepose model.pt
-accelerate launch --multi_gpu --num_processes 4 training/prepare_ubc_fashion.py ...    # the clips are shared out
+accelerate launch --multi_gpu --num_processes 4 training/prepare_ubc_fashion.py ...    # spreads the clips over 4 GPUs
 """
 
 import argparse
 from datetime import timedelta
 from pathlib import Path
 
-import datasets
-from accelerate import PartialState
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from tqdm.auto import tqdm
 
-from training.data.preparation import (
-    ClipTask,
-    describe,
-    open_data_set,
-    prepare_clips,
-    summarize,
-    unfinished,
-    write_annotations,
-)
-from training.data.ubc_fashion import SPLITS, read_video_ids
-from training.data.video_download import download_videos, file_digest
-from training.hub.publishing import push_data_set
+from training.options.command import CommandParser, run_command
 from training.options.poses import add_pose_options, pose_settings
-from training.poses.estimator import DensePoseEstimator, find_densepose
+
+
+SPLITS = ("train", "validation", "test")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="UBC Fashion: download, frames, DensePose, parquet.")
-    add = parser.add_argument
-    add("--output_dir", required=True, type=Path, help="folder of the data set; a run that was stopped goes on there")
-    videos = "videos on disk in place of the download, *.mp4: ids of UBC Fashion go to its splits, others to train"
+    """Return the options of a command line."""
+    usage = "%(prog)s --output_dir FOLDER --densepose MODEL [--video_dir FOLDER] [--OPTION VALUE ...]"
+    parser = CommandParser(usage=usage, description=__doc__)
+    add = parser.add_argument_group("data").add_argument
+    add("--output_dir", required=True, type=Path, help="folder of the data set; the same command resumes")
+    videos = "folder of *.mp4 instead of the download; ids of UBC Fashion keep their splits, others become `train`"
     add("--video_dir", type=Path, help=videos)
+    add("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="splits to prepare; all three by default")
+    add("--num_proc", type=int, default=1, help="number of clips at a time; each loads its own DensePose")
     add_pose_options(parser, needs_densepose=True)
-    add("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all three")
-    add("--num_proc", type=int, default=1, help="clips at a time, each with a DensePose of its own (default: 1)")
-    add("--push_to_hub", metavar="OWNER/NAME", help="publish ids, frame numbers and IUV as a data set; no pictures")
-    add("--include_images", action="store_true", help="publish the pictures too: only for videos that are your own")
+    add = parser.add_argument_group("publishing").add_argument
+    add("--push_to_hub", metavar="OWNER/NAME", help="publish ids, frame numbers and IUV, without pictures")
+    add("--include_images", action="store_true", help="publish the pictures too; only for videos that are your own")
     options = parser.parse_args(argv)
     if options.num_proc < 1:
         parser.error(f"`--num_proc` must be at least 1, got {options.num_proc}.")
@@ -58,62 +49,47 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def find_clips(options: argparse.Namespace) -> list[ClipTask]:
-    """The clips whose videos are there."""
-    folder = options.video_dir or options.output_dir / "videos"
-    split_of = {name: split for split in SPLITS for name in read_video_ids(split)}
-    videos = sorted(folder.glob("*.mp4"))
-    tasks = [ClipTask(video, video.stem, split_of.get(video.stem, "train")) for video in videos]
-    tasks = [task for task in tasks if task.split in options.splits]
-    if not tasks:
-        raise ValueError(
-            f"`video_dir` must hold *.mp4 of the splits {', '.join(options.splits)}, got {str(folder)!r}, without any."
-        )
-    sellers = [task.video_id for task in tasks if task.video_id in split_of]
-    if options.include_images and sellers:
-        raise ValueError(f"`include_images` must be for videos of your own, got {sellers[0]!r} of UBC Fashion.")
-    return tasks
-
-
 def main(options: argparse.Namespace) -> None:
-    datasets.disable_progress_bars()  # one for each shard
-    # The other processes wait while one downloads.
+    """Download the videos if needed, prepare all clips, and report."""
+    import datasets
+    from accelerate import PartialState
+    from tqdm.auto import tqdm
+
+    from training.data import preparation
+    from training.data.ubc_fashion import read_video_ids
+    from training.data.video_download import download_videos, file_digest
+    from training.hub.publishing import push_data_set
+    from training.poses.estimator import DensePoseEstimator, find_densepose
+
+    datasets.disable_progress_bars()  # there would be one per shard
+    # The other processes wait while the main one downloads.
     state = PartialState(cpu=options.device == "cpu", timeout=timedelta(hours=24))
-    device = options.device or str(state.device)
+    device, folder = options.device or str(state.device), options.output_dir
+    videos = options.video_dir or folder / "videos"
     with state.main_process_first():
         densepose = find_densepose(options.densepose)
-        DensePoseEstimator(densepose, device)  # what is wrong with it shows before anything is begun
+        DensePoseEstimator(densepose, device)  # a broken model shows before any work begins
         if state.is_main_process:
-            open_data_set(options.output_dir, {"densepose": file_digest(densepose), **vars(options.settings)})
+            preparation.open_data_set(folder, {"densepose": file_digest(densepose), **vars(options.settings)})
             if options.video_dir is None:
-                ids = [name for split in options.splits for name in read_video_ids(split)]
-                download_videos(ids, options.output_dir / "videos")
-    tasks = find_clips(options)
-    todo = unfinished(tasks, options.output_dir)
-    state.wait_for_everyone()  # until all have looked: the shares are those of one list
+                download_videos([name for split in options.splits for name in read_video_ids(split)], videos)
+    tasks = preparation.find_clips(videos, options.splits, options.include_images)
+    todo = preparation.unfinished(tasks, folder)
+    state.wait_for_everyone()  # all processes must share out the same list
     share = todo[state.process_index :: state.num_processes]
-    records = prepare_clips(share, options.output_dir, densepose, options.settings, device, options.num_proc)
+    records = preparation.prepare_clips(share, folder, densepose, options.settings, device, options.num_proc)
     for task, record in tqdm(records, total=len(share), desc="clips", unit="clip", disable=not state.is_main_process):
         if "dropped" in record:
             tqdm.write(f"{task.video_id} dropped: {record['dropped']}")
     state.wait_for_everyone()
     if state.is_main_process:
+        summary = preparation.summarize(tasks, folder)
         print(f"{len(tasks)} clips, prepared by {state.num_processes} process(es):")
-        finish(options, tasks)
-
-
-def finish(options: argparse.Namespace, tasks: list[ClipTask]) -> None:
-    """Report, and publish what is asked for."""
-    summary = summarize(tasks, options.output_dir)
-    print(*describe(summary), sep="\n")
-    print(f'load_dataset("parquet", data_dir="{options.output_dir / "frames"}")')
-    if options.push_to_hub:
-        folder = options.output_dir if options.include_images else write_annotations(tasks, options.output_dir)
-        print(push_data_set(folder, options.push_to_hub, tasks, summary, options.include_images))
+        print(*preparation.describe(summary), f'load_dataset("parquet", data_dir="{folder / "frames"}")', sep="\n")
+        if options.push_to_hub:
+            pushed = folder if options.include_images else preparation.write_annotations(tasks, folder)
+            print(push_data_set(pushed, options.push_to_hub, tasks, summary, options.include_images))
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"prepare_ubc_fashion.py: error: {error}") from None
+    run_command(parse_args, main, "The finished clips are kept. The same command prepares the others.")

@@ -1,50 +1,52 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Stage 1 of DreamPose: UNet and adapter on a fashion data set (arXiv:2304.06025).
+"""Stage 1 of DreamPose: train UNet and adapter on a fashion data set (arXiv:2304.06025).
 
 accelerate launch training/train.py --preset paper --train_data FOLDER --output_dir OUTPUT
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator
-from diffusers import DDPMScheduler
-
-from pipeline_dreampose import DreamPosePipeline
-from training.data.frame_pairs import LatentShape
 from training.data.pair_settings import PairSettings
-from training.data.samples import cache_samples, open_held_out, open_samples, open_stream
-from training.engine.checkpoints import starting_step
-from training.engine.loop import train
-from training.engine.precision import held_in, weight_dtype
-from training.engine.session import open_session
-from training.hub.model_card import describe_run
-from training.hub.repositories import try_make_repo, try_push
-from training.media.pictures import spare_inputs
-from training.metrics.validation import build_validation
-from training.models.base_pipeline import load_base_pipeline
-from training.models.denoiser import Denoiser, StageOneLoss
-from training.options import run as groups
+from training.options.command import CHECKPOINTS_KEPT, run_command
 from training.options.parsing import format_options, option_values, parse, save_options
+from training.options.run import HubOptions, TrainOptions
+from training.options.stage_one import DataOptions, ModelOptions, ObjectiveOptions, PairOptions, ValidationOptions
 
 
-OPTIONS = (
-    *(groups.ModelOptions, groups.DataOptions, groups.PairOptions, groups.ObjectiveOptions),
-    *(groups.TrainOptions, groups.ValidationOptions, groups.HubOptions),
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from pipeline_dreampose import DreamPosePipeline
+
+OPTIONS = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOptions, ValidationOptions, HubOptions)
+MOST_USED = (
+    *("pretrained_model_name_or_path", "train_data", "output_dir", "max_train_steps", "train_batch_size"),
+    *("learning_rate", "mixed_precision", "latent_cache_dir", "resume_from_checkpoint", "push_to_hub"),
 )
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple:
-    """The option groups, in the order of `OPTIONS`."""
-    return parse(OPTIONS, argv, description=__doc__)
+    """Return the option groups of a command line, in the order of `OPTIONS`."""
+    return parse(OPTIONS, argv, description=__doc__, first=MOST_USED)
 
 
-def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -> int:
-    """Train the pipeline's UNet and adapter in place; returns the number of steps."""
+def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", options: tuple) -> int:
+    """Train the pipeline's UNet and adapter in place; return the number of steps."""
+    import torch
+    from diffusers import DDPMScheduler
+
+    from training.data import samples as data_samples
+    from training.data.frame_pairs import LatentShape
+    from training.engine.loop import train
+    from training.engine.precision import held_in, weight_dtype
+    from training.metrics.validation import build_validation
+    from training.models.denoiser import Denoiser, StageOneLoss
+
     model, data, pairs, objective, run, held_out, _ = options
-    trains = {"train_image_encoder": model.train_image_encoder, "train_adapter": model.train_adapter}
-    module = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, **trains)
+    parts = (pipeline.unet, pipeline.adapter, pipeline.image_encoder)
+    module = Denoiser(*parts, model.train_image_encoder, model.train_adapter)
     pipeline.vae.requires_grad_(False)
     if model.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
@@ -57,18 +59,22 @@ def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -
     with held_in(weight_dtype(accelerator), frozen):
         validate = None
         if run.validation_steps is not None and accelerator.is_main_process:
-            # Whole pictures, as the pipeline takes them, whatever training shows.
+            # Validation shows whole pictures, as the pipeline does, even if training crops.
             whole = PairSettings(pairs.pose_radius, bad_rows=pairs.bad_rows)
-            num_pairs = held_out.num_validation_pairs
-            clips = open_held_out(data.train_data, shape, run.seed, whole, pairs.streaming, num_pairs)
+            source = (data.train_data, shape, run.seed, whole, pairs.streaming)
+            clips = data_samples.open_held_out(*source, held_out.num_validation_pairs)
             validate = build_validation(pipeline, clips, accelerator, run.output_dir, run.seed, **vars(held_out))
         source = (data.train_data, shape, run.seed, pairs.settings(objective.noise_offset))
-        keeps = pairs.latent_cache_dir is None  # else each pose map is read once
-        samples = open_stream(accelerator, *source) if pairs.streaming else open_samples(*source, keeps)
-        if pairs.latent_cache_dir is not None:
-            samples = cache_samples(accelerator, pipeline, samples, pairs.latent_cache_dir, model.train_image_encoder)
-        noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        loss_fn = StageOneLoss(pipeline, noise_scheduler, shape, **objective.loss_arguments())
+        if pairs.streaming:
+            samples = data_samples.open_stream(accelerator, *source)
+        elif pairs.latent_cache_dir is None:
+            samples = data_samples.open_samples(*source)
+        else:  # the cache reads each pose map once
+            samples = data_samples.open_samples(*source, keeps_poses=False)
+            cache = (pairs.latent_cache_dir, model.train_image_encoder)
+            samples = data_samples.cache_samples(accelerator, pipeline, samples, *cache)
+        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        loss_fn = StageOneLoss(pipeline, scheduler, shape, **objective.loss_arguments())
         arguments = run.loop_arguments(None if pairs.streaming else len(samples), accelerator.num_processes)
         train(accelerator, module, loss_fn, samples, validate=validate, **arguments)
     module.to(memory_format=torch.contiguous_format)
@@ -76,46 +82,39 @@ def fit(accelerator: Accelerator, pipeline: DreamPosePipeline, options: tuple) -
 
 
 def main(options: tuple) -> None:
-    """Load, widen, train, write a pipeline folder to `output_dir`, and push it if asked to."""
+    """Load and widen the model, train it, write a pipeline folder to `output_dir`, and push it if asked to."""
+    from training.engine.checkpoints import starting_step
+    from training.engine.session import open_session
+    from training.hub.model_card import describe_run
+    from training.hub.repositories import try_make_repo, try_push
+    from training.media.pictures import spare_inputs
+    from training.models.base_pipeline import load_base_pipeline
+
     model, data, pairs, _, run, _, hub = options
     spare_inputs("output_dir", [run.output_dir], [model.pretrained_model_name_or_path, data.train_data])
     first_step = starting_step(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)
     if pairs.streaming:
         run.loop_arguments(None)
-    with open_session(
-        settings=option_values(*options), first_step=first_step, **run.session_arguments()
-    ) as accelerator:
-        how = (data.height, data.width, pairs.pose_radius, model.revision, model.image_encoder_name_or_path)
-        pipeline = load_base_pipeline(model.pretrained_model_name_or_path, *how).to(accelerator.device)
+    session = {"settings": option_values(*options), "first_step": first_step, **run.session_arguments()}
+    with open_session(**session) as accelerator:
+        source = (model.pretrained_model_name_or_path, data.height, data.width, pairs.pose_radius, model.revision)
+        pipeline = load_base_pipeline(*source, model.image_encoder_name_or_path).to(accelerator.device)
         is_main, repo_id = accelerator.is_main_process, hub.hub_model_id
         if is_main:
             print(save_options(run.output_dir, *options).read_text())
-        if is_main and hub.push_to_hub:
-            repo_id = try_make_repo(repo_id, hub.hub_private_repo) or repo_id
+            repo_id = try_make_repo(repo_id, hub.hub_private_repo) or repo_id if hub.push_to_hub else repo_id
         num_steps = fit(accelerator, pipeline, options) if run.max_train_steps != 0 else 0
         if not is_main:
             return
         pipeline.save_pretrained(run.output_dir)
         print(f"Wrote the pipeline to {run.output_dir}.")
-        describe_run(
-            run.output_dir,
-            num_steps,
-            data.train_data,
-            hub.hub_picture,
-            repo_id=repo_id,
-            base_model=model.pretrained_model_name_or_path,
-            revision=model.revision,
-            options_yaml=format_options(*options),
-            license=hub.hub_license,
-            parts=model.trained_parts(),
-            num_samples=run.global_batch_size(accelerator.num_processes),
-        )
+        card = {"repo_id": repo_id, "base_model": model.pretrained_model_name_or_path, "revision": model.revision}
+        card |= {"options_yaml": format_options(*options), "license": hub.hub_license, "parts": model.trained_parts()}
+        card["num_samples"] = run.global_batch_size(accelerator.num_processes)
+        describe_run(run.output_dir, num_steps, data.train_data, hub.hub_picture, **card)
         if hub.push_to_hub:
             try_push(run.output_dir, repo_id, private=hub.hub_private_repo)
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except ValueError as error:
-        raise SystemExit(f"train.py: error: {error}") from None
+    run_command(parse_args, main, CHECKPOINTS_KEPT)

@@ -1,20 +1,18 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The options of whatever samples held-out clips, and what of them is refused before anything is loaded or drawn."""
+"""Options of commands that sample held-out clips, and the checks of their values."""
 
 import argparse
 import math
-
-from training.engine.devices import check_device
 
 
 _COUNT = ("at least 1", lambda value: value >= 1)
 _NOT_NEGATIVE = ("at least 0", lambda value: value >= 0)
 _GUIDANCE_SCALE = ("a finite number, at least 0", lambda value: 0 <= value < math.inf)
 RULES = {
-    "num_clips": ("at least 2", lambda value: value >= 2),  # of which each is another one's counterpart
+    "num_clips": ("at least 2", lambda value: value >= 2),  # each clip is compared with another one
     "frames_per_clip": _COUNT,
-    "num_consecutive": ("0 or at least 3", lambda value: value == 0 or value >= 3),  # flicker is of three frames
+    "num_consecutive": ("0 or at least 3", lambda value: value == 0 or value >= 3),  # flicker needs three frames
     "num_inference_steps": _COUNT,
     "steps": _COUNT,
     "reference_steps": _COUNT,
@@ -30,34 +28,34 @@ RULES = {
 
 
 def add_clip_options(parser: argparse.ArgumentParser, split: str, num_clips: int, frames_per_clip: int) -> None:
-    """Add `--dataset`, `--split`, `--num_clips` and `--frames_per_clip`.
+    """Add a group with `--dataset`, `--split`, `--num_clips` and `--frames_per_clip`.
 
     Args:
-        parser (`argparse.ArgumentParser`): Of an entry point.
+        parser (`argparse.ArgumentParser`): Parser of an entry point.
         split, num_clips, frames_per_clip: The defaults.
     """
-    add = parser.add_argument
-    add("--dataset", default="procedural", help="`procedural`, a prepared folder or a Hub id (default: procedural)")
-    add("--split", default=split, help=f"of the data set (default: {split})")
-    add("--num_clips", type=int, default=num_clips, help=f"the first so many (default: {num_clips})")
-    targets = f"target frames of each (default: {frames_per_clip})"
-    add("--frames_per_clip", type=int, default=frames_per_clip, help=targets)
+    add = parser.add_argument_group("held-out clips").add_argument
+    add("--dataset", default="procedural", help="`procedural`, a prepared folder or a Hub id")
+    add("--split", default=split, help="split of the data set")
+    add("--num_clips", type=int, default=num_clips, help="number of clips, from the first")
+    add("--frames_per_clip", type=int, default=frames_per_clip, help="target frames per clip")
 
 
 def check_clip_options(options: argparse.Namespace) -> None:
-    """Refuse what no run can work with, whatever the data set and the model.
+    """Check the values of an entry point before anything is loaded or drawn.
 
     Args:
-        options (`argparse.Namespace`): Of an entry point; those of `RULES` and `device` that it has and that are set
-            are looked at, of a list each value.
+        options (`argparse.Namespace`): Parsed options. Those in `RULES`, and `device`, are checked where they are set;
+            in a list, each value is checked.
     Raises:
-        ValueError: For the first that breaks its rule.
+        ValueError: For the first value that breaks its rule.
     """
     for name, (rule, is_valid) in RULES.items():
         values = getattr(options, name, None)
         for value in values if isinstance(values, list) else [values]:
             if value is not None and not is_valid(value):
                 raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
-    device = getattr(options, "device", None)
-    if device is not None:
-        check_device(device)
+    if getattr(options, "device", None) is not None:
+        from training.engine.devices import check_device
+
+        check_device(options.device)

@@ -1,9 +1,9 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Option dataclasses from a command line and from files: defaults < `--preset NAME` < `--config FILE` < flags.
+"""Parsing of option dataclasses from a command line and YAML files: defaults < preset < file < flags.
 
-The two YAML files are turned into arguments in front of the command line, so that types, ranges and misspelt names are
-checked in one way, wherever a value comes from.
+The values of YAML files become arguments in front of the command line, so that types, ranges and misspelt names are
+checked in one way for all of them.
 """
 
 import argparse
@@ -17,13 +17,50 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArgumentParser
+
+from training.options.command import CommandParser, with_underscores
 
 
 logger = logging.getLogger(__name__)
 
 PRESETS_DIR = Path(__file__).parents[1] / "presets"  # with a folder for each entry point
 OPTIONS_NAME = "options.yaml"
+FILE_OPTIONS = ("preset", "config")
+
+
+class OptionParser(CommandParser, HfArgumentParser):
+    """A parser of option dataclasses, whose help begins with the options that most people need.
+
+    Args:
+        dataclass_types (`Sequence[type]`): The dataclasses. The first line of each docstring titles its section.
+        first (`Sequence[str]`): Names of the options that `--help` shows first.
+        arguments: Further arguments of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, dataclass_types: Sequence[type], first: Sequence[str] = (), **arguments: Any):
+        usage = "%(prog)s [--preset NAME] [--config FILE] [--OPTION VALUE ...]"
+        super().__init__(dataclass_types, usage=usage, allow_abbrev=False, **arguments)
+        self.sections = {"most used": ["help", *FILE_OPTIONS, *first]}
+        for kind in dataclass_types:
+            names = [item.name for item in dataclasses.fields(kind) if item.name not in first]
+            self.sections[kind.__doc__.split("\n")[0].rstrip(".")] = names
+        for action in self._actions:
+            # `HfArgumentParser` adds a spelling with hyphens, which `CommandParser` understands for all options.
+            action.option_strings = [word for word in action.option_strings if word == with_underscores(word)]
+            if action.nargs == 0 and action.dest != "help":
+                action.help = "The opposite."  # of the option above it, `--no_x` of `--x`
+
+    def format_help(self) -> str:
+        """Return the help text: usage, description, the first options, then a section for each dataclass."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, [], [])
+        formatter.add_text(self.description)
+        for title, names in self.sections.items():
+            formatter.start_section(title)
+            formatter.add_arguments([action for name in names for action in self._actions if action.dest == name])
+            formatter.end_section()
+        return formatter.format_help()
 
 
 def parse(
@@ -31,6 +68,7 @@ def parse(
     argv: Sequence[str] | None = None,
     description: str | None = None,
     presets: str = "train",
+    first: Sequence[str] = (),
 ) -> tuple:
     """Parse a command line into one instance of each dataclass: defaults < `--preset` < `--config` < flags.
 
@@ -38,19 +76,20 @@ def parse(
         dataclass_types (`Sequence[type]`): Option dataclasses without a field in common.
         argv (`Sequence[str]`, *optional*): Arguments without the program's name; `sys.argv[1:]` if `None`.
         description (`str`, *optional*): First lines of `--help`.
-        presets (`str`, *optional*, defaults to `"train"`): Folder in `training/presets` of the presets to choose from.
+        presets (`str`, *optional*, defaults to `"train"`): Folder in `training/presets` with the presets.
+        first (`Sequence[str]`, *optional*): Names of the options that `--help` shows first.
     Returns:
         `tuple`: The instances, in the order of `dataclass_types`.
     Raises:
         ValueError: If a value is out of range, a preset or file cannot be read, or it holds an unknown key.
         SystemExit: By the parser, for an unknown flag or a value of the wrong type.
     """
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser = HfArgumentParser(dataclass_types, description=description, allow_abbrev=False)
+    files = CommandParser(add_help=False, allow_abbrev=False)
+    parser = OptionParser(dataclass_types, first, description=description)
     files_by_preset = {path.stem: path for path in sorted((PRESETS_DIR / presets).glob("*.yaml"))}
     for target in (files, parser):
-        target.add_argument("--preset", choices=list(files_by_preset), help="Settings that come with the project.")
-        target.add_argument("--config", help="YAML file of settings, `name: value`; wins over the preset.")
+        target.add_argument("--preset", choices=list(files_by_preset), help="Settings that ship with the project.")
+        target.add_argument("--config", help="YAML file with lines `name: value`. It overrides the preset.")
     hints = {name: hint for kind in dataclass_types for name, hint in typing.get_type_hints(kind).items()}
     _accept_none(parser, hints)
     named, flags = files.parse_known_args(argv)
@@ -59,23 +98,22 @@ def parse(
         arguments += read_config(files_by_preset[named.preset], hints)
     if named.config is not None:
         arguments += read_config(named.config, hints)
-    # Without `look_for_args_file=False` a file beside the script would be read in silence.
-    *options, _, unknown = parser.parse_args_into_dataclasses(
-        [*arguments, *flags], return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if {"-h", "--help"} & set(flags):
+        parser.set_defaults(**vars(parser.parse_known_args(arguments)[0]))  # those of the preset and the file
+    parser.parse_args([*arguments, *flags])  # refuses unknown options before any value is checked
+    # Without `look_for_args_file=False` a file next to the script would be read silently.
+    *options, _ = parser.parse_args_into_dataclasses([*arguments, *flags], look_for_args_file=False)
     return tuple(options)
 
 
 def read_config(path: str | os.PathLike, hints: dict[str, Any]) -> list[str]:
-    """Turn a YAML file of options into command-line arguments.
+    """Read a YAML file of options as command-line arguments.
 
     Args:
-        path (`str` or `os.PathLike`): File of one mapping, option name -> number, text, boolean, list or null.
+        path (`str` or `os.PathLike`): File that maps option names to numbers, text, booleans, lists or null.
         hints (`dict`): The known option names and their types.
     Raises:
-        ValueError: If the file cannot be read, or holds a key or a kind of value that no option takes.
+        ValueError: If the file cannot be read, or has an unknown key or a kind of value that its option does not take.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -100,19 +138,19 @@ def read_config(path: str | os.PathLike, hints: dict[str, Any]) -> list[str]:
 
 
 def option_values(*options: Any) -> dict[str, Any]:
-    """All options by name, in the order of their declaration."""
+    """Return all options by name, in the order of their declaration."""
     return {item.name: getattr(group, item.name) for group in options for item in dataclasses.fields(group)}
 
 
 def format_options(*options: Any) -> str:
-    """All options as YAML text, fit for `--config`."""
+    """Return all options as YAML text that `--config` reads."""
     return yaml.safe_dump(option_values(*options), sort_keys=False, allow_unicode=True)
 
 
 def save_options(output_dir: str | os.PathLike, *options: Any) -> Path:
-    """Write [`format_options`] to `options.yaml` in `output_dir`, which is made if missing.
+    """Write all options to `options.yaml` in `output_dir`, which is created if missing.
 
-    Options that a resumed run had otherwise before are named in a warning.
+    A warning names the options of a resumed run that differ from the run before.
 
     Returns:
         `Path`: The file.
@@ -136,7 +174,7 @@ def _takes_none(hint: Any) -> bool:
 
 
 def _is_possible(value: Any, hint: Any) -> bool:
-    """Whether a YAML value may stand for an option at all; the parser checks numbers, names and ranges."""
+    """Tell whether the option can take this kind of YAML value. The parser checks numbers, names and ranges."""
     if value is None:
         return _takes_none(hint)
     if isinstance(value, bool):
@@ -150,7 +188,7 @@ def _describe(hint: Any) -> str:
 
 
 def _accept_none(parser: argparse.ArgumentParser, hints: dict[str, Any]) -> None:
-    """Let `none` stand for None in the options that may be None, which HfArgumentParser offers no text for."""
+    """Accept `none` on the command line for options that may be None, which `HfArgumentParser` does not."""
 
     def wrap(convert: typing.Callable[[str], Any]) -> typing.Callable[[str], Any]:
         def convert_or_none(text: str) -> Any:

@@ -1,0 +1,41 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Options for training the small model's own encoders."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from training.options.fields import check, check_choice, check_counts, check_not_negative, option
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Encoders: the component to train, its size and its loss."""
+
+    component: Literal["vae", "image_encoder", "pipeline"] = option(
+        "vae", "Train the VAE or the image encoder, or build a pipeline from both and an untrained UNet."
+    )
+    vae_dir: str | None = option(None, "For `pipeline`: folder of the trained VAE.")
+    image_encoder_dir: str | None = option(None, "For `pipeline`: folder of the trained image encoder.")
+    unet_channels: list[int] = option([48, 96, 128], "For `pipeline`: channels of each level of the UNet.")
+    latent_channels: int = option(4, "VAE: number of latent channels.")
+    vae_channels: list[int] = option([16, 32, 64], "VAE: channels of each level; n levels shrink sides by 2^(n-1).")
+    mse_weight: float = option(8.0, "VAE: weight of the squared error in the loss.")
+    l1_weight: float = option(1.0, "VAE: weight of the absolute error in the loss.")
+    kl_weight: float = option(3e-4, "VAE: weight of the KL divergence in the loss.")
+    num_crop_steps: int = option(0, "VAE: number of first optimizer steps on crops of half the size.")
+    image_size: int = option(64, "Image encoder: side of its square input in pixels.")
+    patch_size: int = option(8, "Image encoder: side of a patch in pixels.")
+    hidden_size: int = option(128, "Image encoder: width of its tokens.")
+    num_hidden_layers: int = option(3, "Image encoder: number of layers.")
+
+    def __post_init__(self):
+        check_choice(self, "component", ("vae", "image_encoder", "pipeline"))
+        check_counts(self, "latent_channels", "image_size", "patch_size", "hidden_size", "num_hidden_layers")
+        rule = "a list of at least one positive number"
+        check(self, rule, lambda value: len(value) > 0 and min(value) >= 1, "vae_channels", "unet_channels")
+        check_not_negative(self, "mse_weight", "l1_weight", "kl_weight", "num_crop_steps")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"`image_size` must be a multiple of `patch_size`, got {self.image_size}, {self.patch_size}."
+            )

@@ -1,0 +1,144 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Options of stage 1: model, data, pairs of frames, objective and validation."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from training.data.pair_settings import PairSettings
+from training.options.fields import check, check_choice, check_counts, check_not_negative, check_size, option
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Model: the weights to start from, and the parts to train."""
+
+    pretrained_model_name_or_path: str = option(
+        "CompVis/stable-diffusion-v1-4",
+        "Folder or Hub id of the Stable Diffusion 1.x or DreamPose pipeline to start from.",
+    )
+    revision: str | None = option(None, "Branch, tag or commit of that pipeline on the Hub.")
+    image_encoder_name_or_path: str = option(
+        "openai/clip-vit-base-patch32",
+        "CLIP vision model to add to Stable Diffusion. A DreamPose pipeline brings its own.",
+    )
+    train_image_encoder: bool = option(
+        False, "Train the image encoder too. Use it only for an encoder without pretrained weights."
+    )
+    train_adapter: bool = option(
+        True,
+        "Train the adapter. An untrained one passes CLIP's tokens through and ignores the VAE's (an ablation).",
+    )
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
+    torch_compile_backend: str | None = option(
+        None, "Compile the UNet with this backend of torch.compile, usually `inductor`; `none` does not compile."
+    )
+
+    def __post_init__(self):
+        if self.torch_compile_backend is not None:
+            import torch
+
+            check_choice(self, "torch_compile_backend", torch.compiler.list_backends(exclude_tags=()))
+
+    def trained_parts(self) -> list[str]:
+        """Return the names of the trained parts for a model card."""
+        others = {"adapter": self.train_adapter, "image encoder": self.train_image_encoder}
+        return ["UNet", *(name for name, trains in others.items() if trains)]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Data: the training pictures and their size."""
+
+    train_data: str = option("procedural", "Folder of parquet files, Hub id of a data set, or `procedural`.")
+    height: int = option(640, "Height of the pictures in pixels.")
+    width: int = option(512, "Width of the pictures in pixels.")
+
+    def __post_init__(self):
+        check_size(self)
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """Samples: how frames of a clip become a reference, a target and a pose window."""
+
+    pose_radius: int = option(2, "Number of poses on each side of the target's own pose; 2 gives a window of five.")
+    reference_frames: Literal["any", "first"] = option(
+        "any", "Draw the reference from all frames of a clip, or always take the first."
+    )
+    max_reference_distance: int | None = option(
+        None, "With `any`: draw the reference from the frames at most this far from the target."
+    )
+    fit: Literal["whole", "crop"] = option(
+        "whole", "Fit a picture of another aspect whole and continue its borders, or crop its middle."
+    )
+    min_crop_scale: float = option(
+        1.0, "Below 1: crop target and poses at random to at least this share of each side."
+    )
+    bad_rows: Literal["raise", "skip"] = option(
+        "raise", "Stop at a row that cannot be used, or skip it and log the share of skipped rows."
+    )
+    latent_cache_dir: str | None = option(
+        None, "Folder of the latent cache. Pictures are encoded once, and training then reads no picture."
+    )
+    streaming: bool = option(False, "Stream the training data, one video at a time, and store none of it on the disk.")
+
+    def __post_init__(self):
+        settings = self.settings()
+        if self.latent_cache_dir is not None:
+            settings.check_cacheable()
+        if self.streaming and self.latent_cache_dir is not None:
+            raise ValueError(
+                "`latent_cache_dir` must be none with `streaming`, which keeps nothing, got"
+                f" {self.latent_cache_dir!r}."
+            )
+
+    def settings(self, noise_offset: float = 0.0) -> PairSettings:
+        """Return the settings that `training.data.frame_pairs` takes."""
+        others = ("latent_cache_dir", "streaming")
+        values = {name: value for name, value in vars(self).items() if name not in others}
+        return PairSettings(noise_offset=noise_offset, **values)
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """Objective: conditioning dropout, noise, timesteps and loss weights."""
+
+    image_dropout_prob: float = option(0.05, "Share of samples with the black picture in place of the photo.")
+    pose_dropout_prob: float = option(0.05, "Share of samples without poses.")
+    joint_dropout_prob: float = option(0.05, "Share of samples without photo and poses.")
+    snr_gamma: float | None = option(None, "Gamma of min-SNR loss weights, usually 5.0; `none` for equal weights.")
+    noise_offset: float = option(0.0, "Scale of extra noise that is constant over each channel.")
+    high_noise_fraction: float | None = option(
+        None, "Share of the timesteps drawn from `high_noise_start` upwards; `none` draws all timesteps equally."
+    )
+    high_noise_start: int = option(200, "First timestep of the range that `high_noise_fraction` favours.")
+
+    def __post_init__(self):
+        drops = ("image_dropout_prob", "pose_dropout_prob", "joint_dropout_prob")
+        check(self, "within [0, 1]", lambda value: 0 <= value <= 1, *drops, "high_noise_fraction")
+        total = sum(getattr(self, name) for name in drops)
+        if total > 1:
+            raise ValueError(f"{', '.join(f'`{name}`' for name in drops)} must sum to at most 1, got {total}.")
+        check(self, "above 0", lambda value: value > 0, "snr_gamma")
+        check_not_negative(self, "noise_offset")
+        check(self, "within [0, 999]", lambda value: 0 <= value <= 999, "high_noise_start")
+
+    def loss_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments for [`training.models.denoiser.StageOneLoss`]."""
+        return {name: value for name, value in vars(self).items() if name != "noise_offset"}
+
+
+@dataclass(frozen=True)
+class ValidationOptions:
+    """Validation: what is sampled every `validation_steps` steps."""
+
+    num_validation_pairs: int = option(16, "Number of held-out frames for L1, PSNR and SSIM.")
+    num_validation_frames: int = option(16, "Number of animated frames of the held-out clip.")
+    validation_inference_steps: int = option(10, "Denoising steps per frame in validation.")
+
+    def __post_init__(self):
+        check_counts(self, "num_validation_pairs", "num_validation_frames", "validation_inference_steps")
+
+
+STAGE_ONE_OPTIONS = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, ValidationOptions)
