@@ -25,7 +25,7 @@ from training.data.frame_pairs import LatentShape
 
 @torch.no_grad()
 def widen_conv_in(unet: UNet2DConditionModel, pose_radius: int = 2) -> None:
-    """Add `2 (2 r + 1)` input channels for the pose window to a Stable Diffusion UNet, in place.
+    """Add `2 (2 r + 1)` input channels for `pipeline_dreampose.pose_window` to a Stable Diffusion UNet, in place.
 
     The new weights are 0, so the output does not change (arXiv:2304.06025).
 

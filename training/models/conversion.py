@@ -113,7 +113,7 @@ def _list_some(names: Iterable[str], limit: int = 6) -> str:
 
 
 def find_pose_radius(unet_weights: Mapping[str, torch.Tensor]) -> int:
-    """Return the pose window's radius by the UNet's input channels; raise a `ValueError` if none is for poses."""
+    """Find the pose window's radius from a UNet's input channels; raise a `ValueError` if it takes no poses."""
     first, last = (unet_weights.get(f"{layer}.weight") for layer in ("conv_in", "conv_out"))
     if first is None or last is None or {first.ndim, last.ndim} != {4}:
         raise ValueError(f"`unet` must hold conv_in.weight and conv_out.weight, got {_list_some(unet_weights)}.")

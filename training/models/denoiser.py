@@ -73,7 +73,7 @@ class Denoiser(nn.Module):
         Args:
             noisy_latents (`torch.Tensor`): Shape `(B, C, h, w)`.
             timesteps (`torch.Tensor`): Shape `(B,)`.
-            pose_window (`torch.Tensor`): Shape `(B, 2 (2 r + 1), h, w)`, range `[0, 1]`.
+            pose_window (`torch.Tensor`): See `pipeline_dreampose.pose_window`; shape `(B, 2 (2 r + 1), h, w)`.
             image_latents (`torch.Tensor`): Scaled latents of the references, shape `(B, C, h, w)`.
             clip_pixel_values (`torch.Tensor`, *optional*): Input of the image encoder, shape `(B, 3, S, S)`.
             image_embeds (`torch.Tensor`, *optional*): Output of a frozen image encoder, shape `(B, T, D)`.
