@@ -21,7 +21,7 @@ COMMUNITY ?= build/community
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-gpu quality style tiny tiny-code hub-tiny hub-id community benchmark benchmark-gpu \
+.PHONY: help demo test test-fast test-gpu quality style tiny tiny-code hub-tiny hub-id densepose community benchmark benchmark-gpu \
 	reproduce clean
 
 help:  ## list the targets
@@ -30,6 +30,12 @@ help:  ## list the targets
 demo: $(VENV)/.installed  ## animate the sample photo with the embedded model (no GPU, no download of weights)
 	$(BIN)/python animate.py --model model_card/tiny --image model_card/sample/photo.png --poses model_card/sample/poses \
 		--output demo/sample.mp4 --gif --scale 4 --fps 12
+
+# pip replaces a torchvision that does not fit, and keeps torch.
+densepose: $(VENV)/.installed  ## install what a TorchScript DensePose needs: the torchvision that fits torch
+	$(INSTALL) --force-reinstall --no-deps torchvision
+	@$(BIN)/python -c "import torchvision" 2>/dev/null || { echo "torchvision does not fit the installed torch. Take it from the \
+	same index as torch, for example: make densepose PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'" >&2; exit 1; }
 
 test: $(VENV)/.installed-test  ## all tests
 	$(PYTEST)

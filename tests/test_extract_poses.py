@@ -164,6 +164,15 @@ def test_torchvision_is_imported_where_it_is_installed(densepose, tmp_path, monk
     assert "torchvision" in sys.modules
 
 
+def test_a_missing_operator_of_torchvision_says_how_to_install_it(densepose, monkeypatch):
+    def load(*_, **__):
+        raise RuntimeError("Unknown builtin op: torchvision::nms.")
+
+    monkeypatch.setattr(torch.jit, "load", load)
+    with pytest.raises(ValueError, match="is not: Unknown .* `make densepose` installs the torchvision that fits torch"):
+        DensePoseEstimator(densepose)
+
+
 def test_bad_input_is_one_clear_error(tmp_path, capsys):
     with pytest.raises(ValueError, match="`densepose` must be a TorchScript file, .* got .*missing.pt'"):
         DensePoseEstimator(tmp_path / "missing.pt")

@@ -6,7 +6,6 @@ Loading a TorchScript file runs the code in it: use only files from a source tha
 """
 
 import importlib
-import importlib.util
 import os
 from pathlib import Path
 
@@ -56,13 +55,16 @@ class DensePoseEstimator:
 
     def __init__(self, path: str | os.PathLike, device: str | torch.device = "cpu"):
         path, self.device = find_densepose(path), check_device(device)
-        if importlib.util.find_spec("torchvision"):
-            importlib.import_module("torchvision")  # exports use its operators, which importing it registers
+        try:
+            importlib.import_module("torchvision")  # registers the operators that exports use
+        except (ImportError, OSError, RuntimeError):  # not installed, or a build for another torch
+            pass  # an export without these operators works
         try:
             # A CPU cannot run exports that are stored in half precision.
             self.model = torch.jit.load(str(path), map_location=self.device).eval().float()
         except RuntimeError as error:
-            hint = " Install torchvision, whose operators it uses." if "torchvision" in str(error) else ""
+            hint = f" `make densepose` installs the torchvision that fits torch {torch.__version__}."
+            hint = hint if "torchvision" in str(error) else ""
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"`densepose` must be a TorchScript DensePose; {str(path)!r} is not: {reason}{hint}"

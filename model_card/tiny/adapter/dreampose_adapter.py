@@ -17,18 +17,32 @@ Axes in comments and docstrings: `B` videos, `P` photos of one subject, `F` fram
 `C` latent channels, `H W` pixels, `h w` latent cells, `r` frames on each side of the centre of a pose window.
 """
 
+import importlib.util
 import inspect
 import json
 import math
 import numbers
 import operator
 import os
+import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import numpy as np
 import torch
+
+
+# transformers imports torchvision if it is installed, and fails with an obscure error if that is a build for another
+# torch. It works without torchvision, so a broken one is hidden from it.
+try:
+    if importlib.util.find_spec("torchvision"):
+        importlib.import_module("torchvision")
+except (ImportError, OSError, RuntimeError) as error:
+    sys.modules["torchvision"] = None
+    warnings.warn(f"torchvision is ignored because it does not fit torch {torch.__version__}: {error}")
+
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, ConfigMixin, DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
