@@ -40,6 +40,7 @@ from training.hub.repositories import (
     pipeline_patterns,
     push_folder,
 )
+from training.subject.results import CAPTION
 
 
 OTHER_TOKEN = "hf_ofsomebodyelse"
@@ -358,7 +359,7 @@ def test_a_push_is_one_commit_and_sends_what_is_new(hub, pushes):
 def test_the_command_in_the_message_completes_a_failed_push(work, hub, pushes):
     assert pushes["sent_later"] is False
     message = re.search(r"`hub_model_id` must .*? 'someone/sent-later': .*", pushes["output"])[0]
-    assert "Error while uploading 'unet/" in message and "the Hub failed (500: A fault" in message
+    assert "Error while uploading 'unet/" in message and "the Hub failed (500: A simulated fault" in message
     assert f"Everything is in {str(work / 'output')!r}; this pushes it later: hf upload " in message
     assert len(hub.commits[SENT_LATER]) == 1
 
@@ -389,8 +390,11 @@ def test_a_connection_that_breaks(work, hub, pushes):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("full", r"'someone/full': Error while uploading .*: the storage is full \(507: A fault .* later: hf upload"),
-        ("large", r"'someone/large': that is more than the repository may hold \(413: A fault"),
+        (
+            "full",
+            r"'someone/full': Error while uploading .*: the storage is full \(507: A .* later: hf upload",
+        ),
+        ("large", r"'someone/large': that is more than the repository may hold \(413: A simulated fault"),
         ("foreign", r"'other/model': the token may not write there, .* \(403: You don't have the rights"),
         ("foreign_new", r"'other/new': the token may not write there, .* later: hf upload other/new "),
         ("no_id", r"'a/b/c': HFValidationError: Repo id must be in the form"),
@@ -425,12 +429,7 @@ def test_a_subject_is_pushed_with_its_card_and_pictures(work, hub, pushes):
         "base_model": "someone/base",
         "base_model_relation": "adapter",
         "tags": ["dreampose", "image-to-video", "pose", "densepose", "fashion", "diffusers-training", "lora"],
-        "widget": [
-            {
-                "text": "The poses that it was trained on, from the same photo, without the subject and with it",
-                "output": {"url": "sample.png"},
-            }
-        ],
+        "widget": [{"text": CAPTION, "output": {"url": "sample.png"}}],
     }
     assert "license: mit" in relicensed["README.md"].decode()
     with safe_open(work / "subject" / SUBJECT_FILE, "pt") as file:
@@ -443,9 +442,9 @@ def test_a_subject_is_pushed_with_its_card_and_pictures(work, hub, pushes):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("failing", r"Error while uploading 'pytorch_lora_weights.*: the Hub failed \(500: A fault"),
-        ("crowded", r"Error while uploading 'pytorch_lora_weights.*: the storage is full \(507: A fault"),
-        ("denied", r"the token may not write there, or the storage is full \(403: A fault"),
+        ("failing", r"Error while uploading 'pytorch_lora_weights.*: the Hub failed \(500: A simulated fault"),
+        ("crowded", r"Error while uploading 'pytorch_lora_weights.*: the storage is full \(507: A simulated fault"),
+        ("denied", r"the token may not write there, or the storage is full \(403: A simulated fault"),
         ("mistaken", r"the token is missing or not valid .* \(401: "),
         ("broken", r"Error while uploading 'pytorch_lora_weights.*: \w*Error: "),
     ],
