@@ -1,4 +1,8 @@
-"""The pictures of the documents: the committed files are what `docs/pictures/draw.py` draws."""
+"""The documents: their pictures are what `docs/pictures/draw.py` draws, and their commands leave git clean."""
+
+import re
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +10,7 @@ from PIL import Image
 
 from docs.pictures.draw import DRAWN, FOLDER, draw_figure, viridis_parts
 from pipeline_dreampose import iuv_to_pose_map
+from tests.launch import ROOT
 from training.poses.densepose import find_channel_order
 
 
@@ -31,3 +36,17 @@ def test_the_good_pose_frame_is_taken_and_the_part_colours_are_refused():
         iuv_to_pose_map(viridis_parts(iuv))
     with pytest.raises(ValueError, match="part colours .viridis."):
         find_channel_order([np.asarray(viridis_parts(iuv))])
+
+
+def test_what_the_documents_commands_write_is_ignored_by_git():
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is not a git checkout")
+    written = {".venv", "demo", "animation.mp4", "grid.png", "output", "results"}  # defaults, and what make writes
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for block in re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL):
+            written |= set(re.findall(r"(?:--output|--output_dir|mkdir) (\S+)", block))
+    written |= {str(Path(name).with_suffix(".png")) for name in written if name.endswith((".mp4", ".gif"))}
+    assert {"video.mp4", "video.png", "poses", "dreampose"} <= written
+    command = ["git", "check-ignore", *(f"{name}/" if "." not in name[1:] else name for name in sorted(written))]
+    ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert {name.rstrip("/") for name in ignored} == written
