@@ -21,11 +21,8 @@ def _check_pair(prediction: torch.Tensor, target: torch.Tensor) -> None:
         )
     for name, images in (("prediction", prediction), ("target", target)):
         if not images.is_floating_point() or images.numel() and not 0 <= images.amin() <= images.amax() <= 1:
-            raise ValueError(f"`{name}` must be floating point within [0, 1], got {images.dtype} {_range(images)}.")
-
-
-def _range(images: torch.Tensor) -> str:
-    return f"within [{images.amin().item():.4g}, {images.amax().item():.4g}]"
+            found = f"{images.dtype} within [{images.amin().item():.4g}, {images.amax().item():.4g}]"
+            raise ValueError(f"`{name}` must be floating point within [0, 1], got {found}.")
 
 
 def _check_mask(mask: torch.Tensor, name: str = "mask", shape: torch.Size | None = None) -> None:

@@ -86,14 +86,13 @@ class HeldOutPairs:
 class HeldOutClip:
     """A held-out clip: animates it, writes a strip and a video to `output_dir/validation` and logs them to trackers.
 
+    It uses the first clip without bad frames.
+
     Args:
-        pipeline (`DreamPosePipeline`): Shares its parts with the module that trains.
-        samples (`FramePairs`): Samples of the validation split. The first clip without bad frames is used.
+        pipeline, samples, seed, num_inference_steps: See [`HeldOutPairs`].
         accelerator (`Accelerator`): Holds the trackers.
         output_dir (`Path`): Output folder of the run.
-        seed (`int`): Seed of the noise.
         num_frames (`int`, *optional*, defaults to 16): Number of frames from the clip's start; the first is the photo.
-        num_inference_steps (`int`, *optional*, defaults to 10): Denoising steps.
     Raises:
         ValueError: If a frame is bad and bad rows are not skipped, or every clip has bad frames.
     """
