@@ -13,18 +13,7 @@ import json
 import os
 from pathlib import Path
 
-from benchmarks.claims.ablation_arms import (
-    ARMS,
-    DRAWING,
-    SCALES,
-    SCHEDULE,
-    UNET_CHANNELS,
-    Held,
-    compare_noise,
-    draw_data,
-    encoders_of,
-    run_arm,
-)
+from benchmarks.claims.ablation_arms import ARMS, SCALES, Held, arm_settings, compare_noise, draw_data, run_arm
 from benchmarks.claims.ablation_report import format_table, judge, values_of, values_of_subjects
 from benchmarks.kept_jobs import run_missing
 from benchmarks.scripts import package_versions, run_script
@@ -70,8 +59,7 @@ def main(options: argparse.Namespace) -> dict:
     names = ("num_clips", "frames_per_clip", "num_consecutive", "num_inference_steps")
     settings = {name: getattr(options, name) for name in (*names, "num_train", "max_train_steps")}
     model = load_pipeline(options.model, "cpu")
-    settings |= {"encoders": encoders_of(model).facts(), "schedule": SCHEDULE.read_text(), "arms": ARMS}
-    settings |= {"scales": SCALES, "unet_channels": UNET_CHANNELS, "drawing": DRAWING}
+    settings |= arm_settings(model)
     if not has_settings(options.work_dir / "settings.json", settings, "work_dir"):
         write_json(options.work_dir / "settings.json", settings)
     held = Held(**{name: getattr(options, name) for name in names})

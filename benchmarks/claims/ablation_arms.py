@@ -38,7 +38,6 @@ ARMS = {  # name -> options that differ from the schedule
     "one_pose": {"pose_radius": 0},
     "no_dropout": dict.fromkeys(NO_DROPOUT, 0.0),
 }
-DRAWING = str(ProceduralFashion.BUILDER_CONFIGS[0].version)
 SCALES = {"guided": [2.0, 2.0], "unguided": [1.0, 1.0]}  # photo, pose
 
 
@@ -59,6 +58,13 @@ class Held:
 def encoders_of(pipe: DreamPosePipeline) -> FrameEncoders:
     """Return the parts of a pipeline that all arms use."""
     return FrameEncoders(pipe.vae, pipe.image_encoder, pipe.feature_extractor)
+
+
+def arm_settings(pipe: DreamPosePipeline) -> dict[str, Any]:
+    """Return everything that all arms depend on, apart from the options: encoders, schedule, arms and drawing."""
+    facts = {"encoders": encoders_of(pipe).facts(), "schedule": SCHEDULE.read_text(), "arms": ARMS}
+    drawing = str(ProceduralFashion.BUILDER_CONFIGS[0].version)
+    return facts | {"scales": SCALES, "unet_channels": UNET_CHANNELS, "drawing": drawing}
 
 
 def draw_data(model: str, work_dir: Path, num_train: int) -> None:
@@ -127,9 +133,8 @@ def run_arm(
 
 
 def children_cpu_seconds() -> float:
-    """Return the CPU time of all finished child processes."""
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return spent.ru_utime + spent.ru_stime
+    """Return the user and system CPU time of all finished child processes."""
+    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
 def measure_clip(pipe: DreamPosePipeline, clip: Clip, seed: int, held: Held, **call_options) -> dict[str, float]:

@@ -14,18 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.scripts import machine_facts, package_versions, run_script
-from benchmarks.speed.sampling_procedures import (
-    SIZES,
-    build_peer,
-    build_pipeline,
-    build_pndm,
-    measure_lengths,
-    measure_runs,
-    run_floor,
-    run_peer,
-    run_pipeline,
-    run_release,
-)
+from benchmarks.speed.sampling_procedures import SIZES, build_pipeline, build_runs, measure_lengths, measure_runs
 from training.media.settings_file import write_json
 
 
@@ -47,20 +36,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> dict:
     """Measure, print and write the report, and return it."""
-    size, device, frames, steps = options.size, options.device, options.num_frames, options.steps
+    size, device = options.size, options.device
     pipe = build_pipeline(size, device, getattr(torch, options.dtype))
-    peer = build_peer(pipe, size)
-    defaults = pipe.scheduler, pipe.config.default_num_inference_steps
-    if options.compile:
-        pipe.unet, peer.unet = torch.compile(pipe.unet), torch.compile(peer.unet)
-    runs = {  # name: frames, steps, call
-        "release": (1, steps, lambda n: run_release(pipe, 1, n)),
-        "release_defaults": (1, options.release_steps, lambda n: run_release(pipe, 1, n)),
-        "pipeline": (frames, steps, lambda n: run_pipeline(pipe, build_pndm(), frames, n, frames)),
-        "pipeline_defaults": (frames, defaults[1], lambda n: run_pipeline(pipe, defaults[0], frames, n, frames)),
-        "floor": (frames, steps, lambda n: run_floor(pipe, frames, n)),
-        "instruct_pix2pix": (frames, steps, lambda n: run_peer(peer, frames, n, SIZES[size][3:])),
-    }
+    runs = build_runs(pipe, size, options.num_frames, options.steps, options.release_steps, options.compile)
     on_cuda = device.startswith("cuda")
     if on_cuda:  # the weights were drawn in float32
         torch.cuda.empty_cache()

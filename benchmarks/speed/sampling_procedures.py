@@ -147,6 +147,24 @@ def run_peer(peer: StableDiffusionInstructPix2PixPipeline, num_frames: int, step
     peer(image=photos, prompt_embeds=embeds, negative_prompt_embeds=embeds, **settings)
 
 
+def build_runs(
+    pipe: DreamPosePipeline, size: str, num_frames: int, steps: int, release_steps: int, is_compiled: bool
+) -> dict[str, tuple[int, int, Callable[[int], None]]]:
+    """Return all procedures by name: number of frames, number of steps, and the function that takes the steps."""
+    peer, scheduler, default_steps = build_peer(pipe, size), pipe.scheduler, pipe.config.default_num_inference_steps
+    if is_compiled:
+        pipe.unet, peer.unet = torch.compile(pipe.unet), torch.compile(peer.unet)
+    n = num_frames
+    return {
+        "release": (1, steps, lambda k: run_release(pipe, 1, k)),
+        "release_defaults": (1, release_steps, lambda k: run_release(pipe, 1, k)),
+        "pipeline": (n, steps, lambda k: run_pipeline(pipe, build_pndm(), n, k, chunk_size=n)),
+        "pipeline_defaults": (n, default_steps, lambda k: run_pipeline(pipe, scheduler, n, k, chunk_size=n)),
+        "floor": (n, steps, lambda k: run_floor(pipe, n, k)),
+        "instruct_pix2pix": (n, steps, lambda k: run_peer(peer, n, k, SIZES[size][3:])),
+    }
+
+
 def timed(function: Callable, device: str) -> float:
     """Time one call in seconds, including the work that it leaves to the GPU."""
     started = time.perf_counter()
@@ -159,10 +177,7 @@ def timed(function: Callable, device: str) -> float:
 def measure_runs(
     runs: Mapping[str, tuple[int, int, Callable[[int], None]]], repeats: int, device: str
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return the seconds per frame of all runs in each round, and their medians.
-
-    A run is its number of frames, its number of steps, and the function that takes the steps.
-    """
+    """Return the seconds per frame of all runs of [`build_runs`] in each round, and their medians."""
     for _, _, call in runs.values():  # warm up
         call(1)
 

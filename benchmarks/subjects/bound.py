@@ -1,10 +1,10 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Estimate how much the body's texture in a subject's photos is worth, by reading it with the true IUV, untrained.
+"""Estimate what the body's texture in a subject's photos is worth: read it with the true IUV, without training.
 
-The base is the model's frames of `benchmarks.subjects.gains` before stage 2. In `read`, each body pixel that a photo
-shows is taken from the nearest point in the photos. In `oracle`, it is taken only where it is closer to the truth,
-which no model can know.
+The baseline is the model's frames of `benchmarks.subjects.gains` before stage 2. In `read`, each body pixel that a
+photo shows is taken from the nearest point in the photos. In `oracle`, it is taken only where it is closer to the
+truth, which no model can know.
 
     python -m benchmarks.subjects.bound --num_subjects 20 --output benchmarks/subjects/bound.json
 """

@@ -74,14 +74,10 @@ def plan_trials(
     num_clips: int = 0,
     curve_steps: int | None = None,
 ) -> list[Trial]:
-    """Return all trials, grouped by subject.
+    """Return all trials of the subjects and numbers of photos, grouped by subject.
 
-    Args:
-        options (`argparse.Namespace`): Options of `add_subject_options`.
-        groups (`tuple`): Result of `parse_stage_two`.
-        num_photos (`Sequence[int]`): Numbers of photos to learn each subject from.
-        num_clips (`int`, *optional*, defaults to 0): Number of clips of a `Trial`.
-        curve_steps (`int`, *optional*): Measure after every `curve_steps` steps, not only at the end of a phase.
+    `options` are those of `add_subject_options`, and `groups` the result of `parse_stage_two`. A trial is measured at
+    the end of each phase, and also after every `curve_steps` steps if given.
     """
     subject, lora, decoder, objective, run = groups
     pipeline, trials = load_pipeline(options.model), []

@@ -138,15 +138,10 @@ def saved_for_backward(exclude: Iterable[torch.Tensor]) -> Iterator[dict[int, in
 def count_step(
     forward: Callable[[], torch.Tensor], parameters: Sequence[torch.Tensor], dtype: torch.dtype | None = None
 ) -> dict[str, int]:
-    """Count the bytes that a forward and a backward pass need in addition to the parameters.
+    """Count the bytes that a forward and a backward pass need in addition to the parameters of all models in them.
 
-    Args:
-        forward (`Callable`): Returns the loss, a scalar on meta.
-        parameters (`Sequence[torch.Tensor]`): Parameters of all models in the pass.
-        dtype (`torch.dtype`, *optional*): Autocast dtype.
-    Returns:
-        `dict[str, int]`: `saved_activations`, the bytes that the forward pass saves for the backward pass; and `peak`,
-        the peak of both passes, including gradients and temporary results.
+    Returns `saved_activations`, the bytes that the forward pass saves for the backward pass, and `peak`, the peak of
+    both passes including gradients and temporary results. `forward` returns the loss; `dtype` is that of autocast.
     """
     with LiveBytes() as live, LikeOnCuda(dtype):
         with saved_for_backward(parameters) as saved:
@@ -220,10 +215,8 @@ class Setting:
 def count_setting(size: str, setting: Setting) -> dict[str, dict[str, Any]]:
     """Count the bytes on the GPU in each phase, on the meta device. `size` is a key of `SIZES`.
 
-    Returns:
-        `dict`: Phase -> `parameters` by dtype, `gradients`, `optimizer`, `saved_activations`, `step_peak` (peak of
-        activations, gradients and temporary results) and the `total` of parameters, moments, gradients of earlier
-        batches and this peak.
+    A phase has `parameters` by dtype, `gradients`, `optimizer`, `saved_activations`, `step_peak` (peak of activations,
+    gradients and temporary results) and `total` (parameters, moments, gradients of earlier batches and this peak).
     """
     with torch.device("meta"):
         models = build_models(size)

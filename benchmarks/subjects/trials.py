@@ -150,7 +150,7 @@ def draw_footage(config: ProceduralFashionConfig, split: str, index: int) -> lis
 
 
 class Examination:
-    """Measure a pipeline on a subject's footage and in the poses of its photos, with the first photo and one noise."""
+    """Measure a pipeline in new poses and in the photos' poses, always from the first photo and the same noise."""
 
     def __init__(
         self,
@@ -212,10 +212,9 @@ class Examination:
 
 
 def run_trial(trial: Trial) -> list[dict]:
-    """Train one subject and measure it before training and at every validation of its phases.
+    """Train one subject and measure it, before training and at every validation of its phases.
 
-    Returns:
-        `list[dict]`: Records of `phase`, `step` and `figures` by group and metric, in the order of training.
+    Returns records of `phase`, `step` and `figures` by group and metric, in the order of training.
     """
     config = ProceduralFashionConfig()
     photos = draw_photos(config, trial.split, trial.index, trial.num_photos)
