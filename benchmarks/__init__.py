@@ -1,0 +1,10 @@
+"""Benchmarks: speed, stage 2, and the paper's claims. They need the `training` extra."""
+
+import importlib.util
+
+from training.options.command import how_to_install
+
+
+for package in ("datasets", "torchmetrics"):
+    if importlib.util.find_spec(package) is None:
+        raise SystemExit(how_to_install(package, "training"))

@@ -4,15 +4,15 @@
 
 import os
 import platform
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+
+from training.options.command import ending_in_one_line
 
 
 def run_script(
@@ -20,11 +20,10 @@ def run_script(
     parse_args: Callable[[], Namespace],
     errors: tuple[type[Exception], ...] = (ValueError,),
 ) -> None:
-    """Run a script from the command line. One of `errors` ends it with a single line."""
-    try:
+    """Run a script from the command line. One of `errors`, or Ctrl-C, ends it with a single line."""
+    kept = "The same command, with `--resume` if it has this option, continues with the finished parts that it keeps."
+    with ending_in_one_line(kept, errors=errors):
         main(parse_args())
-    except errors as error:
-        raise SystemExit(f"{Path(sys.argv[0]).name}: error: {error}") from None
 
 
 def package_versions(*names: str) -> dict[str, str]:

@@ -40,9 +40,6 @@ ROWS = [
 # Of an entry point; `training` for all others.
 EXTRAS = {
     "animate": None,
-    "benchmarks.claims.guidance": "evaluation",
-    "benchmarks.speed.sampling": None,
-    "benchmarks.claims.schedulers": "evaluation",
     "training.evaluation": "evaluation",
     "training.extract_poses": None,
     "training.push_model": None,
@@ -349,7 +346,9 @@ def test_requirements_are_pinned_once():
     constraints = (ROOT / "constraints.txt").read_text()
     pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", constraints, re.MULTILINE))
     setup = (ROOT / "setup.cfg").read_text()
-    sections = re.findall(r"^(?:install_requires|training|evaluation|densepose|test|quality) =\n((?: {4}.+\n)+)", setup, re.M)
+    sections = re.findall(
+        r"^(?:install_requires|training|evaluation|densepose|test|quality) =\n((?: {4}.+\n)+)", setup, re.M
+    )
     required = {re.split(r"[<>=\[ ]", line)[0] for line in "".join(sections).split()} - {"dreampose-diffusers"}
     required = {name for name in required if not name.startswith(("presets/", "data/"))}
     assert len(required) > 10 and required <= set(pinned), f"not pinned: {required - set(pinned)}"

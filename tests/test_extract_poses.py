@@ -169,7 +169,9 @@ def test_a_missing_operator_of_torchvision_says_how_to_install_it(densepose, mon
         raise RuntimeError("Unknown builtin op: torchvision::nms.")
 
     monkeypatch.setattr(torch.jit, "load", load)
-    with pytest.raises(ValueError, match="is not: Unknown .* `make densepose` installs the torchvision that fits torch"):
+    with pytest.raises(
+        ValueError, match="is not: Unknown .* `make densepose` installs the torchvision that fits torch"
+    ):
         DensePoseEstimator(densepose)
 
 

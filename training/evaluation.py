@@ -103,7 +103,7 @@ def main(options: argparse.Namespace) -> dict:
     figures.add_set_distances(results["rows"], clip_records.join_features(records))
     moved = [moved for record in records for moved in record.moved]
     results |= {"share_moved": sum(moved) / len(moved) if moved else None, "notes": learned.notes}
-    results |= {"settings": asked, **figures.describe_run(pipe), "num_processes": state.num_processes}
+    results |= {"settings": asked, **figures.describe_pipeline(pipe), "num_processes": state.num_processes}
     # In these seconds; a resumed evaluation measures only the remaining clips.
     results |= {"num_measured": num_measured, "seconds": round(time.perf_counter() - start, 1)}
     shown = range(min(options.num_pictures, len(clips)))

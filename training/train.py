@@ -85,7 +85,7 @@ def main(options: tuple) -> None:
     """Load and widen the model, train it, write a pipeline folder to `output_dir`, and push it if asked to."""
     from training.engine.checkpoints import starting_step
     from training.engine.session import open_session
-    from training.hub.model_card import describe_run
+    from training.hub.model_card import write_run_card
     from training.hub.repositories import try_make_repo, try_push
     from training.media.pictures import spare_inputs
     from training.models.base_pipeline import load_base_pipeline
@@ -111,7 +111,7 @@ def main(options: tuple) -> None:
         card = {"repo_id": repo_id, "base_model": model.pretrained_model_name_or_path, "revision": model.revision}
         card |= {"options_yaml": format_options(*options), "license": hub.hub_license, "parts": model.trained_parts()}
         card["num_samples"] = run.global_batch_size(accelerator.num_processes)
-        describe_run(run.output_dir, num_steps, data.train_data, hub.hub_picture, **card)
+        write_run_card(run.output_dir, num_steps, data.train_data, hub.hub_picture, **card)
         if hub.push_to_hub:
             try_push(run.output_dir, repo_id, private=hub.hub_private_repo)
 

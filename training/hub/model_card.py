@@ -3,7 +3,7 @@
 """Model cards, without paths or secrets: the card of a stage 1 model and the parts that all cards share.
 
 [`write_card`] fills a template of `model_card/`. [`write_base_card`] writes the card of a stage 1 model,
-[`training.hub.subject_card.write_subject_card`] that of a subject, and [`describe_run`] that of a run of stage 1.
+[`training.hub.subject_card.write_subject_card`] that of a subject, and [`write_run_card`] that of a run of stage 1.
 """
 
 import logging
@@ -214,7 +214,7 @@ def try_write_card(
         return None
 
 
-def describe_run(
+def write_run_card(
     output_dir: str | os.PathLike,
     num_steps: int,
     dataset: str,

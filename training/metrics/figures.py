@@ -135,7 +135,7 @@ def markdown_tables(rows: Figures, notes: Mapping[str, str]) -> str:
     return "\n".join([*tables, *(f"- {name.replace('_', ' ')}: {note}" for name, note in notes.items())]) + "\n"
 
 
-def describe_run(pipe: DreamPosePipeline) -> dict[str, Any]:
+def describe_pipeline(pipe: DreamPosePipeline) -> dict[str, Any]:
     """Describe what the figures depend on besides the options: model defaults, scheduler, versions and machine."""
     defaults = ("width", "height", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")
     cpu_info = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []

@@ -10,7 +10,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,37 +66,50 @@ def with_underscores(word: str) -> str:
 def run_command(
     parse_args: Callable[[], Any], main: Callable[[Any], Any], kept: str, extra: str | None = "training"
 ) -> None:
-    """Run an entry point. Bad input, a missing package and Ctrl-C end in one line instead of a traceback.
+    """Run an entry point: `main` does the work with the options that `parse_args` returns.
+
+    `kept` and `extra` are those of [`ending_in_one_line`].
+    """
+    with ending_in_one_line(kept, extra):
+        options = parse_args()
+        spare_busy_cores()
+        importlib.import_module("pipeline_dreampose")  # hides a broken torchvision before other modules meet it
+        main(options)
+
+
+@contextmanager
+def ending_in_one_line(
+    kept: str, extra: str | None = "training", errors: tuple[type[Exception], ...] = (ValueError,)
+) -> Iterator[None]:
+    """End the program in one line, instead of a traceback, after bad input, for a missing package, or after Ctrl-C.
 
     Args:
-        parse_args (`Callable`): Returns the options from the command line.
-        main (`Callable`): Takes the options and does the work.
         kept (`str`): What is kept after Ctrl-C and how to resume, for the user.
-        extra (`str`, *optional*, defaults to `"training"`): Extra in `setup.cfg` that installs what `main` imports.
+        extra (`str`, *optional*, defaults to `"training"`): Extra in `setup.cfg` that installs the packages.
+        errors (`tuple[type[Exception], ...]`, *optional*): Exceptions that mean bad input.
     Raises:
         SystemExit: With code 1 after bad input or for a missing package, and 130 after Ctrl-C.
     """
     name = Path(sys.argv[0]).name
     try:
-        options = parse_args()
-        spare_busy_cores()
-        importlib.import_module("pipeline_dreampose")  # hides a broken torchvision before other modules meet it
-        main(options)
-    except ValueError as error:
+        yield
+    except errors as error:
         raise SystemExit(f"{name}: error: {error}") from None
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "animate", "benchmarks", "pipeline_dreampose", "training"):
             raise
-        target = f'".[{extra}]"' if extra else "."
-        raise SystemExit(
-            f"{name}: error: the package {package!r} is not installed. Install what this command needs:"
-            f" pip install -e {target}"
-        ) from None
+        raise SystemExit(f"{name}: error: {how_to_install(package, extra)}") from None
     except KeyboardInterrupt:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"\n{name}: stopped. {kept}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def how_to_install(package: str, extra: str | None) -> str:
+    """Return the line for a package that is not installed."""
+    target = f'".[{extra}]"' if extra else "."
+    return f"the package {package!r} is not installed. Install what this command needs: pip install -e {target}"
 
 
 def spare_busy_cores() -> None:
