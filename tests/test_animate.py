@@ -222,17 +222,17 @@ def test_only_a_run_of_the_same_settings_goes_on(inputs, tmp_path, kill_after):
     with pytest.raises(ValueError, match=r"`resume` must keep the settings of .* got seed 0, now 7\."):
         run(inputs, "--resume", seed=7, **options)
     get_dummy_image(5).save(tmp_path / "photo.png")
-    with pytest.raises(ValueError, match="`resume` must go on .* got image '"):
+    with pytest.raises(ValueError, match="`resume` must keep the settings of .* got image '"):
         run({**inputs, "--image": tmp_path / "photo.png"}, "--resume", **options)
     pipe = DreamPosePipeline.from_pretrained(inputs["--model"])
     torch.nn.init.ones_(pipe.unet.conv_out.bias)
     pipe.save_pretrained(tmp_path / "trained_on")
-    with pytest.raises(ValueError, match="`resume` must go on .* got model '"):
+    with pytest.raises(ValueError, match="`resume` must keep the settings of .* got model '"):
         run({**inputs, "--model": tmp_path / "trained_on"}, "--resume", **options)
     pipe = DreamPosePipeline.from_pretrained(inputs["--model"])
     pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(tmp_path / "rescheduled")
-    with pytest.raises(ValueError, match="`resume` must go on .* got model '"):
+    with pytest.raises(ValueError, match="`resume` must keep the settings of .* got model '"):
         run({**inputs, "--model": tmp_path / "rescheduled"}, "--resume", **options)
     assert sorted((tmp_path / ".video.mp4.frames").iterdir()) == kept, "a refusal loses nothing"
     rendered = kill_after(9)
