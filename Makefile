@@ -1,6 +1,6 @@
-# `make demo` is the place to start. VENV, PYTHON and PIP_ARGS can be given on the command line; where CUDA is not
-# wanted, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" keeps its libraries out. `make hub-tiny`
-# takes HUB_ID, and HUB_ARGS=--no_hub_private_repo for a repository that all can see.
+# Start with `make demo`. The command line can set VENV, PYTHON and PIP_ARGS. To install torch without CUDA, say
+# PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu". `make hub-tiny` needs HUB_ID; with
+# HUB_ARGS=--no_hub_private_repo everybody can see the repository.
 VENV ?= .venv
 PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3.12) $(shell command -v python3.13) python3)
 PIP_ARGS ?=
@@ -8,14 +8,15 @@ HUB_ID ?=
 HUB_ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
-# Two processes of one thread each are faster on two CPU cores than one of two; the presets' batches are for them. GPU=1
-# trains in one process on a GPU instead. CPU processes must see no GPU: torch (2.11 did) would want one for each.
+# On two CPU cores, two processes of one thread are faster than one process of two threads, and the presets' batches are
+# for two processes. GPU=1 trains in one process on a GPU instead. CPU processes must see no GPU, or torch (as 2.11 did)
+# asks for one GPU per process.
 GPU =
 ON_CPU = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
 ON_TWO = $(ON_CPU) ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --multi_gpu --num_processes 2
 LAUNCH = $(if $(filter 1,$(GPU)),$(BIN)/accelerate launch --num_processes 1,$(ON_TWO))
 SHARE = $(if $(filter 1,$(GPU)),--gradient_accumulation_steps 2)
-# One thread a process: processes of several threads each wait for each other.
+# One thread per process, since several processes of several threads wait for each other.
 PYTEST = $(ON_CPU) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 COMMUNITY ?= build/community
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
@@ -27,7 +28,7 @@ REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
-demo: $(VENV)/.installed  ## animate the sample photo with the embedded model (no GPU, no download of weights)
+demo: $(VENV)/.installed  ## animate the sample photo with the small model (no GPU, no download of weights)
 	$(BIN)/python animate.py --model model_card/tiny --image model_card/sample/photo.png --poses model_card/sample/poses \
 		--output demo/sample.mp4 --gif --scale 4 --fps 12
 
@@ -37,25 +38,25 @@ densepose: $(VENV)/.installed  ## install what a TorchScript DensePose needs: th
 	@$(BIN)/python -c "import torchvision" 2>/dev/null || { echo "torchvision does not fit the installed torch. Take it from the \
 	same index as torch, for example: make densepose PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'" >&2; exit 1; }
 
-test: $(VENV)/.installed-test  ## all tests
+test: $(VENV)/.installed-test  ## run all tests
 	$(PYTEST)
 
-test-fast: $(VENV)/.installed-test  ## the tests that take seconds
+test-fast: $(VENV)/.installed-test  ## run the tests that take seconds
 	$(PYTEST) -m "not slow"
 
-test-gpu: $(VENV)/.installed-test  ## the tests that want CUDA (those of 8 and 4 bit: pip install bitsandbytes)
+test-gpu: $(VENV)/.installed-test  ## run the tests that need CUDA (for 8 and 4 bit: pip install bitsandbytes)
 	$(BIN)/python -m pytest -rs tests/test_cuda.py
 
-quality: $(VENV)/.installed-quality  ## lint and format, check only
+quality: $(VENV)/.installed-quality  ## check lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-style: $(VENV)/.installed-quality  ## lint and format, repair
+style: $(VENV)/.installed-quality  ## repair lint and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every step goes on from its newest checkpoint, so an interrupted `make tiny` is simply typed again.
-tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours on a CPU; or GPU=1), export and measure it
+# Every step resumes from its newest checkpoint. After an interruption, type `make tiny` again.
+tiny: $(VENV)/.installed-test  ## train the small model from nothing, export and measure it (hours on a CPU; or GPU=1)
 	$(LAUNCH) training/train_encoders.py --preset tiny_vae $(SHARE)
 	$(LAUNCH) training/train_encoders.py --preset tiny_image_encoder $(SHARE)
 	$(BIN)/python training/train_encoders.py --preset tiny_pipeline
@@ -63,40 +64,40 @@ tiny: $(VENV)/.installed-test  ## train the embedded model from nothing (hours o
 	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1 --runs runs/tiny
 	$(BIN)/python training/evaluation.py --model model_card/tiny --device cpu --output model_card/tiny/evaluation
 
-tiny-code:  ## rewrite the embedded model's copies of the plug-in
+tiny-code:  ## copy the plug-in into the small model's folder
 	cp pipeline_dreampose.py model_card/tiny/pipeline_dreampose.py
 	cp pipeline_dreampose.py model_card/tiny/adapter/dreampose_adapter.py
 
-# Without HUB_ID nothing is installed either.
-hub-tiny: $(if $(HUB_ID),$(VENV)/.installed,hub-id)  ## push the embedded model to the Hub, to HUB_ID=you/dreampose-tiny (private)
+# Without HUB_ID, nothing is installed.
+hub-tiny: $(if $(HUB_ID),$(VENV)/.installed,hub-id)  ## push the small model to the Hub, to HUB_ID=you/dreampose-tiny (private)
 	$(BIN)/python training/push_model.py --folder model_card/tiny --hub_model_id "$(HUB_ID)" $(HUB_ARGS)
 
 hub-id:
-	@echo "make hub-tiny wants HUB_ID=you/dreampose-tiny" >&2; exit 1
+	@echo "make hub-tiny needs HUB_ID=you/dreampose-tiny" >&2; exit 1
 
-benchmark: $(VENV)/.installed-test  ## what a frame and a training step cost (half size; hours on a CPU)
+benchmark: $(VENV)/.installed-test  ## measure a frame and a training step at half size (hours on a CPU)
 	$(BIN)/python -m benchmarks.speed.sampling --size half
 	$(BIN)/python -m benchmarks.speed.training_step --size half
 
 STEP_ON_GPU = $(BIN)/python -m benchmarks.speed.training_step --size full --device cuda --mixed_precision bf16 --batch_size 8 \
 	--num_workers 1 --steps 8 --repeats 3
-benchmark-gpu: $(VENV)/.installed-test  ## what a training step costs on a GPU (full size; bitsandbytes; minutes)
+benchmark-gpu: $(VENV)/.installed-test  ## measure a training step at full size on a GPU (minutes; needs bitsandbytes)
 	$(STEP_ON_GPU)
 	$(STEP_ON_GPU) --gradient_checkpointing --output benchmarks/speed/training_step_full_cuda_checkpointing.json
 	$(BIN)/python -m benchmarks.speed.training_memory
 
-# Of other subjects, for stage 2: the first 200 clips that the small model was trained on.
+# Other subjects for stage 2: the first 200 clips of the small model's training data.
 runs/prior/train.parquet: | $(VENV)/.installed-test
 	mkdir -p runs/prior
 	$(BIN)/python -c 'from training.data.procedural_fashion import load_procedural_fashion as load; load(num_train=200).to_parquet("$@.part")'
 	mv $@.part $@
 
-# All benchmarks go on where they were stopped. Stage 2 is measured on subjects that none of its settings was chosen on.
+# All benchmarks resume after a stop. Stage 2 is measured on subjects that were not used to choose its settings.
 reproduce: SUBJECTS = --first_subject 20
 reproduce: CURVE = --split validation --num_subjects 4 --num_photos 1 --curve_steps 100
 reproduce: FOUR = --reference_frames first --train_batch_size 4 --gradient_accumulation_steps 1
 reproduce: STAGE_TWO = --preset tiny --prior_dataset runs/prior
-reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## the paper's claims at the small model's size (hours on a CPU)
+reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## test the paper's claims at the small model's size (hours on a CPU)
 	$(BIN)/python -m benchmarks.subjects.gains $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects/gains.json -- $(STAGE_TWO)
 	$(BIN)/python -m benchmarks.subjects.gains $(SUBJECTS) --num_subjects 8 --output benchmarks/subjects/gains_full.json -- $(STAGE_TWO) \
 		--train_mode full --learning_rate 3e-4
@@ -109,19 +110,19 @@ reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## the paper's clai
 	$(BIN)/python -m benchmarks.subjects.bound $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects/bound.json
 	$(BIN)/python -m benchmarks.claims.ablation
 
-community:  ## write the file for diffusers' examples/community, with its row and section of the README there
+community:  ## write the file and README section for diffusers' examples/community
 	mkdir -p $(COMMUNITY)
 	cp pipeline_dreampose.py $(COMMUNITY)/dreampose.py
 	cp model_card/community.md $(COMMUNITY)/README.md
 
-clean:  ## remove what the other targets made, the environment included
+clean:  ## remove what the other targets made, including the environment
 	rm -rf $(VENV) build demo results .pytest_cache .ruff_cache dreampose_diffusers.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-# Stamps: a second run installs nothing until the requirements change.
+# Stamp files: a second run installs nothing until the requirements change.
 $(VENV)/.installed: $(REQUIREMENTS) | $(BIN)/python
 	$(INSTALL) -e .
 	@touch $@

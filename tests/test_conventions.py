@@ -354,7 +354,7 @@ def test_requirements_are_pinned_once():
     assert len(required) > 10 and required <= set(pinned), f"not pinned: {required - set(pinned)}"
 
 
-@pytest.mark.skipif(not TINY.exists(), reason="the embedded model is not in this checkout")
+@pytest.mark.skipif(not TINY.exists(), reason="the small model is not in this checkout")
 @pytest.mark.parametrize("copy", ["pipeline_dreampose.py", "adapter/dreampose_adapter.py"])
-def test_the_copies_in_the_embedded_model_are_the_plug_in(copy):
+def test_the_copies_in_the_small_model_are_the_plug_in(copy):
     assert (TINY / copy).read_bytes() == PLUG_IN.read_bytes(), "run `make tiny-code`"

@@ -1,4 +1,4 @@
-"""Pushes of both stages and of the embedded model: cards, commits, repeated pushes, errors, and every way to load the
+"""Pushes of both stages and of the small model: cards, commits, repeated pushes, errors, and every way to load the
 pushed repositories.
 """
 
@@ -474,7 +474,7 @@ def test_a_failed_push_leaves_the_subject_as_it_is(pushes):
 
 
 @pytest.mark.slow
-def test_the_embedded_model_is_pushed_as_it_stands(hub, pushes):
+def test_the_small_model_is_pushed_as_it_stands(hub, pushes):
     folder, files = ROOT / "model_card" / "tiny", hub.files(TINY)
     here = {path: content for path, content in files_of(folder).items() if path not in ("pipeline.py",)}
     unused = {path for path in here if path.startswith("evaluation/")} - {
@@ -834,7 +834,7 @@ def test_a_hub_that_is_not_there(small_hub, tmp_path):
 def test_make_asks_for_an_id_before_it_installs_anything(tmp_path):
     command = ["make", "hub-tiny", f"VENV={tmp_path / 'venv'}", "HUB_ID="]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert process.returncode != 0 and "make hub-tiny wants HUB_ID=you/dreampose-tiny" in process.stderr
+    assert process.returncode != 0 and "make hub-tiny needs HUB_ID=you/dreampose-tiny" in process.stderr
     assert not list(tmp_path.iterdir())
 
 

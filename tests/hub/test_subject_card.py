@@ -1,4 +1,4 @@
-"""The card of a subject, its pictures before and after, and the embedded model's card. Their errors fail no run."""
+"""The card of a subject, its pictures before and after, and the small model's card. Their errors fail no run."""
 
 import json
 
@@ -351,7 +351,7 @@ def test_pictures_that_are_not_drawn_cannot_be_pushed():
         SubjectSampleOptions(0, True)
 
 
-def test_the_embedded_model_s_card():
+def test_the_small_model_s_card():
     folder = ROOT / "model_card" / "tiny"
     card = ModelCard((folder / "README.md").read_text(), ignore_metadata_errors=False)
     rows = json.loads((folder / "evaluation" / "evaluation.json").read_text())["rows"]["model"]

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Training samples of the embedded model's VAE and image encoder, made from single frames."""
+"""Training samples of the small model's VAE and image encoder, made from single frames."""
 
 import datasets
 import numpy as np
