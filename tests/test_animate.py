@@ -25,7 +25,7 @@ from tests.tiny_components import (
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A model, a photo and poses on disk, as arguments."""
+    """Arguments that name a model, a photo and poses on disk."""
     folder = tmp_path_factory.mktemp("inputs")
     get_dummy_pipeline().save_pretrained(folder / "model")
     get_dummy_image().save(folder / "photo.png")
@@ -49,7 +49,7 @@ def read_video(path):
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def test_what_is_written_are_the_frames_of_the_pipeline(inputs, tmp_path, capsys):
+def test_the_written_frames_are_those_of_the_pipeline(inputs, tmp_path, capsys):
     frames = run(inputs, "--gif", output=tmp_path / "new" / "video.mp4", scale=2, seed=3, fps=10)
     poses = [get_dummy_iuv(i) for i in range(NUM_FRAMES)]
     pipe = DreamPosePipeline.from_pretrained(inputs["--model"])
@@ -105,7 +105,7 @@ def test_a_stack_gives_the_video_of_the_folder(inputs, tmp_path):
     assert [f.tobytes() for f in from_stack] == [f.tobytes() for f in from_folder]
 
 
-def test_a_subject_s_lora_is_that_of_the_pipeline(inputs, tmp_path):
+def test_a_lora_gives_the_frames_of_the_pipeline_with_it(inputs, tmp_path):
     plain = run(inputs, output=tmp_path / "plain.mp4")
     save_subject(tmp_path / "anna", 1)
     frames = run(inputs, output=tmp_path / "anna.mp4", lora=tmp_path / "anna")
@@ -113,7 +113,7 @@ def test_a_subject_s_lora_is_that_of_the_pipeline(inputs, tmp_path):
     pipe.load_lora_weights(tmp_path / "anna")
     poses = [get_dummy_iuv(i) for i in range(NUM_FRAMES)]
     expected = np.stack(pipe(get_dummy_image(), poses, generator=torch.Generator().manual_seed(0)).frames[0])
-    assert np.abs(np.stack(frames).astype(int) - expected).max() <= 1  # fused weights round otherwise
+    assert np.abs(np.stack(frames).astype(int) - expected).max() <= 1  # fused weights round differently
     assert np.abs(np.stack(plain).astype(int) - expected).max() > 10
     with pytest.raises(ValueError, match="`lora` must be a subject's file, folder or Hub id, got .*missing"):
         run(inputs, output=tmp_path / "none.mp4", lora=tmp_path / "missing")
@@ -126,7 +126,7 @@ def test_every_kind_of_output_shows_the_frames(inputs, tmp_path):
     run(inputs, output=tmp_path / "frames")
     files = sorted((tmp_path / "frames").iterdir())
     assert [np.asarray(Image.open(file)).tobytes() for file in files] == [frame.tobytes() for frame in frames]
-    # Nothing but what was asked for and the strips is left behind.
+    # Only the requested files and the strips are left.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "frames.png", "video.gif", "video.png"]
 
 
@@ -157,13 +157,13 @@ def test_the_grid_holds_every_pair_of_scales(inputs, tmp_path, capsys):
         (".", [], "photo.png"),
     ],
 )
-def test_what_is_read_is_never_written_over(inputs, output, more, lost, monkeypatch):
+def test_inputs_are_never_overwritten(inputs, output, more, lost, monkeypatch):
     monkeypatch.setattr("training.hub.repositories.load_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=f"`output` must spare what is read, .* writes over .*{lost}"):
         run(inputs, *more, output=inputs["--image"].parent / output)
 
 
-def test_a_revision_of_the_model_is_asked_of_the_hub(inputs, monkeypatch):
+def test_the_revision_reaches_the_hub(inputs, monkeypatch):
     asked = []
     monkeypatch.setattr(DreamPosePipeline, "from_pretrained", lambda name, **options: asked.append((name, options)))
     with pytest.raises(AttributeError):  # there is no pipeline to move to a device
@@ -178,7 +178,7 @@ class Killed(Exception):
 
 @pytest.fixture
 def kill_after(monkeypatch):
-    """Let so many calls of the pipeline through and count their frames; the next one fails as a kill would."""
+    """Allow a number of calls of the pipeline and record their frames; the next call fails like a kill."""
     call = DreamPosePipeline.__call__
 
     def prepare(num_calls):
@@ -196,7 +196,7 @@ def kill_after(monkeypatch):
     return prepare
 
 
-def test_a_killed_run_goes_on_with_the_frames_that_are_missing(inputs, tmp_path, kill_after):
+def test_a_killed_run_resumes_with_the_missing_frames(inputs, tmp_path, kill_after):
     options = {"chunk_size": 2, "output": tmp_path / "video.mp4"}
     whole = run(inputs, **options | {"output": tmp_path / "whole.mp4"})
     kill_after(2)
@@ -205,14 +205,14 @@ def test_a_killed_run_goes_on_with_the_frames_that_are_missing(inputs, tmp_path,
     assert not options["output"].exists()
     (tmp_path / ".video.mp4.frames" / ".00004.png.partial").write_bytes(b"a frame half written")
     rendered = kill_after(9)
-    shutil.copytree(inputs["--model"], tmp_path / "moved")  # the same model, wherever it lies
+    shutil.copytree(inputs["--model"], tmp_path / "moved")  # the same model in another folder
     frames = run({**inputs, "--model": tmp_path / "moved"}, "--resume", **options)
     assert rendered == [[4]]
     assert [frame.tobytes() for frame in frames] == [frame.tobytes() for frame in whole]
     assert not (tmp_path / ".video.mp4.frames").exists()
 
 
-def test_only_a_run_of_the_same_settings_goes_on(inputs, tmp_path, kill_after):
+def test_only_a_run_with_the_same_settings_resumes(inputs, tmp_path, kill_after):
     options = {"chunk_size": 2, "output": tmp_path / "video.mp4"}
     kill_after(1)
     with pytest.raises(Killed):
@@ -261,7 +261,7 @@ def test_pose_frames_of_different_sizes_are_refused(inputs, tmp_path):
         run(inputs, poses=tmp_path)
 
 
-def test_folders_that_are_no_pipeline_are_refused(inputs, tmp_path):
+def test_folders_without_a_pipeline_are_refused(inputs, tmp_path):
     with pytest.raises(ValueError, match="`model` must be the folder of a DreamPosePipeline.*no model_index.json"):
         run(inputs, model=tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
@@ -310,12 +310,12 @@ def test_from_a_shell_an_error_is_one_line(inputs, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_launched_processes_go_on_after_a_kill_and_write_the_video_of_one(inputs, tmp_path, kill_after):
+def test_two_launched_processes_resume_after_a_kill_and_write_the_video_of_one(inputs, tmp_path, kill_after):
     one = np.stack(run(inputs, output=tmp_path / "one")).astype(int)
     kill_after(1)
     with pytest.raises(Killed):
         run(inputs, chunk_size=2, output=tmp_path / "two")
-    # A frame that no run would make shows that it is taken and not rendered again.
+    # A frame of one colour shows that the run keeps it and does not render it again.
     Image.new("RGB", (WIDTH, HEIGHT), "white").save(tmp_path / ".two.frames" / "00000.png")
     words = as_words({**inputs, "--output": tmp_path / "two", "--chunk_size": 2})
     result = launch_two_processes("animate.py", [*words, "--resume"])

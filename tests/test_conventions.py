@@ -1,4 +1,4 @@
-"""The house rules of CONTRIBUTING.md, held by reading the sources; nothing of the project is imported here."""
+"""The rules of CONTRIBUTING.md, checked in the source files."""
 
 import ast
 import configparser
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 PLUG_IN = ROOT / "pipeline_dreampose.py"
 TINY = ROOT / "model_card" / "tiny"
 TRAINING = sorted((ROOT / "training").rglob("*.py"))
+ROOMS = sorted(path.parent for path in TRAINING if path.name == "__init__.py" and path.parent.name != "training")
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 PROJECT = [PLUG_IN, ROOT / "animate.py", *TRAINING, *BENCHMARKS]
 PROJECT_NAMES = {"pipeline_dreampose", "animate", "benchmarks", "training", "tests"}
@@ -37,7 +38,7 @@ ROWS = [
     ["training", "animate"],  # the entry points
     ["benchmarks"],
 ]
-# Of an entry point; `training` for all others.
+# The extra that an entry point needs; `training` for all others.
 EXTRAS = {
     "animate": None,
     "training.evaluation": "evaluation",
@@ -45,7 +46,7 @@ EXTRAS = {
     "training.push_model": None,
 }
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
-# Imported where an option asks for them, after a look whether they are installed.
+# Imported only if an option asks for them, after a check that they are installed.
 CHOSEN = {"bitsandbytes", "tensorboard", "wandb"}
 OPTIONS = {f"training.options.{name}" for name in ("run", "stage_one", "encoders", "subject")}
 HEAVY = {"torch", "diffusers", "accelerate", "datasets", "peft"}
@@ -76,7 +77,7 @@ def is_entry_point(tree):
 
 
 def row_of(name):
-    """The number of the row of a module of the project, and `None` for a library."""
+    """Return the row number of a module of the project, and `None` for a library."""
     rows = {folder: number for number, row in enumerate(ROWS) for folder in row}
     while name not in rows and "." in name:
         name = name.rpartition(".")[0]
@@ -84,7 +85,7 @@ def row_of(name):
 
 
 def functions_of(tree):
-    """Functions and methods with the name of the class around them, nested functions left out."""
+    """Yield functions and methods, each with the name of its class; nested functions are left out."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield "", node
@@ -99,7 +100,7 @@ def by_module(paths):
 
 
 def upward_imports(name, tree):
-    """The imports of a module that run up the column."""
+    """Return the imports of a module that run up the column."""
     return [found for found in imports_of(tree) if row_of(found) is not None and row_of(found) > row_of(name)]
 
 
@@ -137,7 +138,7 @@ def test_only_tests_import_entry_points_and_only_entry_points_see_options():
             assert not imported & OPTIONS, f"{module_name(path)} imports {imported & OPTIONS}"
 
 
-def test_what_an_entry_point_imports_is_installed_with_its_extra():
+def test_the_imports_of_an_entry_point_are_installed_with_its_extra():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
     paths = {module_name(path): path for path in PROJECT}
@@ -157,7 +158,7 @@ def test_what_an_entry_point_imports_is_installed_with_its_extra():
         assert not missing, f"{entry_point} imports {missing}, which its extra {extra!r} does not install"
 
 
-def test_what_is_chosen_by_an_option_is_imported_no_earlier():
+def test_optional_packages_are_imported_only_on_demand():
     for path in PROJECT:
         at_import = ast.Module(
             [node for node in tree_of(path).body if isinstance(node, ast.Import | ast.ImportFrom)], []
@@ -176,9 +177,9 @@ def test_the_plug_in_stands_alone():
     assert [c.name for c in pipelines] == ["DreamPosePipeline"]
 
 
-@by_module([path for path in TRAINING if path.name != "__init__.py"])
+@by_module([*[path for path in TRAINING if path.name != "__init__.py"], *ROOMS])
 def test_no_module_is_named_like_a_library(path):
-    """A launched file puts its own folder first on the path, so its neighbours hide libraries of their name."""
+    """A launched file puts its own folder first on the path, so files and folders there can hide libraries."""
     spec = importlib.util.find_spec(path.stem)
     assert spec is None or Path(spec.origin or path).is_relative_to(ROOT / "training"), spec
 
@@ -200,7 +201,7 @@ def test_sizes(path):
 
 
 def length_of(function):
-    """Lines of the body below the docstring."""
+    """Return the number of lines of the body below the docstring."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     return body[-1].end_lineno - body[0].lineno + 1 if body else 0
 
@@ -306,7 +307,7 @@ def test_commands_in_the_documents_exist():
 
 @pytest.mark.parametrize("words", [[], ["GPU=1"]], ids=["cpu", "gpu"])
 def test_the_small_model_s_batches_are_the_same_on_both_devices(words):
-    """The presets' batches are for two: processes, or micro-batches of one."""
+    """The presets' batches are for two processes, or for two micro-batches of one process."""
     command = ["make", "--no-print-directory", "--dry-run", "tiny", "VENV=v", *words]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
@@ -317,12 +318,12 @@ def test_the_small_model_s_batches_are_the_same_on_both_devices(words):
         num_processes = int(re.search(r"--num_processes (\d+)", line)[1])
         accumulated = re.search(r"--gradient_accumulation_steps (\d+)", line)
         assert num_processes * int(accumulated[1] if accumulated else 1) == 2
-        # A GPU that is seen would be asked for by every process of the CPU.
+        # Every CPU process would ask for a GPU that it sees.
         assert all((word in line) == (not words) for word in ("CUDA_VISIBLE_DEVICES= ", "ACCELERATE_USE_CPU=true"))
 
 
 def documented_flags():
-    """Script -> the flags that some document's command gives it."""
+    """Map each script to the flags that the documents give it."""
     flags = {}
     for document in DOCUMENTS:
         text = document.read_text().replace("\\\n", " ")

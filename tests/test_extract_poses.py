@@ -1,4 +1,4 @@
-"""From a clip to the poses that `animate.py` takes, with a DensePose that the test itself scripts."""
+"""Making poses for `animate.py` from a clip, with a DensePose that the tests script themselves."""
 
 import functools
 import sys
@@ -39,7 +39,7 @@ def densepose(request, tmp_path_factory):
 
 
 def inside(iuv):
-    """An IUV picture, empty outside the box that the exports look at."""
+    """Empty an IUV picture outside the box that the exports return."""
     result = np.zeros_like(iuv)
     result[2:78, 4:60] = iuv[2:78, 4:60]
     return result
@@ -64,7 +64,7 @@ def test_from_pixels_to_iuv(densepose, drawn, tmp_path):
 def test_a_video_is_read_and_gaps_are_filled(tmp_path, drawn, capsys):
     torch.jit.script(TupleExport()).save(tmp_path / "model.pt")
     black = Image.new("RGB", (WIDTH, HEIGHT))
-    # A video's codec changes codes, so the picture that stands for a person is one plain part.
+    # A video codec changes part codes, so the person is one plain part.
     body = Image.new("RGB", (WIDTH, HEIGHT), (120, 120, 10))
     write_video([black, body, body, black, body], tmp_path / "dance.mp4")
     words = ["--input", tmp_path / "dance.mp4", "--densepose", tmp_path / "model.pt", "--output_dir", tmp_path / "out"]
@@ -75,7 +75,7 @@ def test_a_video_is_read_and_gaps_are_filled(tmp_path, drawn, capsys):
         run(*words, "--max_gap", 0)
 
 
-def test_iuv_pictures_of_another_order_are_put_right(tmp_path, drawn, capsys):
+def test_iuv_pictures_in_another_channel_order_are_reordered(tmp_path, drawn, capsys):
     (tmp_path / "tiktok").mkdir()
     for index, frame in enumerate(drawn):
         Image.fromarray(np.ascontiguousarray(frame.iuv[..., ::-1])).save(tmp_path / "tiktok" / f"{index}.png")
@@ -87,7 +87,7 @@ def test_iuv_pictures_of_another_order_are_put_right(tmp_path, drawn, capsys):
     assert "3 IUV frames" in capsys.readouterr().out
 
 
-def test_the_input_is_never_written_over(tmp_path, drawn):
+def test_the_input_is_never_overwritten(tmp_path, drawn):
     Image.fromarray(drawn[0].iuv).save(tmp_path / "00000.png")
     (tmp_path / "dance.mp4").touch()
     for source in (tmp_path, tmp_path / "dance.mp4"):
@@ -107,14 +107,14 @@ def test_maps_without_parts_stay_maps(tmp_path):
         run("--input", tmp_path / "release", "--median", "1", "--output_dir", tmp_path / "calm")
 
 
-def test_a_size_that_does_not_hold_the_people_is_refused(tmp_path, monkeypatch):
+def test_a_size_that_is_too_small_for_the_people_is_refused(tmp_path, monkeypatch):
     person = Detection((10, 5, 50, 75), np.full((70, 40, 3), 9, np.uint8), 1.0)
     monkeypatch.setattr("training.poses.detections.read_dump", lambda path: [("0.png", [person]), ("1.png", [])])
     words = ["--input", "dump.pkl", "--output_dir", tmp_path / "poses"]
     with pytest.raises(ValueError, match=r"`size` must hold people down to 75 and to 50 .*, got \[64, 80\]"):
         run(*words, "--size", 64, 80)
     run(*words, "--size", 80, 64)
-    for pose in read_poses(tmp_path / "poses"):  # the second was filled
+    for pose in read_poses(tmp_path / "poses"):  # the second frame was filled
         np.testing.assert_array_equal(np.asarray(pose)[5:75, 10:50], person.iuv)
 
 
@@ -132,7 +132,7 @@ class HalfExport(TupleExport):
         self, image: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         coarse, fine, u, v = charts(image.permute(1, 2, 0).float()[2:78, 4:60])
-        # Fails where the weights are in half precision and the picture is not.
+        # This fails if the weights are in half precision and the picture is not.
         kernel = self.one[None, :, None, None].expand(u.shape[1], 1, 1, 1)
         u = nn.functional.conv2d(u, kernel, groups=u.shape[1])
         return torch.tensor([[4.0, 2.0, 60.0, 78.0]]), coarse, fine, u, v
@@ -144,7 +144,7 @@ def test_a_model_in_half_precision_runs_on_a_cpu(drawn, tmp_path):
     np.testing.assert_array_equal(person.iuv[..., 2], drawn[0].iuv[2:78, 4:60, 2])
 
 
-def test_a_model_may_lie_on_the_hub(densepose, drawn, tmp_path, monkeypatch):
+def test_a_model_can_be_on_the_hub(densepose, drawn, tmp_path, monkeypatch):
     with Hub() as hub:
         hub.commit("models/someone/densepose", {"exports/model.pt": densepose.read_bytes()})
         download = functools.partial(hf_hub_download, endpoint=hub.endpoint, cache_dir=tmp_path)
@@ -156,7 +156,7 @@ def test_a_model_may_lie_on_the_hub(densepose, drawn, tmp_path, monkeypatch):
 
 
 def test_torchvision_is_imported_where_it_is_installed(densepose, tmp_path, monkeypatch):
-    """Exports use its operators, and only importing it makes them known; it is no requirement of this project."""
+    """Exports use its operators, which importing it registers. The project does not require it."""
     (tmp_path / "torchvision.py").write_text("")
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""The command around `training.data.preparation`: kills, processes, what is published; videos are on disk."""
+"""The command that prepares a data set, from videos on disk: kills, processes and publishing."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "videos").mkdir()
     for index, name in enumerate(read_video_ids("train")[:4] + read_video_ids("test")[:2]):
-        # A video's codec changes codes, so the picture that stands for a person is one plain part.
+        # A video codec changes part codes, so the person is one plain part.
         person = Image.new("RGB", (64, 80), (100 + 20 * index, 90, 10))
         frames = [NOBODY] * 3 if index == 5 else [person, NOBODY, *[person] * (3 + index)]
         write_video(frames, folder / "videos" / f"{name}.mp4")
@@ -64,13 +64,15 @@ def undisturbed(inputs, tmp_path_factory):
     return output_dir
 
 
-def test_what_it_writes_and_says(inputs, undisturbed, capsys):
+def test_the_data_set_and_the_report(inputs, undisturbed, capsys):
     rows = rows_of(undisturbed)
     train, test = read_video_ids("train")[:4], read_video_ids("test")[:1]
     expected = [(name, k) for index, name in enumerate(train) for k in range(5 + index)]
     assert sorted((row["video_id"], row["frame_index"]) for row in rows["train"]) == sorted(expected)
     assert {row["video_id"] for row in rows["test"]} == set(test)
-    prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs))  # all is done: only the report again
+    prepare_ubc_fashion.main(
+        parse("--output_dir", undisturbed, *inputs)
+    )  # prints only the report
     printed = capsys.readouterr().out
     assert "6 clips, prepared by 1 process" in printed and "train: 4 clips, 26 frames, 4 of them filled" in printed
     assert f"dropped {read_video_ids('test')[1]}: `frames` must show a person" in printed
@@ -87,7 +89,7 @@ def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(input
             command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         seen = num_files(tmp_path)
-        while process.poll() is None and num_files(tmp_path) == seen:  # its first shard, partial file or record
+        while process.poll() is None and num_files(tmp_path) == seen:  # until its first shard, partial file or record
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.05))
         if process.poll() is None:
@@ -103,7 +105,7 @@ def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(input
 
 
 @pytest.mark.slow
-def test_stage_1_trains_and_validates_on_what_it_wrote(inputs, tmp_path):
+def test_stage_1_trains_and_validates_on_the_data_set(inputs, tmp_path):
     (tmp_path / "videos").mkdir()
     for name in (read_video_ids("train")[0], read_video_ids("validation")[0]):
         write_video([Image.new("RGB", (64, 80), (120, 90, 10))] * 6, tmp_path / "videos" / f"{name}.mp4")
@@ -136,12 +138,12 @@ def loopback(monkeypatch):
     with Hub() as server:
         api = functools.partial(huggingface_hub.HfApi, endpoint=server.endpoint, token=TOKEN)
         monkeypatch.setattr(publishing, "HfApi", api)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # as the server's environment says
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # as in the server's environment
         yield server
 
 
 def download(files, folder):
-    """The files of a repository, in a folder."""
+    """Write the files of a repository to a folder."""
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -153,7 +155,7 @@ def test_ids_frame_numbers_and_iuv_are_published_and_no_pictures(inputs, undistu
     assert {Path(name).suffix for name in files} <= {"", ".json", ".md", ".parquet"}
     assert len([name for name in files if name.endswith(".parquet")]) == 5
     download(files, tmp_path)
-    rows = datasets.load_dataset(str(tmp_path), split="train")  # as the card's settings say
+    rows = datasets.load_dataset(str(tmp_path), split="train")  # with the settings in the card
     assert rows.column_names == ["video_id", "frame_index", "iuv", "split"] and len(rows) == 26
     clips = json.loads((tmp_path / "summary.json").read_text())["clips"]
     assert len(clips["train"]) == 4 and all(len(record["sha256"]) == 64 for record in clips["train"].values())
@@ -175,13 +177,13 @@ def test_no_more_is_published_than_the_clips_of_this_run(inputs, undisturbed, lo
 
 @pytest.fixture
 def own(inputs, tmp_path):
-    """Arguments that name a video of one's own."""
+    """Arguments that name a video of the user."""
     (tmp_path / "videos").mkdir()
     write_video([Image.new("RGB", (64, 80), (120, 90, 10))] * 3, tmp_path / "videos" / "me dancing.mp4")
     return ["--output_dir", tmp_path / "out", *inputs, "--video_dir", tmp_path / "videos"]
 
 
-def test_videos_of_one_s_own_are_for_training_and_may_be_published(own, loopback, tmp_path):
+def test_own_videos_become_training_data_and_can_be_published(own, loopback, tmp_path):
     prepare_ubc_fashion.main(parse(*own, "--push_to_hub", "someone/dancing", "--include_images"))
     assert [row["video_id"] for row in rows_of(tmp_path / "out")["train"]] == ["me dancing"] * 3
     download(loopback.files("datasets/someone/dancing"), tmp_path / "hub")
@@ -198,14 +200,14 @@ def test_pictures_of_others_are_not_published(inputs, undisturbed, loopback):
     assert not loopback.requests
 
 
-def test_nothing_but_dropped_clips_is_not_published(own, loopback, tmp_path):
+def test_dropped_clips_alone_are_not_published(own, loopback, tmp_path):
     write_video([NOBODY] * 2, tmp_path / "videos" / "me dancing.mp4")
     with pytest.raises(ValueError, match="`push_to_hub` must have clips to publish, but all 1 were dropped"):
         prepare_ubc_fashion.main(parse(*own, "--push_to_hub", "someone/dancing"))
     assert not loopback.requests
 
 
-def test_a_wrong_densepose_shows_before_anything_is_begun(inputs, tmp_path):
+def test_a_wrong_densepose_is_refused_before_any_work(inputs, tmp_path):
     (tmp_path / "wrong.pt").write_text("no model")
     with pytest.raises(ValueError, match="`densepose` must be a TorchScript DensePose; .*wrong.pt' is not"):
         prepare_ubc_fashion.main(parse("--output_dir", tmp_path / "out", *inputs[:3], tmp_path / "wrong.pt"))
@@ -214,7 +216,7 @@ def test_a_wrong_densepose_shows_before_anything_is_begun(inputs, tmp_path):
 
 @pytest.mark.parametrize("path", ["/nowhere", None])
 def test_a_push_that_fails_loses_nothing(inputs, undisturbed, loopback, monkeypatch, path):
-    # An answer that refuses, or no answer at all.
+    # The server refuses, or does not answer.
     endpoint = "http://127.0.0.1:9" if path is None else loopback.endpoint + path
     monkeypatch.setattr(publishing, "HfApi", functools.partial(huggingface_hub.HfApi, endpoint=endpoint, token=TOKEN))
     options = parse("--output_dir", undisturbed, *inputs, "--push_to_hub", "someone/ubc-densepose")

@@ -1,4 +1,4 @@
-"""What no run over held-out clips can work with is refused before anything is loaded or drawn."""
+"""Impossible options of runs over held-out clips are refused before anything is loaded or drawn."""
 
 import argparse
 

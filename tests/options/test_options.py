@@ -54,7 +54,7 @@ def test_defaults_preset_file_and_flags_win_in_this_order(tmp_path):
         STAGE_1, ["--learning-rate", "3e-3", "--config", config, "--preset", "tiny"]
     )
     assert run.learning_rate == 3e-3 and data.height == 96
-    # What neither names comes from the preset, and what the preset does not name from the defaults.
+    # Options that neither names come from the preset, and options that the preset does not name have their defaults.
     preset = yaml.safe_load((PRESETS_DIR / "train" / "tiny.yaml").read_text())
     assert data.width == preset["width"] != DataOptions.width and model.train_image_encoder is True
     assert "adam_epsilon" not in preset and run.adam_epsilon == 1e-8 and pairs.pose_radius == 2
@@ -212,7 +212,7 @@ def test_options_are_frozen_and_each_has_help():
             setattr(kind(), dataclasses.fields(kind)[0].name, None)
 
 
-def test_what_is_saved_is_read_back(tmp_path):
+def test_saved_options_are_read_back(tmp_path):
     options = parse(STAGE_1, ["--preset", "tiny", "--output_dir=-odd name", "--mixed_precision", "no"])
     path = save_options(tmp_path / "run", *options)
     assert path.name == "options.yaml" and path.read_text() == format_options(*options)
@@ -222,7 +222,7 @@ def test_what_is_saved_is_read_back(tmp_path):
     assert parse(STAGE_1, ["--config", str(path)]) == options
 
 
-def test_a_resumed_run_names_the_options_that_are_not_what_they_were(tmp_path, caplog):
+def test_a_resumed_run_names_the_options_that_changed(tmp_path, caplog):
     save_options(tmp_path, *parse(STAGE_1, []))
     save_options(tmp_path, *parse(STAGE_1, ["--resume_from_checkpoint", "latest"]))
     assert not caplog.records
@@ -299,7 +299,7 @@ def test_every_option_of_a_pair_reaches_the_samples():
     assert PairOptions().settings() == PairSettings(), "the same defaults"
 
 
-def test_the_options_of_a_subject_are_arguments_of_what_they_are_for():
+def test_the_options_of_a_subject_are_arguments_of_their_functions():
     assert SubjectOptions(fit="crop", min_crop_scale=0.5).settings(1, 0.1) == PairSettings(
         pose_radius=1, fit="crop", min_crop_scale=0.5, noise_offset=0.1
     )
@@ -311,7 +311,7 @@ def test_the_options_of_a_subject_are_arguments_of_what_they_are_for():
 
 def test_steps_follow_from_epochs_unless_given():
     run = TrainOptions(num_train_epochs=3, train_batch_size=4, gradient_accumulation_steps=2)
-    assert run.loop_arguments(50)["max_train_steps"] == 19  # 150 samples, 8 a step
+    assert run.loop_arguments(50)["max_train_steps"] == 19  # 150 samples, 8 per step
     assert run.loop_arguments(50, num_processes=2)["max_train_steps"] == 10
     assert dataclasses.replace(run, max_train_steps=7).loop_arguments(50)["max_train_steps"] == 7
     assert dataclasses.replace(run, max_train_steps=7).loop_arguments(None)["max_train_steps"] == 7
