@@ -85,7 +85,7 @@ def main(options: tuple) -> None:
     """Load and widen the model, train it, write a pipeline folder to `output_dir`, and push it if asked to."""
     from training.engine.checkpoints import starting_step
     from training.engine.session import open_session
-    from training.hub.model_card import write_run_card
+    from training.hub.model_card import try_write_card, write_run_card
     from training.hub.repositories import try_make_repo, try_push
     from training.media.pictures import spare_inputs
     from training.models.base_pipeline import load_base_pipeline
@@ -108,10 +108,10 @@ def main(options: tuple) -> None:
             return
         pipeline.save_pretrained(run.output_dir)
         print(f"Wrote the pipeline to {run.output_dir}.")
-        card = {"repo_id": repo_id, "base_model": model.pretrained_model_name_or_path, "revision": model.revision}
-        card |= {"options_yaml": format_options(*options), "license": hub.hub_license, "parts": model.trained_parts()}
-        card["num_samples"] = run.global_batch_size(accelerator.num_processes)
-        write_run_card(run.output_dir, num_steps, data.train_data, hub.hub_picture, **card)
+        card = {"dataset": data.train_data, "license": hub.hub_license, "picture": hub.hub_picture}
+        card |= {"base_model": model.pretrained_model_name_or_path, "revision": model.revision, "num_steps": num_steps}
+        card |= {"num_samples": run.global_batch_size(accelerator.num_processes), "parts": model.trained_parts()}
+        try_write_card(write_run_card, run.output_dir, repo_id, options_yaml=format_options(*options), **card)
         if hub.push_to_hub:
             try_push(run.output_dir, repo_id, private=hub.hub_private_repo)
 

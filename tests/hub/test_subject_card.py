@@ -21,8 +21,7 @@ from tests.tiny_components import (
     save_subject,
 )
 from training.hub import model_card
-from training.hub.model_card import try_write_card, write_base_card
-from training.hub.subject_card import read_license, read_license_terms, write_subject_card
+from training.hub.model_card import read_license, try_write_card, write_base_card, write_subject_card
 from training.media.pictures import UnreadablePictures, copy_without_metadata
 from training.options.subject import SubjectSampleOptions
 from training.subject import results as subject_results
@@ -65,7 +64,7 @@ def layers_of_subject(tmp_path):
 
 
 def test_the_card_of_a_lora(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.hub.subject_card.read_license", lambda model, revision: "creativeml-openrail-m")
+    monkeypatch.setattr(model_card, "read_license", lambda *_: {"license": "creativeml-openrail-m"})
     (tmp_path / "out").mkdir()
     get_dummy_image().save(tmp_path / "strip.png")
     path = write_subject_card(
@@ -154,9 +153,9 @@ def test_cards_of_a_local_model(tmp_path):
 
 
 def test_the_licence_is_that_of_the_model_s_own_card(tmp_path, monkeypatch):
-    assert read_license(str(tmp_path)) is None
+    assert read_license(str(tmp_path)) == {}
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
-    assert read_license(str(tmp_path)) == "mit"
+    assert read_license(str(tmp_path)) == {"license": "mit"}
     for text in (
         "# No front matter",
         "---\nlicense: [\n---\n",
@@ -169,9 +168,9 @@ def test_the_licence_is_that_of_the_model_s_own_card(tmp_path, monkeypatch):
         "---\n- mit\n---\n",
     ):
         (tmp_path / "README.md").write_text(text)
-        assert read_license(str(tmp_path)) is None
+        assert read_license(str(tmp_path)) == {}
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert read_license("someone/base") is None and read_license("a/b/c") is None
+    assert read_license("someone/base") == {} and read_license("a/b/c") == {}
 
 
 def test_a_licence_of_several_does_not_fail_a_card(tmp_path):
@@ -180,32 +179,32 @@ def test_a_licence_of_several_does_not_fail_a_card(tmp_path):
     path = write_subject_card(tmp_path / "lora", repo_id=None, **how)
     assert ModelCard.load(path).data.license is None and "started from | as stated there |" in path.read_text()
     (tmp_path / "README.md").write_text("---\nlicense: [mit]\n---\n")
-    assert read_license(str(tmp_path)) == "mit"
+    assert read_license(str(tmp_path)) == {"license": "mit"}
 
 
 def test_a_licence_of_its_own_is_named_on_the_card(tmp_path, monkeypatch):
     link = "https://example.com/LICENSE"
     text = "---\nlicense: other\nlicense_name: our-own\nlicense_link: {}\n---\n"
     (tmp_path / "README.md").write_text(text.format(link))
-    terms = {"license_name": "our-own", "license_link": link}
-    assert read_license_terms(str(tmp_path)) == terms
+    terms = {"license": "other", "license_name": "our-own", "license_link": link}
+    assert read_license(str(tmp_path)) == terms
     how = {"repo_id": None, "base_model": str(tmp_path), "num_photos": 1, "num_steps": {"denoiser": 1}}
     for rank in (4, None):
         path = write_subject_card(tmp_path / "out", **how, rank=rank)
-        assert ModelCard.load(path).data.to_dict().items() >= ({"license": "other"} | terms).items()
+        assert ModelCard.load(path).data.to_dict().items() >= terms.items()
         assert f"started from | [our-own]({link}) |" in path.read_text()
     path = write_subject_card(tmp_path / "out", **how, rank=4, license="mit")
     assert "our-own" not in path.read_text() and ModelCard.load(path).data.license == "mit"
 
     # The name of a file becomes a link only for a repository on the Hub.
     (tmp_path / "README.md").write_text(text.format("LICENSE.md"))
-    assert read_license_terms(str(tmp_path)) == {"license_name": "our-own"}
-    monkeypatch.setattr("training.hub.subject_card.hf_hub_download", lambda *_, **__: str(tmp_path / "README.md"))
+    assert read_license(str(tmp_path)) == {"license": "other", "license_name": "our-own"}
+    monkeypatch.setattr(model_card, "hf_hub_download", lambda *_, **__: str(tmp_path / "README.md"))
     link = "https://huggingface.co/someone/base/blob/v1/LICENSE.md"
-    assert read_license_terms("someone/base", "v1") == {"license_name": "our-own", "license_link": link}
+    assert read_license("someone/base", "v1") == terms | {"license_link": link}
     for other in ("license_name: [a]\nlicense_link: 5", "license_name: A B\nlicense_link: javascript:x"):
         (tmp_path / "README.md").write_text(f"---\nlicense: other\n{other}\n---\n")
-        assert read_license_terms(str(tmp_path)) == {}
+        assert read_license(str(tmp_path)) == {"license": "other"}
 
 
 @pytest.mark.parametrize("phases", [("denoiser",), ("decoder",), ("denoiser", "decoder")])

@@ -1,14 +1,13 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Model cards, without paths or secrets: the card of a stage 1 model and the parts that all cards share.
+"""Model cards, without paths or secrets: [`write_card`] fills a template of `model_card/`, `base.md` or `subject.md`.
 
-[`write_card`] fills a template of `model_card/`. [`write_base_card`] writes the card of a stage 1 model,
-[`training.hub.subject_card.write_subject_card`] that of a subject, and [`write_run_card`] that of a run of stage 1.
+[`write_base_card`] writes the card of a stage 1 model, [`write_run_card`] that of a run of stage 1, and
+[`write_subject_card`] that of a subject of stage 2.
 """
 
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from typing import Any
 
 import yaml
 from diffusers.utils.hub_utils import populate_model_card
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -33,10 +32,12 @@ logger = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parents[2] / "model_card"
 TAGS = ("dreampose", "image-to-video", "pose", "densepose", "fashion", "diffusers-training")
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+PARTS = {"denoiser": "UNet and adapter", "decoder": "the VAE's decoder"}  # the parts that train in each phase
 LICENSES = {
     "apache-2.0": "Apache-2.0",
     "creativeml-openrail-m": "CreativeML OpenRAIL-M, whose use restrictions apply to them too",
 }
+LICENSE_NAME = "[a-z0-9.-]+"  # names that the Hub accepts
 # Repositories of Stable Diffusion 1.x, whose licence is known.
 STABLE_DIFFUSION = {
     *(f"CompVis/stable-diffusion-v1-{version}" for version in range(1, 5)),
@@ -54,24 +55,18 @@ def write_base_card(
     output_dir: Path,
     *,
     base_model: str,
-    revision: str | None = None,
     dataset: str | None = None,
     license: str | None = None,
     num_steps: int | None = None,
     num_samples: int | None = None,
     parts: Sequence[str] = ("UNet", "adapter"),
-    conversion: str = "",
-    repo_id: str | None,
-    options_yaml: str = "",
-    figures: Mapping[str, float] | None = None,
-    picture: Path | None = None,
+    **card: Any,
 ) -> Path:
-    """Write the card of a stage 1 model into its folder, without folder names or secrets.
+    """Write the card of a stage 1 model into its folder.
 
     Args:
         output_dir (`Path`): Folder of the pipeline.
         base_model (`str`): Folder or Hub id of the model that training started from.
-        revision (`str`, *optional*): Revision of `base_model` on the Hub.
         dataset (`str`, *optional*): Training data, as in [`training.data.samples.load_prepared`]; `None` for converted
             weights.
         license (`str`, *optional*): The Hub's name of the model's licence. The default is Stable Diffusion's licence
@@ -79,38 +74,101 @@ def write_base_card(
         num_steps (`int`, *optional*): Optimizer steps of the training, 0 for a pipeline that was only widened.
         num_samples (`int`, *optional*): Samples per step, over all processes.
         parts (`Sequence[str]`, *optional*, defaults to `("UNet", "adapter")`): The trained parts of the model.
-        conversion (`str`, *optional*): Origin of converted weights; replaces the text about the training.
-        repo_id, options_yaml, figures, picture: See [`write_card`], also for the errors.
-    Returns:
-        `Path`: The card, `README.md`.
+        card: Further arguments of [`write_card`].
     """
-    base_id, data_id = find_hub_id(base_model), find_hub_id(dataset) if dataset else None
-    if license is None and base_id in STABLE_DIFFUSION:
+    if license is None and find_hub_id(base_model) in STABLE_DIFFUSION:
         license = "creativeml-openrail-m"
+    data_id = find_hub_id(dataset) if dataset else None
+    amount = "" if num_steps is None else f"{num_steps:,} steps"
+    amount += "" if num_steps is None or num_samples is None else f" of {num_samples} samples"
+    *others, last = parts
     return write_card(
         output_dir,
         "base.md",
-        repo_id=repo_id,
-        base_id=base_id,
-        revision=revision,
-        relation="finetune",
-        license=license,
+        base_model=base_model,
+        license={"license": license} if license else {},
         data_id=data_id,
         measured_on={
             "dataset_type": data_id or (PROCEDURAL if dataset and is_drawn(dataset) else "local"),
             "dataset_name": data_id or name_data(dataset),
             "dataset_split": "validation",
         },
-        options_yaml=options_yaml,
-        figures=figures,
-        picture=picture,
         caption="A photo, poses, and frames made from them",
         data=name_data(dataset),
         is_trained=num_steps != 0,
-        amount=_name_amount(num_steps, num_samples),
-        parts=_name_parts(parts),
-        is_one_part=len(parts) == 1,
-        conversion=conversion,
+        amount=amount,
+        parts=f"{', '.join(others)} and {last}" if others else last,
+        **card,
+    )
+
+
+def write_run_card(
+    output_dir: Path, *, dataset: str, num_steps: int, picture: str | Path | None = None, **card: Any
+) -> Path:
+    """Write the card of a run of stage 1 by [`write_base_card`], with the figures of its last validation.
+
+    Without a `picture`, the card shows the last validation's strip if the training data is drawn, so that it shows no
+    real person.
+    """
+    strip = strip_path(output_dir, num_steps)
+    if picture is None and is_drawn(dataset) and strip.exists():
+        picture = strip
+    figures = read_figures(output_dir, num_steps, "validation/")
+    return write_base_card(output_dir, dataset=dataset, num_steps=num_steps, picture=picture, figures=figures, **card)
+
+
+def write_subject_card(
+    output_dir: Path,
+    *,
+    base_model: str,
+    revision: str | None = None,
+    rank: int | None,
+    num_photos: int | None = None,
+    prior_dataset: str | None = None,
+    prior_prob: float = 0.0,
+    num_steps: Mapping[str, int] | None = None,
+    num_samples: int | None = None,
+    license: str | None = None,
+    parts: Sequence[str] | None = None,
+    **card: Any,
+) -> Path:
+    """Write the card of a subject into its folder, from `subject.md`, or from `base.md` after full training.
+
+    Args:
+        output_dir (`Path`): Folder of the subject.
+        base_model, revision (`str`): Folder or Hub id of the pipeline that the subject was trained on, and its
+            revision on the Hub.
+        rank (`int`, *optional*): Rank of the LoRA; `None` for a pipeline whose weights were all trained.
+        num_photos (`int`, *optional*): Number of training photos, if it is known.
+        prior_dataset (`str`, *optional*): Prepared data set of other people that was used in training.
+        prior_prob (`float`, *optional*, defaults to 0.0): Share of the samples from `prior_dataset`.
+        num_steps (`Mapping[str, int]`, *optional*): Optimizer steps of the phases `denoiser` and `decoder`, without a
+            skipped one.
+        num_samples (`int`, *optional*): Samples per step, over all processes.
+        license (`str`, *optional*): The Hub's name of the licence; the default is the licence on `base_model`'s card.
+        parts (`Sequence[str]`, *optional*): The parts of the model that the LoRA changes; the default follows
+            `num_steps`.
+        card: Further arguments of [`write_card`].
+    """
+    trained = {phase: part for phase, part in PARTS.items() if phase in (num_steps or {})}
+    steps = [f"{num_steps[phase]:,} step{_plural(num_steps[phase])} of {part}" for phase, part in trained.items()]
+    data = f"{num_photos} photo{_plural(num_photos)} of that person"
+    if prior_dataset is not None:
+        data += f" ({prior_prob:.0%} of the samples: of others, from {name_data(prior_dataset)})"
+    return write_card(
+        output_dir,
+        "base.md" if rank is None else "subject.md",
+        base_model=base_model,
+        revision=revision,
+        license={"license": license} if license else read_license(base_model, revision),
+        measured_on={"dataset_type": "local", "dataset_name": "pictures of that person"},
+        data=data,
+        num_photos=num_photos,
+        amount=" and ".join(steps) + ("" if num_samples is None else f", of {num_samples} samples each"),
+        phases=list(trained),
+        parts=" and ".join(parts or trained.values()),
+        rank=rank,
+        **card,
     )
 
 
@@ -118,46 +176,44 @@ def write_card(
     output_dir: Path,
     template: str,
     *,
-    repo_id: str | None,
-    base_id: str | None,
-    revision: str | None,
-    relation: str,
-    license: str | None,
+    base_model: str,
+    revision: str | None = None,
+    license: Mapping[str, str],
     measured_on: Mapping[str, str],
-    caption: str,
-    license_terms: Mapping[str, str] | None = None,
+    repo_id: str | None = None,
     data_id: str | None = None,
-    tags: Sequence[str] = TAGS,
+    caption: str = "Pictures made with it",
     options_yaml: str = "",
     figures: Mapping[str, float] | None = None,
-    picture: Path | None = None,
+    picture: str | Path | None = None,
+    conversion: str = "",
     **fields: Any,
 ) -> Path:
     """Fill a template with the fields that all cards have and with further `fields`.
 
     Args:
         output_dir (`Path`): Folder of the card, `README.md`.
-        template (`str`): File name of the template in `model_card/`.
-        repo_id (`str`, *optional*): Repository that the model will be pushed to, `OWNER/NAME`.
-        base_id, revision (`str`, *optional*): Hub id and revision of the model that training started from.
-        relation (`str`): The Hub's name of the relation to that model: `"finetune"` or `"adapter"`.
-        license (`str`, *optional*): The Hub's name of the licence.
+        template (`str`): File name of the template in `model_card/`; `subject.md` is the card of a LoRA.
+        base_model, revision (`str`): Folder or Hub id of the model that training started from, and its revision there.
+        license (`Mapping[str, str]`): `license` and, if it is `other`, `license_name` and `license_link`.
         measured_on (`Mapping[str, str]`): Data that the figures were measured on, as arguments of `EvalResult`.
-        caption (`str`): Caption of the picture.
-        license_terms (`Mapping[str, str]`, *optional*): `license_name` and `license_link` of the licence `other`.
+        repo_id (`str`, *optional*): Repository that the model will be pushed to, `OWNER/NAME`.
         data_id (`str`, *optional*): Hub id of the training data.
-        tags (`Sequence[str]`, *optional*): Tags for the Hub's search.
+        caption (`str`, *optional*): Caption of the picture.
         options_yaml (`str`, *optional*): The run's options; the card shows their [`public_settings`].
         figures (`Mapping[str, float]`, *optional*): Figures by name; those that are not finite are left out.
-        picture (`Path`, *optional*): Picture to copy into `output_dir` as `sample`. Everybody on it must have agreed;
-            the people of UBC Fashion did not.
+        picture (`str` or `Path`, *optional*): Picture to copy into `output_dir` as `sample`. Everybody on it must have
+            agreed; the people of UBC Fashion did not.
+        conversion (`str`, *optional*): Origin of converted weights; replaces the text about the training.
         fields: Further fields of the template.
+    Returns:
+        `Path`: The card.
     Raises:
         ValueError: If `repo_id` is not a valid id, or `picture` is not the file of a picture.
     """
-    output_dir = Path(output_dir)
     if repo_id is not None and not ("/" in repo_id and is_repo_id(repo_id)):
         raise ValueError(f"`repo_id` must be OWNER/NAME, got {repo_id!r}.")
+    base_id, is_lora = find_hub_id(base_model), template == "subject.md"
     sample = None if picture is None else _copy_sample(Path(picture), output_dir)
     title = repo_id.split("/")[1] if repo_id else "DreamPose"
     figures = {name: value for name, value in (figures or {}).items() if math.isfinite(value)}
@@ -167,11 +223,10 @@ def write_card(
         for name, value in figures.items()
     ]
     data = ModelCardData(
-        license=license,
-        **(license_terms or {}),
+        **license,
         pipeline_tag="image-to-video",
         base_model=base_id,
-        base_model_relation=relation if base_id else None,
+        base_model_relation=("adapter" if is_lora else "finetune") if base_id else None,
         datasets=[data_id] if data_id else None,
         widget=[{"text": caption, "output": {"url": sample}}] if sample else None,
         eval_results=results or None,
@@ -182,66 +237,73 @@ def write_card(
     card = ModelCard.from_template(
         card_data=data,
         template_path=str(TEMPLATES / template),
+        conversion=conversion,
         versions=", ".join(f"{name} {version(name)}" for name in LIBRARIES),
         settings=yaml.safe_dump(settings, sort_keys=False).strip() if settings else "",
-        base_license=_name_license(license, license_terms or {}),
+        base_license=_name_license(license),
         **fields,
     )
-    card = populate_model_card(card, tags=list(tags))
+    card = populate_model_card(card, tags=[*TAGS, "lora"] if is_lora else list(TAGS))
     card.text = card.text.rstrip() + "\n"
     card.save(output_dir / CARD_NAME)
     return output_dir / CARD_NAME
 
 
 def try_write_card(
-    write: Callable[..., Path], output_dir: Path, repo_id: str | None = None, **card: Any
+    write: Callable[..., Path], output_dir: str | Path, repo_id: str | None = None, **card: Any
 ) -> Path | None:
-    """Write a card at the end of a run; an error becomes a warning, so that it does not fail the run.
+    """Call a function above at the end of a run; an error becomes a warning, so that it does not fail the run.
 
-    Args:
-        write (`Callable`): [`write_base_card`] or [`training.hub.subject_card.write_subject_card`].
-        output_dir (`Path`): Folder of the card.
-        repo_id (`str`, *optional*): Repository that the model will be pushed to, `OWNER/NAME` or `NAME`; for the
-            latter, the push puts the full id into the card.
-        card: Further arguments of `write`.
-    Returns:
-        `Path` or `None`: The card, or `None` after an error.
+    `repo_id` is the repository that the model will be pushed to, `OWNER/NAME` or `NAME`; for the latter, the push puts
+    the full id into the card. Return the card, or `None` after an error.
     """
     try:
-        return write(output_dir, repo_id=repo_id if repo_id and "/" in repo_id else None, **card)
+        return write(Path(output_dir), repo_id=repo_id if repo_id and "/" in repo_id else None, **card)
     except Exception as error:  # from whatever the folder, the picture and the base model's card contain
         logger.warning(f"The card of {output_dir} could not be written: {error}")
         return None
 
 
-def write_run_card(
-    output_dir: str | os.PathLike,
-    num_steps: int,
-    dataset: str,
-    picture: str | None = None,
-    repo_id: str | None = None,
-    **card: Any,
-) -> None:
-    """Write the card of a run of stage 1, with the figures of its last validation; an error becomes a warning.
+def read_license(model: str, revision: str | None = None) -> dict[str, str]:
+    """Return `license` from the card of a model, a folder or a Hub id; if it is `other`, also its name and link.
 
-    Args:
-        output_dir (`str` or `os.PathLike`): Output folder of the run.
-        num_steps (`int`): Optimizer steps of the run.
-        dataset (`str`): Training data.
-        picture (`str`, *optional*): Picture for the card. The default is the last validation's strip if the training
-            data is drawn, so that it shows no real person.
-        repo_id (`str`, *optional*): See [`try_write_card`].
-        card: Further arguments of [`write_base_card`].
+    `license_name` and `license_link` are returned if the Hub accepts their values; the name of a file in the
+    repository becomes a full link. The result is empty if there is no card, or if it states several licences or none
+    that the Hub accepts.
     """
-    strip = strip_path(output_dir, num_steps)
-    if picture is None and is_drawn(dataset) and strip.exists():
-        picture = strip
+    stated = _read_front_matter(model, revision)
+    license, link = stated.get("license"), stated.get("license_link")
+    if isinstance(license, list) and len(license) == 1:
+        (license,) = license
+    terms = {"license": license} if _is_match(LICENSE_NAME, license) else {}
+    if license != "other":
+        return terms
+    if _is_match(LICENSE_NAME, stated.get("license_name")):
+        terms["license_name"] = stated["license_name"]
+    if _is_match(r"[\w.-]+", link) and find_hub_id(model):
+        link = f"https://huggingface.co/{model}/blob/{revision or 'main'}/{link}"
+    if _is_match(r"https?://[^\s()|<>\"']+", link):
+        terms["license_link"] = link
+    return terms
 
-    def write(output_dir: Path, **card: Any) -> Path:
-        return write_base_card(output_dir, figures=read_figures(output_dir, num_steps, "validation/"), **card)
 
-    card |= {"dataset": dataset, "num_steps": num_steps, "picture": picture}
-    try_write_card(write, Path(output_dir), repo_id, **card)
+def _is_match(rule: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(rule, value) is not None
+
+
+def _read_front_matter(model: str, revision: str | None) -> dict[str, Any]:
+    """Read the front matter of a model's card, which may hold anything; return {} if it cannot be read."""
+    try:
+        path = Path(model) / CARD_NAME
+        path = path if Path(model).exists() else Path(hf_hub_download(model, CARD_NAME, revision=revision))
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return {}
+    try:
+        return ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    except Exception as error:  # whatever the library finds in a file of unknown origin
+        logger.warning(f"The card of {model} could not be read: {error}")
+        return {}
 
 
 def find_hub_id(name: str) -> str | None:
@@ -297,8 +359,9 @@ def _copy_sample(picture: Path, output_dir: Path) -> str:
     return sample.name
 
 
-def _name_license(license: str | None, terms: Mapping[str, str]) -> str:
+def _name_license(terms: Mapping[str, str]) -> str:
     """Name a licence in the card's text; an unknown one is that of the base model."""
+    license = terms.get("license")
     name = terms.get("license_name") or LICENSES.get(license, license) or "as stated there"
     return f"[{name}]({terms['license_link']})" if "license_link" in terms else name
 
@@ -321,15 +384,8 @@ def name_data(dataset: str | None) -> str:
     return f"[{dataset}](https://huggingface.co/datasets/{dataset})"
 
 
-def _name_amount(num_steps: int | None, num_samples: int | None) -> str:
-    if num_steps is None:
-        return ""
-    return f"{num_steps:,} steps" + ("" if num_samples is None else f" of {num_samples} samples")
-
-
-def _name_parts(parts: Sequence[str]) -> str:
-    *others, last = parts
-    return f"{', '.join(others)} and {last}" if others else last
+def _plural(number: int | None) -> str:
+    return "" if number == 1 else "s"
 
 
 def _table(figures: Mapping[str, float]) -> str:

@@ -20,9 +20,8 @@ from torch import nn
 from transformers import CLIPImageProcessor
 
 from pipeline_dreampose import DreamPosePipeline
-from training.hub.model_card import find_hub_id, try_write_card
+from training.hub.model_card import find_hub_id, try_write_card, write_subject_card
 from training.hub.repositories import CODE_NAME, INDEX_NAME, class_name
-from training.hub.subject_card import write_subject_card
 from training.models.base_pipeline import is_dreampose, load_base_pipeline, load_dreampose_index, load_index, naming
 from training.models.lora import write_subject_file
 from training.models.lora_extraction import Extraction, extract_lora
@@ -273,7 +272,7 @@ def extract_subject(
     facts = {"base_model": find_hub_id(base), "revision": revision, **_subject_facts(found, rank)}
     path = write_subject_file(output_dir, layers, facts)
     card = {"parts": [PART_NAMES[part] for part in carried], "conversion": describe_extraction(facts)}
-    try_write_card(write_subject_card, Path(output_dir), base_model=base, revision=revision, rank=rank, **card)
+    try_write_card(write_subject_card, output_dir, base_model=base, revision=revision, rank=rank, **card)
     return _report(found, facts, path)
 
 
