@@ -105,17 +105,10 @@ def read_labels(picture: Image.Image, box: tuple[int, int, int, int], canvas: tu
 def read_cells(
     iuv: Image.Image, box: tuple[int, int, int, int], canvas: tuple[int, int], cells: tuple[int, int]
 ) -> torch.Tensor:
-    """Return the pose map of a part of an IUV picture at latent size, shape `(2, h, w)`, range `[0, 1]`.
+    """Return the pose map of the part of an IUV picture (V, U, I) in `box`, shape `(2, h, w)`, range `[0, 1]`.
 
-    It equals fitting the whole map and resizing it, but reads only the pixels that are kept.
-
-    Args:
-        iuv (`PIL.Image.Image`): RGB, R = V, G = U, B = I.
-        box (`tuple[int, int, int, int]`): The part, from [`shown_box`].
-        canvas (`tuple[int, int]`): `W` and `H`.
-        cells (`tuple[int, int]`): `w` and `h`.
-    Raises:
-        ValueError: If `iuv` is not an IUV picture.
+    It equals fitting the whole map to the canvas (`W`, `H`) and resizing it to the latent `cells` (`w`, `h`), but
+    reads only the pixels that are kept. Raise a `ValueError` if `iuv` is not RGB.
     """
     if iuv.mode != "RGB":
         raise ValueError(f"`iuv` must be an RGB picture, got mode {iuv.mode!r}.")

@@ -8,21 +8,14 @@ import os
 import datasets
 from PIL import Image
 
+from training.data import frame_pairs
 from training.media.pictures import iterate_pictures
 from training.poses.clip_poses import estimate_poses
 from training.poses.estimator import DensePoseEstimator
 from training.poses.settings import PoseSettings
 
 
-FEATURES = datasets.Features(
-    {
-        "video_id": datasets.Value("string"),
-        "frame_index": datasets.Value("int32"),
-        "image": datasets.Image(),
-        "iuv": datasets.Image(),
-        "split": datasets.Value("string"),
-    }
-)
+FEATURES = datasets.Features({**frame_pairs.FEATURES, "split": datasets.Value("string")})
 
 
 def clip_rows(

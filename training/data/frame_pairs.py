@@ -25,6 +25,15 @@ from training.data.pair_settings import PairSettings
 from training.data.pose_memo import PoseMemo
 
 
+# Columns of the rows that samples are made from.
+FEATURES = datasets.Features(
+    video_id=datasets.Value("string"),
+    frame_index=datasets.Value("int32"),
+    image=datasets.Image(),
+    iuv=datasets.Image(),
+)
+
+
 class BadRow(ValueError):
     """A row that cannot be used in a sample."""
 
@@ -118,17 +127,15 @@ class FramePairs(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        skips = self.settings.bad_rows == "skip"
         for num_bad_rows in range(len(self)):
             row = shuffled_index(self.seed, position + num_bad_rows, len(self))
             try:
                 sample = self.read_sample(row, sample_generator(self.seed, position))
+                return sample | ({"num_bad_rows": torch.tensor(float(num_bad_rows))} if skips else {})
             except BadRow:
-                if self.settings.bad_rows == "raise":
+                if not skips:
                     raise
-                continue
-            if self.settings.bad_rows == "raise":
-                return sample
-            return sample | {"num_bad_rows": torch.tensor(float(num_bad_rows))}
         raise ValueError(f"`dataset` must have at least one usable row, but all {len(self)} are bad.")
 
     def read_sample(self, row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -177,9 +184,9 @@ class FramePairs(Dataset):
         """Return the pose map of a row at latent size, [2,h,w] in [0,1]."""
         return self._read_pose(row, crop)[0]
 
-    def read_pixel_values(self, row: int, crop: list[float] | None = None) -> torch.Tensor:
+    def read_pixel_values(self, row: int) -> torch.Tensor:
         """Return the picture of a row, [3,H,W] in [-1,1]."""
-        return to_pixel_values(self.read_image(row, crop))
+        return to_pixel_values(self.read_image(row))
 
     def read_image(self, row: int, crop: list[float] | None = None) -> torch.Tensor:
         """Return the picture of a row, [3,H,W] in 8 bit."""
@@ -212,10 +219,9 @@ class FramePairs(Dataset):
             raise self.bad_row(row, f"it has no `{column}`")
         return picture
 
-    def _box(self, picture: Image.Image, crop: list[float] | None = None) -> tuple[int, int, int, int]:
-        if crop is None:
-            return shown_box(picture.size, self.shape.canvas, self.settings.fit)
-        return shown_box(picture.size, self.shape.canvas, self.settings.fit, self.settings.min_crop_scale, crop)
+    def _box(self, picture: Image.Image, crop: list[float] | None) -> tuple[int, int, int, int]:
+        part = () if crop is None else (self.settings.min_crop_scale, crop)
+        return shown_box(picture.size, self.shape.canvas, self.settings.fit, *part)
 
     def _read_frame(self, row: int, crop: list[float] | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the picture of a row, [3,H,W] in 8 bit, and its pose map at latent size."""
@@ -224,7 +230,7 @@ class FramePairs(Dataset):
             raise self.bad_row(row, f"its picture has {image.size} pixels and its pose map {size}")
         return read_levels(image, self._box(image, crop), self.shape.canvas), pose_map
 
-    def _read_pose(self, row: int, crop: list[float] | None = None) -> tuple[torch.Tensor, tuple[int, int]]:
+    def _read_pose(self, row: int, crop: list[float] | None) -> tuple[torch.Tensor, tuple[int, int]]:
         """Return the pose map of a row at latent size, [2,h,w] in [0,1], and the size of its IUV picture."""
         known = None if self.pose_memo is None else self.pose_memo.get(row)
         if known is not None:

@@ -7,25 +7,23 @@ sample, and when.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import datasets
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from training.data.frame_pairs import BadRow, FramePairs, LatentShape, sample_generator
+from training.data.frame_pairs import FEATURES, BadRow, FramePairs, LatentShape, sample_generator
 from training.data.pair_settings import PairSettings
 
 
-FEATURES = datasets.Features(
-    {
-        "video_id": datasets.Value("string"),
-        "frame_index": datasets.Value("int32"),
-        "image": datasets.Image(),
-        "iuv": datasets.Image(),
-    }
-)
+def _worker_place() -> tuple[int, int]:
+    """Return the index of this data worker and the number of workers: (0, 1) without worker processes."""
+    worker = get_worker_info()
+    return (0, 1) if worker is None else (worker.id, worker.num_workers)
 
 
 class FrameStream(IterableDataset):
@@ -84,8 +82,7 @@ class FrameStream(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the samples; raise a `ValueError` if the epoch is already finished."""
         state, seen, num_bad_rows = self._state, set(), 0
-        worker, shards = get_worker_info(), self._own_shards()
-        place = 0 if worker is None else worker.id
+        shards, (place, _) = self._own_shards(), _worker_place()
         if self._is_finished[place] or state["num_shards"] == len(shards):
             raise ValueError(f"`set_epoch` must be called before the next epoch; epoch {state['epoch']} is finished.")
         for shard in shards[state["num_shards"] :]:
@@ -112,9 +109,8 @@ class FrameStream(IterableDataset):
 
     def _own_shards(self) -> list[int]:
         """Return the numbers of the shards that this worker of this process reads, in the epoch's order."""
-        worker = get_worker_info()
-        workers, index = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        shares, share = self.num_processes * workers, self.process_index * workers + index
+        index, num_workers = _worker_place()
+        shares, share = self.num_processes * num_workers, self.process_index * num_workers + index
         if shares > self.stream.num_shards:
             raise ValueError(
                 "`stream` must have a shard for each worker of each process, got"
@@ -125,16 +121,11 @@ class FrameStream(IterableDataset):
 
     def _videos(self, shard: int) -> Iterator[list[dict[str, Any]]]:
         """Yield the rows of each video of a shard."""
-        rows = []
         # Batches of one, since `datasets` would divide single rows among the worker processes once more.
-        for batch in self.stream.shard(self.stream.num_shards, shard).iter(batch_size=1):
-            row = {name: values[0] for name, values in batch.items()}
-            if rows and row["video_id"] != rows[0]["video_id"]:
-                yield rows
-                rows = []
-            rows.append(row)
-        if rows:
-            yield rows
+        batches = self.stream.shard(self.stream.num_shards, shard).iter(batch_size=1)
+        rows = ({name: values[0] for name, values in batch.items()} for batch in batches)
+        for _, video in itertools.groupby(rows, key=itemgetter("video_id")):
+            yield list(video)
 
     def _samples(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, torch.Tensor] | None]:
         """Yield the samples of a video, and `None` for each bad row that is skipped."""
@@ -172,8 +163,7 @@ class EndlessFrameStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the samples; raise a `ValueError` if an epoch has no sample for this worker."""
-        worker = get_worker_info()
-        place = 0 if worker is None else worker.id
+        place, _ = _worker_place()
         epoch, num_shards, num_videos = self._positions[place] if self._positions else (0, 0, 0)
         self.stream.load_state_dict({"epoch": epoch, "num_shards": num_shards, "num_videos": num_videos})
         is_whole = num_shards == num_videos == 0
@@ -191,9 +181,6 @@ class EndlessFrameStream(IterableDataset):
 
 def take_videos(stream: datasets.IterableDataset, num_videos: int) -> datasets.Dataset:
     """Read the rows of the first videos of a stream into memory."""
-    videos: dict[str, list[dict[str, Any]]] = {}
-    for row in stream.select_columns(list(FEATURES)).decode(False):
-        if row["video_id"] not in videos and len(videos) == num_videos:
-            break
-        videos.setdefault(row["video_id"], []).append(row)
-    return datasets.Dataset.from_list([row for rows in videos.values() for row in rows], features=FEATURES)
+    videos = itertools.groupby(stream.select_columns(list(FEATURES)).decode(False), key=itemgetter("video_id"))
+    rows = [row for _, video in itertools.islice(videos, num_videos) for row in video]
+    return datasets.Dataset.from_list(rows, features=FEATURES)

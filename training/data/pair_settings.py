@@ -5,11 +5,6 @@
 from dataclasses import dataclass
 
 
-REFERENCE_FRAMES = ("any", "first")
-FITS = ("whole", "crop")
-BAD_ROWS = ("raise", "skip")
-
-
 @dataclass(frozen=True)
 class PairSettings:
     """How frames of a clip become a sample.
@@ -51,7 +46,7 @@ class PairSettings:
             )
 
     def __post_init__(self):
-        choices = {"reference_frames": REFERENCE_FRAMES, "fit": FITS, "bad_rows": BAD_ROWS}
+        choices = {"reference_frames": ("any", "first"), "fit": ("whole", "crop"), "bad_rows": ("raise", "skip")}
         for name, values in choices.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"`{name}` must be one of {', '.join(values)}, got {getattr(self, name)!r}.")

@@ -10,16 +10,14 @@ Rows: `video_id`, `frame_index`, `image`, `iuv` (R = V, G = U, B = I), `layers` 
 """
 
 import hashlib
-import io
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
-from PIL import Image
 
-from training.data import procedural_figure, procedural_scene
+from training.data import frame_pairs, procedural_figure, procedural_scene
 from training.data.procedural_scene import Frame, Motion, Subject, render_clip
 
 
@@ -94,12 +92,6 @@ def sample_motion(rng: np.random.Generator, num_frames: int) -> Motion:
     )
 
 
-def _png(array: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 @dataclass
 class ProceduralFashionConfig(datasets.BuilderConfig):
     """Size and number of the drawn clips. `num_*` count clips; each has its own subject and motion."""
@@ -157,25 +149,20 @@ class ProceduralFashion(datasets.GeneratorBasedBuilder):
         super().__init__(*args, **{"hash": digest[:16]} | kwargs)
 
     def _info(self):
-        features = {"video_id": datasets.Value("string"), "frame_index": datasets.Value("int32")}
-        features |= {name: datasets.Image() for name in ("image", "iuv", "layers")}
-        features |= {"split": datasets.Value("string")}
+        features = {**frame_pairs.FEATURES, "layers": datasets.Image(), "split": datasets.Value("string")}
         return datasets.DatasetInfo(description=__doc__, features=datasets.Features(features))
 
     def _split_generators(self, dl_manager):
         indices = {split: list(range(self.config.num_clips(split))) for split in SPLITS}
-        return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"split": split, "indices": indices[split]})
-            for split in SPLITS
-            if indices[split]
-        ]
+        arguments = [{"split": split, "indices": chosen} for split, chosen in indices.items() if chosen]
+        return [datasets.SplitGenerator(name=kwargs["split"], gen_kwargs=kwargs) for kwargs in arguments]
 
     def _generate_examples(self, split, indices):
         for index in indices:
             video_id = f"{split}-{index:06d}"
             for k, frame in enumerate(self.config.clip(split, index, index)):
-                pictures = {name: _png(getattr(frame, name)) for name in ("image", "iuv", "layers")}
-                yield f"{video_id}-{k:04d}", {"video_id": video_id, "frame_index": k, **pictures, "split": split}
+                # `datasets` writes the arrays as PNG.
+                yield f"{video_id}-{k:04d}", {"video_id": video_id, "frame_index": k, **vars(frame), "split": split}
 
 
 def load_procedural_fashion(

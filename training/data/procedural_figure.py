@@ -16,6 +16,7 @@ from typing import Callable
 import numpy as np
 
 
+FIGURE_HEIGHT = 0.9  # share of the picture's height
 BACKGROUND, BODY, CLOTH, HAIR = 0, 1, 2, 3
 """Codes of the `layers` picture: background; skin and tight clothing; loose cloth; loose hair."""
 
@@ -119,18 +120,17 @@ class Canvas:
         height, width (`int`): Size of the picture in pixels.
         background (`np.ndarray`): RGB in [0, 1], shape (3,).
         supersampling (`int`): Odd, so that each pixel's centre is a sample, from which IUV comes unmixed.
-        figure_height (`float`): The figure's height as a share of the picture's height.
     """
 
-    def __init__(self, height, width, background, supersampling=3, figure_height=0.9):
+    def __init__(self, height, width, background, supersampling=3):
         if supersampling % 2 == 0:
             raise ValueError(
                 f"`supersampling` must be odd, so that a sample lies in each centre, but is {supersampling}."
             )
         self.supersampling, shape = supersampling, (height * supersampling, width * supersampling)
-        self.step = 1 / (figure_height * shape[0])
-        self.Y = (np.arange(shape[0]) + 0.5) * self.step - (1 / figure_height - 1) / 2
-        self.X = (np.arange(shape[1]) + 0.5 - shape[1] / 2) * self.step
+        step = 1 / (FIGURE_HEIGHT * shape[0])
+        self.Y = (np.arange(shape[0]) + 0.5) * step - (1 / FIGURE_HEIGHT - 1) / 2
+        self.X = (np.arange(shape[1]) + 0.5 - shape[1] / 2) * step
         self.rgb = np.broadcast_to(background, (*shape, 3)).astype(np.float32).copy()
         self.Z = np.full(shape, -np.inf)
         self.layer = np.zeros(shape, np.uint8)
@@ -174,7 +174,7 @@ class Canvas:
         return np.rint(image * 255).astype(np.uint8), self.iuv[s // 2 :: s, s // 2 :: s].copy(), layers
 
 
-def pattern_paint(kind: str, colors: np.ndarray, count: int, rows: float, start: float = 0.0) -> Callable:
+def pattern_paint(kind: str, colors: np.ndarray, count: int, rows: float) -> Callable:
     """Return the `paint` function of a texture that is fixed to the surface.
 
     Args:
@@ -182,11 +182,10 @@ def pattern_paint(kind: str, colors: np.ndarray, count: int, rows: float, start:
         colors (`np.ndarray`): Shape (2, 3), RGB in [0, 1].
         count (`int`): Number of stripes or cells around the tube; even, so that the pattern closes at the back.
         rows (`float`): Number of stripes or cells along the tube.
-        start (`float`): Offset along the tube in rows.
     """
 
     def paint(phi, t):
-        around, along = phi / (2 * np.pi) * count, t * rows + start
+        around, along = phi / (2 * np.pi) * count, t * rows
         if kind == "plain":
             second = np.zeros(phi.shape, bool)
         elif kind == "horizontal":

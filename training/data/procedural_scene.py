@@ -109,10 +109,8 @@ def _limb_tubes(subject: Subject, motion: Motion, index: int, skeleton: _Skeleto
     top = pattern_paint(subject.top_pattern, subject.top_colors, 4, subject.pattern_rows * 0.5)
     sleeves = [top if subject.sleeve > k else skin for k in (0, 1)]
     trousers = pattern_paint(subject.bottom_pattern, subject.bottom_colors, 4, subject.pattern_rows * 0.7)
-    legs = [
-        trousers if subject.bottom in ("trousers", "shorts") else skin,
-        trousers if subject.bottom == "trousers" else skin,
-    ]
+    is_covered = subject.bottom in ("trousers", "shorts"), subject.bottom == "trousers"
+    legs = [trousers if covered else skin for covered in is_covered]
     shoes = pattern_paint("plain", np.stack([subject.shoes] * 2), 2, 1)
     tubes = []
     for k, (side, hand) in enumerate(((-1, "right"), (1, "left"))):
@@ -141,21 +139,14 @@ def _limb_tubes(subject: Subject, motion: Motion, index: int, skeleton: _Skeleto
 
 def _trunk_tubes(subject: Subject, skeleton: _Skeleton) -> list[Tube]:
     """Return torso, neck and head as tubes."""
-    top = pattern_paint(subject.top_pattern, subject.top_colors, subject.pattern_count, subject.pattern_rows)
+    count, rows = subject.pattern_count, subject.pattern_rows
+    top = pattern_paint(subject.top_pattern, subject.top_colors, count, rows)
     if subject.bottom in ("trousers", "shorts"):
-        bottom = pattern_paint(
-            subject.bottom_pattern, subject.bottom_colors, subject.pattern_count, subject.pattern_rows
-        )
+        bottom = pattern_paint(subject.bottom_pattern, subject.bottom_colors, count, rows)
         upper, top = top, lambda phi, t: np.where((t > 0.72)[:, None], bottom(phi, t), upper(phi, t))
     knots = (0, 0.12, 0.35, 0.6, 0.85, 1)
-    side = (
-        subject.shoulder * 0.75,
-        subject.shoulder,
-        subject.shoulder * 0.9,
-        subject.waist,
-        subject.hip,
-        subject.hip * 0.9,
-    )
+    shoulder, waist, hip = subject.shoulder, subject.waist, subject.hip
+    side = (shoulder * 0.75, shoulder, shoulder * 0.9, waist, hip, hip * 0.9)
     depth = (0.05, 0.06, 0.07, 0.058, 0.075, 0.07)
     torso = Tube(
         "torso", skeleton.place(0, 0.19, 0), skeleton.place(0, 0.485, 0), (side[0], side[-1]), (0.05, 0.07),
@@ -177,9 +168,8 @@ def _loose_tubes(subject: Subject, skeleton: _Skeleton, hem: float, hair: float)
     """Return skirt and long hair as tubes whose lower ends are moved sideways by `hem` and `hair`."""
     tubes = []
     if subject.bottom in ("skirt", "dress"):
-        paint = pattern_paint(
-            subject.bottom_pattern, subject.bottom_colors, subject.pattern_count, subject.pattern_rows
-        )
+        count, rows = subject.pattern_count, subject.pattern_rows
+        paint = pattern_paint(subject.bottom_pattern, subject.bottom_colors, count, rows)
         end = skeleton.place(0, 0.4 + subject.skirt_length, 0) + np.array([hem, -0.4 * abs(hem), 0])
         bottom = subject.hip + subject.skirt_flare
         ends = (subject.waist + 0.012, bottom), (0.075, bottom * 0.8)
