@@ -131,17 +131,12 @@ def precompute_latents(
     process_index: int = 0,
     num_processes: int = 1,
 ) -> Path:
-    """Encode every row once; after an interruption, only the missing shards.
+    """Encode every row once, or after an interruption only the missing shards, and return the cache's folder.
 
-    Args:
-        latent_cache_dir (`str` or `os.PathLike`): Folder of caches, or the folder of this one.
-        pairs (`FramePairs`): The rows, and how to fit them.
-        encoders (`FrameEncoders`): The models.
-        batch_size (`int`, *optional*): Pictures encoded at a time; by default [`pictures_at_a_time`].
-        process_index, num_processes (`int`, *optional*): Index of this process, and number of processes that divide
-            the shards among them.
-    Returns:
-        `Path`: The cache's folder, complete when all processes have finished.
+    `latent_cache_dir` is a folder of caches or the folder of this one. The model encodes `batch_size` pictures at a
+    time, by default [`pictures_at_a_time`]. The processes divide the shards among them; the cache is complete when all
+    have finished.
+
     Raises:
         ValueError: If `latent_cache_dir` is another cache, samples show random crops, or a row is bad and not skipped.
     """

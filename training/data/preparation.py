@@ -181,8 +181,7 @@ def describe(summary: dict) -> list[str]:
 def write_annotations(tasks: Iterable[ClipTask], output_dir: Path) -> Path:
     """Write the shards of prepared clips without pictures, and return their folder; files that are up to date stay."""
     folder = output_dir / "annotations"
-    columns = [name for name in FEATURES if name != "image"]
-    features = datasets.Features({name: FEATURES[name] for name in columns})
+    features = datasets.Features({name: feature for name, feature in FEATURES.items() if name != "image"})
     for task in tasks:
         shard = task.shard(output_dir)
         path = folder / "frames" / task.split / shard.name
@@ -191,7 +190,7 @@ def write_annotations(tasks: Iterable[ClipTask], output_dir: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory() as cache_dir:
             rows = datasets.Dataset.from_parquet(
-                str(shard), features=features, columns=columns, cache_dir=cache_dir, keep_in_memory=True
+                str(shard), features=features, columns=list(features), cache_dir=cache_dir, keep_in_memory=True
             )
         partial = folder / f".{shard.name}.partial"
         rows.to_parquet(str(partial))
@@ -200,14 +199,10 @@ def write_annotations(tasks: Iterable[ClipTask], output_dir: Path) -> Path:
 
 
 def find_clips(folder: Path, splits: Sequence[str], include_images: bool = False) -> list[ClipTask]:
-    """Return the clips of a folder of videos. Videos of UBC Fashion belong to its splits, all others to `train`.
+    """Return the clips of `splits` among a folder's `*.mp4`: UBC Fashion keeps its splits, all others are `train`.
 
-    Args:
-        folder (`Path`): Folder with `*.mp4`.
-        splits (`Sequence[str]`): The splits to return.
-        include_images (`bool`, *optional*, defaults to `False`): Whether the pictures will be published.
     Raises:
-        ValueError: If there is no clip, or pictures of UBC Fashion would be published.
+        ValueError: If there is no clip, or `include_images` would publish pictures of UBC Fashion.
     """
     split_of = {name: split for split in SPLITS for name in read_video_ids(split)}
     tasks = [ClipTask(video, video.stem, split_of.get(video.stem, "train")) for video in sorted(folder.glob("*.mp4"))]

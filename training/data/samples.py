@@ -8,19 +8,18 @@ import datasets
 from accelerate import Accelerator
 
 from pipeline_dreampose import DreamPosePipeline
-from training.data.frame_pairs import FramePairs, LatentShape
-from training.data.frame_stream import FEATURES, EndlessFrameStream, FrameStream, take_videos
+from training.data.frame_pairs import FEATURES, FramePairs, LatentShape
+from training.data.frame_stream import EndlessFrameStream, FrameStream, take_videos
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
 
 
 PROCEDURAL = "procedural"
-COLUMNS = tuple(FEATURES)
 
 
 def load_prepared(name: str, split: str, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
-    """Load one split of a prepared data set: one row per frame, with at least `COLUMNS`.
+    """Load one split of a prepared data set: one row per frame, with at least the columns of `FEATURES`.
 
     Args:
         name (`str`): Folder of parquet files, id on the Hub, `"procedural"` or `"procedural/CONFIG"` (drawn on first
@@ -47,9 +46,9 @@ def load_prepared(name: str, split: str, streaming: bool = False) -> datasets.Da
             f"The data set must be a folder of parquet files or an id on the Hub, with a split {split!r}, got"
             f" {name!r}: {error}"
         ) from error
-    missing = [column for column in COLUMNS if column not in (dataset.column_names or COLUMNS)]
+    missing = [column for column in FEATURES if column not in (dataset.column_names or FEATURES)]
     if missing:
-        raise ValueError(f"The data set must have the columns {COLUMNS}, but {name!r} lacks {missing}.")
+        raise ValueError(f"The data set must have the columns {tuple(FEATURES)}, but {name!r} lacks {missing}.")
     return dataset
 
 

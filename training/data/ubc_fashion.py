@@ -34,15 +34,9 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 _MAIN_PROCESS = os.getpid()
 VIDEO_FEATURES = datasets.Features(
-    {
-        "video_id": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "path": datasets.Value("string"),
-        "fps": datasets.Value("float64"),
-        "width": datasets.Value("int32"),
-        "height": datasets.Value("int32"),
-        "num_frames": datasets.Value("int32"),
-    }
+    dict.fromkeys(("video_id", "split", "path"), datasets.Value("string"))
+    | {"fps": datasets.Value("float64")}
+    | dict.fromkeys(("width", "height", "num_frames"), datasets.Value("int32"))
 )
 
 

@@ -3,27 +3,19 @@
 """Predictions of a pipeline and of simple baselines on held-out clips, and their measurement."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
+from training.data.procedural_figure import CLOTH, HAIR
+from training.metrics import frames as metrics
 from training.metrics.clips import Clip
-from training.metrics.frames import (
-    background_color,
-    flicker,
-    l1,
-    psnr,
-    silhouette,
-    silhouette_iou,
-    ssim,
-    temporal_error,
-)
 from training.metrics.warping import SurfaceMatch, warp_photo
 
 
-CLOTH, HAIR = 2, 3  # values in `Clip.layers`
 MIN_UNSEEN = 0.05  # below this share of the body, unseen pixels are borders of limbs and not a hidden side
 # Rows of the tables: the prediction and the truth that each compares. `other` is the other subject in this motion.
 ROWS = {
@@ -56,18 +48,10 @@ def sample_frames(
     seed: int,
     **call_options,
 ) -> torch.Tensor:
-    """Sample some frames of a clip.
+    """Sample `T` frames of a clip at `size` (width, height): shape `[T, 3, H, W]`, range `[0, 1]`, on the CPU.
 
-    Args:
-        pipe (`DreamPosePipeline`): The model.
-        photo (`PIL.Image.Image`): The reference.
-        iuv (`Sequence[PIL.Image.Image]`): IUV pictures of the whole clip; only those in the frames' windows are read.
-        frame_indices (`Sequence[int]`): The frames to sample.
-        size (`tuple[int, int]`): Width and height of a frame.
-        seed (`int`): Seed of the noise. All frames share it, so a frame does not depend on which others are sampled.
-        call_options: Passed to the pipeline.
-    Returns:
-        `torch.Tensor`: Shape `[T, 3, H, W]`, range `[0, 1]`, on the CPU.
+    `iuv` holds the IUV pictures of the whole clip; only those in the windows of `frame_indices` are read. All frames
+    share the noise of `seed`, so a frame does not depend on the others. `call_options` go to the pipeline.
     """
     radius, last = pipe.pose_radius, len(iuv) - 1
     windows = {min(max(i + offset, 0), last) for i in frame_indices for offset in range(-radius, radius + 1)}
@@ -80,22 +64,16 @@ def sample_frames(
 
 
 def predict_clip(pipe: DreamPosePipeline, clip: Clip, seed: int, **call_options) -> dict[str, torch.Tensor]:
-    """Make every prediction of `ROWS` for a clip's targets, all from the same noise.
+    """Make every prediction of `ROWS` for a clip's `T` targets, all from the noise of `seed`.
 
-    Args:
-        pipe (`DreamPosePipeline`): The model.
-        clip (`Clip`): Photo, poses and `T` targets.
-        seed (`int`): Seed of the noise.
-        call_options: Passed to the pipeline (steps, guidance scales, chunk size).
+    `call_options` (steps, guidance scales, chunk size) go to the pipeline.
+
     Returns:
         `dict[str, torch.Tensor]`: Each prediction by name, shape `[T, 3, H, W]`, range `[0, 1]`. `other_photo` is
             there only if the clip has a counterpart.
     """
+    sample = partial(sample_frames, pipe, size=clip.targets[0].size, seed=seed, **call_options)
     black = Image.new("RGB", clip.iuv[0].size)
-
-    def sample(photo: Image.Image, iuv: list[Image.Image], frame_indices: list[int]) -> torch.Tensor:
-        return sample_frames(pipe, photo, iuv, frame_indices, clip.targets[0].size, seed, **call_options)
-
     window = 2 * pipe.pose_radius + 1
     repeated = [clip.iuv[i] for i in clip.frame_indices for _ in range(window)]
     predictions = {
@@ -116,10 +94,8 @@ def predict_run(
 ) -> dict[str, torch.Tensor]:
     """Predict a clip's consecutive frames with the model and with the baselines that need no sampling.
 
-    Args:
-        pipe, clip, seed: See [`predict_clip`].
-        own (`torch.Tensor`): The prediction `own` of `predict_clip`; its frames are not sampled again.
-        call_options: Passed to the pipeline.
+    The arguments are those of [`predict_clip`], and its prediction `own`, whose frames are not sampled again.
+
     Returns:
         `dict[str, torch.Tensor]`: Each prediction by name, shape `[F, 3, H, W]` for `F` `run_indices`, range `[0, 1]`;
             empty if the clip has no consecutive frames.
@@ -156,31 +132,29 @@ def vae_round_trip(pipe: DreamPosePipeline, images: torch.Tensor) -> torch.Tenso
 
 
 def measure(prediction: torch.Tensor, targets: Sequence[Image.Image], layers: Sequence[Image.Image] | None) -> dict:
-    """Measure predicted frames of one clip.
+    """Measure predicted frames of one clip, shape `[T, 3, H, W]`, range `[0, 1]`, against the `T` true ones.
 
-    Args:
-        prediction (`torch.Tensor`): Shape `[T, 3, H, W]`, range `[0, 1]`.
-        targets (`Sequence[PIL.Image.Image]`): The `T` true frames.
-        layers (`Sequence[PIL.Image.Image]`, *optional*): Layers of the true frames (see `Clip`). Without them
-            `foreground_psnr` uses the true silhouette and `cloth_psnr` is `nan`.
+    `layers` are those of the true frames (see `Clip`). Without them `foreground_psnr` uses the true silhouette and
+    `cloth_psnr` is `nan`.
+
     Returns:
         `dict[str, float]`: Means over frames of `psnr`, `ssim`, `l1`, `foreground_psnr`, `silhouette_iou` and
             `cloth_psnr`, the last over frames with loose cloth only.
     """
     truth = to_tensor(targets)
-    background = background_color(truth)
-    true_silhouette = silhouette(truth, background)
+    background = metrics.background_color(truth)
+    true_silhouette = metrics.silhouette(truth, background)
     foreground, cloth = true_silhouette, torch.zeros_like(true_silhouette)
     if layers is not None:
         labels = _stack(layers)
         foreground, cloth = labels > 0, labels == CLOTH
     values = {
-        "psnr": psnr(prediction, truth),
-        "ssim": ssim(prediction, truth),
-        "l1": l1(prediction, truth),
-        "foreground_psnr": psnr(prediction, truth, foreground),
-        "silhouette_iou": silhouette_iou(silhouette(prediction, background), true_silhouette),
-        "cloth_psnr": psnr(prediction, truth, cloth),
+        "psnr": metrics.psnr(prediction, truth),
+        "ssim": metrics.ssim(prediction, truth),
+        "l1": metrics.l1(prediction, truth),
+        "foreground_psnr": metrics.psnr(prediction, truth, foreground),
+        "silhouette_iou": metrics.silhouette_iou(metrics.silhouette(prediction, background), true_silhouette),
+        "cloth_psnr": metrics.psnr(prediction, truth, cloth),
     }
     return {name: value.nanmean().item() for name, value in values.items()}
 
@@ -194,12 +168,9 @@ def measure_regions(
 ) -> dict[str, float]:
     """Measure the L1 of parts of one clip's predicted frames, each over all pixels of the part in all frames.
 
-    PSNR would be infinite where all few pixels of a part are predicted exactly.
+    PSNR would be infinite where all few pixels of a part are predicted exactly. `iuv` are the IUV pictures of the true
+    frames, and `matches` say where the photo shows the body of each; see [`measure`] for the other arguments.
 
-    Args:
-        prediction, targets, layers: See [`measure`].
-        iuv (`Sequence[PIL.Image.Image]`): IUV pictures of the true frames.
-        matches (`Sequence[SurfaceMatch]`, *optional*): Where the photo shows the body of each frame.
     Returns:
         `dict[str, float]`: With `matches`: `seen_l1` and `unseen_l1` of the body that the photo shows and does not
             show; less than `MIN_UNSEEN` of the body counts as nothing unseen. With `layers`: `cloth_l1` of loose
@@ -217,7 +188,7 @@ def measure_regions(
         parts |= {"cloth": cloth, "hem": cloth & beyond, "hair": labels == HAIR}
     # All frames become one tall picture, so that every pixel has the same weight.
     tall = [images.transpose(0, 1).flatten(1, 2)[None] for images in (prediction, to_tensor(targets))]
-    return {f"{name}_l1": l1(*tall, mask.flatten(0, 1)[None]).item() for name, mask in parts.items()}
+    return {f"{name}_l1": metrics.l1(*tall, mask.flatten(0, 1)[None]).item() for name, mask in parts.items()}
 
 
 def measure_run(
@@ -228,8 +199,8 @@ def measure_run(
     See [`measure`] for the arguments. Without `layers` the true silhouettes tell the figure from the background.
     """
     truth = to_tensor(targets)
-    figure = silhouette(truth, background_color(truth)) if layers is None else _stack(layers) > 0
+    figure = metrics.silhouette(truth, metrics.background_color(truth)) if layers is None else _stack(layers) > 0
     return {
-        "temporal_error": temporal_error(prediction, truth).item(),
-        "flicker": flicker(prediction, ~figure.any(dim=0)).item(),
+        "temporal_error": metrics.temporal_error(prediction, truth).item(),
+        "flicker": metrics.flicker(prediction, ~figure.any(dim=0)).item(),
     }

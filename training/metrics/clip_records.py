@@ -16,20 +16,14 @@ from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline
 from training.media.settings_file import partial_path
-from training.metrics.baselines import (
-    ROWS,
-    measure,
-    measure_regions,
-    measure_run,
-    predict_clip,
-    predict_run,
-    to_tensor,
-)
+from training.metrics import baselines
+from training.metrics.baselines import to_tensor
 from training.metrics.clips import Clip
 from training.metrics.learned import VIDEO_LENGTH, LearnedMetrics
 
 
 SUFFIX = ".safetensors"
+SHOWN = ("own", "other_photo", "warp", "run own", "run warp")  # predictions on the evaluation's page
 
 
 @dataclass(frozen=True)
@@ -70,35 +64,28 @@ class ClipRecord:
 def record_clip(
     pipe: DreamPosePipeline, clip: Clip, seed: int, learned: LearnedMetrics, keep_pictures: bool, **call_options
 ) -> ClipRecord:
-    """Make all predictions of a clip and measure them.
+    """Make all predictions of a clip, see [`baselines.predict_clip`], and measure them.
 
-    Args:
-        pipe, clip, seed: See [`predict_clip`].
-        learned (`LearnedMetrics`): The learned metrics that are available.
-        keep_pictures (`bool`): Keep the pictures that the evaluation's page shows.
-        call_options: Passed to the pipeline.
+    With `keep_pictures` the record holds the pictures that the evaluation's page shows.
     """
-    predictions = predict_clip(pipe, clip, seed, **call_options)
-    run = predict_run(pipe, clip, seed, predictions["own"], **call_options)
+    predictions = baselines.predict_clip(pipe, clip, seed, **call_options)
+    run = baselines.predict_run(pipe, clip, seed, predictions["own"], **call_options)
     truths = {"own": (clip.targets, clip.layers), "other": (clip.other_targets, clip.other_layers)}
     values = {}
-    for row, (name, truth) in ROWS.items():
+    for row, (name, truth) in baselines.ROWS.items():
         if name not in predictions or truths[truth][0] is None:
             continue
-        prediction, (targets, layers) = predictions[name], truths[truth]
+        compared = (predictions[name], *truths[truth])
         # The matches belong to the clip's own photo; the other subject's photo shows other parts of the body.
         matches = None if name == "other_photo" else [clip.match(i) for i in clip.frame_indices]
-        values[row] = measure(prediction, targets, layers)
-        values[row] |= measure_regions(prediction, targets, layers, [clip.iuv[i] for i in clip.frame_indices], matches)
-        values[row] |= learned.measure(prediction, to_tensor(targets))
+        values[row] = baselines.measure(*compared)
+        values[row] |= baselines.measure_regions(*compared, [clip.iuv[i] for i in clip.frame_indices], matches)
+        values[row] |= learned.measure(predictions[name], to_tensor(truths[truth][0]))
         if name in run:
-            values[row] |= measure_run(run[name], clip.run_targets, clip.run_layers)
-    return ClipRecord(
-        values=values,
-        moved=list(clip.moved or ()),
-        features=_set_features(learned, clip, predictions, run),
-        pictures=_to_levels(predictions, run) if keep_pictures else {},
-    )
+            values[row] |= baselines.measure_run(run[name], clip.run_targets, clip.run_layers)
+    made = predictions | {f"run {name}": frames for name, frames in run.items()} if keep_pictures else {}
+    pictures = {name: made[name].mul(255).round().byte() for name in SHOWN if name in made}
+    return ClipRecord(values, list(clip.moved or ()), _set_features(learned, clip, predictions, run), pictures)
 
 
 def _set_features(
@@ -117,21 +104,10 @@ def _set_features(
     return features
 
 
-def _to_levels(predictions: dict[str, torch.Tensor], run: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    shown = {name: predictions[name] for name in ("own", "other_photo", "warp") if name in predictions}
-    shown |= {f"run {name}": run[name] for name in ("own", "warp") if name in run}
-    return {name: frames.mul(255).round().byte() for name, frames in shown.items()}
-
-
 def measure_clips(num_clips: int, folder: Path, record: Callable[[int], ClipRecord]) -> int:
-    """Measure the clips that `folder` lacks, shared between the processes; return when all are measured.
+    """Measure the clips that `folder` lacks with `record`, shared between the processes; return their number.
 
-    Args:
-        num_clips (`int`): Number of clips.
-        folder (`Path`): Folder opened by `animation.open_frames`, shared by all processes.
-        record (`Callable`): Measures the clip with a given number.
-    Returns:
-        `int`: Number of clips that were missing.
+    All processes see `folder`, which `animation.open_frames` opened, and return when all clips are measured.
     """
     state = PartialState()
     missing = [index for index in range(num_clips) if not record_path(folder, index).exists()]
@@ -149,12 +125,12 @@ def record_path(folder: Path, index: int) -> Path:
 
 def join_features(records: list[ClipRecord]) -> dict[str, dict[str, torch.Tensor]]:
     """Join the features of all clips by metric and set, shape `[N, D]`; sets that some clip lacks are left out."""
-    first, *others = [record.features for record in records]
+    features = [record.features for record in records]
     return {
         metric: {
-            name: torch.cat([features[metric][name] for features in (first, *others)])
+            name: torch.cat([by_metric[metric][name] for by_metric in features])
             for name in by_set
-            if all(name in features.get(metric, {}) for features in others)
+            if all(name in by_metric.get(metric, {}) for by_metric in features)
         }
-        for metric, by_set in first.items()
+        for metric, by_set in features[0].items()
     }

@@ -91,31 +91,24 @@ class ClipPoses(Sequence[Image.Image]):
         return self._read(self.frames[index])
 
 
+@dataclass(frozen=True)
 class Clips(Sequence[Clip]):
     """The first clips of a split, as [`load_clips`] returns them; each clip is read when it is indexed.
 
     Reading raises a `ValueError` if the poses or layers of a frame have another size than its picture. `rows` is the
-    split with one row per frame. `videos` has the row numbers of each clip's frames, and of one more clip if there is
-    one: the last one's counterpart. `config_name` is the configuration of `ProceduralFashion` for drawn clips.
+    split with one row per frame. `videos` has the name of each clip and the row numbers of its frames, and one more
+    clip if there is one: the last one's counterpart. `config_name` is that of `ProceduralFashion` for drawn clips.
     """
 
-    def __init__(
-        self,
-        rows: datasets.Dataset,
-        split: str,
-        videos: dict[str, list[int]],
-        num_clips: int,
-        frames_per_clip: int,
-        num_consecutive: int,
-        seed: int,
-        config_name: str | None = None,
-        size: tuple[int, int] | None = None,
-    ):
-        self.rows, self.split, self.videos, self.num_clips = rows, split, list(videos.items()), num_clips
-        self.frames_per_clip, self.num_consecutive, self.seed = frames_per_clip, num_consecutive, seed
-        self.config_name, self.size = config_name, size
-        names = ("image", "iuv", "layers", "frame_index", "video_id")
-        self.pictures = rows.select_columns([name for name in names if name in rows.column_names])
+    rows: datasets.Dataset
+    split: str
+    videos: list[tuple[str, list[int]]]
+    num_clips: int
+    frames_per_clip: int
+    num_consecutive: int
+    seed: int
+    config_name: str | None
+    size: tuple[int, int] | None
 
     def __len__(self) -> int:
         return self.num_clips
@@ -127,34 +120,29 @@ class Clips(Sequence[Clip]):
         targets = draw_targets(len(frames), self.frames_per_clip, np.random.default_rng([self.seed, index]))
         run = draw_run(len(frames), self.num_consecutive, np.random.default_rng([self.seed, index, 1]))
         other = (index + 1) % len(self.videos)
-        facts = {}
-        if self.config_name is not None:
-            facts = _drawn_facts(self.config_name, self.split, index, other, targets)
-            facts["other_targets"] = [fit_picture(picture, self.size) for picture in facts["other_targets"]]
-            facts["other_layers"] = [fit_labels(layers, self.size) for layers in facts["other_layers"]]
         pictures, layers = self._read([frames[i] for i in targets])
         run_pictures, run_layers = self._read([frames[i] for i in run])
+        (reference, other_reference), _ = self._read([frames[0], self.videos[other][1][0]])
+        facts = {} if self.config_name is None else self._drawn_facts(index, other, targets)
         return Clip(
             name=name,
-            reference=self._photo(index),
+            reference=reference,
             iuv=ClipPoses(self.rows, frames, self.size),
             frame_indices=targets,
             targets=pictures,
             layers=layers,
-            other_reference=self._photo(other),
+            other_reference=other_reference,
             run_indices=run,
             run_targets=run_pictures,
             run_layers=run_layers,
             **facts,
         )
 
-    def _photo(self, index: int) -> Image.Image:
-        pictures, _ = self._read(self.videos[index][1][:1])
-        return pictures[0]
-
     def _read(self, frames: Sequence[int]) -> tuple[list[Image.Image], list[Image.Image] | None]:
         """Read the pictures of some rows and, if the split has them, the layers."""
-        read = [_read_row(self.pictures, row) for row in frames]
+        names = ("image", "iuv", "layers", "frame_index", "video_id")
+        columns = self.rows.select_columns([name for name in names if name in self.rows.column_names])
+        read = [_read_row(columns, row) for row in frames]
         for frame in read:
             sizes = {name: frame[name].size for name in ("image", "iuv", "layers") if name in frame}
             if len(set(sizes.values())) > 1:
@@ -163,8 +151,22 @@ class Clips(Sequence[Clip]):
                     f" {frame['frame_index']} of video {frame['video_id']!r}."
                 )
         pictures = [fit_picture(frame["image"], self.size) for frame in read]
-        has_layers = "layers" in self.pictures.column_names
+        has_layers = "layers" in columns.column_names
         return pictures, [fit_labels(frame["layers"], self.size) for frame in read] if has_layers else None
+
+    def _drawn_facts(self, index: int, other: int, targets: list[int]) -> dict:
+        """Return the facts known of drawn clips only: another subject in this motion, and which targets moved."""
+        config = ProceduralFashion(config_name=self.config_name).config
+        motion = config.motion(self.split, index)
+        frames = config.counterpart(self.split, other, index, targets)
+        arms = np.abs(motion.arm_raise - motion.arm_raise[motion.pre_roll]).max(axis=1)
+        turn = np.abs(motion.yaw - motion.yaw[motion.pre_roll])
+        moved = (turn >= QUARTER_TURN) | (arms >= CLEAR_ARM_MOVEMENT)
+        return {
+            "moved": [bool(moved[motion.pre_roll + i]) for i in targets],
+            "other_targets": [fit_picture(Image.fromarray(frame.image), self.size) for frame in frames],
+            "other_layers": [fit_labels(Image.fromarray(frame.layers), self.size) for frame in frames],
+        }
 
 
 def fit_picture(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
@@ -200,8 +202,7 @@ def load_clips(
     end, so that the window around each holds five different poses.
 
     Args:
-        dataset (`str`): A prepared data set: a folder, a Hub id, `"procedural"` or `"procedural/CONFIG"`.
-        split (`str`): Name of the split.
+        dataset, split (`str`): A prepared data set and its split, see [`load_prepared`].
         num_clips (`int`): Number of clips, at least 2 and at most those of the split.
         frames_per_clip (`int`): Target frames per clip, at least 1 and fewer than the clip's frames.
         seed (`int`, *optional*, defaults to 0): Seed for the choice of frames.
@@ -214,12 +215,12 @@ def load_clips(
     """
     rows = load_prepared(dataset, split)
     family, _, config_name = dataset.partition("/")
-    procedural = family == PROCEDURAL and "layers" in rows.column_names
+    is_drawn = family == PROCEDURAL and "layers" in rows.column_names
     videos = group_videos(rows)
     if not 2 <= num_clips <= len(videos):
         raise ValueError(f"`num_clips` must lie within [2, {len(videos)}] for this split, got {num_clips}.")
-    chosen = dict(list(videos.items())[: num_clips + 1])  # one more, so that every clip has its own counterpart
-    for video_id, frames in list(chosen.items())[:num_clips]:
+    chosen = list(videos.items())[: num_clips + 1]  # one more, so that every clip has its own counterpart
+    for video_id, frames in chosen[:num_clips]:
         longest = len(frames) - 1
         if not 1 <= frames_per_clip <= longest:
             raise ValueError(
@@ -229,7 +230,7 @@ def load_clips(
             raise ValueError(
                 f"`num_consecutive` must be 0 or lie within [3, {longest}] for {video_id}, got {num_consecutive}."
             )
-    config_name = (config_name or "tiny") if procedural else None
+    config_name = (config_name or ProceduralFashion.DEFAULT_CONFIG_NAME) if is_drawn else None
     return Clips(rows, split, chosen, num_clips, frames_per_clip, num_consecutive, seed, config_name, size)
 
 
@@ -251,18 +252,3 @@ def _range_of(num_frames: int, count: int) -> tuple[int, int]:
     # first frame, have nearly its pose.
     stop = max(num_frames - WINDOW_RADIUS, count + 1)
     return min(num_frames // 4 + 1, stop - count), stop
-
-
-def _drawn_facts(name: str, split: str, index: int, other: int, targets: list[int]) -> dict:
-    """Return the facts known of drawn clips only: another subject in this motion, and which targets moved."""
-    config = ProceduralFashion(config_name=name).config
-    motion = config.motion(split, index)
-    frames = config.counterpart(split, other, index, targets)
-    arms = np.abs(motion.arm_raise - motion.arm_raise[motion.pre_roll]).max(axis=1)
-    turn = np.abs(motion.yaw - motion.yaw[motion.pre_roll])
-    moved = (turn >= QUARTER_TURN) | (arms >= CLEAR_ARM_MOVEMENT)
-    return {
-        "moved": [bool(moved[motion.pre_roll + i]) for i in targets],
-        "other_targets": [Image.fromarray(frame.image) for frame in frames],
-        "other_layers": [Image.fromarray(frame.layers) for frame in frames],
-    }

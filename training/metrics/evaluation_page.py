@@ -27,10 +27,7 @@ from training.metrics.figures import METRICS, TABLES, Figures, markdown_tables, 
 
 ERROR_GAIN = 3
 FRAMES_A_SECOND = 4
-SMALL_HEIGHT, LARGE_HEIGHT = (
-    240,
-    320,
-)  # pixels: small frames grow up to the first, large ones shrink to the second
+SMALL_HEIGHT, LARGE_HEIGHT = 240, 320  # pixels: small frames grow up to the first, large ones shrink to the second
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }
@@ -201,7 +198,7 @@ def film_strip(frames: Sequence[Image.Image]) -> str:
     for index, frame in enumerate(frames):
         strip.paste(frame, (index * width, 0))
     buffer, kind = io.BytesIO(), "png" if height <= SMALL_HEIGHT else "jpeg"
-    strip.save(buffer, kind, **({} if kind == "png" else {"quality": 90}))
+    strip.save(buffer, kind, quality=90)  # PNG has no quality
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
