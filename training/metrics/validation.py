@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
@@ -19,7 +18,7 @@ from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import BadRow, FramePairs
 from training.engine.trackers import log_animation
 from training.media.animation import draw_strip
-from training.media.pictures import write_gif, write_video
+from training.media.pictures import to_pictures, write_gif, write_video
 from training.metrics.frames import l1, psnr, ssim, temporal_error
 
 
@@ -63,24 +62,10 @@ class HeldOutPairs:
     @torch.no_grad()
     def __call__(self, module, global_step: int) -> dict[str, float]:
         """Return the mean L1, PSNR and SSIM over the pairs."""
-        self.pipeline.set_progress_bar_config(disable=True)
-        frames = [
-            self.pipeline(
-                pair.photo,
-                pair.poses,
-                frame_indices=[pair.place],
-                num_inference_steps=self.num_inference_steps,
-                generator=torch.Generator().manual_seed(self.seed),
-                output_type="pt",
-            ).frames[0]
-            for pair in self.pairs
-        ]
-        prediction = torch.cat(frames)
-        truth = torch.stack([pair.truth for pair in self.pairs]) / 2 + 0.5
-        return {
-            name: metric(prediction, truth).mean().item()
-            for name, metric in (("l1", l1), ("psnr", psnr), ("ssim", ssim))
-        }
+        options = (self.seed, self.num_inference_steps)
+        frames = [_sample(self.pipeline, p.photo, p.poses, *options, frame_indices=[p.place]) for p in self.pairs]
+        prediction, truth = torch.cat(frames), torch.stack([pair.truth for pair in self.pairs]) / 2 + 0.5
+        return {metric.__name__: metric(prediction, truth).mean().item() for metric in (l1, psnr, ssim)}
 
 
 class HeldOutClip:
@@ -117,17 +102,11 @@ class HeldOutClip:
     @torch.no_grad()
     def __call__(self, module, global_step: int) -> dict[str, float]:
         """Write and log the animated clip; return its temporal error, which flicker and stiffness raise."""
-        self.pipeline.set_progress_bar_config(disable=True)
-        prediction = self.pipeline(
-            self.photo,
-            self.poses,
-            num_inference_steps=self.num_inference_steps,
-            generator=torch.Generator().manual_seed(self.seed),
-            chunk_size=1,  # does not change the frames; gradients and moments may leave memory for few
-            output_type="pt",
-        ).frames[0]
+        # Chunks do not change the frames; gradients and moments may leave memory for few.
+        options = (self.seed, self.num_inference_steps)
+        prediction = _sample(self.pipeline, self.photo, self.poses, *options, chunk_size=1)
         truth = self.truth / 2 + 0.5
-        frames, true_frames = (_to_pictures(images) for images in (prediction, truth))
+        frames, true_frames = (to_pictures(images.mul(255).round().byte()) for images in (prediction, truth))
         strip = strip_path(self.output_dir, global_step)
         video, gif = strip.with_suffix(".mp4"), strip.with_suffix(".gif")
         write_video(frames, video)
@@ -159,8 +138,11 @@ def strip_path(output_dir: str | os.PathLike, global_step: int) -> Path:
     return Path(output_dir) / FOLDER / f"step-{global_step:06d}.png"
 
 
-def _to_pictures(images: torch.Tensor) -> list[Image.Image]:
-    return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(images))
+def _sample(pipeline, photo, poses, seed: int, num_inference_steps: int, **options) -> torch.Tensor:
+    """Animate a photo: frames [F,3,H,W] in [0,1]."""
+    pipeline.set_progress_bar_config(disable=True)
+    options |= {"num_inference_steps": num_inference_steps, "generator": torch.Generator().manual_seed(seed)}
+    return pipeline(photo, poses, output_type="pt", **options).frames[0]
 
 
 def _read_clip(samples: FramePairs, rows: list[int]) -> tuple[Image.Image, list[Image.Image], torch.Tensor]:
