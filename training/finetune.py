@@ -51,7 +51,7 @@ def check(options: tuple) -> dict[str, Any]:
 
 def main(options: tuple) -> None:
     """Load the model, train both phases, write the subject to `output_dir`, and push it if asked to."""
-    from training.engine.checkpoints import starting_step
+    from training.engine.checkpoints import starting_state
     from training.engine.precision import weight_dtype
     from training.engine.session import open_session
     from training.hub.repositories import find_commit, try_make_repo, try_push
@@ -65,8 +65,8 @@ def main(options: tuple) -> None:
     points, folder, name = check(options), Path(run.output_dir), subject.pretrained_model_name_or_path
     # In the trackers one phase begins where the other ends.
     limits = dict(zip(PHASES, (run.max_train_steps, decoder.decoder_max_train_steps)))
-    first_step = sum(starting_step(folder / phase, point, limits[phase]) for phase, point in points.items())
-    session = {"first_step": first_step, "quantize_base": lora.quantize_base, **run.session_arguments()}
+    steps = [starting_state(folder / phase, point, limits[phase])["global_step"] for phase, point in points.items()]
+    session = {"first_step": sum(steps), "quantize_base": lora.quantize_base, **run.session_arguments()}
     with open_session(settings=option_values(*options), **session) as accelerator:
         photos = open_photos(accelerator, subject.instance_data_dir, subject.densepose, subject.person)
         is_main = accelerator.is_main_process

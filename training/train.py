@@ -83,7 +83,7 @@ def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", options: tupl
 
 def main(options: tuple) -> None:
     """Load and widen the model, train it, write a pipeline folder to `output_dir`, and push it if asked to."""
-    from training.engine.checkpoints import starting_step
+    from training.engine.checkpoints import starting_state
     from training.engine.session import open_session
     from training.hub.model_card import try_write_card, write_run_card
     from training.hub.repositories import try_make_repo, try_push
@@ -92,10 +92,10 @@ def main(options: tuple) -> None:
 
     model, data, pairs, _, run, _, hub = options
     spare_inputs("output_dir", [run.output_dir], [model.pretrained_model_name_or_path, data.train_data])
-    first_step = starting_step(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)
+    start = starting_state(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)
     if pairs.streaming:
         run.loop_arguments(None)
-    session = {"settings": option_values(*options), "first_step": first_step, **run.session_arguments()}
+    session = {"settings": option_values(*options), "first_step": start["global_step"], **run.session_arguments()}
     with open_session(**session) as accelerator:
         source = (model.pretrained_model_name_or_path, data.height, data.width, pairs.pose_radius, model.revision)
         pipeline = load_base_pipeline(*source, model.image_encoder_name_or_path).to(accelerator.device)

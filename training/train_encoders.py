@@ -89,7 +89,7 @@ def main(options: tuple) -> None:
     from diffusers import AutoencoderKL
     from transformers import CLIPVisionModel
 
-    from training.engine.checkpoints import starting_step
+    from training.engine.checkpoints import starting_state
     from training.engine.session import open_session
     from training.models.small_model import build_pipeline
 
@@ -100,8 +100,8 @@ def main(options: tuple) -> None:
             raise ValueError(f"`{name}` must be the folder of a trained model, got {folder!r}.")
     if encoder.component != "vae" and run.validation_steps is not None:
         raise ValueError(f"`validation_steps` must be none except for the VAE, got {run.validation_steps}.")
-    first_step = starting_step(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)
-    session = {"settings": option_values(*options), "first_step": first_step, **run.session_arguments()}
+    start = starting_state(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)
+    session = {"settings": option_values(*options), "first_step": start["global_step"], **run.session_arguments()}
     with open_session(**session) as accelerator:
         if accelerator.is_main_process:
             print(save_options(run.output_dir, *options).read_text())

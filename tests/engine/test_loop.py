@@ -27,7 +27,7 @@ from training.engine.checkpoints import list_checkpoints
 from training.engine.interruption import StopSignals, TrainingInterrupted, ignore_stop_signals
 from training.engine.loop import _Run, train
 from training.engine.run_log import LogWindow, append_log, start_log
-from training.engine.schedule import PositionBatchSampler, get_lr_curve, seed_step
+from training.engine.schedule import get_lr_curve, position_batches, seed_step
 
 
 pytestmark = pytest.mark.slow  # nearly all of them train
@@ -96,12 +96,12 @@ def weights(module):
 @pytest.mark.parametrize("processes, accumulation", [(1, 1), (1, 4), (2, 2), (4, 1)])
 def test_positions_of_a_step_do_not_depend_on_how_it_is_shared(processes, accumulation):
     size = 8 // (processes * accumulation)
-    shares = [list(PositionBatchSampler(24, 3, size, accumulation, processes, rank)) for rank in range(processes)]
+    shares = [list(position_batches(24, 3, size, accumulation, processes, rank)) for rank in range(processes)]
+    assert all(len(share) == 3 * accumulation for share in shares)
     assert all(len(batch) == size for share in shares for batch in share)
     for step in range(3):
         batches = [batch for share in shares for batch in share[step * accumulation : (step + 1) * accumulation]]
         assert sorted(sum(batches, [])) == list(range(24 + 8 * step, 32 + 8 * step))
-    assert len(PositionBatchSampler(0, 3, size, accumulation)) == 3 * accumulation
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant"])

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from training.engine.interruption import ignore_stop_signals
 from training.engine.run_state import RunState
-from training.engine.schedule import PositionBatchSampler
+from training.engine.schedule import position_batches
 
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ def load_batches(
             yield batch
         return
     share = (accelerator.num_processes, accelerator.process_index)
-    sampler = PositionBatchSampler(state.num_samples, num_steps, train_batch_size, gradient_accumulation_steps, *share)
-    yield from DataLoader(dataset, batch_sampler=sampler, **options)
+    positions = position_batches(state.num_samples, num_steps, train_batch_size, gradient_accumulation_steps, *share)
+    yield from DataLoader(dataset, batch_sampler=positions, **options)
 
 
 def _own_positions(state: RunState, num_workers: int, saved: list[list[list[int]]] | None) -> list[list[int]]:

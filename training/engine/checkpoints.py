@@ -47,18 +47,15 @@ def checkpoint_step(path: str | os.PathLike) -> int | None:
 
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     """Return every folder in `output_dir` that is named like a checkpoint, whole or not, oldest step first."""
-    if not Path(output_dir).is_dir():
-        return []
-    folders = [path for path in Path(output_dir).iterdir() if checkpoint_step(path) is not None and path.is_dir()]
-    return sorted(folders, key=checkpoint_step)
+    paths = Path(output_dir).glob(f"{CHECKPOINT_PREFIX}*")
+    return sorted((path for path in paths if checkpoint_step(path) is not None and path.is_dir()), key=checkpoint_step)
 
 
 def find_checkpoint_fault(path: str | os.PathLike) -> str | None:
     """Return why a checkpoint is not whole (a file is missing, unreadable or of another size), or `None` if it is."""
     path = Path(path)
     try:
-        files = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))["files"]
-        for name, size in files.items():
+        for name, size in _read_state(path)["files"].items():
             if (path / name).stat().st_size != size:
                 return f"{name} has {(path / name).stat().st_size} bytes instead of {size}"
             with safe_open(path / name, framework="pt"):
@@ -110,7 +107,7 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: st
         fault = find_checkpoint_fault(path)
         if fault is not None:
             raise ValueError(f"`resume_from_checkpoint` must be 'latest' or a whole checkpoint, got {path} ({fault}).")
-        start = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+        start = _read_state(path)["global_step"]
     newer = [other for other in list_checkpoints(output_dir) if checkpoint_step(other) > start]
     newer = [other for other in newer if find_checkpoint_fault(other) is None]
     if newer:
@@ -121,19 +118,18 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: st
     return path
 
 
-def starting_step(
-    output_dir: str | os.PathLike,
-    resume_from_checkpoint: str | os.PathLike | None,
-    max_train_steps: int | None = None,
-) -> int:
-    """Return the step that a run starts from, 0 for a new run.
+def starting_state(
+    output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None, max_train_steps: int | None = None
+) -> Mapping[str, Any]:
+    """Return the `state.json` that a run starts from, or counts of 0 for a new run.
 
     Arguments and errors are those of [`resolve_checkpoint`] and [`check_last_step`].
     """
-    global_step = starting_state(output_dir, resume_from_checkpoint)["global_step"]
+    path = resolve_checkpoint(output_dir, resume_from_checkpoint)
+    state = {"global_step": 0, "num_samples": 0} if path is None else _read_state(path)
     if max_train_steps is not None:
-        check_last_step(global_step, max_train_steps)
-    return global_step
+        check_last_step(state["global_step"], max_train_steps)
+    return state
 
 
 def check_last_step(global_step: int, max_train_steps: int) -> None:
@@ -144,24 +140,8 @@ def check_last_step(global_step: int, max_train_steps: int) -> None:
         )
 
 
-def starting_state(
-    output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None
-) -> Mapping[str, Any]:
-    """Return the `state.json` that a run starts from, or counts of 0 for a new run.
-
-    Arguments and errors are those of [`resolve_checkpoint`].
-    """
-    path = resolve_checkpoint(output_dir, resume_from_checkpoint)
-    if path is None:
-        return {"global_step": 0, "num_samples": 0}
-    return json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
-
-
 def save_checkpoint(
-    output_dir: str | os.PathLike,
-    global_step: int,
-    tensors: Mapping[str, Mapping[str, torch.Tensor]],
-    state: Mapping,
+    output_dir: str | os.PathLike, global_step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping
 ) -> Path:
     """Write one checkpoint, whole or not at all: fill a temporary folder, sync it to the disk, then rename it.
 
@@ -219,29 +199,26 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, dict[str, torch.
     fault = find_checkpoint_fault(path)
     if fault is not None:
         raise ValueError(f"`path` must be a whole checkpoint, got {path} ({fault}).")
-    state = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
+    state = _read_state(path)
     return {Path(name).stem: load_file(path / name) for name in state["files"]}, state
 
 
-def rotate_checkpoints(output_dir: str | os.PathLike, checkpoints_total_limit: int | None) -> list[Path]:
-    """Delete the oldest whole checkpoints until `checkpoints_total_limit` are left, and return those deleted.
+def rotate_checkpoints(output_dir: str | os.PathLike, checkpoints_total_limit: int | None) -> None:
+    """Delete the oldest whole checkpoints until `checkpoints_total_limit` are left; `None` deletes none.
 
     Broken ones do not count and stay. If one cannot be deleted, a warning says so; the run tries again after its next
     checkpoint.
     """
     if checkpoints_total_limit is None:
-        return []
+        return
     if checkpoints_total_limit < 1:
         raise ValueError(f"`checkpoints_total_limit` must be at least 1, got {checkpoints_total_limit}.")
     whole = [path for path in list_checkpoints(output_dir) if find_checkpoint_fault(path) is None]
-    deleted = []
     for path in whole[:-checkpoints_total_limit]:
         try:
             _discard(path)
-            deleted.append(path)
         except OSError as error:
             logger.warning(f"The old checkpoint {path} could not be deleted: {error}")
-    return deleted
 
 
 def collect_module_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -273,6 +250,10 @@ def restore_tensors(current: Mapping[str, torch.Tensor], saved: Mapping[str, tor
     with torch.no_grad():
         for name, value in current.items():
             value.copy_(saved[name])
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    return json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
 
 
 def _sync_to_disk(path: Path) -> None:

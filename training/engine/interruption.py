@@ -36,9 +36,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         # Python lets only the main thread set handlers.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
-            for signum in STOP_SIGNALS:
-                signal.signal(signum, self._note)
+            self._previous = {signum: signal.signal(signum, self._note) for signum in STOP_SIGNALS}
         return self
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:

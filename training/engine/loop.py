@@ -43,6 +43,11 @@ from training.engine.schedule import get_lr_curve, seed_step
 logger = get_logger(__name__)
 
 LossFunction = Callable[[nn.Module, Mapping[str, Any]], tuple[torch.Tensor, Mapping[str, Any]]]
+# Arguments that must be at least 1, if they are given.
+COUNTS = (
+    *("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps"),
+    *("checkpoints_total_limit", "logging_steps", "validation_steps", "max_nonfinite_steps"),
+)
 
 
 def train(
@@ -124,38 +129,29 @@ def train(
         RuntimeError: If the loss stays non-finite or a checkpoint cannot be written. Earlier ones are untouched.
         TrainingInterrupted: After SIGTERM or SIGINT, once the step is finished and its checkpoint is written.
     """
-    settings = SimpleNamespace(
-        output_dir=Path(output_dir),
-        max_train_steps=max_train_steps,
-        train_batch_size=train_batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        checkpointing_steps=checkpointing_steps,
-        checkpoints_total_limit=checkpoints_total_limit,
-        logging_steps=logging_steps,
-        validation_steps=validation_steps,
-        max_nonfinite_steps=max_nonfinite_steps,
-        max_grad_norm=math.inf if max_grad_norm is None else max_grad_norm,
-        seed=seed,
-        tracker_prefix=tracker_prefix,
-        first_tracker_step=first_tracker_step,
-    )
-    _check(module, settings)
+    settings = SimpleNamespace(**locals())  # all arguments by name
+    for name in COUNTS:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
     checkpoint = resolve_checkpoint(output_dir, resume_from_checkpoint)
     module.to(accelerator.device)  # before the optimizer is built over its parameters
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("`module` must have parameters that require gradients, got none.")
     adam = ((adam_beta1, adam_beta2), adam_weight_decay, adam_epsilon, use_8bit_adam)
     torch_optimizer = build_optimizer(trained, learning_rate, *adam, optimizer)
     accelerator.gradient_accumulation_steps = gradient_accumulation_steps
     lr_curve = get_lr_curve(lr_scheduler, learning_rate, lr_warmup_steps, max_train_steps, lr_num_cycles, lr_power)
     try:
-        run = _Run(accelerator, module, torch_optimizer, settings, lr_curve, ema_decay)
+        run = _Run(settings, torch_optimizer, lr_curve)
         run.resume(checkpoint)
         if accelerator.is_main_process:
             start_log(output_dir, run.state.global_step)
         counts = (max_train_steps - run.state.global_step, train_batch_size, gradient_accumulation_steps)
         batches = load_batches(dataset, run.state, *counts, dataloader_num_workers, run.saved_positions)
         with StopSignals() as stop, closing(batches):
-            run.fit(loss_fn, batches, validate, stop)
+            run.fit(batches, stop)
         run.state.take_average()
         return accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False, keep_torch_compile=False)
     finally:
@@ -163,26 +159,16 @@ def train(
         accelerator.free_memory()
 
 
-def _check(module: nn.Module, settings: SimpleNamespace) -> None:
-    others = ("output_dir", "max_grad_norm", "seed", "tracker_prefix", "first_tracker_step")
-    for name, value in vars(settings).items():
-        if name not in others and value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise ValueError("`module` must have parameters that require gradients, got none.")
-
-
 class _Run:
-    """One training run: its prepared parts and its state."""
+    """One training run with the arguments of [`train`] as its settings: its prepared parts and its state."""
 
-    def __init__(self, accelerator, module, optimizer, settings, lr_curve, ema_decay):
-        self.accelerator = accelerator
-        self.settings = settings
-        self.lr_curve = lr_curve
-        self.prepared, self.optimizer = accelerator.prepare(module, optimizer)
+    def __init__(self, settings, optimizer, lr_curve):
+        self.settings, self.lr_curve = settings, lr_curve
+        self.accelerator = accelerator = settings.accelerator
+        self.prepared, self.optimizer = accelerator.prepare(settings.module, optimizer)
         # Unwrap torch.compile too, whose prefix would change the names of the weights.
         unwrapped = accelerator.unwrap_model(self.prepared, keep_torch_compile=False)
-        self.state = RunState(accelerator, unwrapped, optimizer, ema_decay)
+        self.state = RunState(accelerator, unwrapped, optimizer, settings.ema_decay)
         local_batch = settings.train_batch_size * settings.gradient_accumulation_steps
         self.global_batch = local_batch * accelerator.num_processes
         self.num_nonfinite_in_row = 0
@@ -215,22 +201,16 @@ class _Run:
             "max_train_steps": settings.max_train_steps,
             "mixed_precision": self.accelerator.mixed_precision,
         }
-        self.state.save(settings.output_dir, settings.checkpoints_total_limit, world)
+        self.state.save(Path(settings.output_dir), settings.checkpoints_total_limit, world)
 
-    def fit(self, loss_fn, batches, validate, stop) -> None:
+    def fit(self, batches, stop) -> None:
         settings = self.settings
-        progress = tqdm(
-            total=settings.max_train_steps,
-            initial=self.state.global_step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self.accelerator.is_main_process,
-        )
-        with progress:
+        steps = {"total": settings.max_train_steps, "initial": self.state.global_step, "unit": "step"}
+        with tqdm(**steps, dynamic_ncols=True, disable=not self.accelerator.is_main_process) as progress:
             if self.state.global_step > 0:
-                self.validate(validate, only_missing=True)
+                self.validate(only_missing=True)
             while self.state.global_step < settings.max_train_steps:
-                signum = self.step(loss_fn, batches, stop)
+                signum = self.step(batches, stop)
                 progress.update()
                 if self.is_due(settings.logging_steps):
                     record = self.state.window.reduce() | {"num_skipped_steps": self.state.num_skipped_steps}
@@ -248,14 +228,14 @@ class _Run:
                         file=sys.stderr,
                     )
                     raise TrainingInterrupted(128 + signum)
-                self.validate(validate)
+                self.validate()
 
     def is_due(self, every: int | None) -> bool:
         """Return whether something that is done every `every` steps, and after the last one, is due now."""
         step = self.state.global_step
         return step == self.settings.max_train_steps or (every is not None and step % every == 0)
 
-    def step(self, loss_fn, batches, stop) -> int:
+    def step(self, batches, stop) -> int:
         """Do one optimizer step over its micro-batches. Return the signal that some process received, or 0."""
         start = time.perf_counter()
         seed_step(self.settings.seed, self.state.global_step, self.accelerator.process_index)
@@ -263,7 +243,7 @@ class _Run:
         for _ in range(self.settings.gradient_accumulation_steps):
             batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
             with self.accelerator.accumulate(self.prepared):
-                loss, logs = loss_fn(self.prepared, batch)
+                loss, logs = self.settings.loss_fn(self.prepared, batch)
                 self.accelerator.backward(loss)
             losses.append(loss.detach().float())
             self.state.window.add(logs)
@@ -285,7 +265,8 @@ class _Run:
     def update(self, lr: float) -> float:
         """Clip the gradients, then step the optimizer and the average. Return the gradient norm before clipping."""
         self.state.optimizer.param_groups[0]["lr"] = lr
-        grad_norm = self.accelerator.clip_grad_norm_(self.state.trained.values(), self.settings.max_grad_norm).item()
+        limit = math.inf if self.settings.max_grad_norm is None else self.settings.max_grad_norm
+        grad_norm = self.accelerator.clip_grad_norm_(self.state.trained.values(), limit).item()
         is_finite = math.isfinite(grad_norm)
         # A scaler must see overflows to lower its scale. Without a scaler, such a step would ruin the weights.
         if self.accelerator.scaler is not None or is_finite:
@@ -311,16 +292,16 @@ class _Run:
                 f" {self.num_nonfinite_in_row} steps. Checkpoints in {self.settings.output_dir} were written earlier."
             )
 
-    def validate(self, validate, only_missing: bool = False) -> None:
+    def validate(self, only_missing: bool = False) -> None:
         """Validate if it is due. With `only_missing`, skip it if an earlier run has logged this step's validation."""
         if self.settings.validation_steps is None or not self.is_due(self.settings.validation_steps):
             return
-        if self.accelerator.is_main_process and validate is not None:
+        if self.accelerator.is_main_process and self.settings.validate is not None:
             if not (only_missing and read_figures(self.settings.output_dir, self.state.global_step, "validation/")):
-                self.measure(validate)
+                self.measure()
         self.accelerator.wait_for_everyone()
 
-    def measure(self, validate) -> None:
+    def measure(self) -> None:
         """Run `validate` with the averaged weights and log its values."""
         modes = {part: part.training for part in self.state.module.modules()}
         self.state.module.eval()
@@ -329,7 +310,7 @@ class _Run:
             self.state.take_average()
         try:
             with torch.no_grad(), self.accelerator.autocast():
-                figures = validate(self.state.module, self.state.global_step)
+                figures = self.settings.validate(self.state.module, self.state.global_step)
             self.log({f"validation/{name}": value for name, value in figures.items()})
         finally:
             if self.state.ema is not None:

@@ -1,6 +1,10 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Hold frozen modules in half precision or on the CPU while others train in float32."""
+"""Hold frozen modules in half precision or on the CPU while others train in float32.
+
+Modules are moved by `nn.Module.to`: diffusers' own `to` would warn about parts that must stay in float32, which these
+modules do not have.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,15 +30,18 @@ def held_in(dtype: torch.dtype, modules: Sequence[nn.Module]) -> Iterator[None]:
         trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         if trained:
             raise ValueError(f"`modules` must be frozen, got a {type(module).__name__} that trains {trained[0]}.")
-    modules = [module for module in modules if next(module.parameters()).dtype != dtype]
-    originals = [(next(module.parameters()).dtype, _copy_to_cpu(module)) for module in modules]
+    originals = []
     try:
         for module in modules:
-            _cast(module, dtype)
+            original_dtype = next(module.parameters()).dtype
+            if original_dtype != dtype:
+                tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+                originals.append((module, original_dtype, tensors))
+                nn.Module.to(module, dtype=dtype)
         yield
     finally:
-        for module, (original_dtype, tensors) in zip(modules, originals):
-            _cast(module, original_dtype)
+        for module, original_dtype, tensors in originals:
+            nn.Module.to(module, dtype=original_dtype)
             module.load_state_dict(tensors)
 
 
@@ -49,12 +56,3 @@ def held_on_cpu(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for module, device in zip(modules, devices):
             nn.Module.to(module, device)
-
-
-def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    # diffusers' own `to` would warn about parts that must stay in float32, which these modules do not have.
-    nn.Module.to(module, dtype=dtype)
-
-
-def _copy_to_cpu(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}

@@ -11,38 +11,25 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from diffusers.optimization import get_scheduler
-from torch.utils.data import Sampler
 
 
-class PositionBatchSampler(Sampler[list[int]]):
-    """Sample positions of one process, one micro-batch at a time, with no end of an epoch.
+def position_batches(
+    first_position: int,
+    num_steps: int,
+    train_batch_size: int,
+    gradient_accumulation_steps: int = 1,
+    num_processes: int = 1,
+    process_index: int = 0,
+) -> Iterator[list[int]]:
+    """Yield the sample positions of one process, one micro-batch at a time, with no end of an epoch.
 
     Each optimizer step takes the next `global_batch_size` consecutive positions over all processes and micro-batches,
     so the samples of a step do not depend on how they are shared out. `first_position` is that of the first sample of
     the first step, over all processes; `train_batch_size` counts the samples per micro-batch and process.
     """
-
-    def __init__(
-        self,
-        first_position: int,
-        num_steps: int,
-        train_batch_size: int,
-        gradient_accumulation_steps: int = 1,
-        num_processes: int = 1,
-        process_index: int = 0,
-    ):
-        self.first_position, self.train_batch_size = first_position, train_batch_size
-        self.num_micro_batches = num_steps * gradient_accumulation_steps
-        self.num_processes, self.process_index = num_processes, process_index
-
-    def __len__(self) -> int:
-        return self.num_micro_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for index in range(self.num_micro_batches):
-            share = index * self.num_processes + self.process_index
-            start = self.first_position + share * self.train_batch_size
-            yield list(range(start, start + self.train_batch_size))
+    for index in range(num_steps * gradient_accumulation_steps):
+        start = first_position + (index * num_processes + process_index) * train_batch_size
+        yield list(range(start, start + train_batch_size))
 
 
 def get_lr_curve(

@@ -20,8 +20,6 @@ from training.engine.trackers import installed_trackers, tracker_arguments
 
 logger = logging.getLogger(__name__)
 
-PROJECT_NAME = "dreampose"
-
 
 @contextmanager
 def open_session(
@@ -74,7 +72,7 @@ def open_session(
     if trackers and accelerator.is_main_process:
         # Trackers accept only plain values as hyperparameters.
         plain = {key: value if isinstance(value, (int, float)) else str(value) for key, value in settings.items()}
-        accelerator.init_trackers(PROJECT_NAME, plain, tracker_arguments(trackers, output_dir, first_step))
+        accelerator.init_trackers("dreampose", plain, tracker_arguments(trackers, output_dir, first_step))
     try:
         with explaining_full_disk(output_dir):
             yield accelerator
