@@ -113,7 +113,7 @@ def read_card(name):
 
 
 def push_pipelines():
-    facts["sent_later"] = try_push(folder, "someone/sent-later")
+    try_push(folder, "someone/sent-later")
     facts["made"] = make_repo("pushed")
     facts["address"] = push_folder(folder, "pushed", commit_message="The first")
     path = folder / "adapter" / "diffusion_pytorch_model.safetensors"
@@ -357,7 +357,6 @@ def test_a_push_is_one_commit_and_sends_what_is_new(hub, pushes):
 
 @pytest.mark.slow
 def test_the_command_in_the_message_completes_a_failed_push(work, hub, pushes):
-    assert pushes["sent_later"] is False
     message = re.search(r"`hub_model_id` must .*? 'someone/sent-later': .*", pushes["output"])[0]
     assert "Error while uploading 'unet/" in message and "the Hub failed (500: A simulated fault" in message
     assert f"Everything is in {str(work / 'output')!r}; this pushes it later: hf upload " in message

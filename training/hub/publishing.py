@@ -24,16 +24,11 @@ OTHERS = "`video_id` is the name of a frame's video."
 
 
 def push_data_set(folder: Path, repo_id: str, tasks: Sequence[ClipTask], summary: dict, has_images: bool) -> str:
-    """Publish prepared clips, or their annotations, with a card.
+    """Publish the shards of prepared clips, or of their annotations, with a card; return the data set's address.
 
-    Args:
-        folder (`Path`): Folder with the shards of the clips; the card and `summary.json` are written into it.
-        repo_id (`str`): Id of the data set on the Hub, which is created if there is none.
-        tasks (`Sequence[ClipTask]`): The clips; no other file of `folder` is sent.
-        summary (`dict`): Result of [`training.data.preparation.summarize`].
-        has_images (`bool`): Whether the shards hold pictures.
-    Returns:
-        `str`: Address of the data set.
+    The card and `summary.json`, the result of [`training.data.preparation.summarize`], are written into `folder`; only
+    they and the clips' shards are sent. The data set is created on the Hub if there is none.
+
     Raises:
         ValueError: If there is nothing to publish.
         PushError: If the Hub refuses it or cannot be reached; `folder` stays complete.
@@ -54,8 +49,7 @@ def push_data_set(folder: Path, repo_id: str, tasks: Sequence[ClipTask], summary
     (folder / "README.md").write_text(card)
     write_json(folder / "summary.json", summary)
     allowed = ["README.md", "summary.json", *(glob.escape(str(shard.relative_to(folder))) for shard in shards)]
-    advice = f"Everything is in {str(folder)!r}; the same command pushes it later."
-    with explain_push("push_to_hub", repo_id, advice):
+    with explain_push("push_to_hub", repo_id, f"Everything is in {str(folder)!r}; the same command pushes it later."):
         api = HfApi()
         address = api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type="dataset", allow_patterns=allowed)

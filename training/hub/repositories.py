@@ -220,15 +220,12 @@ def push_folder(
         return f"{api.endpoint}/{full_id}"
 
 
-def try_push(folder: Path, repo_id: str, **options: Any) -> bool:
-    """Call [`push_folder`] at the end of a run; an error becomes a warning and the result `False`."""
+def try_push(folder: Path, repo_id: str, **options: Any) -> None:
+    """Call [`push_folder`] at the end of a run; an error becomes a warning."""
     try:
-        address = push_folder(folder, repo_id, **options)
+        print(f"Pushed {folder} to {push_folder(folder, repo_id, **options)}.")
     except (OSError, ValueError) as error:
         logger.warning("%s", error)
-        return False
-    print(f"Pushed {folder} to {address}.")
-    return True
 
 
 def pipeline_patterns(folder: Path) -> list[str]:
@@ -299,12 +296,8 @@ def _changes(
 def explain_push(argument: str, repo_id: str, advice: str) -> Iterator[None]:
     """Turn any error in a push into a `PushError` of one line, without the token.
 
-    The message says whether the cause is the repository, the connection or something on this machine.
-
-    Args:
-        argument (`str`): The option that named the repository.
-        repo_id (`str`): The repository.
-        advice (`str`): What to do now; ends the message.
+    The message names the repository and the option `argument` that named it, says whether the cause is the repository,
+    the connection or something on this machine, and ends with `advice` on what to do now.
     """
     try:
         yield
