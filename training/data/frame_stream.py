@@ -38,9 +38,7 @@ class FrameStream(IterableDataset):
     Args:
         stream (`datasets.IterableDataset`): Rows with `video_id`, `frame_index`, `image` and `iuv`; those of a video
             follow one another in one shard.
-        shape (`LatentShape`): Sizes of pictures and latents.
-        seed (`int`): Seed of all draws.
-        settings (`PairSettings`, *optional*): How frames become a sample.
+        shape, seed, settings: See [`FramePairs`].
         process_index, num_processes (`int`, *optional*): Index of this training process and number of processes.
     Raises:
         ValueError: If `stream` lacks a column.

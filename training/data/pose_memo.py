@@ -20,14 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 class PoseMemo:
-    """Pose maps by row, in an unnamed file that all processes of a data loader map into memory.
+    """Pose maps of `height` x `width` cells by row, in an unnamed file that a loader's processes map into memory.
 
     It takes 10 KB of disk per row at 512x640; the system can reclaim the mapped memory. Processes need no lock: all
     write the same values, and mark an entry as known last. The file disappears when the processes end.
 
-    Args:
-        num_rows (`int`): Number of rows of the data set.
-        height, width (`int`): `h` and `w` of the maps, in latent cells.
     Raises:
         OSError: If the cache folder of `datasets` has no room for the file.
     """

@@ -58,12 +58,9 @@ class Tube:
 
 
 def chart_coordinates(name: str, phi: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return DensePose's part I (uint8) and U, V in [0, 1] of surface points, each of shape `(N,)`.
+    """Return DensePose's part I (uint8) and U, V in [0, 1] of surface points, each of shape (N,), like `phi` and `t`.
 
-    Args:
-        name (`str`): The tube: a key of `_CHARTS`, `"head"`, `"neck"`, a hand or a foot.
-        phi (`np.ndarray`): Shape `(N,)`, azimuth in radians, any number of turns.
-        t (`np.ndarray`): Shape `(N,)`, position along the tube in [0, 1].
+    `name` is the tube: a key of `_CHARTS`, `"head"`, `"neck"`, a hand or a foot. `phi` may hold any number of turns.
     """
     phi = np.mod(phi + np.pi, 2 * np.pi) - np.pi
     if name in ("head", "neck"):
@@ -114,12 +111,10 @@ def _surface(tube: Tube, X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, ...]
 
 
 class Canvas:
-    """Depth-buffered drawing of tubes, with `supersampling` x `supersampling` samples per pixel.
+    """Depth-buffered drawing of tubes on a `background`, RGB in [0, 1], of `height` x `width` pixels.
 
-    Args:
-        height, width (`int`): Size of the picture in pixels.
-        background (`np.ndarray`): RGB in [0, 1], shape (3,).
-        supersampling (`int`): Odd, so that each pixel's centre is a sample, from which IUV comes unmixed.
+    Each pixel has `supersampling` x `supersampling` samples, an odd number, so that its centre is a sample, from which
+    IUV comes unmixed.
     """
 
     def __init__(self, height, width, background, supersampling=3):
@@ -175,13 +170,10 @@ class Canvas:
 
 
 def pattern_paint(kind: str, colors: np.ndarray, count: int, rows: float) -> Callable:
-    """Return the `paint` function of a texture that is fixed to the surface.
+    """Return the `paint` function of a texture that is fixed to the surface, in two `colors` (2, 3), RGB in [0, 1].
 
-    Args:
-        kind (`str`): Plain, horizontal, vertical, checks or dots.
-        colors (`np.ndarray`): Shape (2, 3), RGB in [0, 1].
-        count (`int`): Number of stripes or cells around the tube; even, so that the pattern closes at the back.
-        rows (`float`): Number of stripes or cells along the tube.
+    There are `count` stripes or cells around the tube, even, so that the pattern closes at the back, and `rows` of
+    them along it.
     """
 
     def paint(phi, t):

@@ -57,11 +57,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "datasets", "torchmetrics", "
 
 
 def summarize(values: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Figures]:
-    """Average over clips.
+    """Average the figures of each of at least two clips; rows and metrics that some clip lacks are left out.
 
-    Args:
-        values (`Sequence`): The figures of each of at least two clips, by row and metric. Rows and metrics that some
-            clip lacks are left out.
     Returns:
         `dict`: `{"rows": ..., "model_minus_row": ...}`, each with the mean over clips, its standard error and the
             number of clips by row and metric. Differences are taken clip by clip.
@@ -87,13 +84,10 @@ def summarize(values: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, 
 
 
 def add_set_distances(rows: Figures, features: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Add FID and FVD to the rows of a summary, where features for them exist.
+    """Add FID and FVD to the rows of [`summarize`], in place; their `n` counts pictures or videos.
 
-    Args:
-        rows (`Figures`): Rows of [`summarize`], changed in place. `n` counts pictures or videos; there is no standard
-            error.
-        features (`Mapping`): Features of shape `[N, D]` by metric and set: the predictions in `ROWS`, `true own` and
-            `true other`.
+    `features` holds the existing features `[N, D]` by metric and set: the predictions in `ROWS`, `true own` and
+    `true other`.
     """
     for name, by_set in features.items():
         for row, by_metric in rows.items():

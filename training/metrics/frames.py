@@ -76,11 +76,7 @@ def ssim(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     It is torchmetrics' `structural_similarity_index_measure` at `data_range=1`: Gaussian window with sigma 1.5
     (11×11), K1 = .01, K2 = .03, reflected borders, computed per channel and then averaged.
 
-    Args:
-        prediction (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`, sides of at least 11.
-        target (`torch.Tensor`): The truth, same shape and range.
-    Raises:
-        ValueError: If the shapes differ, a value lies outside `[0, 1]` or a side is shorter than the window.
+    The arguments and errors are those of [`l1`]; a side shorter than the window is a `ValueError` too.
     """
     _check_pair(prediction, target)
     if min(prediction.shape[2:]) < 11:
@@ -93,12 +89,8 @@ def silhouette(images: torch.Tensor, background_color: torch.Tensor, threshold: 
     """Find the pixels whose largest channel distance from the background colour exceeds the threshold.
 
     This works for plain studio backgrounds only. Prediction and truth go through the same rule, so a garment of the
-    background's colour is missed in both.
+    background's colour is missed in both. `background_color` has shape `[C]`, or `[B, C]` with one colour per image.
 
-    Args:
-        images (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`.
-        background_color (`torch.Tensor`): Shape `[C]`, or `[B, C]` with one colour per image; range `[0, 1]`.
-        threshold (`float`, *optional*, defaults to 0.1): Distance in `[0, 1)` above which a pixel counts.
     Returns:
         `torch.Tensor`: Boolean, shape `[B, H, W]`.
     Raises:
@@ -116,14 +108,8 @@ def silhouette(images: torch.Tensor, background_color: torch.Tensor, threshold: 
 
 
 def silhouette_iou(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of two silhouettes (Jaccard, 1901): range `[0, 1]`, higher is better; two empty masks
-    give 1.
-
-    Args:
-        prediction (`torch.Tensor`): Boolean, shape `[B, H, W]`.
-        target (`torch.Tensor`): The true silhouette, same shape.
-    Raises:
-        ValueError: If a mask is not boolean or the shapes differ.
+    """Intersection over union of two silhouettes, boolean `[B, H, W]` (Jaccard, 1901): range `[0, 1]`, higher is
+    better, two empty masks give 1. Raise a `ValueError` if a mask is not boolean or the shapes differ.
     """
     _check_mask(prediction, "prediction")
     _check_mask(target, "target", prediction.shape)
@@ -136,12 +122,9 @@ def temporal_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tens
     """Mean absolute error of the change from each frame to the next: range `[0, 2]`, lower is better. Flicker raises
     it, a constant offset does not.
 
-    It averages `|(x'_{i+1} - x'_i) - (x_{i+1} - x_i)|` over pixels, channels and pairs of consecutive frames of one
-    video, without optical flow.
+    It averages `|(x'_{i+1} - x'_i) - (x_{i+1} - x_i)|` over pixels, channels and pairs of consecutive frames, without
+    optical flow. Both tensors hold at least two consecutive frames of one video, shape `[F, C, H, W]`.
 
-    Args:
-        prediction (`torch.Tensor`): Consecutive frames of one video, shape `[F, C, H, W]`, range `[0, 1]`, `F >= 2`.
-        target (`torch.Tensor`): The true frames, same shape and range.
     Raises:
         ValueError: If the shapes differ, a value lies outside `[0, 1]` or there are fewer than two frames.
     """
@@ -177,13 +160,8 @@ def identity_distance(features: torch.Tensor, target_features: torch.Tensor) -> 
     lower is better, equal directions give 0.
 
     It follows the average Euclidean distance (AED) of Siarohin et al., 2019, but with the features of a CLIP image
-    encoder instead of a network for person re-identification.
-
-    Args:
-        features (`torch.Tensor`): Features of the predictions, shape `[B, D]`.
-        target_features (`torch.Tensor`): Features of the true images, same shape.
-    Raises:
-        ValueError: If the shapes differ or are not `[B, D]`.
+    encoder instead of a network for person re-identification. Raise a `ValueError` if the shapes differ or are not
+    `[B, D]`.
     """
     if features.ndim != 2 or features.shape != target_features.shape:
         raise ValueError(
@@ -202,11 +180,8 @@ def frechet_distance(features: torch.Tensor, target_features: torch.Tensor) -> t
     `FrechetInceptionDistance`. With features of Inception it is FID (Heusel et al., 2017), with features of I3D of 16
     frames each it is FVD (Unterthiner et al., 2018). Smaller sets give larger values: compare sets of one size only.
 
-    Args:
-        features (`torch.Tensor`): Features of the predictions, shape `[N, D]`, `N >= 2`.
-        target_features (`torch.Tensor`): Features of the true images or videos, shape `[M, D]`, `M >= 2`.
     Raises:
-        ValueError: If a set has fewer than two members or their lengths differ.
+        ValueError: If the shapes are not `[N, D]` and `[M, D]` with `N` and `M` of at least 2.
     """
     shapes = [list(features.shape), list(target_features.shape)]
     if any(len(shape) != 2 or shape[0] < 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
@@ -222,15 +197,10 @@ def frechet_distance(features: torch.Tensor, target_features: torch.Tensor) -> t
 
 
 def mean_and_standard_error(values: torch.Tensor) -> dict[str, float | int | None]:
-    """Average independent values (clips), with the standard error of that mean: `s / sqrt(n)`, `s` with `n - 1`.
+    """Average independent values `[n]`, one per clip, with the standard error `s / sqrt(n)`, `s` with `n - 1`.
 
-    Args:
-        values (`torch.Tensor`): Shape `[n]`, one value per clip; `nan` entries are left out.
-    Returns:
-        `dict`: `mean` (`None` without values), `standard_error` (`None` for fewer than two values) and `n`, the number
-            of values.
-    Raises:
-        ValueError: If `values` is not 1-dimensional.
+    `nan` entries are left out. Return the `mean` (`None` without values), the `standard_error` (`None` for fewer than
+    two values) and `n`, the number of values; raise a `ValueError` if `values` is not 1-dimensional.
     """
     if values.ndim != 1:
         raise ValueError(f"`values` must be 1-dimensional, got shape {list(values.shape)}.")
@@ -244,12 +214,6 @@ def mean_and_standard_error(values: torch.Tensor) -> dict[str, float | int | Non
 
 
 def background_color(images: torch.Tensor) -> torch.Tensor:
-    """Estimate the colour of a plain background: the median of each channel over the outermost pixels.
-
-    Args:
-        images (`torch.Tensor`): Shape `[B, C, H, W]`, range `[0, 1]`.
-    Returns:
-        `torch.Tensor`: Shape `[B, C]`.
-    """
+    """Estimate the colour of a plain background, `[B, C]`: the median of each channel over the outermost pixels."""
     top, bottom, left, right = images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]
     return torch.cat([top, bottom, left, right], dim=-1).float().median(dim=-1).values

@@ -26,10 +26,9 @@ from training.metrics.frames import identity_distance
 
 
 VIDEO_LENGTH = 16  # frames of FVD-16f
-VIDEO_SIDE = 224
 
 
-def check_judges(inception: Path | None = None, i3d: Path | None = None, num_consecutive: int = 0) -> None:
+def check_judges(inception: Path | None, i3d: Path | None, num_consecutive: int) -> None:
     """Raise a `ValueError` if a file does not exist or `i3d` comes without 16 frames; see [`LearnedMetrics`]."""
     if i3d is not None and num_consecutive != VIDEO_LENGTH:
         raise ValueError(f"`i3d` must come with `num_consecutive` {VIDEO_LENGTH}, got {num_consecutive}.")
@@ -41,12 +40,9 @@ def check_judges(inception: Path | None = None, i3d: Path | None = None, num_con
 class LearnedMetrics:
     """The learned metrics that are available.
 
-    Args:
-        pipe (`DreamPosePipeline`): Its image encoder measures identity, unless `identity_encoder` is given.
-        identity_encoder (`str`, *optional*): Folder or Hub id of a CLIP image encoder with its image processor.
-        inception (`Path`, *optional*): TorchScript file for FID.
-        i3d (`Path`, *optional*): TorchScript file for FVD.
-        num_consecutive (`int`, *optional*, defaults to 0): Consecutive frames per clip; FVD-16f needs 16.
+    The image encoder of `pipe` measures identity, unless `identity_encoder` names the folder or Hub id of another one
+    with its image processor. `num_consecutive` counts the consecutive frames per clip, of which FVD-16f needs 16.
+
     Attributes:
         notes (`dict[str, str]`): For each metric the network that computes it, or why it is left out.
     Raises:
@@ -61,10 +57,9 @@ class LearnedMetrics:
         i3d: Path | None = None,
         num_consecutive: int = 0,
     ):
-        self.device, self.notes = pipe.device, {}
         check_judges(inception, i3d, num_consecutive)
+        self.device, self.notes = pipe.device, {"identity_distance": "by the model's own image encoder"}
         self.image_encoder, self.feature_extractor = pipe.image_encoder, pipe.feature_extractor
-        self.notes["identity_distance"] = "by the model's own image encoder"
         if identity_encoder is not None:
             self._load_identity_encoder(identity_encoder)
         self.lpips = self._load_lpips()
@@ -109,10 +104,8 @@ class LearnedMetrics:
     def measure(self, prediction: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
         """Compare pictures with the true ones, both of shape `[B, 3, H, W]` and range `[0, 1]`.
 
-        Returns:
-            `dict[str, float]`: Means over the pictures of `identity_distance`, see
-                [`training.metrics.frames.identity_distance`], and, if available, of `lpips`: range `[0, inf)`, lower
-                is better, equal pictures give 0.
+        Return the means over the pictures of [`training.metrics.frames.identity_distance`] and, if available, of
+        `lpips`: range `[0, inf)`, lower is better, equal pictures give 0.
         """
         features = [self._identity_features(images) for images in (prediction, truth)]
         values = {"identity_distance": identity_distance(*features).mean().item()}
@@ -147,8 +140,7 @@ class LearnedMetrics:
         """
         if self.i3d is None:
             return {}
-        side = (VIDEO_SIDE, VIDEO_SIDE)
-        frames = torch.nn.functional.interpolate(video, side, mode="bilinear", antialias=True).clamp(0, 1)
+        frames = torch.nn.functional.interpolate(video, (224, 224), mode="bilinear", antialias=True).clamp(0, 1)
         videos = (frames * 2 - 1).transpose(0, 1)[None].to(self.device)
         features = self.i3d(videos, rescale=False, resize=False, return_features=True)
         return {f"fvd_{VIDEO_LENGTH}f": features.float().cpu()}

@@ -42,12 +42,9 @@ class HeldOutPairs:
     in the targets' windows stay in memory. If `samples` skip bad rows, the clip's next good frame replaces a bad one,
     and the next clip replaces a clip without good frames.
 
-    Args:
-        pipeline (`DreamPosePipeline`): Shares its parts with the module that trains.
-        samples (`FramePairs`): Samples of the validation split, with the pipeline's pose radius.
-        seed (`int`): Seed of the noise.
-        num_pairs (`int`, *optional*, defaults to 16): Number of pairs, at most one per clip.
-        num_inference_steps (`int`, *optional*, defaults to 10): Denoising steps.
+    `pipeline` shares its parts with the module that trains. `samples` are those of the validation split, with the
+    pipeline's pose radius. There are `num_pairs` pairs, at most one per clip.
+
     Raises:
         ValueError: If a frame is bad and bad rows are not skipped, or no clip has good frames.
     """
@@ -71,13 +68,8 @@ class HeldOutPairs:
 class HeldOutClip:
     """A held-out clip: animates it, writes a strip and a video to `output_dir/validation` and logs them to trackers.
 
-    It uses the first clip without bad frames.
+    It uses `num_frames` frames from the start of the first clip without bad frames; the first is the photo.
 
-    Args:
-        pipeline, samples, seed, num_inference_steps: See [`HeldOutPairs`].
-        accelerator (`Accelerator`): Holds the trackers.
-        output_dir (`Path`): Output folder of the run.
-        num_frames (`int`, *optional*, defaults to 16): Number of frames from the clip's start; the first is the photo.
     Raises:
         ValueError: If a frame is bad and bad rows are not skipped, or every clip has bad frames.
     """

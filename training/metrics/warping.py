@@ -61,12 +61,7 @@ def match_surface(iuv: Image.Image, photo_iuv: Image.Image, chunk_size: int = 40
     """Find for each pixel of a frame's body the pixel of the photo with the nearest (U, V) on the same part.
 
     A part that the photo does not show at all is looked for on the other side of its limb (front for back), at the
-    mirrored (U, V).
-
-    Args:
-        iuv (`PIL.Image.Image`): IUV of the frame.
-        photo_iuv (`PIL.Image.Image`): IUV of the photo, of any size.
-        chunk_size (`int`, *optional*, defaults to 4096): Pixels compared at a time.
+    mirrored (U, V). The two IUV pictures may differ in size; `chunk_size` pixels are compared at a time.
     """
     part, uv = _read_iuv(iuv)
     photo_part, photo_uv = _read_iuv(photo_iuv)
@@ -102,14 +97,10 @@ def warp_photo(photo: Image.Image, photo_iuv: Image.Image, match: SurfaceMatch) 
     and hair, and it only works for plain backgrounds. A limb that the photo does not show at all gets the mean colour
     of the photo's body.
 
-    Args:
-        photo (`PIL.Image.Image`): Mode RGB.
-        photo_iuv (`PIL.Image.Image`): IUV of the photo, of the same size.
-        match (`SurfaceMatch`): Match of the frame, from [`match_surface`], of the same size.
     Returns:
         `torch.Tensor`: Shape `[3, H, W]`, range `[0, 1]`.
     Raises:
-        ValueError: If the sizes differ.
+        ValueError: If the RGB `photo`, its IUV and the frame's `match` differ in size.
     """
     shape = tuple(match.index.shape)
     sizes = [photo.size[::-1], photo_iuv.size[::-1], shape]

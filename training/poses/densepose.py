@@ -20,7 +20,7 @@ from training.media.pictures import natural_order
 from training.poses.settings import CHANNEL_ORDERS
 
 
-PICTURE_SUFFIXES = (".png", ".bmp")  # lossless: a JPEG mixes U and V across charts
+LOSSLESS_SUFFIXES = (".png", ".bmp")  # lossless: a JPEG mixes U and V across charts
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".nut")
 RELEASE_PATTERN = "*_densepose.npy"
 
@@ -58,10 +58,10 @@ def read_poses(path: str | os.PathLike) -> list[Image.Image] | torch.Tensor:
 
 
 def _read_pictures(folder: Path) -> list[Image.Image]:
-    files = sorted((f for f in folder.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES), key=natural_order)
+    files = sorted((f for f in folder.iterdir() if f.suffix.lower() in LOSSLESS_SUFFIXES), key=natural_order)
     if not files:
         raise ValueError(
-            f"`poses` must hold IUV pictures ({', '.join(PICTURE_SUFFIXES)}) or {RELEASE_PATTERN}, "
+            f"`poses` must hold IUV pictures ({', '.join(LOSSLESS_SUFFIXES)}) or {RELEASE_PATTERN}, "
             f"got {str(folder)!r}, without any."
         )
     frames = []
@@ -156,11 +156,8 @@ _PART_COLORS = {"viridis": (68, 1, 84), "parula": (53, 42, 135)}  # background c
 def find_channel_order(frames: Sequence[np.ndarray], default: str = "vui") -> tuple[str, str | None]:
     """Find the channel that holds the part codes, using all frames of a clip.
 
-    Args:
-        frames (`Sequence[np.ndarray]`): IUV pictures, uint8 `[H, W, 3]`.
-        default (`str`, *optional*, defaults to `"vui"`): Order returned if the pictures fit both.
     Returns:
-        `tuple[str, str | None]`: A key of `CHANNEL_ORDERS`, and a notice if the default was taken.
+        `tuple[str, str | None]`: A key of `CHANNEL_ORDERS`; if the pictures fit both, `default` with a notice.
     Raises:
         ValueError: If no channel can hold part codes. Pictures of part colours, for example, have lost U and V.
     """
@@ -190,13 +187,10 @@ def _refuse_part_colours(frames: Sequence[np.ndarray]) -> None:
 def fill_gaps(frames: Sequence[Any | None], max_gap: int) -> tuple[list[Any], list[int]]:
     """Replace each `None` with the nearest frame that shows the person; of two equally near, the earlier.
 
-    Args:
-        frames (`Sequence[Any | None]`): The person's data in each frame, `None` where the person is missing.
-        max_gap (`int`): The longest run of missing frames to fill.
     Returns:
         `tuple[list, list[int]]`: All frames, and the indices of the filled ones.
     Raises:
-        ValueError: If a gap is longer, or no frame shows a person.
+        ValueError: If a run of missing frames is longer than `max_gap`, or no frame shows a person.
     """
     found = np.array([i for i, frame in enumerate(frames) if frame is not None])
     if not len(found):
@@ -214,10 +208,7 @@ def temporal_median(frames: Sequence[np.ndarray], radius: int = 1) -> list[np.nd
 
     On 120 frames of a detector's output (256x256), radius 1 lowers the mean deviation of U and V from the mean of the
     frames before and after from 4.3 to 2.1 levels of 255 and moves a value by 1.5. Larger radii do not lower it more.
-
-    Args:
-        frames (`Sequence[np.ndarray]`): IUV, uint8 `[H, W, 3]` as V, U, I.
-        radius (`int`, *optional*, defaults to 1): Frames on each side; beyond the ends the border frame repeats.
+    Beyond the ends the border frame repeats.
     """
     last = len(frames) - 1
     spans = (range(index - radius, index + radius + 1) for index in range(len(frames)))

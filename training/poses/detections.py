@@ -9,6 +9,7 @@ Legend: `N` detections, `P` 25 part channels, `H W` pixels, boxes (left, top, ri
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,6 @@ class Detection:
         return (right - left) * (bottom - top)
 
 
-def _whole_box(box: Sequence[float]) -> tuple[int, int, int, int]:
-    left, top, right, bottom = (int(round(float(value))) for value in box)
-    return left, top, max(right, left + 1), max(bottom, top + 1)
-
-
 def _to_iuv(parts: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> np.ndarray:
     """Stack parts, U and V `[H, W]` as uint8 `[H, W, 3]` (V, U, I). U and V of a body start at 1: 0 means nobody."""
     body = parts > 0
@@ -54,47 +50,31 @@ def _to_iuv(parts: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> np.ndarray
     return torch.stack([*levels, parts], dim=-1).byte().cpu().numpy()
 
 
-def detections_from_charts(
-    boxes: torch.Tensor,
-    scores: torch.Tensor | None,
-    coarse: torch.Tensor,
-    fine: torch.Tensor,
-    u: torch.Tensor,
-    v: torch.Tensor,
-) -> list[Detection]:
-    """Turn a chart head's output into detections.
+def detections_from_charts(boxes: torch.Tensor, scores: torch.Tensor | None, *charts: torch.Tensor) -> list[Detection]:
+    """Turn a chart head's output into detections: boxes `[N, 4]` in pixels and, where known, scores `[N]` (else 1).
 
-    The charts are resized to the box. `I = argmax(fine) * (argmax(coarse) > 0)`; U and V come from the channel of each
-    pixel's part.
-
-    Args:
-        boxes (`torch.Tensor`): Shape `(N, 4)`, pixels.
-        scores (`torch.Tensor`, *optional*): Shape `(N,)`; without it, every score is 1.
-        coarse (`torch.Tensor`): Shape `(N, 2, h, w)`, scores of background and body.
-        fine (`torch.Tensor`): Shape `(N, P, h, w)`, scores of the parts; part 0 is the background.
-        u, v (`torch.Tensor`): Shape `(N, P, h, w)`.
+    The four charts are coarse scores `[N, 2, h, w]` of background and body, fine scores `[N, P, h, w]` of the parts
+    (part 0 is the background), and U and V `[N, P, h, w]`. They are resized to the box.
+    `I = argmax(fine) * (argmax(coarse) > 0)`; U and V come from the channel of each pixel's part.
     """
     detections = []
-    for index in range(len(boxes)):
-        left, top, right, bottom = box = _whole_box(boxes[index])
-        charts = (chart[index : index + 1].float() for chart in (coarse, fine, u, v))
-        size = (bottom - top, right - left)
-        charts = [F.interpolate(chart, size, mode="bilinear", align_corners=False)[0] for chart in charts]
-        parts = charts[1].argmax(0) * (charts[0].argmax(0) > 0)
-        u_of_part, v_of_part = (chart.gather(0, parts[None])[0] for chart in charts[2:])
-        score = 1.0 if scores is None else float(scores[index])
-        detections.append(Detection(box, _to_iuv(parts, u_of_part, v_of_part), score))
+    for box, score, *of_person in zip(boxes, torch.ones(len(boxes)) if scores is None else scores, *charts):
+        left, top, right, bottom = (int(round(float(value))) for value in box)
+        right, bottom = max(right, left + 1), max(bottom, top + 1)
+        resize = partial(F.interpolate, size=(bottom - top, right - left), mode="bilinear", align_corners=False)
+        coarse, fine, *uv = (resize(chart[None].float())[0] for chart in of_person)
+        parts = fine.argmax(0) * (coarse.argmax(0) > 0)
+        u, v = (chart.gather(0, parts[None])[0] for chart in uv)
+        detections.append(Detection((left, top, right, bottom), _to_iuv(parts, u, v), float(score)))
     return detections
 
 
 def detections_from_torchscript(output: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]) -> list[Detection]:
     """Return the detections in one picture from the output of either TorchScript export.
 
-    Args:
-        output (`Mapping` or `Sequence`): A dict with `pred_boxes`, `scores` and `pred_densepose_*`, or a tuple of
-            boxes, coarse, fine, U and V.
     Raises:
-        ValueError: If `output` is neither.
+        ValueError: If `output` is neither a dict with `pred_boxes`, `scores` and `pred_densepose_*` nor a tuple of
+            boxes, coarse, fine, U and V.
     """
     if isinstance(output, Mapping):
         charts = (f"pred_densepose_{name}" for name in ("coarse_segm", "fine_segm", "u", "v"))
@@ -182,11 +162,9 @@ def follow_person(
     In each later frame, choose the detection that overlaps most with the expected box: the last box, moved on by its
     last movement, so that people who cross are not swapped. If none overlaps, compare with the last box itself.
 
-    Args:
-        clip (`Iterable[Sequence[Detection]]`): The detections of each frame.
-        height, width (`int`): Size of the frames in pixels.
-        rule (`str`, *optional*, defaults to `"largest"`): `"largest"` box, best `"score"` (the first detection if an
-            export has no scores), nearest to the `"centre"`.
+    `rule` chooses the `"largest"` box, the best `"score"` (the first detection if an export has no scores) or the box
+    nearest to the `"centre"` of the frames of `height` x `width` pixels.
+
     Returns:
         `list[Detection | None]`: One item per frame, `None` where the person is not found.
     Raises:

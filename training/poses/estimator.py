@@ -43,11 +43,8 @@ class DensePoseEstimator:
 
     The type that `forward` returns tells the two kinds of export apart. One that returns a dict takes a BGR picture,
     0..255, as HWC or CHW (tried on the first picture). One that returns a tuple takes CHW RGB uint8. Neither takes a
-    batch, since the outputs do not say which picture shows a person.
+    batch, since the outputs do not say which picture shows a person. `path` is that of [`find_densepose`].
 
-    Args:
-        path (`str` or `os.PathLike`): The file, or `OWNER/REPOSITORY/FILE` on the Hub.
-        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Device of the model.
     Raises:
         ValueError: If the file or device does not exist, or the file is not a TorchScript module that returns a dict
             or a tuple.
