@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0
 """Base pipeline of a training run: Stable Diffusion with added pose channels, or a saved DreamPose pipeline."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,38 +76,29 @@ def sampling_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler
 
 
 @contextmanager
-def naming(argument: str, value: Any) -> Iterator[None]:
+def naming(argument: str, value: Any, rule: str = "lead to a model that can be loaded") -> Iterator[None]:
     """Turn an `OSError` from loading a model into a `ValueError` that names the argument."""
     try:
         yield
     except OSError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"`{argument}` must lead to a model that can be loaded, got {value!r}: {reason}") from error
+        raise ValueError(f"`{argument}` must {rule}, got {value!r}: {reason}") from error
 
 
-def load_index(name: str, revision: str | None = None) -> dict:
-    """Read a pipeline's `model_index.json`; raise a `ValueError` if `name` is not a pipeline."""
-    try:
+def load_index(name: str, revision: str | None = None, argument: str = "pretrained_model_name_or_path") -> dict:
+    """Read a pipeline's `model_index.json`; raise a `ValueError` that names `argument` if `name` is not a pipeline."""
+    with naming(argument, name, "be a pipeline's folder or Hub id"):
         return DreamPosePipeline.load_config(name, revision=revision)
-    except OSError as error:
-        raise ValueError(
-            f"`pretrained_model_name_or_path` must be a pipeline's folder or Hub id, got {name!r}: {error}"
-        ) from error
 
 
-def is_dreampose(index: Mapping[str, Any]) -> bool:
-    """Whether the content of a `model_index.json` describes a DreamPose pipeline."""
-    return index.get("_class_name") == "DreamPosePipeline"
-
-
-def load_dreampose_index(name: str, revision: str | None = None) -> dict:
+def load_dreampose_index(
+    name: str, revision: str | None = None, argument: str = "pretrained_model_name_or_path"
+) -> dict:
     """Read a pipeline's `model_index.json`; raise a `ValueError` if `name` is not a DreamPose pipeline."""
-    index = load_index(name, revision)
-    if not is_dreampose(index):
-        raise ValueError(
-            f"`pretrained_model_name_or_path` must be a DreamPose pipeline, such as stage 1 writes, got {name!r}, a"
-            f" {index.get('_class_name')}."
-        )
+    index = load_index(name, revision, argument)
+    kind = index.get("_class_name")
+    if kind != "DreamPosePipeline":
+        raise ValueError(f"`{argument}` must be a DreamPose pipeline, such as stage 1 writes, got {name!r}, a {kind}.")
     return index
 
 
@@ -118,6 +109,7 @@ def load_base_pipeline(
     pose_radius: int = 2,
     revision: str | None = None,
     image_encoder_name_or_path: str | None = None,
+    argument: str = "pretrained_model_name_or_path",
     **loading: Any,
 ) -> DreamPosePipeline:
     """Load the pipeline that stage 1 starts from: a DreamPose pipeline, or Stable Diffusion and an image encoder.
@@ -128,6 +120,7 @@ def load_base_pipeline(
         pose_radius (`int`, *optional*, defaults to 2): Frames on each side of the pose window's centre.
         revision (`str`, *optional*): Branch, tag or commit of the pipeline on the Hub.
         image_encoder_name_or_path (`str`, *optional*): CLIP vision model to combine with Stable Diffusion.
+        argument (`str`, *optional*): What errors about `name` call it.
         loading: Further arguments of `DreamPosePipeline.from_pretrained`, for a DreamPose pipeline.
     Returns:
         `DreamPosePipeline`: In float32, on the CPU, unless `loading` says otherwise.
@@ -135,9 +128,9 @@ def load_base_pipeline(
         ValueError: If `name` is not a pipeline; if its components do not fit each other, the size or `pose_radius`; or
             if its value ranges are those of converted weights, which can be sampled but not trained.
     """
-    if is_dreampose(load_index(name, revision)):
+    if load_index(name, revision, argument).get("_class_name") == "DreamPosePipeline":
         loading = {"dtype": torch.float32} | loading
-        with naming("pretrained_model_name_or_path", name):
+        with naming(argument, name):
             pipeline = DreamPosePipeline.from_pretrained(name, revision=revision, **loading)
         if pipeline.pose_radius != pose_radius:
             raise ValueError(f"`pose_radius` must be the model's own, {pipeline.pose_radius}, got {pose_radius}.")
@@ -145,7 +138,7 @@ def load_base_pipeline(
         # DreamPose does not use the text encoder, so it is not even downloaded.
         unused = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
         unused["requires_safety_checker"] = False
-        with naming("pretrained_model_name_or_path", name):
+        with naming(argument, name):
             base = StableDiffusionPipeline.from_pretrained(name, revision=revision, **unused)
         widen_conv_in(base.unet, pose_radius)
         with naming("image_encoder_name_or_path", image_encoder_name_or_path):

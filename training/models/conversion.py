@@ -6,8 +6,8 @@ The release is github.com/johannakarras/DreamPose at 5bf30b7.
 """
 
 import inspect
+import math
 import re
-import textwrap
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,9 +22,9 @@ from transformers import CLIPImageProcessor
 from pipeline_dreampose import DreamPosePipeline
 from training.hub.model_card import find_hub_id, try_write_card, write_subject_card
 from training.hub.repositories import CODE_NAME, INDEX_NAME, class_name
-from training.models.base_pipeline import is_dreampose, load_base_pipeline, load_dreampose_index, load_index, naming
+from training.models.base_pipeline import load_base_pipeline, load_dreampose_index, load_index, naming
 from training.models.lora import write_subject_file
-from training.models.lora_extraction import Extraction, extract_lora
+from training.models.lora_extraction import extract_lora
 
 
 # Value ranges of pictures (black, white) or pose maps (0, 1) that the weights may have been trained with.
@@ -151,12 +151,9 @@ def convert_checkpoints(
     """
     weights = {part: read_checkpoint(path, part) for part, path in checkpoints.items()}
     size = (height, width, find_pose_radius(weights["unet"]))
-    try:
-        if is_dreampose(load_index(base, revision)):
-            raise ValueError(f"`base` must be a Stable Diffusion 1.x, got {base!r}, which is a DreamPosePipeline.")
-        pipeline = load_base_pipeline(base, *size, revision, image_encoder_name_or_path)
-    except ValueError as error:
-        raise _renamed_error(error, "base") from error
+    if load_index(base, revision, "base").get("_class_name") == "DreamPosePipeline":
+        raise ValueError(f"`base` must be a Stable Diffusion 1.x, got {base!r}, which is a DreamPosePipeline.")
+    pipeline = load_base_pipeline(base, *size, revision, image_encoder_name_or_path, argument="base")
     _check_size(pipeline, weights["adapter"], height, width)
     for part, tensors in weights.items():
         check_weights(part, getattr(pipeline, part), tensors)
@@ -206,7 +203,7 @@ def describe_conversion(pipeline: DreamPosePipeline, parts: Iterable[str]) -> st
     *others, last = (PART_NAMES[part] for part in parts)
     images, poses = ("[{:g}, {:g}]".format(*pipeline.config[f"{kind}_range"]) for kind in ("image", "pose"))
     steps, image_scale, pose_scale = (f"{pipeline.config[name]:g}" for name in SAMPLING)
-    return _fill(
+    return (
         f"{', '.join(others)} and {last} are checkpoints of the authors'"
         " [release](https://github.com/johannakarras/DreamPose), whose repository is under the MIT licence, converted"
         " by `training/convert_original_checkpoint.py`. The release does not document the value ranges of its"
@@ -215,10 +212,6 @@ def describe_conversion(pipeline: DreamPosePipeline, parts: Iterable[str]) -> st
         f" As in the release, CLIP sees a centre crop of the photo, and the defaults are PNDM with {steps} steps and"
         f" guidance scales of {image_scale} (photo) and {pose_scale} (pose)."
     )
-
-
-def _fill(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def extract_subject(
@@ -249,11 +242,12 @@ def extract_subject(
     try:
         torch.zeros(1, dtype=torch.float64, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(
-            f"`device` must be one that computes in float64, got {device!r}: {_one_line(error)}"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`device` must be one that computes in float64, got {device!r}: {reason}") from error
     weights = {part: read_checkpoint(path, part) for part, path in checkpoints.items()}
-    pipeline = _load_subject_of(base, revision)
+    load_dreampose_index(base, revision, "subject_of")
+    with naming("subject_of", base):
+        pipeline = DreamPosePipeline.from_pretrained(base, revision=revision, dtype=torch.float32)
     for part, tensors in weights.items():
         check_weights(part, getattr(pipeline, part), tensors)
     found = {}
@@ -269,26 +263,27 @@ def extract_subject(
         )
     layers = {f"{part}_lora_layers": extraction.layers for part, extraction in carried.items()}
     layers |= {f"{part}_lora_adapter_metadata": extraction.config for part, extraction in carried.items()}
-    facts = {"base_model": find_hub_id(base), "revision": revision, **_subject_facts(found, rank)}
+    facts = {"base_model": find_hub_id(base), "revision": revision, "rank": rank, "lora_alpha": rank}
+    for part, extraction in found.items():
+        facts |= {f"{part}_relative_error": extraction.relative_error, f"{part}_num_left": extraction.num_left}
+    whole = sum(extraction.squared_difference for extraction in found.values())
+    facts["relative_error"] = math.sqrt(sum(extraction.squared_error for extraction in found.values()) / whole)
+    facts["num_weight_bytes"] = sum(layer.nbytes for part in found.values() for layer in part.layers.values())
     path = write_subject_file(output_dir, layers, facts)
     card = {"parts": [PART_NAMES[part] for part in carried], "conversion": describe_extraction(facts)}
     try_write_card(write_subject_card, output_dir, base_model=base, revision=revision, rank=rank, **card)
-    return _report(found, facts, path)
-
-
-def _load_subject_of(base: str, revision: str | None) -> DreamPosePipeline:
-    try:
-        load_dreampose_index(base, revision)
-    except ValueError as error:
-        raise _renamed_error(error, "subject_of") from error
-    with naming("subject_of", base):
-        return DreamPosePipeline.from_pretrained(base, revision=revision, dtype=torch.float32)
+    report = [
+        f"{part}: rank {rank} in {len(extraction.layers) // 2} layers leaves {extraction.relative_error:.2%} of the"
+        f" difference, including {extraction.num_left} biases and norms"
+        for part, extraction in found.items()
+    ]
+    return [*report, f"all: {facts['relative_error']:.2%} left; {path} has {path.stat().st_size / 1e6:.2f} MB"]
 
 
 def describe_extraction(facts: Mapping[str, Any]) -> str:
     """Return the paragraph of a subject's card about its extraction, from the metadata of its file."""
     num_left = sum(value for name, value in facts.items() if name.endswith("_num_left"))
-    return _fill(
+    return (
         "This LoRA approximates the difference between a subject's checkpoints, in the format of the authors'"
         " [release](https://github.com/johannakarras/DreamPose), and the model above. Each layer is the best"
         f" approximation of rank {facts['rank']}: a truncated singular value decomposition by"
@@ -296,30 +291,3 @@ def describe_extraction(facts: Mapping[str, Any]) -> str:
         f" (Frobenius norm), including that of {num_left} biases and norms, which a LoRA cannot change. How the"
         " checkpoints were trained is not known."
     )
-
-
-def _subject_facts(found: Mapping[str, Extraction], rank: int) -> dict[str, Any]:
-    """Return the metadata of an extracted LoRA's file."""
-    facts = {"rank": rank, "lora_alpha": rank, "relative_error": sum(found.values(), Extraction()).relative_error}
-    for part, extraction in found.items():
-        facts |= {f"{part}_relative_error": extraction.relative_error, f"{part}_num_left": extraction.num_left}
-    layers = (layer for extraction in found.values() for layer in extraction.layers.values())
-    return facts | {"num_weight_bytes": sum(layer.nbytes for layer in layers)}
-
-
-def _report(found: Mapping[str, Extraction], facts: Mapping[str, Any], path: Path) -> list[str]:
-    lines = [
-        f"{part}: rank {facts['rank']} in {len(extraction.layers) // 2} layers leaves"
-        f" {extraction.relative_error:.2%} of the difference, including {extraction.num_left} biases and norms"
-        for part, extraction in found.items()
-    ]
-    return [*lines, f"all: {facts['relative_error']:.2%} left; {path} has {path.stat().st_size / 1e6:.2f} MB"]
-
-
-def _renamed_error(error: ValueError, argument: str) -> ValueError:
-    """Put another argument's name into an error of `training.models.base_pipeline`."""
-    return ValueError(_one_line(error).replace("`pretrained_model_name_or_path`", f"`{argument}`", 1))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -10,7 +10,7 @@ which are not needed. A randomised SVD (`torch.svd_lowrank`) leaves a larger err
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from training.models.lora import config_metadata
 
 @dataclass(frozen=True)
 class Extraction:
-    """LoRA of a model and the error it leaves. `+` adds up the errors of several models.
+    """LoRA of a model and the error it leaves.
 
     Args:
         layers (`dict[str, torch.Tensor]`): LoRA weights by PEFT's names.
@@ -33,23 +33,16 @@ class Extraction:
         num_left (`int`): Number of tensors that differ but have no LoRA: biases, norms.
     """
 
-    layers: dict[str, torch.Tensor] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    squared_difference: float = 0.0
-    squared_error: float = 0.0
-    num_left: int = 0
+    layers: dict[str, torch.Tensor]
+    config: dict[str, Any]
+    squared_difference: float
+    squared_error: float
+    num_left: int
 
     @property
     def relative_error(self) -> float:
         """Frobenius norm of the error relative to that of the difference; 0 if nothing differs."""
         return math.sqrt(self.squared_error / self.squared_difference) if self.squared_difference else 0.0
-
-    def __add__(self, other: "Extraction") -> "Extraction":
-        return Extraction(
-            squared_difference=self.squared_difference + other.squared_difference,
-            squared_error=self.squared_error + other.squared_error,
-            num_left=self.num_left + other.num_left,
-        )
 
 
 def low_rank_factors(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
