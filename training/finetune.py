@@ -31,7 +31,7 @@ def check(options: tuple) -> dict[str, Any]:
     """Check options that depend on each other; return the phases that are not skipped and where each resumes."""
     from training.media.pictures import spare_inputs
     from training.subject.phases import resume_points, trained_phases
-    from training.subject.samples import check_photos
+    from training.subject.photos import find_photos, load_photos
 
     subject, lora, decoder, _, run, hub, sample = options
     if subject.pretrained_model_name_or_path is None:
@@ -43,7 +43,8 @@ def check(options: tuple) -> dict[str, Any]:
     if sample.hub_sample and hub.hub_picture is not None:
         raise ValueError(f"`hub_sample` must go without `hub_picture`, which takes its place, got {hub.hub_picture}.")
     phases = trained_phases(run.max_train_steps, decoder.decoder_max_train_steps)
-    check_photos(subject.instance_data_dir, subject.densepose)
+    # With DensePose, IUV pictures may be missing.
+    (load_photos if subject.densepose is None else find_photos)(subject.instance_data_dir)
     read = [subject.pretrained_model_name_or_path, subject.instance_data_dir, subject.prior_dataset]
     spare_inputs("output_dir", [run.output_dir], read)
     return resume_points(run.output_dir, run.resume_from_checkpoint, phases)
@@ -58,8 +59,8 @@ def main(options: tuple) -> None:
     from training.models.base_pipeline import four_bit_arguments, load_subject_base
     from training.models.lora import build_lora_configs
     from training.subject.phases import PHASES, phase_arguments, train_subject
+    from training.subject.photos import open_pairs, open_photos
     from training.subject.results import TITLE, write_subject
-    from training.subject.samples import open_pairs, open_photos
 
     subject, lora, decoder, objective, run, hub, sample = options
     points, folder, name = check(options), Path(run.output_dir), subject.pretrained_model_name_or_path

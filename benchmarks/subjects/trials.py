@@ -30,8 +30,7 @@ from training.metrics.baselines import measure, to_tensor, vae_round_trip
 from training.models.base_pipeline import load_subject_base
 from training.models.lora import build_lora_configs
 from training.subject.phases import train_subject
-from training.subject.photos import IUV_ENDING, SubjectPairs, load_photos
-from training.subject.samples import open_pairs
+from training.subject.photos import IUV_ENDING, SubjectPairs, load_photos, open_pairs
 
 
 VIEWS = {"front": 0.0, "back": np.pi, "left": np.pi / 2, "right": -np.pi / 2}  # yaw angle of each photo

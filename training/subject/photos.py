@@ -1,21 +1,24 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""A subject's photos: reading them, making missing IUV pictures with DensePose, and training pairs for stage 2.
+"""A subject's photos: reading them, making missing IUV pictures with DensePose, and the training pairs of stage 2.
 
 Each photo is a video of one frame, so its pose window repeats its own pose.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import torch
+from accelerate import Accelerator
 from PIL import Image, ImageOps
 
-from pipeline_dreampose import iuv_to_pose_map
+from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map
 from training.data.frame_pairs import FramePairs, LatentShape, sample_generator
 from training.data.frame_stream import FEATURES
 from training.data.pair_settings import PairSettings
+from training.data.samples import open_samples
 from training.media.settings_file import partial_path
 from training.poses.detections import follow_person, paste
 from training.poses.estimator import DensePoseEstimator
@@ -131,6 +134,20 @@ def make_iuv_pictures(
     return written
 
 
+def open_photos(
+    accelerator: Accelerator, instance_data_dir: str | os.PathLike, densepose: str | None, person: str
+) -> datasets.Dataset:
+    """Load the photos. With a `densepose`, the main process first makes the missing IUV pictures.
+
+    `densepose` and `person` are those of [`make_iuv_pictures`].
+    """
+    if densepose is not None:
+        with accelerator.main_process_first():
+            for path in make_iuv_pictures(instance_data_dir, densepose, accelerator.device, person):
+                print(f"Wrote {path}.")
+    return load_photos(instance_data_dir)
+
+
 class SubjectPairs(FramePairs):
     """Training samples of one subject, with the items of [`FramePairs`].
 
@@ -184,3 +201,33 @@ class SubjectPairs(FramePairs):
         alone = super().targets_alone()
         alone.prior = None if self.prior is None else self.prior.targets_alone()
         return alone
+
+
+def open_pairs(
+    pipeline: DreamPosePipeline,
+    photos: datasets.Dataset,
+    seed: int,
+    settings: PairSettings,
+    prior_dataset: str | None,
+    prior_prob: float,
+) -> SubjectPairs:
+    """Build the samples of both phases at the pipeline's default size.
+
+    Args:
+        pipeline (`DreamPosePipeline`): The pipeline to train.
+        photos (`datasets.Dataset`): From [`open_photos`].
+        seed (`int`): Seed of all random draws.
+        settings (`PairSettings`): How photos become samples. Pictures of the prior are never cropped, and its bad rows
+            are skipped.
+        prior_dataset (`str`, *optional*): Prepared data set of other subjects.
+        prior_prob (`float`): Its share of the samples.
+    """
+    shape = LatentShape.of(pipeline.vae, pipeline.config.default_height, pipeline.config.default_width)
+    prior = None
+    if prior_dataset is not None:
+        try:
+            whole = replace(settings, min_crop_scale=1.0, bad_rows="skip")
+            prior = open_samples(prior_dataset, shape, seed, whole, keeps_poses=False)
+        except ValueError as error:
+            raise ValueError(f"`prior_dataset` cannot be used. {error}") from error
+    return SubjectPairs(photos, shape, seed, settings, prior, prior_prob)

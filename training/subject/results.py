@@ -77,7 +77,13 @@ def write_subject(
     print(f"Wrote the subject to {output_dir}.")
     drawn = None
     if layers and sample_inference_steps > 0:
-        drawn = _try_to_draw(output_dir, pipeline, photos, sample_inference_steps, seed)
+        drawn = output_dir / BEFORE_AFTER_NAME
+        try:
+            draw_before_after(pipeline, output_dir, photos, sample_inference_steps, seed).save(drawn)
+        except Exception as error:  # such as too little memory
+            drawn.unlink(missing_ok=True)  # an earlier subject's
+            logger.warning(f"{drawn} could not be drawn: {error}")
+            drawn = None
     if picture is not None:
         card |= {"picture": picture}
     elif hub_sample and drawn is not None:
@@ -85,20 +91,6 @@ def write_subject(
     card |= {"base_model": base_model, "revision": revision, "num_photos": len(photos), "num_steps": num_steps}
     try_write_card(write_subject_card, output_dir, repo_id, rank=rank if layers else None, **card)
     return subject_patterns(output_dir) if layers else None
-
-
-def _try_to_draw(
-    output_dir: Path, pipeline: DreamPosePipeline, photos: datasets.Dataset, num_inference_steps: int, seed: int
-) -> Path | None:
-    """Draw the pictures and return their file; on an error, log a warning and return `None`."""
-    path = output_dir / BEFORE_AFTER_NAME
-    try:
-        draw_before_after(pipeline, output_dir, photos, num_inference_steps, seed).save(path)
-    except Exception as error:  # such as too little memory
-        path.unlink(missing_ok=True)  # an earlier subject's
-        logger.warning(f"{path} could not be drawn: {error}")
-        return None
-    return path
 
 
 def draw_before_after(
