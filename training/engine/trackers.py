@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.tracking import TensorBoardTracker
 from PIL import Image
 
 
@@ -60,21 +59,17 @@ def log_animation(accelerator: Accelerator, name: str, strip: Path, video: Path,
     """
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
             pixels = np.asarray(Image.open(strip).convert("RGB"))[None]
             tracker.log_images({f"{name}_strip": pixels}, step=step, dataformats="NHWC")
-            _add_gif(tracker, name, gif, step)
+            # A GIF moves among the images. TensorBoard's `add_video` would need moviepy.
+            width, height = Image.open(gif).size
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif.read_bytes())
+            summary = Summary(value=[Summary.Value(tag=name, image=image)])
+            tracker.writer._get_file_writer().add_summary(summary, step)
         elif tracker.name == "wandb":
             import wandb
 
             tracker.log_images({f"{name}_strip": [Image.open(strip)]}, step=step)
             tracker.log({name: wandb.Video(str(video))}, step=step)
-
-
-def _add_gif(tracker: TensorBoardTracker, name: str, gif: Path, step: int) -> None:
-    """Add a GIF to TensorBoard's images, where it moves. TensorBoard's `add_video` would need moviepy."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    width, height = Image.open(gif).size
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif.read_bytes())
-    summary = Summary(value=[Summary.Value(tag=name, image=image)])
-    tracker.writer._get_file_writer().add_summary(summary, step)

@@ -57,16 +57,13 @@ def model_digest(pipe: DreamPosePipeline) -> str:
 def open_frames(
     folder: Path, settings: dict[str, Any], resume: bool, suffix: str = ".png", unit: str = "frames"
 ) -> None:
-    """Start a folder of frames, or resume the existing one.
+    """Start a folder for the frames of an unfinished video, or `resume` the existing one, which keeps its frames.
 
-    Args:
-        folder (`Path`): Folder for the frames of an unfinished video.
-        settings (`dict[str, Any]`): Everything that the pixels depend on, as JSON.
-        resume (`bool`): Keep the existing frames; otherwise they are deleted.
-        suffix (`str`, *optional*, defaults to `".png"`): Suffix of the files, one per frame.
-        unit (`str`, *optional*, defaults to `"frames"`): What the printed message calls the files.
+    `settings` hold everything that the pixels depend on, as JSON. Each frame is a file with the `suffix`; the printed
+    message calls the files `unit`.
+
     Raises:
-        ValueError: If the existing frames were made with other settings. They are kept.
+        ValueError: If the frames to keep were made with other settings.
     """
     if resume and has_settings(folder / SETTINGS_NAME, settings, "resume"):
         return
@@ -97,16 +94,10 @@ def render_frames(
     chunk_size: int = 8,
     **call_options,
 ) -> None:
-    """Render the missing frames of a folder from `open_frames`, shared among the processes.
+    """Render the missing frames of a folder from `open_frames`, which all processes see and share among them.
 
-    Args:
-        pipe (`DreamPosePipeline`): The model.
-        image (`PIL.Image.Image`): The photo.
-        poses (`list[PIL.Image.Image]` or `torch.Tensor`): Poses of all frames.
-        folder (`Path`): Folder of the frames, visible to all processes.
-        seed (`int`, *optional*, defaults to 0): Seed of the noise.
-        chunk_size (`int`, *optional*, defaults to 8): Frames denoised together. A kill loses at most this many.
-        call_options: Further arguments of the pipeline.
+    `poses` are those of all frames, and `call_options` further arguments of the pipeline. `chunk_size` frames are
+    denoised together; a kill loses at most this many.
     """
     state = PartialState()
     missing = [index for index in range(len(poses)) if not frame_path(folder, index).exists()]
@@ -197,16 +188,10 @@ def write_outputs(
     scale: int = 1,
     strip_frames: int = 8,
 ) -> None:
-    """Write a video to the paths from `output_paths`.
+    """Write a video to the paths from `output_paths`, the last of which is for its strip of `strip_frames` frames.
 
-    Args:
-        paths (`list[Path]`): Videos, GIFs or folders, and the strip as the last one.
-        image (`PIL.Image.Image`): The photo, for the strip.
-        poses (`list[PIL.Image.Image]`): The poses as pictures, for the strip.
-        frames (`list[PIL.Image.Image]`): All frames of the video.
-        fps (`float`, *optional*, defaults to 30): Frames per second.
-        scale (`int`, *optional*, defaults to 1): Whole factor by which all pictures are enlarged.
-        strip_frames (`int`, *optional*, defaults to 8): Number of frames in the strip.
+    The photo and the `poses`, as pictures, are for the strip. `fps` are frames per second, and `scale` enlarges all
+    pictures by a whole factor.
     """
     shown = [enlarge(frame, scale) for frame in frames]
     for path in paths[:-1]:

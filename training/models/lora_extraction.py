@@ -96,7 +96,9 @@ def extract_lora(
         path, _, kind = key.rpartition(".")
         if squared == 0:
             continue
-        if kind != "weight" or not _can_carry(module.get_submodule(path)):
+        layer = module.get_submodule(path)
+        has_matrix = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+        if kind != "weight" or not has_matrix:
             num_left, squared_error = num_left + 1, squared_error + squared
             continue
         matrix = difference.flatten(1)
@@ -108,7 +110,3 @@ def extract_lora(
         targets.append(path)
     config = config_metadata(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
     return Extraction(layers, config, squared_difference, squared_error, num_left)
-
-
-def _can_carry(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)

@@ -28,12 +28,7 @@ RULES = {
 
 
 def add_clip_options(parser: argparse.ArgumentParser, split: str, num_clips: int, frames_per_clip: int) -> None:
-    """Add a group with `--dataset`, `--split`, `--num_clips` and `--frames_per_clip`.
-
-    Args:
-        parser (`argparse.ArgumentParser`): Parser of an entry point.
-        split, num_clips, frames_per_clip: The defaults.
-    """
+    """Add a group with `--dataset` and, with these defaults, `--split`, `--num_clips` and `--frames_per_clip`."""
     add = parser.add_argument_group("held-out clips").add_argument
     add("--dataset", default="procedural", help="`procedural`, a prepared folder or a Hub id")
     add("--split", default=split, help="split of the data set")
@@ -42,13 +37,9 @@ def add_clip_options(parser: argparse.ArgumentParser, split: str, num_clips: int
 
 
 def check_clip_options(options: argparse.Namespace) -> None:
-    """Check the values of an entry point before anything is loaded or drawn.
+    """Check the options of an entry point before anything is loaded or drawn: those in `RULES`, and `device`.
 
-    Args:
-        options (`argparse.Namespace`): Parsed options. Those in `RULES`, and `device`, are checked where they are set;
-            in a list, each value is checked.
-    Raises:
-        ValueError: For the first value that breaks its rule.
+    Raise a `ValueError` for the first value that is set and breaks its rule; in a list, each value is checked.
     """
     for name, (rule, is_valid) in RULES.items():
         values = getattr(options, name, None)

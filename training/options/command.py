@@ -42,12 +42,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose options may be spelt with underscores or hyphens.
-
-    Args:
-        usage (`str`, *optional*): The short usage line.
-        arguments: Further arguments of `argparse.ArgumentParser`.
-    """
+    """An argument parser whose options may be spelt with underscores or hyphens. It takes argparse's arguments."""
 
     def __init__(self, *args: Any, **arguments: Any):
         super().__init__(*args, **{"formatter_class": HelpFormatter} | arguments)

@@ -30,12 +30,9 @@ FILE_OPTIONS = ("preset", "config")
 
 
 class OptionParser(CommandParser, HfArgumentParser):
-    """A parser of option dataclasses, whose help begins with the options that most people need.
+    """A parser of option dataclasses.
 
-    Args:
-        dataclass_types (`Sequence[type]`): The dataclasses. The first line of each docstring titles its section.
-        first (`Sequence[str]`): Names of the options that `--help` shows first.
-        arguments: Further arguments of `argparse.ArgumentParser`.
+    Its help begins with the options named in `first`. The first line of each dataclass's docstring titles its section.
     """
 
     def __init__(self, dataclass_types: Sequence[type], first: Sequence[str] = (), **arguments: Any):
@@ -107,11 +104,10 @@ def parse(
 
 
 def read_config(path: str | os.PathLike, hints: dict[str, Any]) -> list[str]:
-    """Read a YAML file of options as command-line arguments.
+    """Read a YAML file, which maps option names to numbers, text, booleans, lists or null, as command-line arguments.
 
-    Args:
-        path (`str` or `os.PathLike`): File that maps option names to numbers, text, booleans, lists or null.
-        hints (`dict`): The known option names and their types.
+    `hints` maps the known names to their types.
+
     Raises:
         ValueError: If the file cannot be read, or has an unknown key or a kind of value that its option does not take.
     """
@@ -148,12 +144,9 @@ def format_options(*options: Any) -> str:
 
 
 def save_options(output_dir: str | os.PathLike, *options: Any) -> Path:
-    """Write all options to `options.yaml` in `output_dir`, which is created if missing.
+    """Write all options to `options.yaml` in `output_dir`, which is created if missing, and return the file.
 
     A warning names the options of a resumed run that differ from the run before.
-
-    Returns:
-        `Path`: The file.
     """
     path = Path(output_dir) / OPTIONS_NAME
     path.parent.mkdir(parents=True, exist_ok=True)

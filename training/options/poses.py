@@ -13,12 +13,7 @@ DENSEPOSE_HELP = (
 
 
 def add_pose_options(parser: argparse.ArgumentParser, needs_densepose: bool) -> None:
-    """Add a group with `--densepose`, `--device`, `--person`, `--max_gap` and `--median`.
-
-    Args:
-        parser (`argparse.ArgumentParser`): Parser of an entry point.
-        needs_densepose (`bool`): Whether `--densepose` is required.
-    """
+    """Add a group with `--densepose`, which may be required, `--device`, `--person`, `--max_gap` and `--median`."""
     add = parser.add_argument_group("DensePose").add_argument
     add("--densepose", required=needs_densepose, metavar="MODEL", help=DENSEPOSE_HELP)
     add("--device", help="device for DensePose; by default a GPU if there is one")

@@ -26,8 +26,7 @@ class ModelOptions:
         False, "Train the image encoder too. Use it only for an encoder without pretrained weights."
     )
     train_adapter: bool = option(
-        True,
-        "Train the adapter. An untrained one passes CLIP's tokens through and ignores the VAE's (an ablation).",
+        True, "Train the adapter. An untrained one passes CLIP's tokens through and ignores the VAE's (an ablation)."
     )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
     torch_compile_backend: str | None = option(
@@ -139,6 +138,3 @@ class ValidationOptions:
 
     def __post_init__(self):
         check_counts(self, "num_validation_pairs", "num_validation_frames", "validation_inference_steps")
-
-
-STAGE_ONE_OPTIONS = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, ValidationOptions)

@@ -45,8 +45,7 @@ class SubjectOptions:
         " of clips. The same holds for the clips of `prior_dataset`.",
     )
     min_crop_scale: float = option(
-        1.0,
-        "Below 1: crop reference and target at random to at least this share of each side. Use it if stage 1 did.",
+        1.0, "Below 1: crop reference and target at random to at least this share of each side. Use it if stage 1 did."
     )
     prior_dataset: str | None = option(
         None,
