@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import dynamic_modules_utils
 from peft import LoraConfig
 from PIL import Image
 
@@ -54,6 +55,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import dynamic_modules_utils
 from diffusers.utils import dynamic_modules_utils
 from PIL import Image
 
@@ -334,3 +336,69 @@ def test_saving_to_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="`save_directory` must be a folder"):
         get_dummy_pipeline().save_config(tmp_path / "file")
+
+
+def test_the_saved_code_is_that_which_ran(tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folders, pipes = [tmp_path / "first", tmp_path / "second"], []
+    for folder in folders:
+        get_dummy_pipeline().save_pretrained(folder)
+        for copy in ("pipeline_dreampose.py", "adapter/dreampose_adapter.py"):
+            with (folder / copy).open("a") as file:
+                file.write(f"# the code of the {folder.name} folder\n")
+        pipes.append(DiffusionPipeline.from_pretrained(folder, trust_remote_code=True))
+    for name in [name for name in sys.modules if name.startswith("diffusers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+    for folder, pipe in zip(folders, pipes):
+        pipe.save_pretrained(tmp_path / "again")
+        for copy in ("pipeline_dreampose.py", "adapter/dreampose_adapter.py"):
+            assert (tmp_path / "again" / copy).read_bytes() == (folder / copy).read_bytes()
+
+
+class OtherAdapter(DreamPoseAdapter):
+    pass
+
+
+class OtherPipeline(DreamPosePipeline):
+    pass
+
+
+def test_other_classes_are_not_saved_under_the_name_of_ours(tmp_path):
+    same_name = type("DreamPoseAdapter", (DreamPoseAdapter,), {})
+    config = {name: value for name, value in get_dummy_pipeline().adapter.config.items() if not name.startswith("_")}
+    pipes = [get_dummy_pipeline(adapter=adapter(**config)) for adapter in (OtherAdapter, same_name)]
+    pipes.append(get_dummy_pipeline(adapter=get_unet()))
+    for pipe in pipes:
+        for save in (pipe.save_pretrained, pipe.save_config):
+            with pytest.raises(ValueError, match="`adapter` must be a DreamPoseAdapter itself to be saved.* got"):
+                save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="must be a DreamPosePipeline itself to be saved.* got OtherPipeline"):
+        OtherPipeline(**get_dummy_pipeline().components).save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_pipeline_without_an_adapter_is_recorded_as_such(tmp_path):
+    get_dummy_pipeline(adapter=None).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["adapter"] == [None, None]
+    assert not (tmp_path / "adapter").exists()
+    adapter = get_dummy_pipeline().adapter
+    assert DreamPosePipeline.from_pretrained(tmp_path, adapter=adapter).adapter is adapter
+
+
+def test_components_carry_the_ranges_of_their_weights():
+    pipe = get_dummy_pipeline(image_range=(0.0, 1.0), pose_range=(-1.0, 1.0))
+    pipe.register_to_config(pose_range=(-2.0, 2.0))  # also if it is changed later
+    for other in (DreamPosePipeline(**pipe.components), DreamPosePipeline.from_pipe(pipe)):
+        assert other.config.image_range == (0.0, 1.0) and other.config.pose_range == (-2.0, 2.0)
+    config = DreamPosePipeline(**pipe.components, image_range=(-1.0, 1.0)).config
+    assert config.image_range == (-1.0, 1.0) and config.pose_range == (-2.0, 2.0)
+    plain = get_dummy_pipeline().config
+    assert plain.image_range == (-1.0, 1.0) and plain.pose_range == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [(1, 1), (0,), "01", (0, 10**400), (0, float("nan")), (0, "1"), 5])
+@pytest.mark.parametrize("name", ["image_range", "pose_range"])
+def test_ranges_are_checked(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be two different finite numbers; got"):
+        get_dummy_pipeline(**{name: value})

@@ -24,6 +24,7 @@ import math
 import numbers
 import operator
 import os
+import reprlib
 import sys
 import warnings
 from dataclasses import dataclass
@@ -84,6 +85,22 @@ _REFUSED_SCHEDULERS = {
     "EDMEulerScheduler": "it gives the UNet preconditioned noise levels instead of Stable Diffusion's timesteps",
     "DPMSolverSDEScheduler": "its Brownian noise is tied to the whole batch, so a frame would depend on `chunk_size`",
 }
+
+
+def _short(value: Any) -> str:
+    """Return `repr(value)`, shortened for an error message."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # e.g. an int of thousands of digits
+        return f"a value of {type(value)}"
+
+
+def _is_finite(value: Any) -> bool:
+    """Say whether `value` is a real number that is finite as a float."""
+    try:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:  # e.g. 10**400
+        return False
 
 
 def _fitted_size(source_height: int, source_width: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -304,6 +321,9 @@ class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
         pooled_width (`int`, *optional*, defaults to 32): Width to which latents of any size are max-pooled.
     """
 
+    # Kept in the class, since loading another model's copy of this file overwrites the file and the module's globals.
+    _source = Path(__file__).read_bytes()
+
     @register_to_config
     def __init__(
         self,
@@ -370,10 +390,12 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         default_num_inference_steps (`int`, *optional*, defaults to 25): Denoising steps if the call gives none.
         default_image_guidance_scale (`float`, *optional*, defaults to 8.0): Image guidance if the call gives none.
         default_pose_guidance_scale (`float`, *optional*, defaults to 3.0): Pose guidance if the call gives none.
-        image_range (`tuple`, *optional*, defaults to `(-1.0, 1.0)`):
-            Values of black and white at the VAE's input and output.
-        pose_range (`tuple`, *optional*, defaults to `(0.0, 1.0)`):
-            The UNet's input values for 0 and 1 of the pose maps. The null pose is always 0.
+        image_range (`tuple`, *optional*):
+            Values of black and white at the VAE's input and output. Defaults to those of the pipeline that `vae` comes
+            from, or to `(-1.0, 1.0)`.
+        pose_range (`tuple`, *optional*):
+            The UNet's input values for 0 and 1 of the pose maps. The null pose is always 0. Defaults to those of the
+            pipeline that `unet` comes from, or to `(0.0, 1.0)`.
     """
 
     model_cpu_offload_seq = "image_encoder->adapter->unet->vae"
@@ -381,6 +403,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "noise_pred"]
     _lora_loadable_modules = ["unet", "adapter", "vae"]
+    _source = Path(__file__).read_bytes()
 
     def __init__(
         self,
@@ -396,8 +419,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         default_num_inference_steps: int = 25,
         default_image_guidance_scale: float = 8.0,
         default_pose_guidance_scale: float = 3.0,
-        image_range: tuple[float, float] | list[float] = (-1.0, 1.0),
-        pose_range: tuple[float, float] | list[float] = (0.0, 1.0),
+        image_range: tuple[float, float] | list[float] | None = None,
+        pose_range: tuple[float, float] | list[float] | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -415,13 +438,31 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             default_num_inference_steps=default_num_inference_steps,
             default_image_guidance_scale=default_image_guidance_scale,
             default_pose_guidance_scale=default_pose_guidance_scale,
-            image_range=tuple(image_range),
-            pose_range=tuple(pose_range),
+            image_range=self._resolve_range("image_range", image_range, vae, (-1.0, 1.0)),
+            pose_range=self._resolve_range("pose_range", pose_range, unet, (0.0, 1.0)),
         )
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         if self.vae is not None and self.unet is not None:
             _ = self.pose_radius  # raises for a UNet that was not widened
+
+    @staticmethod
+    def _resolve_range(name: str, value: Any, component: Any, default: tuple[float, float]) -> tuple[float, float]:
+        """Return the given range, else the one that `component` carries, else `default`."""
+        value = getattr(component, "_dreampose_range", default) if value is None else value
+        is_pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_finite, value))
+        if not is_pair or value[0] == value[1]:
+            raise ValueError(f"`{name}` must be two different finite numbers; got {_short(value)}.")
+        return tuple(value)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """All components by name. VAE and UNet carry `image_range` and `pose_range` to a pipeline made of them."""
+        components = super().components
+        for name, setting in (("vae", "image_range"), ("unet", "pose_range")):
+            if components[name] is not None:
+                components[name]._dreampose_range = self.config[setting]
+        return components
 
     @property
     def pose_radius(self) -> int:
@@ -456,6 +497,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """Write a self-contained folder: weights, `model_index.json` and the code that loads them."""
+        self._check_classes()
         for name, component in self.components.items():
             if isinstance(component, nn.Module) and any(hasattr(layer, "base_layer") for layer in component.modules()):
                 raise ValueError(
@@ -464,13 +506,26 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 )
         super().save_pretrained(save_directory, *args, **kwargs)
 
+    def _check_classes(self) -> None:
+        """Raise a `ValueError` if other code than this file's is needed to load the pipeline or its adapter."""
+        adapter = getattr(self.adapter, "_orig_mod", self.adapter)  # of a compiled adapter
+        for name, value, own in (("self", self, DreamPosePipeline), ("adapter", adapter, DreamPoseAdapter)):
+            # by name and bases, since diffusers may have executed this file again
+            found, expected = ((c.__name__, c.__bases__) for c in (type(value), own))
+            if value is not None and found != expected:
+                rule = f"`{name}` must be a {own.__name__} itself to be saved, since only its code is saved"
+                raise ValueError(f"{rule}; got {type(value).__name__}.")
+
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """Write `model_index.json` and two copies of this file; drop `_name_or_path` from the components' configs."""
         if os.path.isfile(save_directory):
             raise ValueError(f"`save_directory` must be a folder; {save_directory} is a file.")
-        source = Path(__file__).read_bytes()
+        self._check_classes()
         # The adapter's copy has its own file name, since diffusers caches one module per name.
-        for copy in ("pipeline_dreampose.py", "adapter/dreampose_adapter.py"):
+        copies = {"pipeline_dreampose.py": self._source}
+        if self.adapter is not None:
+            copies["adapter/dreampose_adapter.py"] = getattr(self.adapter, "_source", self._source)
+        for copy, source in copies.items():
             target = Path(save_directory, copy)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source)
@@ -484,7 +539,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         config = json.loads(self.to_json_string())
         config.pop("_name_or_path", None)  # a local path means nothing elsewhere
         config["_class_name"] = ["pipeline_dreampose", "DreamPosePipeline"]
-        config["adapter"] = ["dreampose_adapter", "DreamPoseAdapter"]
+        if self.adapter is not None:
+            config["adapter"] = ["dreampose_adapter", "DreamPoseAdapter"]
         library, class_name = config["feature_extractor"]
         # transformers 5 without torchvision writes a class name here that other installations lack
         config["feature_extractor"] = [library, class_name and class_name.removesuffix("Pil").removesuffix("Fast")]
