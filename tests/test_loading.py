@@ -17,7 +17,7 @@ from peft import LoraConfig
 from PIL import Image
 
 import pipeline_dreampose
-from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline
+from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, iuv_to_pose_map
 from tests.hub_server import Hub
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, get_unet
 
@@ -402,3 +402,32 @@ def test_components_carry_the_ranges_of_their_weights():
 def test_ranges_are_checked(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be two different finite numbers; got"):
         get_dummy_pipeline(**{name: value})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("output_type", ["np", "pt"])
+def test_global_defaults_of_torch_change_nothing(work, dtype, device, output_type):
+    """A default device, even the CPU, makes torch pass `device` to all functions that make tensors."""
+    previous = torch.get_default_dtype()
+    inputs = {**get_dummy_inputs(), "image": Image.open(work / "photo.png"), "output_type": output_type}
+    maps = torch.stack([iuv_to_pose_map(iuv) for iuv in inputs["pose_maps"]]).numpy()
+    try:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(device)
+        pipe = DreamPosePipeline.from_pretrained(work / "saved", dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        frames = pipe(**{**inputs, "pose_maps": maps}, latents=None).frames
+        adapter = DreamPoseAdapter(8, 3, 2, 4, 4).token_mixer
+    finally:
+        torch.set_default_dtype(previous)
+        torch.set_default_device(None)
+    expected = np.load(work / "here.npy")
+    frames = frames if output_type == "np" else frames.permute(0, 1, 3, 4, 2).numpy()
+    assert frames.dtype == np.float32 and np.array_equal(frames, expected)
+    assert torch.equal(adapter.weight, torch.eye(3, 5, dtype=dtype)) and not adapter.bias.any()
+
+
+def test_an_adapter_without_memory_can_be_made():
+    with torch.device("meta"):
+        assert DreamPoseAdapter().token_mixer.weight.is_meta

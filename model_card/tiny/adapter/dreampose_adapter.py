@@ -269,7 +269,8 @@ def clip_pixel_values(
     box = (left, top, width - left, height - top) if feature_extractor.do_center_crop else None
     squares = [Image.fromarray(c).resize((image_size, image_size), Image.Resampling.BICUBIC, box) for c in canvases]
     squares = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (feature_extractor.image_mean, feature_extractor.image_std))
+    settings = (feature_extractor.image_mean, feature_extractor.image_std)
+    mean, std = (torch.tensor(v, dtype=torch.float32, device="cpu").view(1, 3, 1, 1) for v in settings)
     return ((squares - mean) / std).to(pixel_values.device)
 
 
@@ -336,7 +337,8 @@ class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
         super().__init__()
         self.vae_projection = nn.Linear(pooled_height * pooled_width, image_embed_dim)
         self.token_mixer = nn.Linear(num_image_tokens + latent_channels, num_image_tokens)
-        nn.init.eye_(self.token_mixer.weight)  # [identity | 0]
+        with torch.no_grad():  # [identity | 0]; `nn.init.eye_` fails under `torch.set_default_device`
+            self.token_mixer.weight.zero_().fill_diagonal_(1.0)
         nn.init.zeros_(self.token_mixer.bias)
 
     def forward(self, image_embeds: torch.Tensor, image_latents: torch.Tensor) -> torch.Tensor:
@@ -862,7 +864,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def encode_null_image(self, height: int, width: int, device: torch.device) -> torch.Tensor:
         """Return the states `(1, T, D)` of a black picture, which also replaces the photo when training drops it."""
-        return self.encode_image(torch.full((1, 3, height, width), -1.0, device=device))[0]
+        return self.encode_image(torch.full((1, 3, height, width), -1.0, device=device, dtype=torch.float32))[0]
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device) -> torch.Tensor:
         """Reset the scheduler and return its timesteps, which may be more than `num_inference_steps`."""
@@ -1084,7 +1086,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 own_latents = latents[b] if latents is not None and latents.ndim == 5 else latents
                 start = self.prepare_latents(image_latents[:1], timesteps, video_generator, own_latents)
                 start = start.expand(num_frames, -1, -1, -1)
-                draw = {"generator": video_generator, "device": draw_device}
+                draw = {"generator": video_generator, "device": draw_device, "dtype": torch.int64}
                 seeds = torch.randint(2**63 - 1, (num_frames,), **draw).tolist()
                 photo_indices = torch.randint(len(states), (num_timesteps,), **draw).tolist()
 
@@ -1133,7 +1135,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     if output_type == "np":
                         finished = finished.permute(0, 2, 3, 1)  # [F, 3, H, W] -> [F, H, W, 3]
                     if frames is None:
-                        frames = torch.zeros(batch_size, len(frame_indices), *finished.shape[1:])
+                        frames = finished.new_zeros(batch_size, len(frame_indices), *finished.shape[1:])
                     frames[b, first : first + num_real] = finished
 
         # 8. Offload all models and return the videos
