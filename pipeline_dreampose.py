@@ -81,6 +81,14 @@ EXAMPLE_DOC_STRING = """
         ```
 """
 
+# What the pipeline reads from each component, or from its config.
+_SETTINGS = {
+    "vae": ("latent_channels", "scaling_factor", "block_out_channels"),
+    "unet": ("in_channels", "out_channels", "block_out_channels", "cross_attention_dim"),
+    "image_encoder": ("hidden_size", "image_size", "patch_size"),
+    "feature_extractor": ("image_mean", "image_std", "do_center_crop"),
+    "adapter": ("image_embed_dim", "num_image_tokens", "latent_channels"),
+}
 _REFUSED_SCHEDULERS = {
     "EDMEulerScheduler": "it gives the UNet preconditioned noise levels instead of Stable Diffusion's timesteps",
     "DPMSolverSDEScheduler": "its Brownian noise is tied to the whole batch, so a frame would depend on `chunk_size`",
@@ -282,7 +290,10 @@ def encode_pixels(
     `image_range` holds the VAE's input values for black and white. The VAE runs in its own dtype.
     """
     low, high = image_range
-    return vae.encode((low + (high - low) * (pixel_values + 1.0) / 2.0).to(vae.dtype)).latent_dist
+    encoded = vae.encode((low + (high - low) * (pixel_values + 1.0) / 2.0).to(vae.dtype))[0]
+    if isinstance(encoded, torch.Tensor):  # latents, as of AutoencoderTiny: a distribution without variance
+        encoded = DiagonalGaussianDistribution(torch.cat([encoded, encoded], dim=1), deterministic=True)
+    return encoded
 
 
 def encode_reference(
@@ -377,7 +388,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     [`~DreamPosePipeline.load_lora_weights`] and the methods of [`LoraBaseMixin`] act on all three.
 
     Args:
-        vae ([`AutoencoderKL`]): Encodes the photo into latents and decodes latents into frames.
+        vae ([`AutoencoderKL`], or another with latents of its channels, such as [`AutoencoderTiny`]):
+            Encodes the photo into latents and decodes latents into frames.
         unet ([`UNet2DConditionModel`]):
             Denoises the latents of each frame. It takes the latents and the pose window along the channels:
             `latent_channels + 2 * (2 * r + 1)` in all, 14 for five poses.
@@ -443,6 +455,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             image_range=self._resolve_range("image_range", image_range, vae, (-1.0, 1.0)),
             pose_range=self._resolve_range("pose_range", pose_range, unet, (0.0, 1.0)),
         )
+        self._check_settings(*(name for name in ("vae", "unet") if getattr(self, name) is not None))
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         if self.vae is not None and self.unet is not None:
@@ -716,17 +729,31 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         if not all(hasattr(self.scheduler, name) for name in ("add_noise", "scale_model_input", "init_noise_sigma")):
             names = ", ".join(s.name for s in KarrasDiffusionSchedulers if s.name not in _REFUSED_SCHEDULERS)
             raise ValueError(f"`scheduler` must be one of {names}; got {type(self.scheduler).__name__}.")
+        self._check_settings(*_SETTINGS)
         _ = self.pose_radius
-        adapter, vision = self.adapter.config, self.image_encoder.config
+        vision, latent_channels = self.image_encoder.config, self.vae.config.latent_channels
         num_image_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
-        for name, ours, theirs in (
-            ("image_embed_dim", adapter.image_embed_dim, ("`unet`", self.unet.config.cross_attention_dim)),
-            ("image_embed_dim", adapter.image_embed_dim, ("`image_encoder`", vision.hidden_size)),
-            ("num_image_tokens", adapter.num_image_tokens, ("`image_encoder`", num_image_tokens)),
-            ("latent_channels", adapter.latent_channels, ("`vae`", self.vae.config.latent_channels)),
+        for name, setting, other, expected in (
+            ("adapter", "image_embed_dim", "unet", self.unet.config.cross_attention_dim),
+            ("adapter", "image_embed_dim", "image_encoder", vision.hidden_size),
+            ("adapter", "num_image_tokens", "image_encoder", num_image_tokens),
+            ("adapter", "latent_channels", "vae", latent_channels),
+            ("unet", "out_channels", "vae", latent_channels),
         ):
-            if ours != theirs[1]:
-                raise ValueError(f"`adapter` must fit {theirs[0]}: {name} must be {theirs[1]}; got {ours}.")
+            got = getattr(getattr(self, name).config, setting)
+            if got != expected:
+                raise ValueError(f"`{name}` must fit `{other}`: {setting} must be {expected}; got {got}.")
+
+    def _check_settings(self, *names: str) -> None:
+        """Raise a `ValueError` unless the components `names` are of a kind that the pipeline can use."""
+        for name in names:
+            component = getattr(self, name)
+            settings = getattr(component, "config", component)
+            missing = [setting for setting in _SETTINGS[name] if not hasattr(settings, setting)]
+            if missing:
+                raise ValueError(f"`{name}` must have the settings {missing}; got {type(component).__name__}.")
+            if name == "vae" and any(isinstance(layer, nn.Conv3d) for layer in component.modules()):
+                raise ValueError(f"`vae` must encode single pictures, not videos; got {type(component).__name__}.")
 
     def check_size(self, height: int, width: int) -> None:
         """Raise a `ValueError` unless VAE and UNet can downsample `height` and `width` (pixels) without remainder."""
@@ -859,6 +886,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         image_embeds, image_latents = encode_reference(
             pixel_values, self.vae, self.image_encoder, self.feature_extractor, self.config.image_range
         )
+        size = (self.vae.config.latent_channels, *(side // self.vae_scale_factor for side in pixel_values.shape[-2:]))
+        if tuple(image_latents.shape[1:]) != size:
+            got = f"{tuple(image_latents.shape[1:])} from {type(self.vae).__name__}"
+            raise ValueError(f"`vae` must encode these pictures to latents of shape {size}; got {got}.")
         encoder_hidden_states = self.adapter(image_embeds.to(self.adapter.dtype), image_latents.to(self.adapter.dtype))
         return encoder_hidden_states.to(self.unet.dtype), image_latents
 
@@ -925,9 +956,14 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         ]
         return [branch for branch in branches if branch[0] != 0]
 
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode scaled latents `(F, C, h, w)` into frames `(F, 3, H, W)` in `[0, 1]`, float32 on the CPU."""
-        pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
+    def decode_latents(self, latents: torch.Tensor, generator: list[torch.Generator] | None = None) -> torch.Tensor:
+        """Decode scaled latents `(F, C, h, w)` into frames `(F, 3, H, W)` in `[0, 1]`, float32 on the CPU.
+
+        `generator` is for a VAE that draws noise, such as [`ConsistencyDecoderVAE`]: one per frame.
+        """
+        draws = {} if generator is None or not hasattr(self.vae, "decoder_unet") else {"generator": generator}
+        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        pixels = self.vae.decode(latents, return_dict=False, **draws)[0]
         low, high = self.config.image_range
         return ((pixels.float() - low) / (high - low)).clamp(0, 1).cpu()
 
@@ -1125,7 +1161,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
                     # 7. Decode the chunk and move it to the CPU
                     finished = chunk_latents[:num_real]
-                    finished = finished.cpu() if output_type == "latent" else self.decode_latents(finished)
+                    generators = [torch.Generator(draw_device).manual_seed(seeds[index]) for index in chunk[:num_real]]
+                    finished = finished.cpu() if output_type == "latent" else self.decode_latents(finished, generators)
                     if nsfw_content_detected is not None:
                         finished, flags = self.run_safety_checker(finished, device)
                         nsfw_content_detected[b].extend(flags)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from PIL import Image
 
-from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, iuv_to_pose_map
+from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, encode_pixels, iuv_to_pose_map
 from tests.tiny_components import (
     HEIGHT,
     IMAGE_EMBED_DIM,
@@ -228,6 +228,73 @@ def test_image_range_and_pose_range_are_those_of_converted_weights():
         decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
         assert difference(pipe.decode_latents(latents), decoded.clamp(0, 1)) < 1e-6
         assert difference(plain.decode_latents(latents), (decoded / 2 + 0.5).clamp(0, 1)) < 1e-6
+
+
+# Other VAEs
+
+
+def other_vae(name):
+    """Return a tiny VAE of another class, with the latents of `get_dummy_components`."""
+    channels, down, up = (8, 8), ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
+    plain = {"block_out_channels": channels, "down_block_types": down, "up_block_types": up, "latent_channels": 4}
+    sides = {"encoder_block_out_channels": channels, "decoder_block_out_channels": channels}
+    asymmetric = {"down_block_out_channels": channels, "up_block_out_channels": channels}
+    decoder = {"decoder_down_block_types": ("ResnetDownsampleBlock2D",) * 2, "decoder_layers_per_block": 1}
+    decoder |= {"decoder_up_block_types": ("ResnetUpsampleBlock2D",) * 2, "decoder_block_out_channels": (32, 64)}
+    settings = {
+        "AutoencoderKL": {**plain, "norm_num_groups": 2},
+        "VQModel": {**plain, "norm_num_groups": 2},
+        "AutoencoderTiny": {**sides, "num_encoder_blocks": (1, 2), "num_decoder_blocks": (2, 1)},
+        "AsymmetricAutoencoderKL": {**plain, **asymmetric, "norm_num_groups": 2},
+        "ConsistencyDecoderVAE": {**sides, **decoder, "encoder_down_block_types": down, "encoder_norm_num_groups": 2},
+    }[name]
+    if name == "AsymmetricAutoencoderKL":
+        del settings["block_out_channels"]
+    torch.manual_seed(0)
+    return getattr(diffusers, name)(**settings).eval()
+
+
+@pytest.mark.parametrize(
+    "name", ["AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "VQModel"]
+)
+def test_every_vae_with_latents_of_these_channels_works(name):
+    pipe = get_dummy_pipeline(vae=other_vae(name))
+    frames = pipe(**get_dummy_inputs()).frames
+    assert frames.shape == (1, NUM_FRAMES, 3, HEIGHT, WIDTH) and frames.std() > 0.005
+    assert torch.isfinite(frames).all()
+    for chunk_size in (2, 3):  # also a decoder that draws noise
+        assert difference(pipe(**get_dummy_inputs(), chunk_size=chunk_size).frames, frames) < 1e-4
+    latents = pipe(**{**get_dummy_inputs(), "num_inference_steps": 1, "output_type": "latent"}).frames
+    assert latents.shape == (1, NUM_FRAMES, *LATENT_SHAPE)
+
+
+def test_an_encoder_without_a_distribution_gives_its_latents():
+    vae = other_vae("AutoencoderTiny")
+    pixel_values = torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
+    with torch.no_grad():
+        latents = encode_pixels(pixel_values, vae)
+        assert torch.equal(latents.mode(), vae.encode(pixel_values).latents)
+        assert torch.equal(latents.sample(), latents.mode())
+
+
+def test_a_vae_of_another_kind_is_refused_by_name():
+    video = diffusers.AutoencoderKLTemporalDecoder(block_out_channels=(32,))
+    channels = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    deep = diffusers.AutoencoderDC(**channels, encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1))
+    for vae, message in (
+        (video, "`vae` must encode single pictures, not videos; got AutoencoderKLTemporalDecoder"),
+        (deep, r"`vae` must have the settings \['block_out_channels'\]; got AutoencoderDC"),
+        (torch.nn.Linear(1, 1), "`vae` must have the settings .* got Linear"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_dummy_pipeline(vae=vae)
+    small = get_dummy_pipeline()
+    small.vae_scale_factor = 4
+    with pytest.raises(ValueError, match=r"`vae` must encode these pictures to latents of shape \(4, 8, 6\); got"):
+        small(**get_dummy_inputs(), num_inference_steps=1)
+    with pytest.raises(ValueError, match="`unet` must fit `vae`: out_channels must be 4; got 8"):
+        config = {**get_unet().config, "out_channels": 8}
+        get_dummy_pipeline(unet=diffusers.UNet2DConditionModel.from_config(config))(**get_dummy_inputs())
 
 
 # Batches, chunks and frames
