@@ -2,9 +2,10 @@
 
 import importlib.util
 
-from training.options.command import how_to_install
+from training.options.command import hide_broken_torchvision, how_to_install
 
 
 for package in ("datasets", "torchmetrics"):
     if importlib.util.find_spec(package) is None:
-        raise SystemExit(how_to_install(package, "training"))
+        raise SystemExit("error: " + how_to_install(package, "training"))
+hide_broken_torchvision()  # before a benchmark imports other libraries

@@ -21,7 +21,9 @@ def run_script(
     errors: tuple[type[Exception], ...] = (ValueError,),
 ) -> None:
     """Run a script from the command line. One of `errors`, or Ctrl-C, ends it with a single line."""
-    kept = "The same command, with `--resume` if it has this option, continues with the finished parts that it keeps."
+    kept = (
+        "Parts that the script had finished and stored are kept: run the same command, with `--resume` if it has it."
+    )
     with ending_in_one_line(kept, errors=errors):
         main(parse_args())
 

@@ -99,9 +99,25 @@ def by_module(paths):
     return pytest.mark.parametrize("path", paths, ids=module_name)
 
 
+def folder_of(name):
+    """Return the entry of `ROWS` that holds a module of the project, and `None` for a library."""
+    folders = {folder for row in ROWS for folder in row}
+    while name not in folders and "." in name:
+        name = name.rpartition(".")[0]
+    return name if name in folders else None
+
+
 def upward_imports(name, tree):
-    """Return the imports of a module that run up the column."""
-    return [found for found in imports_of(tree) if row_of(found) is not None and row_of(found) > row_of(name)]
+    """Return the imports of a module that run up the column, or across to another folder of the same row."""
+    own = row_of(name), folder_of(name)
+    imports = [found for found in imports_of(tree) if row_of(found) is not None and found != "training"]
+    return [found for found in imports if row_of(found) >= own[0] and folder_of(found) != own[1]]
+
+
+def test_every_folder_has_a_row_and_the_others_are_entry_points():
+    assert {f"training.{room.name}" for room in ROOMS} == {f for row in ROWS for f in row if f.startswith("training.")}
+    alone = [path for path in TRAINING if path.parent.name == "training" and path.name != "__init__.py"]
+    assert all(is_entry_point(tree_of(path)) for path in alone), "a module that is no entry point belongs in a folder"
 
 
 @by_module(PROJECT)
@@ -118,6 +134,8 @@ def test_an_import_that_runs_up_is_found():
     tree = ast.parse("def f():\n    from training.hub.repositories import load_pipeline")
     assert upward_imports("training.data.samples", tree)
     assert upward_imports("training.hub.model_card", tree) == upward_imports("training.train", tree) == []
+    assert upward_imports("training.models.lora", ast.parse("from training.options.fields import check")), "across"
+    assert not upward_imports("training.models.lora", ast.parse("from training.models.denoiser import Denoiser"))
 
 
 def test_modules_of_a_room_import_each_other_in_no_circle():

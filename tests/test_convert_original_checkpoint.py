@@ -25,6 +25,7 @@ from tests.tiny_components import (
     get_unet,
 )
 from training import convert_original_checkpoint
+from training.models import conversion
 from training.models.conversion import convert_checkpoints, find_pose_radius, read_checkpoint
 
 
@@ -580,3 +581,7 @@ def test_bad_subjects(bases, converted, release, tmp_path):
     with pytest.raises(ValueError, match="`unet` must hold the weights of this UNet.*missing: conv_out.bias"):
         extract(words, converted, anna)
     assert not anna.exists()
+
+
+def test_the_ranges_are_those_of_the_conversion():
+    assert convert_original_checkpoint.RANGES == tuple(conversion.RANGES)

@@ -1,6 +1,7 @@
 """A wheel works without the checkout, and a broken torchvision hurts nothing but what needs it."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -62,13 +63,38 @@ def test_a_wheel_has_the_presets_and_the_card_templates(installed, tmp_path):
     assert "DreamPose" in (tmp_path / "model" / "README.md").read_text()
 
 
-def test_a_broken_torchvision_is_ignored(tmp_path):
+BROKEN = {
+    # A command -> the last line that it prints if torchvision does not disturb it.
+    f"animate.py --model {TINY} --image {SAMPLE}/photo.png --poses {SAMPLE}/poses --num_inference_steps 1"
+    " --device cpu --output video.gif": "video.png",
+    "training/train.py --train_data /none": "a pipeline's folder or Hub id",
+    "training/finetune.py --max_train_steps 1": "`pretrained_model_name_or_path` must be",
+    f"training/evaluation.py --model {TINY} --dataset none": "The data set must be",
+    "training/convert_original_checkpoint.py --unet none.pth --adapter none.pth --output_dir out": "an existing file",
+    "-m benchmarks.claims.guidance --num_clips 0": "`num_clips` must be at least 2",
+    "-c 'from diffusers.utils import load_image; from pipeline_dreampose import DreamPosePipeline as P;"
+    f' print(P.from_pretrained("{TINY}").name_or_path)\'': str(TINY),
+}
+
+
+@pytest.mark.parametrize(
+    "command", BROKEN, ids=lambda command: command.split()[0].strip("-") + command.split()[1][:12]
+)
+def test_a_broken_torchvision_is_ignored(command, tmp_path):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    words = ["--model", TINY, "--image", SAMPLE / "photo.png", "--poses", SAMPLE / "poses", "--device", "cpu"]
-    words += ["--num_inference_steps", "1", "--output", tmp_path / "video.gif"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    metadata = tmp_path / "torchvision-0.27.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.27.0\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "HF_HUB_OFFLINE": "1"}
+    script, *words = shlex.split(command)
+    script = script if script.startswith("-") else str(ROOT / script)
     process = subprocess.run(
-        [sys.executable, ROOT / "animate.py", *map(str, words)], capture_output=True, text=True, env=environment
+        [sys.executable, script, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
-    assert process.returncode == 0 and "Traceback" not in process.stderr
+    assert "Traceback" not in process.stderr
     assert "torchvision is ignored because it does not fit torch" in process.stderr
+    assert BROKEN[command] in process.stdout + process.stderr

@@ -23,6 +23,7 @@ from tests.hub_server import TOKEN, Hub
 from tests.launch import ROOT, launch_two_processes
 from tests.tiny_components import get_dummy_components
 from training import prepare_ubc_fashion, train
+from training.data import ubc_fashion
 from training.data.ubc_fashion import read_video_ids
 from training.hub import publishing
 from training.media.pictures import write_video
@@ -70,9 +71,7 @@ def test_the_data_set_and_the_report(inputs, undisturbed, capsys):
     expected = [(name, k) for index, name in enumerate(train) for k in range(5 + index)]
     assert sorted((row["video_id"], row["frame_index"]) for row in rows["train"]) == sorted(expected)
     assert {row["video_id"] for row in rows["test"]} == set(test)
-    prepare_ubc_fashion.main(
-        parse("--output_dir", undisturbed, *inputs)
-    )  # prints only the report
+    prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs))  # prints only the report
     printed = capsys.readouterr().out
     assert "6 clips, prepared by 1 process" in printed and "train: 4 clips, 26 frames, 4 of them filled" in printed
     assert f"dropped {read_video_ids('test')[1]}: `frames` must show a person" in printed
@@ -226,6 +225,10 @@ def test_a_push_that_fails_loses_nothing(inputs, undisturbed, loopback, monkeypa
     with pytest.raises(ValueError, match=message):
         prepare_ubc_fashion.main(options)
     assert len(rows_of(undisturbed)["train"]) == 26
+
+
+def test_the_splits_are_those_of_the_data_set():
+    assert prepare_ubc_fashion.SPLITS == ubc_fashion.SPLITS
 
 
 def test_bad_input_is_one_clear_error(inputs, undisturbed, tmp_path, capsys):

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Convert the authors' released checkpoints to a pipeline, or those of one subject to a LoRA on such a pipeline.
+r"""Convert the authors' released checkpoints to a pipeline, or those of one subject to a LoRA on such a pipeline.
 
 python training/convert_original_checkpoint.py --unet unet_epoch_20.pth --adapter adapter_20.pth --output_dir dreampose
 python training/convert_original_checkpoint.py --unet unet_epoch_499.pth --adapter adapter_499.pth \

@@ -104,7 +104,7 @@ def main(options: argparse.Namespace) -> dict:
     moved = [moved for record in records for moved in record.moved]
     results |= {"share_moved": sum(moved) / len(moved) if moved else None, "notes": learned.notes}
     results |= {"settings": asked, **figures.describe_pipeline(pipe), "num_processes": state.num_processes}
-    # In these seconds; a resumed evaluation measures only the remaining clips.
+    # `seconds` is the time for `num_measured` clips; a resumed evaluation measures only the remaining ones.
     results |= {"num_measured": num_measured, "seconds": round(time.perf_counter() - start, 1)}
     shown = range(min(options.num_pictures, len(clips)))
     pictures = [clips[i] for i in shown], [records[i] for i in shown]

@@ -20,10 +20,11 @@ from benchmarks.scripts import package_versions, run_script
 from training.hub.repositories import load_pipeline
 from training.media.animation import model_digest
 from training.media.settings_file import has_settings, write_json
+from training.options.command import CommandParser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--model", default="model_card/tiny", help="pipeline that gives the encoders; noise is compared on it")
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from pipeline_dreampose import DreamPosePipeline
 from training.data.frame_pairs import FramePairs, LatentShape
@@ -62,7 +63,7 @@ def encoders_of(pipe: DreamPosePipeline) -> FrameEncoders:
 
 def arm_settings(pipe: DreamPosePipeline) -> dict[str, Any]:
     """Return everything that all arms depend on, apart from the options: encoders, schedule, arms and drawing."""
-    facts = {"encoders": encoders_of(pipe).facts(), "schedule": SCHEDULE.read_text(), "arms": ARMS}
+    facts = {"encoders": encoders_of(pipe).facts(), "schedule": yaml.safe_load(SCHEDULE.read_text()), "arms": ARMS}
     drawing = str(ProceduralFashion.BUILDER_CONFIGS[0].version)
     return facts | {"scales": SCALES, "unet_channels": UNET_CHANNELS, "drawing": drawing}
 

@@ -30,11 +30,11 @@ class Claim:
 
 
 CAPTION = (
-    "First side minus second, ± one standard error over clips (of stage 2: subjects); L1, hem L1 and flicker are"
-    " better where they fall. **Bold** decides, with the mean of each seed in brackets: *confirmed* wants two standard"
-    " errors and each seed on the same side. Two trained pairs are few, so a difference that is small beside that of"
-    " the seeds is no more than an indication. The paper's figures are levels, of the first side and of the second,"
-    " after stage 2; the arms here are of stage 1."
+    "Difference of the two sides, first minus second, ± one standard error over clips (in stage 2: over subjects)."
+    " Lower L1, hem L1 and flicker are better. The **bold** metric decides; the mean of each seed is in brackets."
+    " *Confirmed* needs two standard errors, and the same sign in each seed. Two seeds are few, so a difference that"
+    " is small compared with that between the seeds is only an indication. The paper's figures are the values of the"
+    " first and the second side after stage 2; the arms here are of stage 1."
 )
 FULL, ONE_POSE = ("full", "guided"), ("one_pose", "guided")
 STAGE_TWO = "stage 2 of the small model, `benchmarks/subjects/gains.py`"

@@ -28,6 +28,7 @@ from training.metrics.baselines import measure
 from training.metrics.clips import Clip
 from training.metrics.frames import mean_and_standard_error
 from training.options.clips import add_clip_options
+from training.options.command import CommandParser
 
 
 SCALES = [0.0, 1.0, 2.0, 3.0, 5.0, 8.0]
@@ -35,7 +36,7 @@ METRICS = {"psnr": 2, "silhouette_iou": 3}  # digits in the heat maps; the silho
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--model", default="model_card/tiny", help="pipeline folder or Hub id")
     add_clip_options(parser, split="validation", num_clips=8, frames_per_clip=2)
@@ -45,8 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="cpu")
     add("--scale", type=int, default=2, help="factor by which the pictures are enlarged")
     add("--resume", action="store_true", help="keep the pairs that a stopped run measured")
-    output = "JSON file; two PNG files are written next to it"
-    add("--output", type=Path, default=Path(__file__).with_suffix(".json"), help=output)
+    add("--output", type=Path, default=Path(__file__).with_suffix(".json"), help="JSON; two PNGs are put next to it")
     return parser.parse_args(argv)
 
 

@@ -27,6 +27,7 @@ from training.metrics.baselines import to_tensor
 from training.metrics.clips import Clip
 from training.metrics.frames import mean_and_standard_error, psnr
 from training.options.clips import add_clip_options
+from training.options.command import CommandParser
 
 
 SCHEDULERS = {  # name -> class, changes to the model's scheduler settings
@@ -40,7 +41,7 @@ DEFAULT = ["DDIM", "PNDM", "DPM-Solver++", "UniPC"]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--model", default="model_card/tiny", help="pipeline folder or Hub id")
     add_clip_options(parser, split="validation", num_clips=8, frames_per_clip=2)

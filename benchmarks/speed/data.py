@@ -25,10 +25,11 @@ from benchmarks.speed.data_layouts import (
     write_rows,
 )
 from training.media.settings_file import write_json
+from training.options.command import CommandParser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--frames", type=Path, required=True, help="folder of one clip's frames")
     add("--iuv", type=Path, required=True, help="folder of their IUV pictures, with the same names")

@@ -16,10 +16,11 @@ import torch
 from benchmarks.scripts import machine_facts, package_versions, run_script
 from benchmarks.speed.sampling_procedures import SIZES, build_pipeline, build_runs, measure_lengths, measure_runs
 from training.media.settings_file import write_json
+from training.options.command import CommandParser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--size", choices=SIZES, default="half")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -22,6 +22,7 @@ from benchmarks.speed.training_procedures import build_trained, measure_steps, r
 from training.engine.devices import check_bitsandbytes
 from training.engine.precision import held_in
 from training.media.settings_file import write_json
+from training.options.command import CommandParser
 
 
 SETTINGS = ((1, True), (1, False), (4, True))  # batch size, 8-bit Adam
@@ -29,7 +30,7 @@ NUM_STEPS = 4
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__)
     output = Path(__file__).with_name("training_memory_full_cuda.json")
     parser.add_argument("--output", type=Path, default=output, help="JSON, by default next to this script")
     return parser.parse_args(argv)

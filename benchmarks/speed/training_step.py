@@ -32,10 +32,11 @@ from benchmarks.speed.training_procedures import (
 )
 from training.engine.precision import held_in, weight_dtype
 from training.media.settings_file import write_json
+from training.options.command import CommandParser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add, device = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
     add("--size", choices=SIZES, default="half")
     add("--device", choices=("cpu", "cuda", "mps"), default=device)

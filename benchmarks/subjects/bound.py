@@ -35,6 +35,7 @@ from training.metrics.baselines import measure, to_tensor
 from training.metrics.frames import mean_and_standard_error
 from training.metrics.warping import UV_TOLERANCE, match_surface, warp_photo
 from training.models.base_pipeline import load_subject_base
+from training.options.command import CommandParser
 
 
 METRICS = ("psnr", "ssim", "l1", "foreground_psnr")
@@ -42,7 +43,7 @@ NUM_PHOTOS = (1, 4)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add_subject_options(parser, Path("runs/subject_bound"))
     return parser.parse_args(argv)
 

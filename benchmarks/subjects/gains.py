@@ -28,6 +28,7 @@ from benchmarks.subjects.trials import add_subject_options
 from training.media.charts import line_chart
 from training.media.pictures import picture_grid
 from training.media.settings_file import write_json
+from training.options.command import CommandParser
 from training.options.subject import METHOD_OPTIONS
 
 
@@ -46,7 +47,7 @@ CURVES = {  # phase -> title, and the group and metric of each curve
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add_subject_options(parser, Path("runs/subjects"))
     add = parser.add_argument
     add("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4])

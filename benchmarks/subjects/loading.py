@@ -19,11 +19,12 @@ from benchmarks.speed.sampling_procedures import SIZES, build_pipeline, timed
 from pipeline_dreampose import DreamPosePipeline
 from training.media.settings_file import write_json
 from training.models.lora import attached_lora, build_lora_configs, collect_lora, write_subject_file
+from training.options.command import CommandParser
 from training.options.subject import LoraOptions
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--num_subjects", type=int, default=4, help="number of loaded subjects, 2 or more")
     parser.add_argument("--device", default="cpu", help="device of the base")

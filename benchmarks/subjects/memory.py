@@ -26,12 +26,13 @@ from benchmarks.speed.sampling_procedures import SIZES
 from benchmarks.subjects.memory_counting import Setting, count_setting, measure_setting
 from training.engine.devices import check_bitsandbytes
 from training.media.settings_file import write_json
+from training.options.command import CommandParser
 from training.options.parsing import option_values
 from training.options.subject import LoraOptions, SubjectOptions, SubjectTrainOptions
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--device", choices=("meta", "cuda", "cpu"), default="meta", help="meta counts, cuda measures")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps to measure in each phase")

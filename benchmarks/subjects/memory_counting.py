@@ -121,7 +121,7 @@ class LiveBytes(TorchDispatchMode):
 def saved_for_backward(exclude: Iterable[torch.Tensor]) -> Iterator[dict[int, int]]:
     """Record the storages that autograd saves: key of a storage -> its bytes, each once, without those of `exclude`.
 
-    For a checkpoint, only its inputs are seen, because it computes the rest again.
+    Under checkpointing only its inputs count; the rest is recomputed.
     """
     excluded, saved, alive = {_key(tensor) for tensor in exclude}, {}, []
 

@@ -31,6 +31,7 @@ from benchmarks.subjects.trials import add_subject_options
 from training.media.charts import line_chart
 from training.media.pictures import picture_grid
 from training.media.settings_file import write_json
+from training.options.command import CommandParser
 from training.options.parsing import option_values
 from training.options.subject import METHOD_OPTIONS
 
@@ -39,7 +40,7 @@ CURVES = {"other poses": "foreground_psnr", "the photos' own poses": "own_pose_f
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add_subject_options(parser, Path("runs/subjects"))
     add = parser.add_argument
     add("--num_photos", type=int, choices=range(1, 5), default=1)

@@ -53,9 +53,10 @@ from training.options.clips import RULES, check_clip_options
     ],
 )
 def test_refusals_come_first(script, words, message, monkeypatch, tmp_path):
-    for name in ("default_size", "load_clips", "load_pipeline"):
-        for module in (evaluation, clip_sampling, repositories, clips):
-            monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("something was loaded"), raising=False)
+    used = [(clip_sampling, name) for name in ("default_size", "load_clips", "load_pipeline")]
+    used += [(repositories, "default_size"), (repositories, "load_pipeline"), (clips, "load_clips")]
+    for module, name in used:
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("something was loaded"))
     options = script.parse_args(["--model", "none", "--output", str(tmp_path / "output"), *words.split()])
     with pytest.raises(ValueError, match=message):
         script.main(options)

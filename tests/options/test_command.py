@@ -20,6 +20,11 @@ from training.options.command import CommandParser, run_command
 TRAINERS = {"train": train, "finetune": finetune, "train_encoders": train_encoders}
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+
+
 def help_of(entry_point, capsys, *words):
     with pytest.raises(SystemExit) as stopped:
         entry_point.parse_args([*words, "--help"])
@@ -40,7 +45,8 @@ def test_options_are_spelt_with_underscores_or_hyphens(words):
     parser = CommandParser()
     parser.add_argument("--a_b", type=int)
     parser.add_argument("--c_d")
-    assert vars(parser.parse_args(words)) == {"a_b": 1, "c_d": "-x-y"}
+    parser.add_argument("rest", nargs="*")
+    assert vars(parser.parse_args([*words, "--", "--e-f"])) == {"a_b": 1, "c_d": "-x-y", "rest": ["--e-f"]}
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -107,10 +113,12 @@ def test_a_missing_package_ends_in_one_line_that_names_the_extra(extra, target, 
     )
 
 
-def test_a_module_of_the_project_that_is_missing_is_a_fault_of_ours(monkeypatch):
+@pytest.mark.parametrize("name", ["training.absent", "somebody_s_remote_code"])
+def test_another_missing_module_keeps_its_traceback(name, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["command.py"])
+    monkeypatch.setattr(command, "spare_busy_cores", lambda: None)
     with pytest.raises(ModuleNotFoundError):
-        run_command(lambda: None, fail_with(ModuleNotFoundError("", name="training.absent")), "")
+        run_command(lambda: None, fail_with(ModuleNotFoundError("", name=name)), "")
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
@@ -129,6 +137,25 @@ def test_idle_threads_sleep_unless_the_user_configured_openmp(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command.spare_busy_cores()
     assert "OMP_WAIT_POLICY" not in os.environ
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["training/train.py", "training/extract_poses.py"])
+def test_openmp_is_configured_before_torch_is_imported(script, tmp_path):
+    """A hook on torch's library records the setting that OpenMP reads at that moment."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "class Hook:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch._C': print('policy', os.environ.get('OMP_WAIT_POLICY'))\n"
+        "sys.meta_path.insert(0, Hook())\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "HF_HUB_OFFLINE": "1"}
+    words = ["--train_data", "/none"] if "train.py" in script else ["--input", "/none", "--output_dir", "out"]
+    command = [sys.executable, str(ROOT / script), *words]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert process.stdout.splitlines()[0] == "policy PASSIVE", process.stderr
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def shown_box(
     ratios = [side / canvas_side for side, canvas_side in zip(size, canvas)]
     unit = max(ratios) if fit == "whole" else min(ratios)
     unit *= min_crop_scale + (1 - min_crop_scale) * draws[0]
-    # As much of the picture as the canvas holds. No box leaves the picture: outside, poses end and colours repeat.
+    # The largest box inside the picture: outside it there are no poses, and colours would repeat.
     width, height = (max(1, min(limit, round(side * unit))) for side, limit in zip(canvas, size))
     left, top = (int(draw * (limit - side) + 0.5) for draw, side, limit in zip(draws[1:], (width, height), size))
     return left, top, left + width, top + height
@@ -73,7 +73,7 @@ def _pixels_of_cells(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return row and column of the pixel shown by each latent cell, and whether the cell shows a pixel of the part."""
     columns, rows = torch.meshgrid(*(torch.arange(1.0, side + 1) for side in box_size), indexing="xy")
-    # Fitting the pixels' own numbers like a pose map tells where each pixel ends up; 0 marks cells outside the part.
+    # Fit the pixels' numbers like a pose map to see which pixel each cell shows; 0 is outside the part.
     maps = fit_pose_maps(torch.stack([rows, columns])[None], canvas[1], canvas[0])
     numbers = resize_pose_maps(maps, cells[1], cells[0])[0].long().numpy()
     return (*np.maximum(numbers - 1, 0), numbers[0] > 0)

@@ -179,6 +179,9 @@ class EndlessFrameStream(IterableDataset):
 
 def take_videos(stream: datasets.IterableDataset, num_videos: int) -> datasets.Dataset:
     """Read the rows of the first videos of a stream into memory."""
-    videos = itertools.groupby(stream.select_columns(list(FEATURES)).decode(False), key=itemgetter("video_id"))
-    rows = [row for _, video in itertools.islice(videos, num_videos) for row in video]
-    return datasets.Dataset.from_list(rows, features=FEATURES)
+    videos = {}
+    for row in stream.select_columns(list(FEATURES)).decode(False):
+        if row["video_id"] not in videos and len(videos) == num_videos:
+            break
+        videos.setdefault(row["video_id"], []).append(row)
+    return datasets.Dataset.from_list([row for rows in videos.values() for row in rows], features=FEATURES)

@@ -77,7 +77,7 @@ def find_latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
             return path
         logger.warning(f"Skipping the broken checkpoint {path} ({faults[path]}).")
     if faults:
-        # A killed run leaves no broken folder of this name, so a disk or a copy failed. A new run would empty the log.
+        # A kill leaves no broken folder of this name, so a disk or a copy failed. Starting anew would empty the log.
         path, fault = next(iter(faults.items()))
         raise ValueError(
             "`output_dir` must hold a whole checkpoint or none at all to resume from the latest, got only broken ones,"

@@ -129,16 +129,16 @@ def train(
         RuntimeError: If the loss stays non-finite or a checkpoint cannot be written. Earlier ones are untouched.
         TrainingInterrupted: After SIGTERM or SIGINT, once the step is finished and its checkpoint is written.
     """
-    settings = SimpleNamespace(**locals())  # all arguments by name
+    settings = SimpleNamespace(**locals())  # all arguments by name; this must stay the first statement
     for name in COUNTS:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError("`module` must have parameters that require gradients, got none.")
     checkpoint = resolve_checkpoint(output_dir, resume_from_checkpoint)
     module.to(accelerator.device)  # before the optimizer is built over its parameters
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError("`module` must have parameters that require gradients, got none.")
     adam = ((adam_beta1, adam_beta2), adam_weight_decay, adam_epsilon, use_8bit_adam)
     torch_optimizer = build_optimizer(trained, learning_rate, *adam, optimizer)
     accelerator.gradient_accumulation_steps = gradient_accumulation_steps

@@ -48,7 +48,7 @@ class Muon(torch.optim.AdamW):
     """
 
     def __init__(self, params, lr: float, betas=(0.95, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2):
-        # Never `fused`: a gradient scaler passes overflows on to fused optimizers, and matrices would step by them.
+        # Never `fused`: a gradient scaler leaves overflows to fused optimizers, which would spoil the matrices.
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     @torch.no_grad()

@@ -315,7 +315,7 @@ def explain_push(argument: str, repo_id: str, advice: str) -> Iterator[None]:
 
 
 def _is_broken_connection(error: BaseException) -> bool:
-    """Tell whether no answer came: an error of the client, or its message after another thread's error closed it."""
+    """Tell whether the Hub did not answer: a client error, or a client closed by another thread's failure."""
     is_clients = any(base.__module__.startswith("httpx") for base in type(error).__mro__)  # httpx or its successor
     is_closed = isinstance(error, RuntimeError) and "client has been closed" in str(error)
     return is_clients or is_closed or isinstance(error, ConnectionError | TimeoutError)

@@ -15,8 +15,8 @@ from training.metrics.frames import background_color
 
 
 # A point counts as unseen if no pixel of the photo is within this distance in (U, V), both in [0, 1]. In small
-# pictures a limb is five pixels wide, so neighbours lie 0.1 apart; of drawn figures that hardly moved, 0.15 leaves 1 %
-# unseen.
+# pictures a limb is five pixels wide, so neighbours are 0.1 apart. On drawn figures that hardly moved, 0.15 marks 1 %
+# as unseen.
 UV_TOLERANCE = 0.15
 # Charts of the two sides of a limb: front, back, and whether U and V of one are 1 minus those of the other.
 SIDES = (

@@ -74,7 +74,7 @@ def read_checkpoint(path: Path, part: str) -> dict[str, torch.Tensor]:
 
 
 def _rename(name: str, tensor: torch.Tensor, part: str) -> tuple[str, torch.Tensor]:
-    """Return name and shape of a weight of the release as this project has them."""
+    """Translate the name and shape of a release's weight into this project's."""
     name = re.sub(r"^(module\.)+", "", name)
     if part == "adapter":
         layer, dot, kind = name.partition(".")

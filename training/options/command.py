@@ -1,14 +1,16 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What all entry points share: the parser's habits, and how a command starts and ends.
+"""Command line of all entry points: parser, help, start and end.
 
 An entry point imports torch and diffusers inside `main`, so that `--help` and a mistyped option answer at once.
 """
 
 import argparse
 import importlib
+import importlib.metadata
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,15 +18,18 @@ from pathlib import Path
 from typing import Any
 
 
-# Of a trainer, for `run_command`.
+# Packages that `setup.cfg` installs, by the names of their modules.
+PACKAGES = {"accelerate", "av", "datasets", "diffusers", "huggingface_hub", "jinja2", "numpy", "peft", "PIL"}
+PACKAGES |= {"safetensors", "torch", "torchmetrics", "tqdm", "transformers", "yaml"}
+# A trainer's text after Ctrl-C.
 CHECKPOINTS_KEPT = "The checkpoints are kept. The same command with `--resume_from_checkpoint latest` resumes."
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Show each option once, by its first spelling, with its default if it has one."""
+    """Show each option once, with its default if it has one."""
 
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=34, width=110)
+        super().__init__(prog, max_help_position=34, width=min(110, shutil.get_terminal_size().columns))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         takes_no_value = action.nargs == 0 or (action.nargs == "?" and action.const is True)
@@ -49,12 +54,13 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         """Parse arguments after writing `--a-b` as `--a_b`."""
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([with_underscores(word) for word in words], namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args([*map(with_underscores, words[:end]), *words[end:]], namespace)
 
 
 def with_underscores(word: str) -> str:
-    """Return an option's word with underscores in its name; its value, and other words, stay as they are."""
+    """Replace the hyphens in an option's name: `--a-b=c-d` becomes `--a_b=c-d`. Other words do not change."""
     return re.sub(r"^--\w[\w-]*", lambda match: "--" + match[0][2:].replace("-", "_"), word)
 
 
@@ -65,10 +71,10 @@ def run_command(
 
     `kept` and `extra` are those of [`ending_in_one_line`].
     """
+    spare_busy_cores()
     with ending_in_one_line(kept, extra):
         options = parse_args()
-        spare_busy_cores()
-        importlib.import_module("pipeline_dreampose")  # hides a broken torchvision before other modules meet it
+        hide_broken_torchvision()
         main(options)
 
 
@@ -92,7 +98,7 @@ def ending_in_one_line(
         raise SystemExit(f"{name}: error: {error}") from None
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in ("", "animate", "benchmarks", "pipeline_dreampose", "training"):
+        if package not in PACKAGES:
             raise
         raise SystemExit(f"{name}: error: {how_to_install(package, extra)}") from None
     except KeyboardInterrupt:
@@ -105,6 +111,26 @@ def how_to_install(package: str, extra: str | None) -> str:
     """Return the line for a package that is not installed."""
     target = f'".[{extra}]"' if extra else "."
     return f"the package {package!r} is not installed. Install what this command needs: pip install -e {target}"
+
+
+def hide_broken_torchvision() -> None:
+    """Hide a torchvision that does not fit torch from all libraries, before they are imported. All work without it.
+
+    `pipeline_dreampose` hides the module. torchmetrics reads the metadata of the distribution instead.
+    """
+    importlib.import_module("pipeline_dreampose")
+    if sys.modules.get("torchvision", sys) is None and not isinstance(sys.meta_path[0], _WithoutTorchvision):
+        sys.meta_path.insert(0, _WithoutTorchvision())
+
+
+class _WithoutTorchvision(importlib.metadata.DistributionFinder):
+    def find_spec(self, name, path=None, target=None) -> None:
+        return None
+
+    def find_distributions(self, context):
+        if context.name == "torchvision":
+            raise importlib.metadata.PackageNotFoundError("torchvision")
+        return ()
 
 
 def spare_busy_cores() -> None:

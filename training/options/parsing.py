@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
-from training.options.command import CommandParser, with_underscores
+from training.options.command import CommandParser, hide_broken_torchvision, with_underscores
 
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ def parse(
     if {"-h", "--help"} & set(flags):
         parser.set_defaults(**vars(parser.parse_known_args(arguments)[0]))  # those of the preset and the file
     parser.parse_args([*arguments, *flags])  # refuses unknown options before any value is checked
+    hide_broken_torchvision()  # checks of values import torch and diffusers
     # Without `look_for_args_file=False` a file next to the script would be read silently.
     *options, _ = parser.parse_args_into_dataclasses([*arguments, *flags], look_for_args_file=False)
     return tuple(options)

@@ -17,7 +17,7 @@ class TrainOptions:
     output_dir: str = option("output", "Folder for checkpoints, logs, options and the finished weights.")
     num_train_epochs: int = option(5, "Number of passes over the data set if `max_train_steps` is `none`.")
     max_train_steps: int | None = option(
-        None, "Number of optimizer steps. It overrides `num_train_epochs`. 0 only writes the widened pipeline."
+        None, "Number of optimizer steps. It overrides `num_train_epochs`. With 0, stage 1 only widens the pipeline."
     )
     train_batch_size: int = option(4, "Samples per batch on each process.")
     gradient_accumulation_steps: int = option(1, "Batches per optimizer step.")

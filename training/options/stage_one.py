@@ -130,7 +130,7 @@ class ObjectiveOptions:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """Validation: what is sampled every `validation_steps` steps."""
+    """Validation: held-out pairs and a clip, every `validation_steps` steps."""
 
     num_validation_pairs: int = option(16, "Number of held-out frames for L1, PSNR and SSIM.")
     num_validation_frames: int = option(16, "Number of animated frames of the held-out clip.")

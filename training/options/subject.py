@@ -143,7 +143,7 @@ class SubjectTrainOptions(TrainOptions):
 
 @dataclass(frozen=True)
 class SubjectSampleOptions:
-    """Samples: the photos' poses without and with the subject, written to `OUTPUT/before_after.png`."""
+    """Samples: the photos' poses rendered without and with the subject, in `OUTPUT/before_after.png`."""
 
     sample_inference_steps: int = option(10, "Denoising steps of these pictures; 0 draws none.")
     hub_sample: bool = option(

@@ -33,15 +33,20 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 import torch
+from diffusers.utils import import_utils
+from transformers.utils import is_torchvision_available, is_torchvision_v2_available
 
 
-# transformers imports torchvision if it is installed, and fails with an obscure error if that is a build for another
-# torch. It works without torchvision, so a broken one is hidden from it.
+# diffusers and transformers import torchvision if it is installed, and fail with an obscure error if it is a build for
+# another torch. They work without torchvision, so a broken one is hidden from them.
 try:
     if importlib.util.find_spec("torchvision"):
         importlib.import_module("torchvision")
-except (ImportError, OSError, RuntimeError) as error:
+except Exception as error:  # a broken build may raise anything
     sys.modules["torchvision"] = None
+    import_utils._torchvision_available = False  # diffusers and transformers may have asked before
+    is_torchvision_available.cache_clear()
+    is_torchvision_v2_available.cache_clear()
     warnings.warn(f"torchvision is ignored because it does not fit torch {torch.__version__}: {error}")
 
 import torch.nn.functional as F

@@ -50,7 +50,7 @@ def test_only_what_was_measured_is_judged():
     assert (own["mean"], decoder["mean"]) == (0.5, 0.125)
     assert rows[0]["verdict"] == "confirmed" and rows[1]["verdict"] == "not decided at this size"
     *_, line, _, caption = format_table(rows).strip().splitlines()
-    assert caption.startswith("First side minus second")
+    assert caption.startswith("Difference of the two sides")
     assert line.startswith("| the VAE's decoder trained too") and "| **+0.1250 ± 0.1250** | +0.0000 ± 0.0000 |" in line
 
 
