@@ -24,6 +24,7 @@ from training.engine.checkpoints import (
     restore_tensors,
     rotate_checkpoints,
     save_checkpoint,
+    starting_state,
 )
 
 
@@ -167,7 +168,7 @@ def test_a_mount_may_refuse_to_sync_folders_but_not_files(tmp_path, monkeypatch,
         (lambda path: (path / "model.safetensors").unlink(), "FileNotFoundError"),
         (lambda path: (path / "state.json").unlink(), "FileNotFoundError"),
         (lambda path: (path / "state.json").write_text("{"), "JSONDecodeError"),
-        (lambda path: (path / "state.json").write_text("[]"), "TypeError"),
+        (lambda path: (path / "state.json").write_text("[]"), "state.json must hold one object, got []"),
         (scramble_file, "SafetensorError"),
     ],
 )
@@ -289,3 +290,86 @@ def test_state_is_plain_json(tmp_path):
     state = json.loads((path / "state.json").read_text())
     assert state["global_step"] == 5 and state["note"] == "kept"
     assert state["files"] == {"model.safetensors": (path / "model.safetensors").stat().st_size}
+
+
+def flip_bit(file, position=-1):
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_is_found_and_the_next_older_checkpoint_offered(tmp_path, caplog):
+    """The size stays and safetensors reads the file: only the hash tells that a weight has changed."""
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    flip_bit(newer / "model.safetensors")
+    assert "model.safetensors has changed since it was written" in find_checkpoint_fault(newer)
+    assert find_latest_checkpoint(tmp_path) == older and str(newer) in caplog.text
+    with pytest.raises(ValueError, match=f"000002 .model.*has changed.* The next older whole checkpoint is {older}"):
+        resolve_checkpoint(tmp_path, newer)
+    with pytest.raises(ValueError, match="`path` must be a whole checkpoint, got .*has changed"):
+        load_checkpoint(newer)
+    assert resolve_checkpoint(tmp_path, older) == older, "the broken one is not in the way"
+    flip_bit(older / "model.safetensors")
+    with pytest.raises(ValueError, match=r"has changed since it was written, by its sha256\)\.$"):
+        resolve_checkpoint(tmp_path, newer)
+
+
+def test_every_bit_of_the_state_that_changes_a_value_is_found(tmp_path):
+    path = save(tmp_path, 1)
+    file = path / "state.json"
+    content, state = file.read_bytes(), load_checkpoint(path)[1]
+    for position in range(len(content)):
+        file.write_bytes(content)
+        flip_bit(file, position)
+        try:
+            is_changed = json.loads(file.read_bytes()) != state
+        except ValueError:
+            is_changed = True
+        is_unhashed = is_changed and b'"sha256"' not in file.read_bytes()
+        assert (find_checkpoint_fault(path) is not None) == is_changed or is_unhashed, file.read_text()
+
+
+def test_a_checkpoint_without_hashes_still_loads(tmp_path):
+    path = save(tmp_path, 1)
+    state = json.loads((path / "state.json").read_text())
+    del state["sha256"]
+    (path / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    tensors, loaded = load_checkpoint(path)
+    assert tensors["model"]["weight"].eq(1).all() and loaded == state
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *[("global_step", value) for value in ("1", 1.0, True, -1, None, [])],
+        *[("num_samples", value) for value in ("4", {}, None)],
+        *[("files", value) for value in ([], None, {"model.safetensors": "9"}, {"../model.safetensors": 9})],
+        *[("sha256", value) for value in ([], "abc", {"model.safetensors": 1})],
+        *[("log_windows", value) for value in ({}, [1], [{"loss": 1}], [{"values": {"loss": 1}}])],
+        *[("stream_positions", value) for value in (1, [], [[]], [1], [[1]], [[[1]]], [[["a", 0, 0]]])],
+        *[("world", value) for value in ([], None, {"global_batch_size": "4"})],
+        *[("optimizer", 1), ("scaler", 1), ("ema_optimization_step", "1")],
+    ],
+)
+def test_a_state_of_another_kind_names_file_and_key(tmp_path, name, value):
+    path = save(tmp_path, 1)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {name: value}))
+    for find in (find_latest_checkpoint, lambda folder: resolve_checkpoint(folder, path)):
+        with pytest.raises(ValueError, match=f"`{name}` in state.json must be ") as caught:
+            find(tmp_path)
+        assert str(path) in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("content", ["5", "null", "[" * 100_000, '{"files": {}}', '{"global_step": 1}', "\xff"])
+def test_a_state_that_is_no_object_is_a_broken_checkpoint(tmp_path, content):
+    path = save(tmp_path, 1)
+    (path / "state.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match="got only broken ones"):
+        find_latest_checkpoint(tmp_path)
+
+
+def test_a_run_without_its_counts_names_the_key(tmp_path):
+    path = save(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"got .*checkpoint-000001/state.json without the key `num_samples`"):
+        starting_state(tmp_path, path)

@@ -1,5 +1,6 @@
 """State of a run: loading a checkpoint leaves none of its files mapped."""
 
+import json
 import os
 from pathlib import Path
 
@@ -39,3 +40,14 @@ def test_nothing_of_a_loaded_checkpoint_stays_mapped(tmp_path):
     for name, parameter in saved.trained.items():
         own = loaded.optimizer.state[loaded.trained[name]]
         assert all(torch.equal(own[key], value) for key, value in saved.optimizer.state[parameter].items())
+
+
+@pytest.mark.parametrize("name", ["num_samples", "num_skipped_steps", "world", "ema_optimization_step"])
+def test_a_checkpoint_without_a_key_names_it(tmp_path, name):
+    saved = step_once(0)
+    saved.save(tmp_path, None, {})
+    path = tmp_path / checkpoint_name(1) / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in state.items() if key not in (name, "sha256")}))
+    with pytest.raises(ValueError, match=f"state.json without the key `{name}`"):
+        step_once(1).load(path.parent)

@@ -3,7 +3,8 @@
 """Checkpoints of a training run on disk: write, find, load and delete them.
 
 A checkpoint is a folder `checkpoint-000123` with safetensors files and `state.json`; nothing is pickled. `state.json`
-lists the other files with their sizes and is written last, so an incomplete folder can be told from a whole one.
+lists the other files with their sizes and is written last, so an incomplete folder can be told from a whole one. Its
+key `sha256` holds a hash of each file and of its own other values; checkpoints of older versions have none.
 """
 
 import errno
@@ -23,11 +24,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from training.engine.checkpoint_state import (
+    HASHES,
+    STATE_NAME,
+    StateFault,
+    hash_file,
+    hash_state,
+    read_state,
+    require_keys,
+)
+
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_PREFIX = "checkpoint-"
-STATE_NAME = "state.json"
 # Folders with this prefix are being written or deleted; nothing ever reads them.
 _TEMPORARY_PREFIX = ".tmp-checkpoint-"
 
@@ -51,16 +61,26 @@ def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     return sorted((path for path in paths if checkpoint_step(path) is not None and path.is_dir()), key=checkpoint_step)
 
 
-def find_checkpoint_fault(path: str | os.PathLike) -> str | None:
-    """Return why a checkpoint is not whole (a file is missing, unreadable or of another size), or `None` if it is."""
+def find_checkpoint_fault(path: str | os.PathLike, check_hashes: bool = True) -> str | None:
+    """Return why a checkpoint is not whole, or `None` if it is: all files are there, readable and of the right size.
+
+    With `check_hashes`, the content of the files must be what was written, unless an older version wrote them.
+    """
     path = Path(path)
     try:
-        for name, size in _read_state(path)["files"].items():
+        state = read_state(path)
+        for name, size in state["files"].items():
             if (path / name).stat().st_size != size:
                 return f"{name} has {(path / name).stat().st_size} bytes instead of {size}"
             with safe_open(path / name, framework="pt"):
                 pass
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        for name in (*state["files"], STATE_NAME) if check_hashes and HASHES in state else ():
+            found = hash_state(state) if name == STATE_NAME else hash_file(path / name)
+            if state[HASHES].get(name) != found:
+                return f"{name} has changed since it was written, by its sha256"
+    except StateFault as error:
+        return str(error)
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -106,8 +126,11 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: st
     if path is not None:
         fault = find_checkpoint_fault(path)
         if fault is not None:
-            raise ValueError(f"`resume_from_checkpoint` must be 'latest' or a whole checkpoint, got {path} ({fault}).")
-        start = _read_state(path)["global_step"]
+            raise ValueError(
+                f"`resume_from_checkpoint` must be 'latest' or a whole checkpoint, got {path} ({fault})."
+                + _offer_older(path)
+            )
+        start = read_state(path)["global_step"]
     newer = [other for other in list_checkpoints(output_dir) if checkpoint_step(other) > start]
     newer = [other for other in newer if find_checkpoint_fault(other) is None]
     if newer:
@@ -118,6 +141,15 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: st
     return path
 
 
+def _offer_older(path: Path) -> str:
+    """Return a sentence that names the next older whole checkpoint, or nothing if there is none."""
+    step = checkpoint_step(path)
+    for other in reversed(list_checkpoints(path.parent)):
+        if step is not None and checkpoint_step(other) < step and find_checkpoint_fault(other) is None:
+            return f" The next older whole checkpoint is {other}."
+    return ""
+
+
 def starting_state(
     output_dir: str | os.PathLike, resume_from_checkpoint: str | os.PathLike | None, max_train_steps: int | None = None
 ) -> Mapping[str, Any]:
@@ -126,7 +158,8 @@ def starting_state(
     Arguments and errors are those of [`resolve_checkpoint`] and [`check_last_step`].
     """
     path = resolve_checkpoint(output_dir, resume_from_checkpoint)
-    state = {"global_step": 0, "num_samples": 0} if path is None else _read_state(path)
+    state = {"global_step": 0, "num_samples": 0} if path is None else read_state(path)
+    require_keys(path, state, "num_samples")
     if max_train_steps is not None:
         check_last_step(state["global_step"], max_train_steps)
     return state
@@ -164,16 +197,17 @@ def save_checkpoint(
         for leftover in output_dir.glob(f"{_TEMPORARY_PREFIX}*"):
             _try_delete(leftover)
         temporary.mkdir()
-        sizes = {}
+        sizes, hashes = {}, {}
         for stem, named in tensors.items():
             file = temporary / f"{stem}.safetensors"
             # safetensors saves only contiguous tensors, which channels_last ones are not.
             save_file({name: value.detach().cpu().contiguous() for name, value in named.items()}, file)
             _sync_to_disk(file)
-            sizes[file.name] = file.stat().st_size
+            sizes[file.name], hashes[file.name] = file.stat().st_size, hash_file(file)
         versions = {library.__name__: str(library.__version__) for library in (accelerate, diffusers, torch)}
         versions = {"python": platform.python_version()} | versions
         content = {"global_step": global_step, **state, "versions": versions, "files": sizes}
+        content[HASHES] = hashes | {STATE_NAME: hash_state(content)}
         (temporary / STATE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _sync_to_disk(temporary / STATE_NAME)
         _sync_to_disk(temporary)
@@ -199,7 +233,7 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, dict[str, torch.
     fault = find_checkpoint_fault(path)
     if fault is not None:
         raise ValueError(f"`path` must be a whole checkpoint, got {path} ({fault}).")
-    state = _read_state(path)
+    state = read_state(path)
     return {Path(name).stem: load_file(path / name) for name in state["files"]}, state
 
 
@@ -213,7 +247,8 @@ def rotate_checkpoints(output_dir: str | os.PathLike, checkpoints_total_limit: i
         return
     if checkpoints_total_limit < 1:
         raise ValueError(f"`checkpoints_total_limit` must be at least 1, got {checkpoints_total_limit}.")
-    whole = [path for path in list_checkpoints(output_dir) if find_checkpoint_fault(path) is None]
+    # Hashes are checked only before resuming, since they need time.
+    whole = [path for path in list_checkpoints(output_dir) if find_checkpoint_fault(path, False) is None]
     for path in whole[:-checkpoints_total_limit]:
         try:
             _discard(path)
@@ -250,10 +285,6 @@ def restore_tensors(current: Mapping[str, torch.Tensor], saved: Mapping[str, tor
     with torch.no_grad():
         for name, value in current.items():
             value.copy_(saved[name])
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    return json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
 
 
 def _sync_to_disk(path: Path) -> None:

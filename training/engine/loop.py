@@ -8,7 +8,8 @@ The files of `training/engine` hold the parts of a run:
 - session: start and end of accelerate, trackers and seed; trackers: TensorBoard and Weights & Biases
 - batches: batches of one process; schedule: sample positions, learning rate and seed of a step
 - optimizer: AdamW and Muon (muon), and saving their state
-- run_state: weights, optimizer, average and counts; checkpoints: their folders on disk; run_log: `log.jsonl`
+- run_state: weights, optimizer, average and counts; run_log: `log.jsonl`
+- checkpoints: their folders on disk; checkpoint_state: their `state.json` and hashes
 - interruption: signals and full disks; devices: checks of the device; precision: dtype and place of frozen weights
 """
 
@@ -32,6 +33,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from training.engine.batches import load_batches
+from training.engine.checkpoint_state import require_keys
 from training.engine.checkpoints import check_last_step, resolve_checkpoint
 from training.engine.interruption import StopSignals, TrainingInterrupted
 from training.engine.optimizer import build_optimizer
@@ -178,6 +180,7 @@ class _Run:
         """Resume from a checkpoint, if there is one. All processes must have found the same one."""
         if path is not None:
             state = self.state.load(path)
+            require_keys(path, state["world"], "global_batch_size")
             self.saved_positions = state.get("stream_positions")
             if state["world"]["global_batch_size"] != self.global_batch:
                 logger.warning(

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import nn
 
+from training.engine.checkpoint_state import require_keys
 from training.engine.checkpoints import (
     collect_module_tensors,
     load_checkpoint,
@@ -57,6 +58,8 @@ class RunState:
     def load(self, path: Path) -> dict[str, Any]:
         """Load a checkpoint and return its `state.json`. Raise a `ValueError` if it is not whole or does not fit."""
         tensors, state = load_checkpoint(path)
+        require_keys(path, state, *COUNTS, "world")
+        require_keys(path, state["files"], "model.safetensors", "optimizer.safetensors")
         used = type(self.optimizer).__name__
         if state.get("optimizer", used) != used:
             raise ValueError(
@@ -67,11 +70,13 @@ class RunState:
         restore_optimizer_state(self.optimizer, self.trained, tensors["optimizer"])
         if self.ema is not None and "ema" in tensors:
             restore_tensors(dict(zip(self.trained, self.ema.shadow_params)), tensors["ema"], "averaged weights")
+            require_keys(path, state, "ema_optimization_step")
             self.ema.optimization_step = state["ema_optimization_step"]
         elif self.ema is not None:
             logger.warning(f"{path} has no averaged weights: the average starts from its last weights.")
             self.ema.shadow_params = [value.detach().clone().float() for value in self.trained.values()]
-        if self.accelerator.scaler is not None and state["scaler"]:
+        if self.accelerator.scaler is not None and state.get("scaler"):
+            require_keys(path, state["scaler"], *self.accelerator.scaler.state_dict())
             self.accelerator.scaler.load_state_dict(state["scaler"])
         for name in COUNTS:
             setattr(self, name, state[name])
