@@ -28,6 +28,7 @@ import os
 import reprlib
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
@@ -171,9 +172,12 @@ def to_rgb(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise ValueError(f"`image` must be a PIL image, an array or a tensor; got {type(image)}.")
     _load(image)
-    image = ImageOps.exif_transpose(image)
+    with suppress(Exception):  # viewers ignore broken EXIF data
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bit: `convert` would clip the values instead of scaling them
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        levels = np.asarray(image).clip(0, 65535)
+        is_8_bit = image.mode == "I" and levels.max(initial=0) <= 255
+        image = Image.fromarray((levels if is_8_bit else levels // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

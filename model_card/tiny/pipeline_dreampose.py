@@ -17,6 +17,7 @@ Axes in comments and docstrings: `B` videos, `P` photos of one subject, `F` fram
 `C` latent channels, `H W` pixels, `h w` latent cells, `r` frames on each side of the centre of a pose window.
 """
 
+import functools
 import importlib.util
 import inspect
 import json
@@ -27,6 +28,7 @@ import os
 import reprlib
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
@@ -94,10 +96,6 @@ _SETTINGS = {
     "feature_extractor": ("image_mean", "image_std", "do_center_crop"),
     "adapter": ("image_embed_dim", "num_image_tokens", "latent_channels"),
 }
-_REFUSED_SCHEDULERS = {
-    "EDMEulerScheduler": "it gives the UNet preconditioned noise levels instead of Stable Diffusion's timesteps",
-    "DPMSolverSDEScheduler": "its Brownian noise is tied to the whole batch, so a frame would depend on `chunk_size`",
-}
 
 
 def _short(value: Any) -> str:
@@ -114,6 +112,24 @@ def _is_finite(value: Any) -> bool:
         return isinstance(value, numbers.Real) and math.isfinite(value)
     except OverflowError:  # e.g. 10**400
         return False
+
+
+def _refuse_a_second_call(call: Callable) -> Callable:
+    """Make a pipeline's `call` refuse a scheduler that another call is using: it holds the state of that call."""
+    running = {}
+
+    @functools.wraps(call)
+    def wrapper(self, *args, **kwargs):
+        key, token = id(self.scheduler), object()
+        if running.setdefault(key, token) is not token:  # one atomic operation
+            rule = "`scheduler` must not be used by two calls at once; give each thread a pipeline with its own"
+            raise ValueError(f"{rule}, as in `from_pipe(pipe, scheduler=...)`; got a {type(self.scheduler).__name__}.")
+        try:
+            return call(self, *args, **kwargs)
+        finally:
+            del running[key]
+
+    return wrapper
 
 
 def _fitted_size(source_height: int, source_width: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -156,9 +172,12 @@ def to_rgb(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise ValueError(f"`image` must be a PIL image, an array or a tensor; got {type(image)}.")
     _load(image)
-    image = ImageOps.exif_transpose(image)
+    with suppress(Exception):  # viewers ignore broken EXIF data
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bit: `convert` would clip the values instead of scaling them
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        levels = np.asarray(image).clip(0, 65535)
+        is_8_bit = image.mode == "I" and levels.max(initial=0) <= 255
+        image = Image.fromarray((levels if is_8_bit else levels // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -402,7 +421,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         feature_extractor ([`~transformers.CLIPImageProcessor`]):
             Provides the mean and standard deviation of the image encoder's input, and whether to centre-crop it.
         adapter ([`DreamPoseAdapter`]): Mixes the photo's tokens and latents into the UNet's cross-attention states.
-        scheduler ([`KarrasDiffusionSchedulers`]): Any of them except `EDMEulerScheduler` and `DPMSolverSDEScheduler`.
+        scheduler ([`KarrasDiffusionSchedulers`], [`LCMScheduler`] or another):
+            Any with Stable Diffusion's timesteps whose noise does not depend on the batch.
         safety_checker ([`StableDiffusionSafetyChecker`], *optional*): Blackens frames that it finds unsafe.
         default_height (`int`, *optional*, defaults to 640): Height of the frames in pixels if the call gives none.
         default_width (`int`, *optional*, defaults to 512): Width of the frames in pixels if the call gives none.
@@ -423,6 +443,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     _callback_tensor_inputs = ["latents", "noise_pred"]
     _lora_loadable_modules = ["unet", "adapter", "vae"]
     _source = Path(__file__).read_bytes()
+    _current_timestep = None
 
     def __init__(
         self,
@@ -508,6 +529,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     @property
     def num_timesteps(self):
         return self._num_timesteps
+
+    @property
+    def current_timestep(self):
+        return self._current_timestep
 
     @property
     def interrupt(self):
@@ -727,14 +752,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def check_components(self) -> None:
         """Raise a `ValueError` unless the components fit each other."""
-        for scheduler_class in type(self.scheduler).__mro__:
-            reason = _REFUSED_SCHEDULERS.get(scheduler_class.__name__)
-            if reason is not None:
-                raise ValueError(f"`scheduler` must not be a {scheduler_class.__name__}: {reason}.")
-        if not all(hasattr(self.scheduler, name) for name in ("add_noise", "scale_model_input", "init_noise_sigma")):
-            names = ", ".join(s.name for s in KarrasDiffusionSchedulers if s.name not in _REFUSED_SCHEDULERS)
-            raise ValueError(f"`scheduler` must be one of {names}; got {type(self.scheduler).__name__}.")
         self._check_settings(*_SETTINGS)
+        self._check_scheduler()
         _ = self.pose_radius
         vision, latent_channels = self.image_encoder.config, self.vae.config.latent_channels
         num_image_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
@@ -759,6 +778,39 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 raise ValueError(f"`{name}` must have the settings {missing}; got {type(component).__name__}.")
             if name == "vae" and any(isinstance(layer, nn.Conv3d) for layer in component.modules()):
                 raise ValueError(f"`vae` must encode single pictures, not videos; got {type(component).__name__}.")
+
+    def _check_scheduler(self) -> None:
+        """Raise a `ValueError` if a property of the scheduler makes it unusable."""
+        scheduler, reason = self.scheduler, None
+        config, steps = getattr(scheduler, "config", {}), getattr(scheduler, "step", self._check_scheduler)
+        needed = [name for name, p in inspect.signature(steps).parameters.items() if p.default is p.empty]
+        names = ("add_noise", "scale_model_input", "init_noise_sigma", "set_timesteps", "step", "alphas_cumprod")
+        missing = [name for name in names if not hasattr(scheduler, name)]
+        if missing or "beta_schedule" not in config:
+            lacking = ", ".join(missing or ["beta_schedule"])
+            reason = f"it lacks {lacking}, so its timesteps are not those that a Stable Diffusion UNet knows"
+        elif config.get("snr_shift_scale", 1) != 1 or (
+            config.get("use_flow_sigmas") and config["prediction_type"] != "flow_prediction"
+        ):
+            reason = "its noise levels are not those of Stable Diffusion's timesteps (snr_shift_scale, use_flow_sigmas)"
+        elif hasattr(scheduler, "noise_sampler"):
+            reason = "its Brownian noise is tied to the whole batch, so a frame would depend on `chunk_size`"
+        elif needed != ["model_output", "timestep", "sample"]:
+            reason = f"its step needs {', '.join(needed)}"
+        if reason is not None:
+            raise ValueError(f"`scheduler` must not be a {type(scheduler).__name__}: {reason}.")
+
+    def check_timesteps(self, num_inference_steps: int) -> None:
+        """Raise a `ValueError` unless the scheduler denoises in so many steps, at timesteps that the UNet knows."""
+        name, limit = type(self.scheduler).__name__, self.scheduler.config.num_train_timesteps
+        try:  # a single step has no direction
+            timesteps = self.set_timesteps(max(num_inference_steps, 2), torch.device("cpu")).tolist()
+        except Exception as error:
+            rule = f"`num_inference_steps` must be a number that {name} can do"
+            raise ValueError(f"{rule}; got {num_inference_steps} ({error}).") from error
+        if not (0 <= min(timesteps) and max(timesteps) < limit and timesteps[0] > timesteps[-1]):
+            rule = f"`scheduler` and `num_inference_steps` must give falling timesteps from {limit - 1} to 0"
+            raise ValueError(f"{rule}; got {timesteps[0]:g} to {timesteps[-1]:g} of {name}.")
 
     def check_size(self, height: int, width: int) -> None:
         """Raise a `ValueError` unless VAE and UNet can downsample `height` and `width` (pixels) without remainder."""
@@ -1006,6 +1058,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
+    @_refuse_a_second_call
     def __call__(
         self,
         image: Image.Image | np.ndarray | torch.Tensor | list,
@@ -1100,8 +1153,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         pose_maps = self.prepare_pose_maps(pose_maps, height, width, batch_size)  # [B, F, 2, h, w]
         num_frames, latent_size = pose_maps.shape[1], tuple(pose_maps.shape[-2:])
         frame_indices = self.check_video_inputs(batch_size, num_frames, latent_size, frame_indices, latents, generator)
-        self._interrupt = False
-        device = self._execution_device
+        self._interrupt, device = False, self._execution_device
+
+        self.check_timesteps(num_inference_steps)
 
         # 2. Count timesteps and chunks; chunks have equal size, the last one is padded with its last frame
         num_timesteps = len(self.set_timesteps(num_inference_steps, device))
@@ -1149,6 +1203,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     for i, t in enumerate(timesteps):
                         if self.interrupt:
                             continue
+                        self._current_timestep = t
                         branches = self.guidance_branches(self.image_guidance_scale, self.pose_guidance_scale)
                         if null_states is None and not all(sees_photo for _, sees_photo, _ in branches):
                             null_states = self.encode_null_image(height, width, device)
@@ -1165,6 +1220,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                         progress_bar.update()
 
                     # 7. Decode the chunk and move it to the CPU
+                    self._current_timestep = None
                     finished = chunk_latents[:num_real]
                     generators = [torch.Generator(draw_device).manual_seed(seeds[index]) for index in chunk[:num_real]]
                     finished = finished.cpu() if output_type == "latent" else self.decode_latents(finished, generators)
