@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import zipfile
 
 import pytest
 import torch
@@ -585,3 +586,29 @@ def test_bad_subjects(bases, converted, release, tmp_path):
 
 def test_the_ranges_are_those_of_the_conversion():
     assert convert_original_checkpoint.RANGES == tuple(conversion.RANGES)
+
+
+def test_a_flipped_bit_in_a_zip_file_is_refused(tmp_path):
+    """torch reads the file without a word, with other weights."""
+    path = tmp_path / "unet.pth"
+    torch.save({"conv_in.weight": torch.full((64,), 0.5), "conv_in.bias": torch.ones(64)}, path)
+    weights = read_checkpoint(path, "unet")
+    assert weights["conv_in.weight"].eq(0.5).all()
+    del weights
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((64,), 0.5).numpy().tobytes()) + 9] ^= 1
+    path.write_bytes(content)
+    rule = "`unet` must be an undamaged file of `torch.save`, got 'unet.pth': the CRC of its entry '.*data/0' is wrong"
+    with pytest.raises(ValueError, match=rule):
+        read_checkpoint(path, "unet")
+
+
+def test_a_compressed_zip_file_is_refused(tmp_path):
+    """torch maps its entries as they are, so that they would be other weights; and a bomb would fill the memory."""
+    path, packed = tmp_path / "unet.pth", tmp_path / "packed.pth"
+    torch.save({"conv_in.weight": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(ValueError, match="`unet` must be an undamaged .*'packed.pth': its entries must be stored unc"):
+        read_checkpoint(packed, "unet")

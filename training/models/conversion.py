@@ -52,12 +52,15 @@ def read_checkpoint(path: Path, part: str) -> dict[str, torch.Tensor]:
     Returns:
         `dict[str, torch.Tensor]`: Memory-mapped if the file's format allows it.
     Raises:
-        ValueError: If the file is not a state dict of floating-point tensors. No code in it is run.
+        ValueError: If the file is damaged, or not a state dict of floating-point tensors. No code in it is run.
     """
     if not path.is_file():
         raise ValueError(f"`{part}` must be an existing file, got {str(path)!r}.")
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        _check_zip(path, part)
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # torch's unpickler raises many kinds on unknown files
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it refers to {found[1]}" if found else f"reading it raises {type(error).__name__}"
@@ -71,6 +74,23 @@ def read_checkpoint(path: Path, part: str) -> dict[str, torch.Tensor]:
     if len(renamed) < len(weights):
         raise ValueError(f"`{part}` must hold every weight once, got {path.name!r} with some under two names.")
     return renamed
+
+
+def _check_zip(path: Path, part: str) -> None:
+    """Check the CRC of each entry of a zip file, which torch does not, and that none is compressed."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+            is_plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            if not is_plain or sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ValueError("its entries must be stored uncompressed, as `torch.save` does")
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+        reason = str(error)
+    else:
+        reason = damaged and f"the CRC of its entry {damaged[:80]!r} is wrong"
+    if reason:
+        raise ValueError(f"`{part}` must be an undamaged file of `torch.save`, got {path.name!r}: {reason}.")
 
 
 def _rename(name: str, tensor: torch.Tensor, part: str) -> tuple[str, torch.Tensor]:
