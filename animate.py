@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.engine.output_lock import locks_output
 from training.options.command import CommandParser, run_command
 
 
@@ -68,6 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+@locks_output("output", is_folder=False)
 def main(options: argparse.Namespace) -> list["Image.Image"]:
     """Render the frames, write the video, and return the frames that were rendered."""
     from accelerate import PartialState

@@ -12,6 +12,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from training.engine.output_lock import locks_output
 from training.options.clips import add_clip_options, check_clip_options
 from training.options.command import CommandParser, run_command
 
@@ -70,6 +71,7 @@ def open_evaluation(options: argparse.Namespace, asked: dict, is_main: bool) -> 
     return clips, pipe, learned
 
 
+@locks_output("output", is_folder=True)
 def main(options: argparse.Namespace) -> dict:
     """Measure the clips, write the results, and return them; `{}` on all processes but the main one."""
     from accelerate import PartialState

@@ -13,6 +13,7 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from training.engine.output_lock import locks_output
 from training.options.command import CommandParser, run_command
 from training.options.poses import add_pose_options, pose_settings
 
@@ -49,6 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+@locks_output("output_dir", is_folder=True)
 def main(options: argparse.Namespace) -> None:
     """Download the videos if needed, prepare all clips, and report."""
     import datasets

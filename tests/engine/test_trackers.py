@@ -116,3 +116,18 @@ def test_what_is_not_installed_is_refused(monkeypatch):
     assert installed_trackers("all") == ["tensorboard"] and installed_trackers(None) == []
     with pytest.raises(ValueError, match="`report_to` must be one of tensorboard, wandb that is installed .* 'wandb'"):
         installed_trackers("wandb")
+
+
+def test_a_tracker_that_does_not_start_ends_in_one_line(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def fail(**arguments):
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    rule = "`report_to` must be a tracker that can be started, got wandb: No API key configured. Use `wandb login`"
+    with pytest.raises(ValueError, match=rule):
+        with open_session(tmp_path, {}, report_to="wandb"):
+            pass
+    with open_session(tmp_path, {}):
+        pass  # the lock is free

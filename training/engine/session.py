@@ -5,17 +5,19 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list, set_seed
 
 from training.engine.devices import check_bitsandbytes
 from training.engine.interruption import explaining_full_disk
-from training.engine.trackers import installed_trackers, tracker_arguments
+from training.engine.output_lock import LOCK_NAME, locked_output
+from training.engine.trackers import installed_trackers, start_trackers
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,8 @@ def open_session(
         quantize_base (`bool`, *optional*, defaults to `False`): Whether the weights it loads need bitsandbytes.
         first_step (`int`, *optional*, defaults to 0): Step at which the run starts or resumes, for the trackers.
     Raises:
-        ValueError: If a tracker or bitsandbytes is missing, or accelerate uses anything but one process or DDP.
+        ValueError: If another run uses `output_dir`, a tracker or bitsandbytes is missing, a tracker does not start,
+            or accelerate uses anything but one process or DDP.
         RuntimeError: If the disk is full.
     """
     trackers = installed_trackers(report_to)
@@ -69,18 +72,27 @@ def open_session(
         if is_needed:
             check_bitsandbytes(name, accelerator.device)
     set_seed(seed)
-    if trackers and accelerator.is_main_process:
-        # Trackers accept only plain values as hyperparameters.
-        plain = {key: value if isinstance(value, (int, float)) else str(value) for key, value in settings.items()}
-        accelerator.init_trackers("dreampose", plain, tracker_arguments(trackers, output_dir, first_step))
-    try:
+    with ExitStack() as stack:
+        stack.callback(torch.set_float32_matmul_precision, matmul_precision)
+        fault = None
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(locked_output(Path(output_dir) / LOCK_NAME, "output_dir"))
+                stack.callback(_end_trackers, accelerator)
+                start_trackers(accelerator, trackers, output_dir, settings, first_step)
+            except (OSError, ValueError) as error:
+                fault = error
+        fault = broadcast_object_list([fault])[0]  # so that no process waits for the main one
+        if fault is not None:
+            raise fault
         with explaining_full_disk(output_dir):
             yield accelerator
-    finally:
-        torch.set_float32_matmul_precision(matmul_precision)
-        for tracker in accelerator.trackers:
-            try:
-                tracker.finish()
-            except Exception as error:  # a tracker's package or server may raise anything
-                logger.warning(f"The tracker {tracker.name} could not be ended: {error}")
     accelerator.state.destroy_process_group()
+
+
+def _end_trackers(accelerator: Accelerator) -> None:
+    for tracker in accelerator.trackers:
+        try:
+            tracker.finish()
+        except Exception as error:  # a tracker's package or server may raise anything
+            logger.warning(f"The tracker {tracker.name} could not be ended: {error}")

@@ -7,8 +7,10 @@ Numbers reach the trackers through `Accelerator.log`.
 
 import os
 import uuid
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -50,6 +52,31 @@ def tracker_arguments(trackers: list[str], output_dir: str | os.PathLike, first_
             file.write_text(uuid.uuid4().hex[:8])
         arguments["wandb"] = {"dir": str(output_dir), "id": file.read_text(), "resume": "allow"}
     return arguments
+
+
+def start_trackers(
+    accelerator: Accelerator,
+    trackers: list[str],
+    output_dir: str | os.PathLike,
+    settings: Mapping[str, Any],
+    first_step: int,
+) -> None:
+    """Start the trackers of a run, on its main process.
+
+    Raises:
+        ValueError: If one cannot be started, like Weights & Biases without an API key.
+    """
+    if not trackers:
+        return
+    # Trackers accept only plain values as hyperparameters.
+    plain = {key: value if isinstance(value, (int, float)) else str(value) for key, value in settings.items()}
+    arguments = tracker_arguments(trackers, output_dir, first_step)
+    try:
+        accelerator.init_trackers("dreampose", plain, arguments)
+    except Exception as error:  # a tracker's package or server may raise anything
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        names = ", ".join(trackers)
+        raise ValueError(f"`report_to` must be a tracker that can be started, got {names}: {reason}") from error
 
 
 def log_animation(accelerator: Accelerator, name: str, strip: Path, video: Path, gif: Path, step: int) -> None:
