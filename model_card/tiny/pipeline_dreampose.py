@@ -17,9 +17,9 @@ Axes in comments and docstrings: `B` videos, `P` photos of one subject, `F` fram
 `C` latent channels, `H W` pixels, `h w` latent cells, `r` frames on each side of the centre of a pose window.
 """
 
-import functools
 import importlib.util
 import inspect
+import itertools
 import json
 import math
 import numbers
@@ -28,7 +28,7 @@ import os
 import reprlib
 import sys
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
@@ -74,11 +74,10 @@ logger = logging.get_logger(__name__)  # pylint: disable=invalid-name
 EXAMPLE_DOC_STRING = """
     Examples:
         ```py
-        >>> from pathlib import Path
-
         >>> import torch
         >>> from diffusers import DiffusionPipeline
         >>> from diffusers.utils import export_to_gif, load_image
+        >>> from pathlib import Path
 
         >>> pipe = DiffusionPipeline.from_pretrained("path/to/dreampose", trust_remote_code=True)
         >>> photo = load_image("photo.png")
@@ -106,30 +105,17 @@ def _short(value: Any) -> str:
         return f"a value of {type(value)}"
 
 
-def _is_finite(value: Any) -> bool:
-    """Say whether `value` is a real number that is finite as a float."""
-    try:
-        return isinstance(value, numbers.Real) and math.isfinite(value)
-    except OverflowError:  # e.g. 10**400
-        return False
-
-
-def _refuse_a_second_call(call: Callable) -> Callable:
-    """Make a pipeline's `call` refuse a scheduler that another call is using: it holds the state of that call."""
-    running = {}
-
-    @functools.wraps(call)
-    def wrapper(self, *args, **kwargs):
-        key, token = id(self.scheduler), object()
-        if running.setdefault(key, token) is not token:  # one atomic operation
-            rule = "`scheduler` must not be used by two calls at once; give each thread a pipeline with its own"
-            raise ValueError(f"{rule}, as in `from_pipe(pipe, scheduler=...)`; got a {type(self.scheduler).__name__}.")
-        try:
-            return call(self, *args, **kwargs)
-        finally:
-            del running[key]
-
-    return wrapper
+def _to_array(value: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+    """Return real numbers as an array in native byte order and memory layout; floating-point tensors as float32."""
+    if isinstance(value, torch.Tensor):
+        is_dense = value.layout == torch.strided and not value.is_meta and not value.is_nested
+        if not is_dense or value.is_complex() or value.is_quantized:
+            got = f"{value.dtype}, {value.layout} on {value.device}"
+            raise ValueError(f"`{name}` must be a dense tensor of real numbers; got {got}.")
+        value = (value.float() if value.is_floating_point() else value).detach().cpu().resolve_neg().numpy()
+    if value.dtype.kind not in "biuf" or value.size == 0:
+        raise ValueError(f"`{name}` must hold real numbers, at least one; got {value.dtype} {value.shape}.")
+    return np.require(value, value.dtype.newbyteorder("="), "CW")
 
 
 def _fitted_size(source_height: int, source_width: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -142,9 +128,12 @@ def _fitted_size(source_height: int, source_width: int, height: int, width: int)
 
 def _load(image: Image.Image) -> Image.Image:
     """Decode the pixels now, so that a broken file is reported before any model runs."""
+    if 0 in image.size:
+        raise ValueError(f"`image` must have at least one pixel; got {image.width} x {image.height}.")
     try:
         image.load()
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
+    # Pillow raises SyntaxError for some broken PNG files, and ValueError or AttributeError for closed ones
+    except (OSError, SyntaxError, ValueError, AttributeError) as error:
         name = getattr(image, "filename", "") or "a stream"
         raise ValueError(f"`image` must be readable; {name} is not: {error}.") from error
     return image
@@ -152,17 +141,16 @@ def _load(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
     """Convert one picture, of any form that [`fit_image`] takes, to 8-bit RGB; lay transparent areas over white."""
-    if isinstance(image, torch.Tensor):
-        image = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
-        image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
-    if isinstance(image, np.ndarray):
+    if isinstance(image, (np.ndarray, torch.Tensor)):
+        is_tensor, image = isinstance(image, torch.Tensor), _to_array(image, "image")
+        image = np.moveaxis(image, 0, -1) if is_tensor and image.ndim == 3 else image
         if image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(
                 "`image` must have three colour channels: `(H, W, 3)` as an array, `(3, H, W)` as a tensor; "
                 f"got {image.shape} (channels last)."
             )
         if image.dtype != np.uint8:
-            if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+            if not (image.min() >= 0 and image.max() <= 1):  # NaN if any value is NaN
                 raise ValueError(
                     "`image` must be 8 bit, or hold finite values in [0, 1]; "
                     f"got {image.dtype} between {image.min()} and {image.max()}."
@@ -190,13 +178,10 @@ def fit_image(image: Image.Image | np.ndarray | torch.Tensor, height: int, width
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One picture: a PIL image of any mode (EXIF rotation
             is applied, transparent areas become white), an array `(H, W, 3)` or a tensor `(3, H, W)`. Arrays and
-            tensors hold 8-bit values or values in `[0, 1]`, which are rounded to 8 bits.
-        height (`int`): Height of the canvas in pixels.
-        width (`int`): Width of the canvas in pixels.
+            tensors hold 8-bit values or values in `[0, 1]`, which are rounded to 8 bits. Others raise a `ValueError`.
+        height, width (`int`): Size of the canvas in pixels.
     Returns:
         `torch.Tensor`: Pixel values, shape `(3, height, width)`, float32, range `[-1, 1]`, 8-bit levels.
-    Raises:
-        ValueError: If `image` is unreadable or does not have three colour channels.
     """
     image = to_rgb(image)
     fitted_height, fitted_width, top, left = _fitted_size(image.height, image.width, height, width)
@@ -212,26 +197,37 @@ def iuv_to_pose_map(image: Image.Image | np.ndarray) -> torch.Tensor:
 
     Args:
         image (`PIL.Image.Image` or `np.ndarray`): RGB image, or 8-bit array `(H, W, 3)`, with R = V, G = U and B = I:
-            part code 0 for the background, 1..24 for body parts.
+            part code 0 for the background, 1..24 for body parts. Others raise a `ValueError`.
     Returns:
         `torch.Tensor`: Shape `(2, H, W)`, float32, range `[0, 1]`; channel 0 is U, channel 1 is V.
-    Raises:
-        ValueError: If `image` is not an 8-bit RGB image, or its blue channel holds other values than part codes.
     """
     if isinstance(image, Image.Image):
         if image.mode != "RGB":
             raise ValueError(f"`image` must be an RGB IUV picture (R = V, G = U, B = I); got mode {image.mode!r}.")
         image = np.asarray(_load(image))
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+    if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
         raise ValueError(f"`image` must be an RGB picture or an 8 bit array `(H, W, 3)` of V, U and I; got {got}.")
     v, u, parts = (torch.from_numpy(image[..., channel].copy()) for channel in range(3))
     if parts.max() > 24:
         raise ValueError(
             f"`image` must hold DensePose part codes 0..24 in its blue channel; got {parts.max().item()}. "
-            "A part-colour picture (viridis, parula) no longer contains U and V: extract the poses again, as IUV."
+            f"{why_not_iuv(image)}"
         )
     return torch.stack([u, v]).float() / 255.0 * (parts > 0)
+
+
+def why_not_iuv(image: np.ndarray) -> str:
+    """Explain in a sentence why the blue channel of an 8-bit array `(H, W, 3)` holds no part codes."""
+    background = np.median(image[:2].reshape(-1, 3), axis=0)
+    if 0 < image[..., 0].max() <= 24:
+        return "Its red channel holds them (order I, U, V): training/extract_poses.py --channel_order iuv turns it."
+    for name, color in {"viridis": (68, 1, 84), "parula": (53, 42, 135)}.items():
+        if np.abs(background - color).max() <= 12:  # a lossy codec changes it by less
+            return f"A part-colour picture ({name}) no longer contains U and V: extract the poses again, as IUV."
+    if background.max() <= 12:
+        return "A lossy format such as JPEG has mixed its parts, or it is no IUV picture: extract the poses as PNG."
+    return "It is no IUV picture: extract the poses again, as IUV."
 
 
 def _check_pose_maps(pose_maps: torch.Tensor) -> None:
@@ -268,8 +264,6 @@ def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.T
         radius (`int`, *optional*, defaults to 2): Frames on each side. Past either end, the border frame is repeated.
     Returns:
         `torch.Tensor`: Shape `(2 * (2 * radius + 1), h, w)`, earliest frame first, U before V.
-    Raises:
-        ValueError: If `pose_maps` is not of shape `(F, 2, h, w)`, or `index` or `radius` is out of range.
     """
     _check_pose_maps(pose_maps)
     num_frames = pose_maps.shape[0]
@@ -289,8 +283,7 @@ def clip_pixel_values(
     Args:
         pixel_values (`torch.Tensor`): Shape `(B, 3, H, W)`, range `[-1, 1]`; rounded to 8 bits, so no gradients pass.
         image_size (`int`): Side of the square in pixels, as the image encoder expects it.
-        feature_extractor ([`~transformers.CLIPImageProcessor`]): Provides `image_mean`, `image_std` and
-            `do_center_crop`, which selects the central square.
+        feature_extractor ([`~transformers.CLIPImageProcessor`]): `do_center_crop` selects the central square.
     Returns:
         `torch.Tensor`: Shape `(B, 3, image_size, image_size)`, float32, normalised, on the device of `pixel_values`.
     """
@@ -327,16 +320,10 @@ def encode_reference(
     feature_extractor: CLIPImageProcessor,
     image_range: tuple[float, float] = (-1.0, 1.0),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode photos into the inputs of the adapter; the latents are also the start of sampling.
+    """Encode canvases `(B, 3, H, W)` in `[-1, 1]` ([`fit_image`]) into the inputs of the adapter.
 
-    Args:
-        pixel_values (`torch.Tensor`): Fitted canvases ([`fit_image`]), shape `(B, 3, H, W)`, range `[-1, 1]`.
-        vae ([`AutoencoderKL`]): Provides its posterior mean, which is multiplied by `vae.config.scaling_factor`.
-        image_encoder ([`~transformers.CLIPVisionModel`]): Provides its `last_hidden_state`, without post-layernorm.
-        feature_extractor ([`~transformers.CLIPImageProcessor`]): Provides the settings of [`clip_pixel_values`].
-        image_range (`tuple`, *optional*, defaults to `(-1.0, 1.0)`): The VAE's input values for black and white.
-    Returns:
-        `tuple`: `image_embeds` of shape `(B, T, D)` and `image_latents` of shape `(B, C, h, w)`.
+    Returns `image_embeds` `(B, T, D)`, the image encoder's `last_hidden_state` without post-layernorm, and
+    `image_latents` `(B, C, h, w)`, the VAE's posterior mean times its `scaling_factor`, which also start the sampling.
     """
     image_latents = encode_pixels(pixel_values, vae, image_range).mode() * vae.config.scaling_factor
     clip_pixels = clip_pixel_values(pixel_values, image_encoder.config.image_size, feature_extractor)
@@ -386,15 +373,13 @@ class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
 @dataclass
 class DreamPosePipelineOutput(BaseOutput):
-    """
-    Output class of the DreamPose pipeline.
+    """Output class of the DreamPose pipeline.
 
     Args:
         frames (`list`, `np.ndarray` or `torch.Tensor`):
             The videos: `B` lists of `F` PIL images, an array `(B, F, H, W, 3)` in `[0, 1]`, a tensor
             `(B, F, 3, H, W)` in `[0, 1]`, or scaled latents `(B, F, C, h, w)`; float32 on the CPU.
-        nsfw_content_detected (`list`, *optional*):
-            `B` lists of `F` booleans, or `None` if no safety checker ran.
+        nsfw_content_detected (`list`, *optional*): `B` lists of `F` booleans, or `None` if no safety checker ran.
     """
 
     frames: list[list[Image.Image]] | np.ndarray | torch.Tensor
@@ -404,9 +389,6 @@ class DreamPosePipelineOutput(BaseOutput):
 class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     r"""
     Pipeline for animating a photo of a person with a pose sequence, as proposed in DreamPose (arXiv:2304.06025).
-
-    This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods
-    implemented for all pipelines (downloading, saving, running on a particular device, etc.).
 
     A subject is a person that the model was fine-tuned on, stored as a LoRA of UNet, adapter and VAE in one file.
     [`~DreamPosePipeline.load_lora_weights`] and the methods of [`LoraBaseMixin`] act on all three.
@@ -421,8 +403,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         feature_extractor ([`~transformers.CLIPImageProcessor`]):
             Provides the mean and standard deviation of the image encoder's input, and whether to centre-crop it.
         adapter ([`DreamPoseAdapter`]): Mixes the photo's tokens and latents into the UNet's cross-attention states.
-        scheduler ([`KarrasDiffusionSchedulers`], [`LCMScheduler`] or another):
-            Any with Stable Diffusion's timesteps whose noise does not depend on the batch.
+        scheduler ([`KarrasDiffusionSchedulers`] or another): Any with Stable Diffusion's timesteps.
         safety_checker ([`StableDiffusionSafetyChecker`], *optional*): Blackens frames that it finds unsafe.
         default_height (`int`, *optional*, defaults to 640): Height of the frames in pixels if the call gives none.
         default_width (`int`, *optional*, defaults to 512): Width of the frames in pixels if the call gives none.
@@ -430,11 +411,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         default_image_guidance_scale (`float`, *optional*, defaults to 8.0): Image guidance if the call gives none.
         default_pose_guidance_scale (`float`, *optional*, defaults to 3.0): Pose guidance if the call gives none.
         image_range (`tuple`, *optional*):
-            Values of black and white at the VAE's input and output. Defaults to those of the pipeline that `vae` comes
-            from, or to `(-1.0, 1.0)`.
+            The VAE's values of black and white: by default those of the pipeline that `vae` was in, or `(-1.0, 1.0)`.
         pose_range (`tuple`, *optional*):
-            The UNet's input values for 0 and 1 of the pose maps. The null pose is always 0. Defaults to those of the
-            pipeline that `unet` comes from, or to `(0.0, 1.0)`.
+            The UNet's values for 0 and 1 of the pose maps, with the null pose always at 0: by default those of the
+            pipeline that `unet` was in, or `(0.0, 1.0)`.
     """
 
     model_cpu_offload_seq = "image_encoder->adapter->unet->vae"
@@ -444,6 +424,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     _lora_loadable_modules = ["unet", "adapter", "vae"]
     _source = Path(__file__).read_bytes()
     _current_timestep = None
+    _held_schedulers = {}
 
     def __init__(
         self,
@@ -463,24 +444,14 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         pose_range: tuple[float, float] | list[float] | None = None,
     ):
         super().__init__()
-        self.register_modules(
-            vae=vae,
-            unet=unet,
-            image_encoder=image_encoder,
-            feature_extractor=feature_extractor,
-            adapter=adapter,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-        )
-        self.register_to_config(
-            default_height=default_height,
-            default_width=default_width,
-            default_num_inference_steps=default_num_inference_steps,
-            default_image_guidance_scale=default_image_guidance_scale,
-            default_pose_guidance_scale=default_pose_guidance_scale,
-            image_range=self._resolve_range("image_range", image_range, vae, (-1.0, 1.0)),
-            pose_range=self._resolve_range("pose_range", pose_range, unet, (0.0, 1.0)),
-        )
+        self.register_modules(vae=vae, unet=unet, image_encoder=image_encoder, feature_extractor=feature_extractor)
+        self.register_modules(adapter=adapter, scheduler=scheduler, safety_checker=safety_checker)
+        self.register_to_config(default_height=default_height, default_width=default_width)
+        self.register_to_config(default_num_inference_steps=default_num_inference_steps)
+        self.register_to_config(default_image_guidance_scale=default_image_guidance_scale)
+        self.register_to_config(default_pose_guidance_scale=default_pose_guidance_scale)
+        self.register_to_config(image_range=self._resolve_range("image_range", image_range, vae, (-1.0, 1.0)))
+        self.register_to_config(pose_range=self._resolve_range("pose_range", pose_range, unet, (0.0, 1.0)))
         self._check_settings(*(name for name in ("vae", "unet") if getattr(self, name) is not None))
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -491,9 +462,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def _resolve_range(name: str, value: Any, component: Any, default: tuple[float, float]) -> tuple[float, float]:
         """Return the given range, else the one that `component` carries, else `default`."""
         value = getattr(component, "_dreampose_range", default) if value is None else value
-        is_pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_finite, value))
-        if not is_pair or value[0] == value[1]:
-            raise ValueError(f"`{name}` must be two different finite numbers; got {_short(value)}.")
+        values = value if isinstance(value, (tuple, list)) else []
+        if [isinstance(v, numbers.Real) and abs(v) <= 1000 for v in values] != [True, True] or value[0] == value[1]:
+            raise ValueError(f"`{name}` must be two different numbers in [-1000, 1000]; got {_short(value)}.")
         return tuple(value)
 
     @property
@@ -518,25 +489,12 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             )
         return (pose_channels - 2) // 4
 
-    @property
-    def image_guidance_scale(self):
-        return self._image_guidance_scale
-
-    @property
-    def pose_guidance_scale(self):
-        return self._pose_guidance_scale
-
-    @property
-    def num_timesteps(self):
-        return self._num_timesteps
-
-    @property
-    def current_timestep(self):
-        return self._current_timestep
-
-    @property
-    def interrupt(self):
-        return self._interrupt
+    # State of the running call, as diffusers' callbacks and hooks read it
+    image_guidance_scale = property(lambda self: self._image_guidance_scale)
+    pose_guidance_scale = property(lambda self: self._pose_guidance_scale)
+    num_timesteps = property(lambda self: self._num_timesteps)
+    current_timestep = property(lambda self: self._current_timestep)
+    interrupt = property(lambda self: self._interrupt)
 
     # Saving and loading
 
@@ -756,11 +714,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         self._check_scheduler()
         _ = self.pose_radius
         vision, latent_channels = self.image_encoder.config, self.vae.config.latent_channels
-        num_image_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
         for name, setting, other, expected in (
             ("adapter", "image_embed_dim", "unet", self.unet.config.cross_attention_dim),
             ("adapter", "image_embed_dim", "image_encoder", vision.hidden_size),
-            ("adapter", "num_image_tokens", "image_encoder", num_image_tokens),
+            ("adapter", "num_image_tokens", "image_encoder", (vision.image_size // vision.patch_size) ** 2 + 1),
             ("adapter", "latent_channels", "vae", latent_channels),
             ("unet", "out_channels", "vae", latent_channels),
         ):
@@ -781,24 +738,22 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def _check_scheduler(self) -> None:
         """Raise a `ValueError` if a property of the scheduler makes it unusable."""
-        scheduler, reason = self.scheduler, None
-        config, steps = getattr(scheduler, "config", {}), getattr(scheduler, "step", self._check_scheduler)
-        needed = [name for name, p in inspect.signature(steps).parameters.items() if p.default is p.empty]
+        scheduler, config = self.scheduler, getattr(self.scheduler, "config", {})
         names = ("add_noise", "scale_model_input", "init_noise_sigma", "set_timesteps", "step", "alphas_cumprod")
         missing = [name for name in names if not hasattr(scheduler, name)]
-        if missing or "beta_schedule" not in config:
-            lacking = ", ".join(missing or ["beta_schedule"])
-            reason = f"it lacks {lacking}, so its timesteps are not those that a Stable Diffusion UNet knows"
-        elif config.get("snr_shift_scale", 1) != 1 or (
-            config.get("use_flow_sigmas") and config["prediction_type"] != "flow_prediction"
+        missing += [] if "beta_start" in config else ["beta_start"]
+        arguments = {} if missing else inspect.signature(scheduler.step).parameters
+        needed = [name for name, argument in arguments.items() if argument.default is argument.empty]
+        is_flow = config.get("use_flow_sigmas") and config["prediction_type"] != "flow_prediction"
+        for is_so, reason in (
+            (missing, f"it lacks {', '.join(missing)}, so its timesteps are not those of a Stable Diffusion UNet"),
+            (is_flow, "`use_flow_sigmas` gives it other noise levels than a Stable Diffusion UNet knows"),
+            (config.get("snr_shift_scale", 1) != 1, "`snr_shift_scale` shifts its noise levels"),
+            (hasattr(scheduler, "noise_sampler"), "its Brownian noise is tied to the batch, so to `chunk_size`"),
+            (needed != ["model_output", "timestep", "sample"], f"its step needs {', '.join(needed)}"),
         ):
-            reason = "its noise levels are not those of Stable Diffusion's timesteps (snr_shift_scale, use_flow_sigmas)"
-        elif hasattr(scheduler, "noise_sampler"):
-            reason = "its Brownian noise is tied to the whole batch, so a frame would depend on `chunk_size`"
-        elif needed != ["model_output", "timestep", "sample"]:
-            reason = f"its step needs {', '.join(needed)}"
-        if reason is not None:
-            raise ValueError(f"`scheduler` must not be a {type(scheduler).__name__}: {reason}.")
+            if is_so:
+                raise ValueError(f"`scheduler` must not be a {type(scheduler).__name__}: {reason}.")
 
     def check_timesteps(self, num_inference_steps: int) -> None:
         """Raise a `ValueError` unless the scheduler denoises in so many steps, at timesteps that the UNet knows."""
@@ -812,66 +767,78 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             rule = f"`scheduler` and `num_inference_steps` must give falling timesteps from {limit - 1} to 0"
             raise ValueError(f"{rule}; got {timesteps[0]:g} to {timesteps[-1]:g} of {name}.")
 
+    @contextmanager
+    def hold_scheduler(self, num_inference_steps: int, device: torch.device):
+        """Reserve the scheduler, which holds the state of one call; check and yield the number of timesteps."""
+        key, token = id(self.scheduler), object()
+        if self._held_schedulers.setdefault(key, token) is not token:  # one atomic operation
+            rule = "`scheduler` must not serve two calls at once: give each thread its own pipeline and scheduler"
+            raise ValueError(f"{rule}; got a {type(self.scheduler).__name__} that is in use.")
+        try:
+            self.check_timesteps(num_inference_steps)
+            yield len(self.set_timesteps(num_inference_steps, device))
+        finally:
+            del self._held_schedulers[key]
+
     def check_size(self, height: int, width: int) -> None:
         """Raise a `ValueError` unless VAE and UNet can downsample `height` and `width` (pixels) without remainder."""
         multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         for name, value in (("height", height), ("width", width)):
-            if not isinstance(value, numbers.Integral) or value <= 0 or value % multiple != 0:
-                raise ValueError(f"`{name}` must be a positive multiple of {multiple}; got {value}.")
+            if not isinstance(value, numbers.Integral) or value <= 0 or value % multiple != 0 or value > 2**14:
+                also = " and at most 16384" if isinstance(value, numbers.Integral) and value > 2**14 else ""
+                raise ValueError(f"`{name}` must be a positive multiple of {multiple}{also}; got {_short(value)}.")
 
-    def check_inputs(
-        self,
-        height: int,
-        width: int,
-        num_inference_steps: int,
-        image_guidance_scale: float,
-        pose_guidance_scale: float,
-        chunk_size: int,
-        output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
-    ) -> None:
-        """Raise a `ValueError` unless the numbers and names given to the call are valid."""
-        self.check_size(height, width)
-        for name, value in (("num_inference_steps", num_inference_steps), ("chunk_size", chunk_size)):
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"`{name}` must be a whole number of at least 1; got {value}.")
-        scales = (("image_guidance_scale", image_guidance_scale), ("pose_guidance_scale", pose_guidance_scale))
-        for name, value in scales:
-            if not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0:
-                raise ValueError(f"`{name}` must be a finite number of at least 0; got {value}.")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent'; got {output_type!r}.")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            rule = f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}"
-            raise ValueError(f"{rule}; got {unknown}.")
+    def check_numbers(self, num_inference_steps, image_guidance_scale, pose_guidance_scale, chunk_size) -> None:
+        """Raise a `ValueError` unless steps, scales and chunk size are in their ranges."""
+        most_steps = self.scheduler.config.num_train_timesteps
+        for name, value, kind, least, most in (
+            ("num_inference_steps", num_inference_steps, numbers.Integral, 1, most_steps),
+            ("image_guidance_scale", image_guidance_scale, numbers.Real, 0, 1000),
+            ("pose_guidance_scale", pose_guidance_scale, numbers.Real, 0, 1000),
+            ("chunk_size", chunk_size, numbers.Integral, 1, sys.maxsize),
+        ):
+            if not isinstance(value, kind) or not least <= value <= most:
+                whole = "whole" if kind is numbers.Integral else "finite"
+                raise ValueError(f"`{name}` must be a {whole} number from {least} to {most}; got {_short(value)}.")
 
-    def check_video_inputs(
-        self,
-        batch_size: int,
-        num_frames: int,
-        latent_size: tuple[int, int],
-        frame_indices: Sequence[int] | None,
-        latents: torch.Tensor | None,
-        generator: torch.Generator | list[torch.Generator] | None,
-    ) -> list[int]:
+    def check_output(self, output_type, return_dict, callback_on_step_end, tensor_inputs) -> None:
+        """Raise a `ValueError` unless the output and the callback are of a known kind."""
+        if not isinstance(output_type, str) or output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent'; got {_short(output_type)}.")
+        if not isinstance(return_dict, (bool, np.bool_)):
+            raise ValueError(f"`return_dict` must be True or False; got {_short(return_dict)}.")
+        if callback_on_step_end is not None:
+            try:
+                is_class = isinstance(callback_on_step_end, type)  # instead of an object of the class
+                inspect.signature(None if is_class else callback_on_step_end).bind(self, 0, 0, {})
+            except (TypeError, ValueError) as error:
+                rule = "`callback_on_step_end` must be a function of pipeline, step, timestep and tensors"
+                raise ValueError(f"{rule}; got {_short(callback_on_step_end)} ({error}).") from error
+        known = self._callback_tensor_inputs
+        if not isinstance(tensor_inputs, (list, tuple)) or not all(name in known for name in tensor_inputs):
+            rule = f"`callback_on_step_end_tensor_inputs` must be a list with names among {known}"
+            raise ValueError(f"{rule}; got {_short(tensor_inputs)}.")
+
+    def check_video_inputs(self, batch_size, num_frames, latent_size, frame_indices, latents, generator) -> list[int]:
         """Check the arguments that depend on the number of videos and frames; return the indices to render."""
-        try:
-            indices = [operator.index(i) for i in (range(num_frames) if frame_indices is None else frame_indices)]
-        except TypeError:
+        indices = range(num_frames) if frame_indices is None else frame_indices
+        try:  # one more than there can be, since an iterable may be endless
+            indices = [operator.index(i) for i in itertools.islice(indices, num_frames + 1)]
+        except (TypeError, ValueError, RuntimeError):
             indices = []
         if not indices or len(set(indices)) != len(indices) or min(indices) < 0 or max(indices) >= num_frames:
-            raise ValueError(
-                f"`frame_indices` must be one or more different integers in range({num_frames}); got {frame_indices}."
-            )
+            rule = f"`frame_indices` must be one or more different integers in range({num_frames})"
+            raise ValueError(f"{rule}; got {_short(frame_indices)}.")
         if latents is not None:
             cell_shape = (self.vae.config.latent_channels, *latent_size)
             shapes = [(1, *cell_shape), (num_frames, *cell_shape), (batch_size, num_frames, *cell_shape)]
             if not isinstance(latents, torch.Tensor) or tuple(latents.shape) not in shapes:
                 got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents)
                 raise ValueError(f"`latents` must have one of the shapes {shapes}; got {got}.")
-            if not torch.isfinite(latents).all():
-                raise ValueError("`latents` must be finite; got infinity or NaN.")
+            values = _to_array(latents, "latents")
+            if values.dtype.kind != "f" or not np.abs(values).max() <= 1e4:
+                got = f"{latents.dtype} between {values.min()} and {values.max()}"
+                raise ValueError(f"`latents` must be finite floating-point noise, at most 1e4 in size; got {got}.")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"`generator` must be one, or one per video ({batch_size}); got {len(generator)}.")
         for one in generator if isinstance(generator, list) else [generator]:
@@ -888,14 +855,16 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         subjects = list(image) if isinstance(image, (list, tuple)) else [image]
         subjects = [list(photos) if isinstance(photos, (list, tuple)) else [photos] for photos in subjects]
         if not subjects or not all(subjects):
-            raise ValueError(f"`image` must hold at least one photo of each subject; got {image}.")
+            raise ValueError(f"`image` must hold at least one photo of each subject; got {_short(image)}.")
         return [torch.stack([fit_image(photo, height, width) for photo in photos]) for photos in subjects]
 
     def prepare_pose_maps(self, pose_maps: Any, height: int, width: int, batch_size: int) -> torch.Tensor:
         """Fit all pose maps and resize them to latent size: `(B, F, 2, h, w)`, float32, in `[0, 1]`."""
         is_tensor = isinstance(pose_maps, (np.ndarray, torch.Tensor))
+        if is_tensor and pose_maps.dtype == np.uint8 and pose_maps.ndim in (4, 5) and pose_maps.shape[-1] == 3:
+            is_tensor, pose_maps = False, [*(pose_maps if pose_maps.ndim == 4 else map(list, pose_maps))]
         if is_tensor:
-            videos = list(self._check_pose_tensor(torch.as_tensor(pose_maps)))
+            videos = list(self._check_pose_array(_to_array(pose_maps, "pose_maps")))
         elif isinstance(pose_maps, (list, tuple)) and len(pose_maps) > 0:
             is_nested = [isinstance(frames, (list, tuple)) for frames in pose_maps]
             if any(is_nested) and not all(is_nested):
@@ -915,7 +884,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             maps = []
             for index, frame in enumerate(frames):
                 try:
-                    pose_map = frame.float() if is_tensor else iuv_to_pose_map(frame)
+                    pose_map = torch.from_numpy(frame.astype(np.float32)) if is_tensor else iuv_to_pose_map(frame)
                 except ValueError as error:
                     raise ValueError(str(error).replace("`image`", f"`pose_maps[{index}]`", 1)) from error
                 sizes.add(tuple(pose_map.shape[-2:]))
@@ -926,17 +895,15 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         return torch.stack(prepared).cpu().expand(batch_size, -1, -1, -1, -1)
 
     @staticmethod
-    def _check_pose_tensor(pose_maps: torch.Tensor) -> torch.Tensor:
+    def _check_pose_array(pose_maps: np.ndarray) -> np.ndarray:
         """Check pose maps `(F, 2, H, W)` or `(B, F, 2, H, W)`, finite and in `[0, 1]`; return the latter shape."""
-        shape = tuple(pose_maps.shape)
-        if len(shape) not in (4, 5) or shape[-3] != 2 or 0 in shape:
-            raise ValueError(f"`pose_maps` must have a non-empty shape (F, 2, H, W) or (B, F, 2, H, W); got {shape}.")
-        if not pose_maps.is_floating_point():
-            raise ValueError(f"`pose_maps` must be floating point in [0, 1]; got {pose_maps.dtype}.")
-        low, high = pose_maps.min().item(), pose_maps.max().item()  # NaN if any value is NaN
+        if pose_maps.ndim not in (4, 5) or pose_maps.shape[-3] != 2 or pose_maps.dtype.kind != "f":
+            rule = "`pose_maps` must be floating point with the shape (F, 2, H, W) or (B, F, 2, H, W)"
+            raise ValueError(f"{rule}; got {pose_maps.dtype} {pose_maps.shape}.")
+        low, high = pose_maps.min(), pose_maps.max()  # NaN if any value is NaN
         if not (low >= 0 and high <= 1):
             raise ValueError(f"`pose_maps` must lie in [0, 1] and be finite; got values between {low} and {high}.")
-        return pose_maps if len(shape) == 5 else pose_maps[None]
+        return pose_maps if pose_maps.ndim == 5 else pose_maps[None]
 
     def encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode canvases `(P, 3, H, W)` in `[-1, 1]` into states `(P, T, D)` and scaled latents `(P, C, h, w)`."""
@@ -969,10 +936,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         generator: torch.Generator | None = None,
         latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the start of one video: float32, shape `(1 or F, C, h, w)`.
+        """Return the start of one video, float32 `(1 or F, C, h, w)`: the photo's latents `(1, C, h, w)`, noised.
 
-        It is the first photo's latents `(1, C, h, w)`, noised to the first timestep with noise that all frames share.
-        If unit noise is given as `latents`, it is that noise at the scheduler's first noise level instead.
+        All frames share the noise. If unit noise is given as `latents`, it is that at the first noise level instead.
         """
         device = image_latents.device
         if latents is not None:
@@ -999,13 +965,11 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     @staticmethod
     def guidance_branches(image_guidance_scale: float, pose_guidance_scale: float) -> list[tuple[float, bool, bool]]:
-        """Return the guidance formula as a weighted sum of predictions, whose weights add up to 1.
+        """Return `(weight, sees the photo, sees the pose)` of each prediction with a weight other than 0.
 
-        `eps(0, 0) + s_I (eps(c_I, 0) - eps(0, 0)) + s_p (eps(c_I, c_p) - eps(c_I, 0))`, where 0 is a null input.
-
-        Returns:
-            `list`: `(weight, sees the photo, sees the pose)` of each prediction with a weight other than 0.
+        They sum up to `eps(0, 0) + s_I (eps(c_I, 0) - eps(0, 0)) + s_p (eps(c_I, c_p) - eps(c_I, 0))`; 0 means null.
         """
+        image_guidance_scale, pose_guidance_scale = float(image_guidance_scale), float(pose_guidance_scale)
         branches = [
             (1.0 - image_guidance_scale, False, False),
             (image_guidance_scale - pose_guidance_scale, True, False),
@@ -1058,7 +1022,6 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
-    @_refuse_a_second_call
     def __call__(
         self,
         image: Image.Image | np.ndarray | torch.Tensor | list,
@@ -1087,28 +1050,25 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 every step sees one drawn at random. The whole photo is fitted in and its border pixels are repeated.
             pose_maps (`torch.Tensor`, `np.ndarray` or `list`):
                 The pose sequence of all videos: DensePose U and V as `(F, 2, H, W)` in `[0, 1]`, or a list of `F` IUV
-                images (R = V, G = U, B = I). Or one sequence per video: `(B, F, 2, H, W)`, or `B` such lists. The
-                poses are fitted in like the photo.
+                images (R = V, G = U, B = I), or these as one 8-bit array `(F, H, W, 3)`. Or one sequence per video:
+                `(B, F, 2, H, W)`, `(B, F, H, W, 3)`, or `B` such lists. The poses are fitted in like the photo.
             height (`int`, *optional*, defaults to `config.default_height`): Height of the frames in pixels.
             width (`int`, *optional*, defaults to `config.default_width`): Width of the frames in pixels.
             num_inference_steps (`int`, *optional*, defaults to `config.default_num_inference_steps`): Denoising steps.
             image_guidance_scale (`float`, *optional*, defaults to `config.default_image_guidance_scale`):
-                How strongly the frames follow the photo: `s_I` of the paper, finite and at least 0. 1 means no
-                guidance. At 1, or if both scales are equal, one of three UNet predictions is saved.
+                How strongly the frames follow the photo: `s_I` of the paper, from 0 to 1000. 1 means no guidance. At
+                1, or if both scales are equal, one of three UNet predictions is saved.
             pose_guidance_scale (`float`, *optional*, defaults to `config.default_pose_guidance_scale`):
-                How strongly the frames follow the poses: `s_p` of the paper, finite and at least 0. 0 ignores poses.
+                How strongly the frames follow the poses: `s_p` of the paper, from 0 to 1000. 0 ignores poses.
             frame_indices (`Sequence[int]`, *optional*):
                 Indices of the frames to render, in this order; all by default. A frame is the same in any selection.
-            generator (`torch.Generator` or `list`, *optional*):
-                Makes the result deterministic: one generator, or a list of one per video.
+            generator (`torch.Generator` or `list`, *optional*): Fixes the result; a list has one per video.
             latents (`torch.Tensor`, *optional*):
                 Unit noise to start from instead of the noised photo: shape `(1, C, h, w)` for all frames,
                 `(F, C, h, w)` or `(B, F, C, h, w)`. It is multiplied by the scheduler's `init_noise_sigma`.
-            chunk_size (`int`, *optional*, defaults to 8):
-                Maximum number of frames denoised at once. It affects memory and speed, never the result.
+            chunk_size (`int`, *optional*, defaults to 8): Most frames at once: affects memory and speed only.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`DreamPosePipelineOutput`] instead of a tuple.
+            return_dict (`bool`, *optional*, defaults to `True`): Return a [`DreamPosePipelineOutput`], not a tuple.
             callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
                 Called as `callback(pipeline, step, timestep, callback_kwargs)` after each step of each chunk; `step`
                 restarts at 0 with each chunk. It returns a dict, whose `latents` replace the chunk's. It may set
@@ -1138,35 +1098,29 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
         # 1. Check and prepare all inputs, before any model runs
         self.check_components()
-        self.check_inputs(
-            height,
-            width,
-            num_inference_steps,
-            image_guidance_scale,
-            pose_guidance_scale,
-            chunk_size,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
+        self.check_size(height, width)
+        self.check_numbers(num_inference_steps, image_guidance_scale, pose_guidance_scale, chunk_size)
+        self.check_output(output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs)
         photos = self.prepare_image(image, height, width)  # B of [P, 3, H, W]
         batch_size = len(photos)
         pose_maps = self.prepare_pose_maps(pose_maps, height, width, batch_size)  # [B, F, 2, h, w]
         num_frames, latent_size = pose_maps.shape[1], tuple(pose_maps.shape[-2:])
         frame_indices = self.check_video_inputs(batch_size, num_frames, latent_size, frame_indices, latents, generator)
-        self._interrupt, device = False, self._execution_device
+        device = self._execution_device
 
-        self.check_timesteps(num_inference_steps)
-
-        # 2. Count timesteps and chunks; chunks have equal size, the last one is padded with its last frame
-        num_timesteps = len(self.set_timesteps(num_inference_steps, device))
-        num_chunks = math.ceil(len(frame_indices) / chunk_size)
+        # 2. Count the chunks, which have equal size: the last one is padded with its last frame
+        num_chunks = -(-len(frame_indices) // chunk_size)
         size = math.ceil(len(frame_indices) / num_chunks)
 
         frames = [[] for _ in range(batch_size)] if output_type == "pil" else None
         null_states = None
         checks_safety = self.safety_checker is not None and output_type != "latent"
         nsfw_content_detected = [[] for _ in range(batch_size)] if checks_safety else None
-        with self.progress_bar(total=batch_size * num_chunks * num_timesteps) as progress_bar:
+        with (
+            self.hold_scheduler(num_inference_steps, device) as num_timesteps,
+            self.progress_bar(total=batch_size * num_chunks * num_timesteps) as progress_bar,
+        ):
+            self._interrupt = False
             for b in range(batch_size):
                 if self.interrupt and b > 0:
                     break
@@ -1213,8 +1167,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                         if callback_on_step_end is not None:
                             tensors = {"latents": chunk_latents[:num_real], "noise_pred": noise_pred[:num_real]}
                             callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                            callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
-                            returned = callback_outputs.pop("latents", chunk_latents[:num_real])
+                            returned = callback_on_step_end(self, i, t, callback_kwargs)
+                            if not isinstance(returned, dict):
+                                raise ValueError(f"`callback_on_step_end` must return a dict; got {_short(returned)}.")
+                            returned = returned.pop("latents", chunk_latents[:num_real])
                             padding = returned[-1:].expand(num_padded, -1, -1, -1)
                             chunk_latents = torch.cat([returned, padding]).to(device, torch.float32)
                         progress_bar.update()
