@@ -8,6 +8,8 @@ import diffusers
 import huggingface_hub
 import pytest
 import torch
+from diffusers import AutoencoderTiny
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -304,3 +306,321 @@ def test_wrong_files_and_names_are_refused(subjects, tmp_path):
         pipe.load_lora_weights(subjects / "anna", adapter_name="anna")
     with pytest.raises(ValueError, match="`unet_lora_layers`, .* must be given; got none"):
         DreamPosePipeline.save_lora_weights(tmp_path)
+
+
+# Hard inputs: a refused load changes nothing, metadata is checked, scales survive a hotswap
+
+
+@pytest.fixture
+def warnings_of_pipeline(caplog):
+    logger = diffusers.utils.logging.get_logger("pipeline_dreampose")
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.WARNING, logger.name):
+        yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture(scope="module")
+def attached(subjects):
+    """A pipeline with a subject at half its scale, and its video. No test that uses it may change it."""
+    pipe = get_dummy_pipeline()
+    pipe.load_lora_weights(subjects / "anna", adapter_name="anna")
+    pipe.set_adapters("anna", 0.5)
+    return pipe, render(pipe)
+
+
+def read(folder):
+    return DreamPosePipeline.lora_state_dict(folder, return_lora_metadata=True)
+
+
+def make_subject(components=TARGETS, alpha=ALPHA, seed=5, **settings):
+    """Return weights and metadata of a random subject with any `LoraConfig`; its targets may differ by component."""
+    models, weights, metadata = get_dummy_components(), {}, {}
+    torch.manual_seed(seed)
+    for part, targets in components.items():
+        settings = {"r": RANK, **settings}
+        models[part].add_adapter(LoraConfig(lora_alpha=alpha, target_modules=targets, **settings))
+        for key, weight in get_peft_model_state_dict(models[part]).items():
+            random = 0.3 * torch.randn_like(weight)
+            weights[f"{part}.{key}"] = random.abs() + 1 if "magnitude" in key else random
+        metadata |= {f"{part}.{key}": value for key, value in models[part].peft_config["default"].to_dict().items()}
+    return weights, metadata
+
+
+KEY = "vae.decoder.conv_out.lora_A.weight"  # of the component that is attached last
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"vae.r": 4}, r"`vae.r`; got 4"),
+        ({"vae.r": 2.0}, r"`vae.r`; got 2.0"),
+        ({"vae.r": 10**5000}, "`vae.r`"),
+        ({"vae.lora_alpha": float("nan")}, "above 0, at most 1e6, as `vae.lora_alpha`; got nan"),
+        ({"vae.lora_alpha": float("inf")}, "`vae.lora_alpha`"),
+        ({"vae.lora_alpha": 1e30}, "`vae.lora_alpha`"),
+        ({"vae.lora_alpha": 0}, "`vae.lora_alpha`"),
+        ({"vae.lora_alpha": True}, "`vae.lora_alpha`; got True"),
+        ({"vae.lora_alpha": "6"}, "`vae.lora_alpha`"),
+        ({"vae.rank_pattern": {"conv_out": 1}}, "`vae.r`; got 1"),
+        ({"vae.rank_pattern": {"([a-z_0-9.]+)+X": 2}}, "not regular expressions, as `vae.rank_pattern`"),
+        ({"vae.alpha_pattern": {"(.*)*": 2}}, "not regular expressions, as `vae.alpha_pattern`"),
+        ({"vae.alpha_pattern": {"conv_out": -1}}, "`vae.lora_alpha`; got -1"),
+        ({"vae.alpha_pattern": ["conv_out"]}, "`vae.alpha_pattern`"),
+        ({"vae.alpha_pattern": {f"name_{i}": 1 for i in range(2001)}}, "up to 2,000 names .* `vae.alpha_pattern`"),
+        ({"vae.use_rslora": "yes"}, r"one of \[True, False\] as `vae.use_rslora`; got 'yes'"),
+        ({"vae.use_dora": True}, r"one of \[False\] as `vae.use_dora`; got True"),
+        ({"vae.bias": "all"}, r"one of \['none', .*\] as `vae.bias`; got 'all'"),
+        ({"vae.lora_bias": True}, "`vae.lora_bias`"),
+        ({"vae.modules_to_save": ["decoder.conv_in"]}, r"`vae.modules_to_save`; got \['decoder.conv_in'\]"),
+        ({"vae.init_lora_weights": "pissa"}, "`vae.init_lora_weights`"),
+        ({"vae.layer_replication": [[0, 1]]}, "`vae.layer_replication`"),
+        ({"vae.peft_type": "LOKR"}, "`vae.peft_type`"),
+        ({"vae.target_parameters": ["weight"]}, "`vae.target_parameters`"),
+        ({3: 4}, "`metadata` of a LoRA must be a dict"),
+        ({KEY: lambda weight: weight.to(torch.int8)}, "finite floating-point tensors; got .*conv_out.* of torch.int8"),
+        ({KEY: lambda weight: weight.to(torch.float8_e4m3fn)}, "finite floating-point"),
+        ({KEY: lambda weight: weight.to(torch.complex64)}, "finite floating-point"),
+        ({KEY: lambda weight: weight.to("meta")}, "finite floating-point"),
+        ({KEY: lambda weight: weight.to_sparse()}, "finite floating-point"),
+        ({KEY: lambda weight: weight * torch.nan}, "finite floating-point"),
+        ({KEY: lambda weight: weight.numpy()}, "finite floating-point .* of <class 'numpy.ndarray'>"),
+        ({KEY: lambda weight: weight[:1]}, "conv_out.lora_B.weight of shape"),
+        ({KEY: lambda weight: weight[:0]}, "conv_out.lora_A.weight of shape"),
+        ({KEY: lambda weight: weight[..., 0]}, "conv_out.lora_A.weight of shape"),
+        ({KEY.replace("_A", "_B"): lambda weight: weight[..., 0]}, "conv_out.lora_B.weight of shape"),
+        ({KEY.replace("lora_A.weight", "lora_B.bias"): torch.zeros(3)}, "conv_out.lora_B.bias of shape"),
+        ({KEY.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(1, 3, 1, 1)}, "DoRA in all layers"),
+        ({"unet.conv_in.base_layer.lora_A.weight": torch.zeros(2, 14, 3, 3)}, "base_layer.* without layer or partner"),
+        ({"unet.conv_norm_out.lora_A.weight": torch.zeros(2)}, "conv_norm_out.* without layer or partner"),
+        ({5: torch.zeros(2)}, "got 5 without layer or partner"),
+    ],
+)
+def test_a_refused_load_changes_nothing(subjects, attached, change, message):
+    pipe, before = attached
+    weights, metadata = read(subjects / "carl")
+    for key, value in change.items():
+        target = weights if callable(value) or isinstance(value, torch.Tensor) else metadata
+        target[key] = value(weights[key]) if callable(value) else value
+    for hotswap in (False, True):
+        with pytest.raises(ValueError, match=message) as error:
+            pipe.load_lora_weights(weights, "anna" if hotswap else "carl", hotswap, metadata=metadata)
+        assert "`" in str(error.value) and len(str(error.value)) < 400
+    assert pipe.get_list_adapters() == dict.fromkeys(TARGETS, ["anna"])
+    assert torch.equal(render(pipe), before)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, '{"unet.r": NaN}', '{"vae.lora_alpha": Infinity}'])
+def test_broken_metadata_of_a_file_is_one_error(subjects, attached, tmp_path, text):
+    pipe, before = attached
+    save_file(load_file(subjects / "carl" / FILE), tmp_path / FILE, {"format": "pt", "lora_adapter_metadata": text})
+    with pytest.raises(ValueError, match="must be safetensors, and its metadata JSON|`metadata` of a LoRA must"):
+        pipe.load_lora_weights(tmp_path)
+    assert pipe.get_list_adapters() == dict.fromkeys(TARGETS, ["anna"]) and torch.equal(render(pipe), before)
+
+
+@pytest.mark.parametrize("name", ["items", "forward", "training", 5, ["anna"], ""])
+def test_names_that_a_module_dict_cannot_hold_are_refused(subjects, attached, name):
+    """PEFT stores a subject's weights under its name in a `ModuleDict`, which refuses its own attributes half-way."""
+    pipe, before = attached
+    with pytest.raises(ValueError, match="`adapter_name` must"):
+        pipe.load_lora_weights(subjects / "carl", adapter_name=name)
+    assert torch.equal(render(pipe), before)
+
+
+CONVOLUTIONS = {**TARGETS, "vae": r"decoder\..*(conv1|conv2|conv_out)"}
+
+
+@pytest.mark.parametrize(
+    "components, settings, message",
+    [
+        (CONVOLUTIONS, {}, "other layers .*conv2.* in `vae`"),
+        (TARGETS, {"use_dora": True}, "DoRA"),
+        (TARGETS, {"use_rslora": True}, "rsLoRA"),
+    ],
+    ids=["convolutions", "dora", "rslora"],
+)
+def test_a_refused_hotswap_changes_nothing(attached, components, settings, message):
+    pipe, before = attached
+    weights, metadata = make_subject(components, **settings)
+    with pytest.raises(ValueError, match=f"`hotswap` needs the same layers and kind .*{message}"):
+        pipe.load_lora_weights(weights, "anna", hotswap=True, metadata=metadata)
+    assert pipe.get_list_adapters() == dict.fromkeys(TARGETS, ["anna"]) and torch.equal(render(pipe), before)
+
+
+def test_hotswap_of_a_fused_subject_is_refused(subjects):
+    pipe = get_dummy_pipeline()
+    plain = render(pipe)
+    pipe.load_lora_weights(subjects / "anna", adapter_name="anna")
+    pipe.fuse_lora()
+    fused = render(pipe)
+    with pytest.raises(ValueError, match="`hotswap` needs an unfused subject; 'anna' is fused into `unet`"):
+        pipe.load_lora_weights(subjects / "carl", adapter_name="anna", hotswap=True)
+    assert torch.equal(render(pipe), fused) and pipe.fused_loras == {"anna"}
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(render(pipe), plain, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("hotswap", [False, True])
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_load_that_fails_half_way_is_undone(subjects, monkeypatch, hotswap, offload):
+    """The third component fails, once before and once after it was changed; also with hooks of offloading."""
+    pipe = get_dummy_pipeline()
+    pipe.load_lora_weights(subjects / "anna", adapter_name="anna")
+    if not hotswap:  # next to a subject that the third component does not have
+        pipe.unload_lora_weights()
+        pipe.load_lora_weights(subjects / "bert", adapter_name="bert")
+        pipe.set_adapters("bert", 0.5)
+    if offload:
+        pipe.enable_model_cpu_offload(device="cpu")
+    before, adapters, active = render(pipe), pipe.get_list_adapters(), pipe.get_active_adapters()
+    names = {part: list(getattr(pipe, part).state_dict()) for part in TARGETS}
+    load = type(pipe.vae).load_lora_adapter
+
+    def fail(self, *args, **kwargs):
+        if late:
+            load(self, *args, **{**kwargs, "_pipeline": None})
+        raise MemoryError("as a full GPU does")
+
+    for late in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(pipe.vae), "load_lora_adapter", fail)
+            patch.setattr("diffusers.pipelines.pipeline_utils.get_device", lambda: "cpu:0")
+            with pytest.raises(MemoryError):
+                pipe.load_lora_weights(subjects / "carl", "anna" if hotswap else "carl", hotswap)
+        assert (pipe.get_list_adapters(), pipe.get_active_adapters()) == (adapters, active)
+        assert names == {part: list(getattr(pipe, part).state_dict()) for part in TARGETS}
+        assert torch.equal(render(pipe), before)
+        assert hasattr(pipe.unet, "_hf_hook") == offload
+    with pytest.raises(MemoryError), monkeypatch.context() as patch:  # with a clean base
+        patch.setattr(type(pipe.vae), "load_lora_adapter", fail)
+        fresh = get_dummy_pipeline()
+        fresh.load_lora_weights(subjects / "carl")
+    assert fresh.get_list_adapters() == {} and torch.equal(render(fresh), render(get_dummy_pipeline()))
+    assert not any(hasattr(layer, "base_layer") for part in TARGETS for layer in getattr(fresh, part).modules())
+
+
+def test_metadata_that_peft_would_run_is_ignored(subjects, attached, warnings_of_pipeline):
+    """Layers come from the weights. Fields that the installed PEFT does not know are one warning."""
+    weights, metadata = read(subjects / "anna")
+    hang = "([a-z_0-9.]+)+X"
+    for part in TARGETS:
+        metadata |= {f"{part}.{field}": hang for field in ("target_modules", "exclude_modules", "layers_pattern")}
+        metadata |= {f"{part}.layers_to_transform": [7], f"{part}.lora_dropout": 0.9, f"{part}.of_peft_1_0": {"a": 1}}
+    metadata |= {"text_encoder.r": 5, "unet.init_lora_weights": "gaussian", "unet.bias": None}
+    pipe = get_dummy_pipeline()
+    pipe.load_lora_weights(weights, adapter_name="anna", metadata=metadata)
+    pipe.set_adapters("anna", 0.5)
+    assert torch.equal(render(pipe), attached[1])
+    assert len(set(warnings_of_pipeline.messages)) == 1 and "of_peft_1_0" in warnings_of_pipeline.text
+
+
+def test_rank_and_alpha_of_single_layers(subjects, tmp_path):
+    """Names in patterns are literal: the end of a path, or all of it after "^", with or without backslashes."""
+    patterns = {"rank_pattern": {r"^conv_in": 3, "to_out.0": 5}, "alpha_pattern": {r"attn1\.to_q": 10, "^conv_in": 9}}
+    weights, metadata = make_subject({"unet": TARGETS["unet"]}, **patterns)
+    pipe = get_dummy_pipeline()
+    pipe.load_lora_weights(weights, adapter_name="anna", metadata=metadata)
+    own = get_dummy_components()["unet"]
+    own.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS["unet"], **patterns), "anna")
+    scalings = {p: layer.scaling for p, layer in own.named_modules() if hasattr(layer, "scaling")}
+    assert {p: layer.scaling for p, layer in pipe.unet.named_modules() if hasattr(layer, "scaling")} == scalings
+    assert {str(scaling) for scaling in scalings.values()} == {f"{{'anna': {s}}}" for s in (3.0, 5.0, 1.2)}
+    assert pipe.unet.conv_in.r == {"anna": 3}
+    DreamPosePipeline.save_lora_weights(  # what was loaded can be saved and loaded again
+        tmp_path,
+        get_peft_model_state_dict(pipe.unet, adapter_name="anna"),
+        unet_lora_adapter_metadata=pipe.unet.peft_config["anna"].to_dict(),
+    )
+    again = get_dummy_pipeline()
+    again.load_lora_weights(tmp_path, adapter_name="anna")
+    assert torch.equal(render(again), render(pipe))
+    # a hotswap brings its own ranks and alphas, layer by layer
+    other, other_metadata = make_subject({"unet": TARGETS["unet"]}, alpha=1, seed=9)
+    swapped = get_dummy_pipeline()
+    swapped.load_lora_weights(other, adapter_name="anna", metadata=other_metadata)
+    swapped.load_lora_weights(tmp_path, "anna", hotswap=True)
+    assert {p: layer.scaling for p, layer in swapped.unet.named_modules() if hasattr(layer, "scaling")} == scalings
+    assert torch.equal(render(swapped), render(pipe))
+    assert swapped.unet.peft_config["anna"].alpha_pattern == pipe.unet.peft_config["anna"].alpha_pattern
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_scales_after_a_hotswap(prepared):
+    """`set_adapters` counts from the new file's alpha and rank. A scale that was set before stays."""
+    small, large = make_subject(alpha=4, r=4), make_subject(alpha=16, r=8, seed=6)
+    direct, pipe = get_dummy_pipeline(), get_dummy_pipeline()
+    direct.load_lora_weights(large[0], "swap", metadata=large[1])
+    if prepared:
+        pipe.enable_lora_hotswap(target_rank=8)
+    pipe.load_lora_weights(small[0], "swap", metadata=small[1])
+    assert isinstance(pipe.unet.conv_in.scaling["swap"], torch.Tensor) == prepared
+    pipe.load_lora_weights(large[0], "swap", hotswap=True, metadata=large[1])
+    assert isinstance(pipe.unet.conv_in.scaling["swap"], torch.Tensor) == prepared
+    assert torch.equal(render(pipe), render(direct)) and pipe.unet.conv_in.scaling["swap"] == 2.0
+    assert type(pipe.unet.conv_in.lora_A["swap"].weight) is torch.nn.Parameter
+    assert large[0]["unet.conv_in.lora_A.weight"].shape[0] == 8, "a swap leaves the given weights alone"
+    for pipeline in (pipe, direct):
+        pipeline.set_adapters("swap", 0.5)
+        assert pipeline.unet.conv_in.scaling["swap"] == pipeline.adapter.token_mixer.scaling["swap"] == 1.0
+    assert torch.equal(render(pipe), render(direct))
+    pipe.load_lora_weights(small[0], "swap", hotswap=True, metadata=small[1])
+    assert pipe.unet.conv_in.scaling["swap"] == 0.5  # half of 4 / 4
+    pipe.load_lora_weights(large[0], "swap", hotswap=True, metadata=large[1])
+    assert pipe.unet.conv_in.scaling["swap"] == 1.0 and torch.equal(render(pipe), render(direct))
+
+
+def test_compiled_models(subjects, attached):
+    """All methods act on the models inside the wrappers of `torch.compile`. Eager runs keep the test short."""
+    pipe = get_dummy_pipeline()
+    plain = render(pipe)
+    wrappers = {part: torch.compile(getattr(pipe, part), backend="eager") for part in ("unet", "adapter")}
+    for part, wrapper in wrappers.items():
+        setattr(pipe, part, wrapper)
+    with torch.compiler.set_stance("force_eager"):
+        pipe.load_lora_weights(subjects / "anna", adapter_name="anna")
+        assert pipe.get_list_adapters() == dict.fromkeys(TARGETS, ["anna"]) and pipe.get_active_adapters() == ["anna"]
+        pipe.set_adapters("anna", 0.5)
+        assert torch.equal(render(pipe), attached[1])
+        pipe.load_lora_weights(subjects / "carl", adapter_name="anna", hotswap=True)
+        pipe.fuse_lora()
+        assert not torch.equal(render(pipe), attached[1])
+        pipe.unfuse_lora()
+        pipe.unload_lora_weights()
+        assert pipe.get_list_adapters() == {}
+        assert all(getattr(pipe, part) is wrapper for part, wrapper in wrappers.items())
+        torch.testing.assert_close(render(pipe), plain, atol=1e-4, rtol=0)
+    wrapper = torch.compile(pipe.adapter._orig_mod, backend="eager")
+    pipe.adapter = wrapper
+    pipe.load_lora_weights(subjects / "anna", adapter_name="anna")
+    pipe.set_adapters("anna", 0.5)
+    with torch.no_grad():
+        inputs = torch.randn(1, 5, 16), torch.randn(1, 4, 16, 12)
+        torch.testing.assert_close(wrapper(*inputs), attached[0].adapter(*inputs), atol=1e-5, rtol=0)
+
+
+def test_weights_by_name_take_their_metadata(subjects, attached, warnings_of_pipeline):
+    weights, metadata = read(subjects / "anna")
+    shuffled = dict(reversed(weights.items()))
+    pipe = get_dummy_pipeline()
+    pipe.load_lora_weights(shuffled, adapter_name="anna", metadata=metadata)
+    pipe.set_adapters("anna", 0.5)
+    assert torch.equal(render(pipe), attached[1]) and not warnings_of_pipeline.records
+    pipe.load_lora_weights(weights, adapter_name="bert")
+    assert "no `metadata`, so the alpha of each layer is taken to be its rank" in warnings_of_pipeline.text
+    assert pipe.unet.conv_in.scaling == {"anna": ALPHA / RANK / 2, "bert": 1.0}
+
+
+def test_a_vae_without_lora(subjects):
+    """A VAE that cannot carry a LoRA leaves the other components their subjects."""
+    vae = AutoencoderTiny(encoder_block_out_channels=(4,) * 4, decoder_block_out_channels=(4,) * 4)
+    pipe = get_dummy_pipeline()
+    pipe.vae = vae
+    pipe.load_lora_weights(subjects / "bert", adapter_name="bert")
+    pipe.set_adapters("bert", 0.5)
+    assert pipe.get_list_adapters() == {"unet": ["bert"], "adapter": ["bert"]}
+    with pytest.raises(ValueError, match="got vae.* without layer or partner"):
+        pipe.load_lora_weights(subjects / "anna")
+    pipe.unload_lora_weights()
+    assert pipe.get_list_adapters() == {}

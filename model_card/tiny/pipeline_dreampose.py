@@ -17,6 +17,7 @@ Axes in comments and docstrings: `B` videos, `P` photos of one subject, `F` fram
 `C` latent channels, `H W` pixels, `h w` latent cells, `r` frames on each side of the centre of a pose window.
 """
 
+import functools
 import importlib.util
 import inspect
 import itertools
@@ -25,13 +26,14 @@ import math
 import numbers
 import operator
 import os
+import re
 import reprlib
 import sys
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -386,6 +388,69 @@ class DreamPosePipelineOutput(BaseOutput):
     nsfw_content_detected: list[list[bool]] | None = None
 
 
+_LORA_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Fields of a `LoraConfig` that do not change a loaded LoRA.
+_UNUSED_LORA_FIELDS = """target_modules exclude_modules layers_to_transform layers_pattern lora_dropout task_type
+    auto_mapping peft_version base_model_name_or_path revision inference_mode loftq_config eva_config""".split()
+
+
+def _lora_config(
+    part: str, ranks: dict[str, int], use_dora: bool, fields: dict[str, Any], known: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the `LoraConfig` arguments of one component: layers from its weights, scales from its metadata.
+
+    PEFT runs names in metadata as regular expressions. Here a name is literal: the end of a path, or "^" and the path.
+    """
+
+    def check(is_valid: bool, name: str, rule: str, value: Any) -> None:
+        if not is_valid:
+            raise ValueError(f"`metadata` of a LoRA must have {rule} as `{part}.{name}`; got {_short(value)}.")
+
+    def find(name: str, path: str, default: Any) -> Any:
+        pattern = ((key.replace("\\", ""), value) for key, value in (fields.get(name) or {}).items())
+        return next((value for key, value in pattern if f".^{path}".endswith((f".{key}", f"^{key}"))), default)
+
+    choices = {"use_rslora": [True, False], "use_dora": [use_dora]}
+    choices["init_lora_weights"] = [True, False, "gaussian", "eva"]  # others also change the model's weights
+    used = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
+    for name in fields.keys() & known.keys() - {*used, *_UNUSED_LORA_FIELDS}:
+        values = choices.get(name, [known[name], None, False, [], {}])
+        check(fields[name] in values, name, f"one of {values}", fields[name])
+    for name in used[2:]:
+        pattern = fields.get(name) or {}
+        is_short = isinstance(pattern, dict) and len(pattern) <= 2000
+        is_literal = is_short and all(re.fullmatch(r"\^?(\w|\\?\.)+", str(key)) for key in pattern)
+        check(is_literal, name, "up to 2,000 names of layers, not regular expressions,", pattern)
+    alphas = {}
+    for path, rank in ranks.items():
+        stated = find("rank_pattern", path, fields.get("r", rank))
+        check(type(stated) is int and stated == rank, "r", f"{rank}, the rank of {path},", stated)
+        alpha = alphas[path] = find("alpha_pattern", path, fields.get("lora_alpha", rank))
+        check(type(alpha) in (int, float) and 0 < alpha <= 1e6, "lora_alpha", "a number above 0, at most 1e6,", alpha)
+    config = {"use_rslora": bool(fields.get("use_rslora")), "use_dora": use_dora, "target_modules": list(ranks)}
+    for name, pattern, values in (("r", "rank_pattern", ranks), ("lora_alpha", "alpha_pattern", alphas)):
+        config[name] = usual = next(iter(values.values()))
+        config[pattern] = {f"^{re.escape(path)}": value for path, value in values.items() if value != usual}
+    return config
+
+
+def _without_compile_wrapper(method: Callable) -> Callable:
+    """Let a LoRA method act on the models inside the wrappers of `torch.compile`, which diffusers skips."""
+
+    @functools.wraps(method)
+    def run(self, *args, **kwargs):
+        models = {part: getattr(self, part) for part in type(self)._lora_loadable_modules}
+        own = {part: getattr(model, "_orig_mod", model) for part, model in models.items()}
+        self._lora_loadable_modules = [part for part in own if hasattr(own[part], "load_lora_adapter")]
+        try:
+            vars(self).update(own)
+            return method(self, *args, **kwargs)
+        finally:
+            vars(self).update(models)
+
+    return run
+
+
 class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     r"""
     Pipeline for animating a photo of a person with a pose sequence, as proposed in DreamPose (arXiv:2304.06025).
@@ -578,8 +643,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`):
                 A Hub repository or folder with a safetensors file, the file itself, or the weights by name.
             kwargs (`dict`, *optional*):
-                `weight_name` (defaults to `"pytorch_lora_weights.safetensors"`) and the download options `cache_dir`,
-                `force_download`, `proxies`, `local_files_only`, `token`, `revision` and `subfolder`.
+                `weight_name` (defaults to `"pytorch_lora_weights.safetensors"`), `metadata` of weights by name, and
+                the download options `cache_dir`, `force_download`, `proxies`, `local_files_only`, `token`, `revision`
+                and `subfolder`.
         """
         return_lora_metadata = kwargs.pop("return_lora_metadata", False)
         weight_name = kwargs.pop("weight_name", None) or LORA_WEIGHT_NAME_SAFE
@@ -595,32 +661,63 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 user_agent={"file_type": "lora", "framework": "pytorch"},
                 **{**dict.fromkeys(names), **kwargs},
             )
-        except SafetensorError as error:
-            raise ValueError(f"`pretrained_model_name_or_path_or_dict` must be safetensors; got {error}.") from error
-        return (state_dict, metadata or {}) if return_lora_metadata else state_dict
+        except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
+            rule = "`pretrained_model_name_or_path_or_dict` must be safetensors, and its metadata JSON"
+            raise ValueError(f"{rule}; got {error}.") from error
+        metadata = {} if metadata is None else metadata
+        if not isinstance(metadata, dict) or not all(isinstance(name, str) for name in metadata):
+            raise ValueError(f"`metadata` of a LoRA must be a dict with names as keys; got {_short(metadata)}.")
+        return (state_dict, metadata) if return_lora_metadata else state_dict
 
-    def check_lora(self, state_dict: dict[str, torch.Tensor]) -> None:
-        """Raise a `ValueError` unless the weights are a LoRA of this model's layers."""
-        layers = {}
-        for part in self._lora_loadable_modules:
-            layers |= {f"{part}.{path}": layer for path, layer in getattr(self, part).named_modules()}
+    def check_lora(self, state_dict: dict[str, torch.Tensor], metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Raise a `ValueError` unless this is a LoRA of this model; return `LoraConfig` arguments by component."""
+        ranks = self._check_lora_weights(state_dict)
+        known = importlib.import_module("peft").LoraConfig().to_dict()
+        configs = {}
+        for part in [part for part in self._lora_loadable_modules if part in ranks]:
+            has_dora = {f"{part}.{path}.lora_magnitude_vector" in state_dict for path in ranks[part]}
+            if len(has_dora) > 1:
+                rule = "`pretrained_model_name_or_path_or_dict` must have DoRA in all layers of a component or in none"
+                raise ValueError(f"{rule}; got it in some of `{part}`.")
+            fields = {key.removeprefix(f"{part}."): v for key, v in metadata.items() if key.startswith(f"{part}.")}
+            configs[part] = _lora_config(part, ranks[part], has_dora.pop(), fields, known)
+        expected = {f"{part}.{name}" for part in type(self)._lora_loadable_modules for name in known}
+        unknown = sorted(key for key in metadata.keys() - expected if not key.startswith("dreampose."))
+        if unknown:  # e.g. of a newer PEFT
+            logger.warning(f"Unknown metadata of this LoRA is ignored: {_short(unknown)}.")
+        return configs
+
+    def _check_lora_weights(self, state_dict: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:
+        """Check the weights alone; return the ranks of the layers by component and path."""
         rule = "`pretrained_model_name_or_path_or_dict` must hold a LoRA of this model's `unet`, `adapter` and `vae`"
         if not state_dict:
             raise ValueError(f"{rule}; got no weights.")
-        for key in state_dict:
-            path, _, kind = key.rpartition(".lora_")
-            layer = getattr(layers.get(path), "base_layer", layers.get(path))
-            down, up = (state_dict.get(f"{path}.lora_{side}.weight") for side in "AB")
-            kinds = ("A.weight", "B.weight", "magnitude_vector")  # the last belongs to DoRA
-            if kind not in kinds or not hasattr(layer, "weight") or down is None or up is None:
-                raise ValueError(f"{rule}, `lora_A` and `lora_B` per layer; got {key} without layer or partner.")
-            shape = layer.weight.shape
-            if hasattr(layer, "in_features"):  # the shape of a quantised weight may differ
-                shape = (layer.out_features, layer.in_features)
-            is_other = kind == kinds[2] and state_dict[key].numel() != shape[0]
-            if is_other or (up.shape[0], *down.shape[1:]) != tuple(shape) or up.shape[1] != down.shape[0]:
-                got = f"{tuple(down.shape)} and {tuple(up.shape)}"
-                raise ValueError(f"{rule}; {path} has shape {tuple(shape)}; got {got}.")
+        for key, weight in state_dict.items():
+            is_plain = isinstance(weight, torch.Tensor) and weight.layout == torch.strided and not weight.is_meta
+            if not is_plain or weight.dtype not in _LORA_DTYPES or not torch.isfinite(weight).all():
+                got = weight.dtype if isinstance(weight, torch.Tensor) else type(weight)
+                raise ValueError(f"{rule}, as finite floating-point tensors; got {key!s:.200} of {got}.")
+        layers, ranks = {}, {}
+        for part in self._lora_loadable_modules:
+            for path, layer in getattr(self, part).named_modules():
+                if isinstance(layer, (nn.Linear, nn.Conv2d)) and ".lora_" not in path:
+                    layers[f"{part}.{path.removesuffix('.base_layer')}"] = layer
+        for key, weight in state_dict.items():
+            path, _, kind = str(key).rpartition(".lora_")
+            layer, down = layers.get(path), state_dict.get(f"{path}.lora_A.weight")
+            if layer is None or down is None or f"{path}.lora_B.weight" not in state_dict:
+                got = f"{key!s:.200} without layer or partner"
+                raise ValueError(f"{rule}, `lora_A` and `lora_B` per layer; got {got}.")
+            is_linear = isinstance(layer, nn.Linear)  # the shape of a quantised weight may differ
+            shape = (layer.out_features, layer.in_features) if is_linear else tuple(layer.weight.shape)
+            rank, ones = down.shape[0] if down.ndim else 0, (1,) * (len(shape) - 2)
+            fitting = {"A.weight": (rank, *shape[1:]), "B.weight": (shape[0], rank, *ones)}
+            fitting["magnitude_vector"] = (*ones[1:], shape[0], *ones)  # of DoRA
+            if rank < 1 or tuple(weight.shape) != fitting.get(kind):
+                raise ValueError(f"{rule}; {path} has shape {shape}; got {key} of shape {tuple(weight.shape)}.")
+            part, _, path = path.partition(".")
+            ranks.setdefault(part, {})[path] = rank
+        return ranks
 
     def load_lora_weights(
         self,
@@ -635,46 +732,113 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`):
                 A Hub repository, a folder, a safetensors file or the weights by name.
             adapter_name (`str`, *optional*): Name of the subject, by default `"default_0"`, `"default_1"` and so on.
-            hotswap (`bool`, *optional*, defaults to `False`): Replace the attached subject of this name in place.
+            hotswap (`bool`, *optional*, defaults to `False`):
+                Replace the attached subject of this name in place, on the same layers. The scale that was set stays.
             kwargs (`dict`, *optional*): Those of [`~DreamPosePipeline.lora_state_dict`], and `low_cpu_mem_usage`.
         Raises:
             ValueError: If the weights do not fit this model or the name is not allowed. The pipeline is unchanged.
         """
         low_cpu_mem_usage = kwargs.pop("low_cpu_mem_usage", True)
+        if isinstance(pretrained_model_name_or_path_or_dict, dict) and kwargs.get("metadata") is None:
+            logger.warning("This LoRA has no `metadata`, so the alpha of each layer is taken to be its rank.")
         kwargs["return_lora_metadata"] = True
         state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
         base_model = metadata.get("dreampose.base_model")
         if base_model and self.name_or_path and base_model != self.name_or_path:  # maybe a copy: no error
-            logger.warning(f"This LoRA was trained on {base_model}; this model is {self.name_or_path}.")
-        self.check_lora(state_dict)
-        parts = [part for part in self._lora_loadable_modules if any(k.startswith(f"{part}.") for k in state_dict)]
+            logger.warning(f"This LoRA was trained on {base_model!s:.200}; this model is {self.name_or_path}.")
+        configs = self.check_lora(state_dict, metadata)
+        # sorted, since diffusers looks for `lora_A` in the first name; copied, since a swap may change its tensors
+        state_dict = {key: weight.clone() for key, weight in sorted(state_dict.items())}
+        adapter_name = self._check_adapter_name(adapter_name, hotswap, configs)
+        options = {"adapter_name": adapter_name, "hotswap": hotswap, "low_cpu_mem_usage": low_cpu_mem_usage}
+        with self._undone_on_error(adapter_name):
+            for part, config in configs.items():
+                self._load_lora(part, config, state_dict, **options)
+            for layer in [layer for part in self._lora_loadable_modules for layer in getattr(self, part).modules()]:
+                if hasattr(layer, "lora_A") and not hotswap:
+                    layer.set_adapter([adapter_name])
+
+    def _check_adapter_name(self, adapter_name: str | None, hotswap: bool, configs: dict[str, dict[str, Any]]) -> str:
+        """Raise a `ValueError` unless a subject may be attached, or replaced, under this name; return the name."""
         attached = self.get_list_adapters()
         if adapter_name is None:
             taken = {name for names in attached.values() for name in names}
             adapter_name = next(name for name in (f"default_{i}" for i in range(len(taken) + 1)) if name not in taken)
-        if len(adapter_name) < 2 or "." in adapter_name or adapter_name in "lora_":  # PEFT finds names inside keys
-            rule = "`adapter_name` must have two letters or more, no dots, and not be a part of 'lora_'"
-            raise ValueError(f"{rule}; got {adapter_name!r}.")
+        is_name = isinstance(adapter_name, str) and not hasattr(nn.ModuleDict(), adapter_name)
+        if not is_name or len(adapter_name) < 2 or "." in adapter_name or adapter_name in "lora_":
+            rule = "have two letters or more, no dots, and not be a part of 'lora_' or an attribute of `nn.ModuleDict`"
+            raise ValueError(f"`adapter_name` must {rule}; got {_short(adapter_name)}.")
         holders = [part for part in self._lora_loadable_modules if adapter_name in attached.get(part, [])]
         if not hotswap and holders:
             raise ValueError(f"`adapter_name` must be new unless `hotswap=True`; {adapter_name!r} is attached.")
-        if hotswap and holders != parts:
-            raise ValueError(f"`hotswap` must replace {adapter_name!r} in the same components {holders}; got {parts}.")
-        others = [name for part in parts for name in attached.get(part, []) if name != adapter_name]
-        if hotswap and any(adapter_name in f"{key}.{name}" for key in state_dict for name in others):
-            raise ValueError(f"`hotswap` needs a name that no other subject or layer contains; got {adapter_name!r}.")
-        for part in parts:
-            getattr(self, part).load_lora_adapter(
-                state_dict,
-                prefix=part,
-                adapter_name=adapter_name,
-                hotswap=hotswap,
-                metadata=metadata if any(key.startswith(f"{part}.") for key in metadata) else None,
-                low_cpu_mem_usage=low_cpu_mem_usage,
-                _pipeline=self,
-            )
-        if not hotswap:
-            self.set_adapters(adapter_name)
+        if hotswap and holders != list(configs):
+            rule = f"`hotswap` must replace {adapter_name!r} in the same components {holders}"
+            raise ValueError(f"{rule}; got {list(configs)}.")
+        for part, config in configs.items() if hotswap else ():
+            model = getattr(self, part)
+            old, named = model.peft_config[adapter_name], model.named_modules()
+            layers = {path: layer for path, layer in named if adapter_name in getattr(layer, "lora_A", ())}
+            if any(adapter_name in layer.merged_adapters for layer in layers.values()):
+                raise ValueError(f"`hotswap` needs an unfused subject; {adapter_name!r} is fused into `{part}`.")
+            new = sorted(set(config["target_modules"]) - set(layers))
+            if new or config["use_dora"] or old.use_dora or config["use_rslora"] != old.use_rslora:
+                got = f"other layers {_short(new)}" if new else "DoRA or another rsLoRA flag"
+                raise ValueError(f"`hotswap` needs the same layers and kind of LoRA, no DoRA; got {got} in `{part}`.")
+            keys = [key.rpartition(".lora_") for key in model.state_dict() if adapter_name in key]  # as PEFT looks
+            if any(key[1] and key[2].split(".")[1] != adapter_name for key in keys):
+                rule = "`hotswap` needs a name that no other subject or layer contains"
+                raise ValueError(f"{rule}; got {adapter_name!r}.")
+        return adapter_name
+
+    def _load_lora(self, part: str, config: dict[str, Any], state_dict: dict[str, torch.Tensor], **kwargs) -> None:
+        """Attach a checked subject to one component, or replace it there."""
+        model, adapter_name, hotswap = getattr(self, part), kwargs["adapter_name"], kwargs["hotswap"]
+
+        def scaling(layer: nn.Module, scale: float) -> float:
+            rank = layer.r[adapter_name]
+            return scale * layer.lora_alpha[adapter_name] / (math.sqrt(rank) if config["use_rslora"] else rank)
+
+        layers = {path: model.get_submodule(path) for path in config["target_modules"] if hotswap}
+        scales = {path: float(layer.scaling[adapter_name] / scaling(layer, 1.0)) for path, layer in layers.items()}
+        if hotswap:  # diffusers keeps the old configuration, and refuses another `alpha_pattern`
+            model.peft_config[adapter_name] = type(model.peft_config[adapter_name])(**config)
+        model.load_lora_adapter(
+            state_dict,
+            prefix=part,
+            metadata={f"{part}.{name}": value for name, value in config.items()},
+            _pipeline=self,
+            **kwargs,
+        )
+        # PEFT 0.21 keeps `r` and `lora_alpha`, from which `set_adapters` computes scalings, and forgets the set scale.
+        for path, layer in layers.items():
+            name = f"^{re.escape(path)}"
+            layer.r[adapter_name] = config["rank_pattern"].get(name, config["r"])
+            layer.lora_alpha[adapter_name] = config["alpha_pattern"].get(name, config["lora_alpha"])
+            old, new = layer.scaling[adapter_name], scaling(layer, scales[path])
+            layer.scaling[adapter_name] = old.fill_(new) if isinstance(old, torch.Tensor) else new
+            for linear in (layer.lora_A[adapter_name], layer.lora_B[adapter_name]):
+                if not isinstance(linear.weight, nn.Parameter):  # PEFT leaves plain tensors where the rank has grown
+                    linear.weight = nn.Parameter(linear.weight, requires_grad=False)
+
+    @contextmanager
+    def _undone_on_error(self, adapter_name: str) -> Iterator[None]:
+        """Give all models their modules, hooks and settings, and the subject its weights, back if the block fails."""
+        models = [model for model in self.components.values() if isinstance(model, nn.Module)]
+        parameters = [p for model in models for name, p in model.named_parameters() if f".{adapter_name}." in name]
+        weights = [parameter.detach().clone() for parameter in parameters]
+        saved = [
+            (module, {name: type(v)(v) if type(v) in (dict, list) else v for name, v in vars(module).items()})
+            for module in (module for model in models for module in model.modules())
+        ]
+        try:
+            yield
+        except BaseException:
+            for module, attributes in saved:
+                vars(module).clear()
+                vars(module).update(attributes)
+            for parameter, weight in zip(parameters, weights):
+                parameter.data = weight
+            raise
 
     @classmethod
     def save_lora_weights(
@@ -1198,3 +1362,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         if not return_dict:
             return (frames, nsfw_content_detected)
         return DreamPosePipelineOutput(frames=frames, nsfw_content_detected=nsfw_content_detected)
+
+
+for _name in """check_lora load_lora_weights unload_lora_weights fuse_lora unfuse_lora set_adapters delete_adapters
+    enable_lora disable_lora get_active_adapters get_list_adapters""".split():
+    setattr(DreamPosePipeline, _name, _without_compile_wrapper(getattr(DreamPosePipeline, _name)))
