@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from training.media.settings_file import has_settings, remove_leftovers, write_json
+from training.media.settings_file import has_settings, read_json, remove_leftovers, write_json
 
 
 def test_settings_must_be_those_of_before(tmp_path):
@@ -52,3 +52,19 @@ def test_only_old_leftovers_are_removed(tmp_path):
     remove_leftovers(tmp_path / "none")
     assert sorted(os.listdir(tmp_path / "deep")) == [".now.partial", "whole.parquet"]
     assert os.listdir(tmp_path) == ["deep"]
+
+
+@pytest.mark.parametrize("content", ["[1]", "5", "null", '"text"', "{", "", "[" * 100_000, "\udcff"])
+def test_a_file_without_an_object_is_named(tmp_path, content):
+    path = tmp_path / "settings.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=f"`resume` must hold files that .*, got '{path}', which ") as caught:
+        has_settings(path, {"seed": 1}, "resume")
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named(tmp_path):
+    write_json(tmp_path / "record.json", {"sha256": "abc"})
+    assert read_json(tmp_path / "record.json", "output_dir", "sha256") == {"sha256": "abc"}
+    with pytest.raises(ValueError, match="`output_dir` must hold files .*record.json', which has no `num_frames`"):
+        read_json(tmp_path / "record.json", "output_dir", "sha256", "num_frames")

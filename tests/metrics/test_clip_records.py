@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from training.metrics import clip_records
 from training.metrics.clip_records import ClipRecord, join_features, measure_clips, record_path
@@ -77,3 +78,15 @@ def test_features_are_joined_as_far_as_all_clips_have_them():
     del records[1].features["fid"]["own"]
     assert list(join_features(records)["fid"]) == ["true own"]
     assert join_features([ClipRecord({})] * 2) == {}
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {}, {"facts": "5"}, {"facts": "{"}, {"facts": "[1]"}, {"facts": '{"x": 1}'}]
+)
+def test_a_damaged_record_is_named(tmp_path, metadata):
+    path = tmp_path / "a.safetensors"
+    save_file({"pictures/own": torch.zeros(1)}, path, metadata)
+    if metadata == {}:
+        path.write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match=f"`resume` must find the clips as they were written, got '{path}', which is"):
+        ClipRecord.load(path)

@@ -30,7 +30,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from pipeline_dreampose import clip_pixel_values, encode_pixels, pose_window
 from training.data.frame_pairs import BadRow, FramePairs, LatentShape
 from training.data.pair_settings import PairSettings
-from training.media.settings_file import has_settings, partial_path, remove_leftovers, write_json
+from training.media.settings_file import has_settings, partial_path, read_json, remove_leftovers, write_json
 
 
 FACTS_NAME = "facts.json"
@@ -237,7 +237,7 @@ class LatentCache:
         path = Path(folder) / FACTS_NAME
         if not path.is_file():
             raise ValueError(f"`folder` must be a latent cache, got {str(folder)!r}, which has no {FACTS_NAME}.")
-        self.facts = json.loads(path.read_text())
+        self.facts = read_json(path, "folder", "num_rows", "shard_rows")
         self.files = [file for file, _ in _shards(Path(folder), self.facts)]
         missing = [file.name for file in self.files if not file.exists()]
         if missing:

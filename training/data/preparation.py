@@ -8,7 +8,6 @@ FOLDER/records/SPLIT/VIDEO_ID.json     outcome of the clip, written last: it mar
 FOLDER/annotations/...                 the same rows without pictures, for publishing
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,7 +25,7 @@ from training.data.clip_rows import FEATURES, clip_rows
 from training.data.ubc_fashion import SPLITS, read_video_ids
 from training.data.video_download import file_digest
 from training.media.pictures import UnreadablePictures
-from training.media.settings_file import has_settings, partial_path, remove_leftovers, write_json
+from training.media.settings_file import has_settings, partial_path, read_json, remove_leftovers, write_json
 from training.poses.clip_poses import ClipDropped
 from training.poses.estimator import DensePoseEstimator
 from training.poses.settings import PoseSettings
@@ -94,7 +93,7 @@ def unfinished(tasks: Iterable[ClipTask], output_dir: Path) -> list[ClipTask]:
 
     def is_done(task: ClipTask) -> bool:
         path = task.record(output_dir)
-        record = json.loads(path.read_text()) if path.exists() else None
+        record = read_json(path, "output_dir", "sha256") if path.exists() else None
         return record is not None and ("dropped" not in record or record["sha256"] == file_digest(task.video))
 
     return [task for task in tasks if not is_done(task)]
@@ -156,10 +155,12 @@ def _prepare_in_worker(task: ClipTask, output_dir: Path, settings: PoseSettings)
 
 def summarize(tasks: Iterable[ClipTask], output_dir: Path) -> dict:
     """Write `summary.json` and return its content: the `settings`, and the clips' records by split and id."""
-    settings = json.loads((output_dir / "settings.json").read_text())
+    settings = read_json(output_dir / "settings.json", "output_dir")
     summary = {"settings": settings, "clips": {}}
     for task in sorted(tasks, key=lambda task: (task.split, task.video_id)):
-        record = json.loads(task.record(output_dir).read_text())
+        record = read_json(task.record(output_dir), "output_dir", "sha256")
+        if "dropped" not in record:
+            read_json(task.record(output_dir), "output_dir", "num_frames", "filled")
         summary["clips"].setdefault(task.split, {})[task.video_id] = record
     write_json(output_dir / "summary.json", summary)
     return summary

@@ -70,12 +70,12 @@ def start_log(output_dir: str | os.PathLike, global_step: int) -> None:
     path = Path(output_dir) / LOG_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["step"] <= global_step:
-                kept.append(line + "\n")
-        except ValueError:
-            logger.warning(f"Dropping a line of {path} that was cut short.")
+    for number, line in enumerate(_read_lines(path), start=1):
+        fault = _find_line_fault(line)
+        if fault is not None:
+            logger.warning(f"Dropping line {number} of {path}, {fault}.")
+        elif json.loads(line)["step"] <= global_step:
+            kept.append(line + "\n")
     # Replace the log as a whole: a run that is killed here leaves no half-written one.
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
@@ -90,9 +90,33 @@ def append_log(output_dir: str | os.PathLike, global_step: int, record: Mapping[
 
 
 def read_log(output_dir: str | os.PathLike) -> list[dict[str, float]]:
-    """Return the records of the log in the order of their steps, an empty list without a log."""
+    """Return the records of the log in the order of their steps, an empty list without a log.
+
+    Raises:
+        ValueError: If a line is no record.
+    """
     path = Path(output_dir) / LOG_NAME
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = _read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        fault = _find_line_fault(line)
+        if fault is not None:
+            raise ValueError(f"`output_dir` must hold a log of records, got line {number} of {path}, {fault}.")
+    return [json.loads(line) for line in lines]
+
+
+def _read_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+
+
+def _find_line_fault(line: str) -> str | None:
+    """Return why a line is no record of the log, or `None` if it is one."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return "which was cut short or is no JSON"
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return "which is no object with a whole number as `step`"
+    return next((f"whose `{name}` is no number" for name, v in record.items() if type(v) not in (int, float)), None)
 
 
 def read_figures(output_dir: str | os.PathLike, global_step: int, prefix: str) -> dict[str, float]:

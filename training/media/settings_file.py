@@ -14,11 +14,12 @@ def has_settings(path: Path, settings: dict[str, Any], name: str) -> bool:
     """Return whether a settings file exists, after checking that it holds these settings.
 
     Raises:
-        ValueError: If settings differ. The message lists them and names the argument `name`, which asked to resume.
+        ValueError: If settings differ or cannot be read. The message lists them and names the argument `name`, which
+            asked to resume.
     """
     if not path.is_file():
         return False
-    before = json.loads(path.read_text())
+    before = read_json(path, name)
     changed = [
         f"{key} {before.get(key)!r}, now {settings.get(key)!r}"
         for key in sorted(before | settings)
@@ -27,6 +28,24 @@ def has_settings(path: Path, settings: dict[str, Any], name: str) -> bool:
     if changed:
         raise ValueError(f"`{name}` must keep the settings of {str(path.parent)!r}, got {'; '.join(changed)}.")
     return True
+
+
+def read_json(path: Path, argument: str, *keys: str) -> dict[str, Any]:
+    """Read a JSON file that holds one object with these keys.
+
+    Raises:
+        ValueError: If the file holds anything else. The message names `argument`, the file and the key.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = f"which cannot be read: {str(error)[:200]}"
+    else:
+        if isinstance(content, dict) and all(key in content for key in keys):
+            return content
+        missing = [key for key in keys if key not in content] if isinstance(content, dict) else []
+        reason = f"which has no `{missing[0]}`" if missing else f"which holds a {type(content).__name__}, no object"
+    raise ValueError(f"`{argument}` must hold files that runs wrote and nobody changed, got {str(path)!r}, {reason}.")
 
 
 def write_json(path: Path, value: Any) -> None:

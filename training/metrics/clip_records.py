@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
@@ -51,13 +51,17 @@ class ClipRecord:
 
     @classmethod
     def load(cls, path: Path) -> "ClipRecord":
-        """Read a file that `save` wrote."""
-        with safe_open(path, "pt") as file:
-            record = cls(**json.loads(file.metadata()["facts"]))
-            for key in file.keys():
-                kind, *names = key.split("/")
-                place = record.pictures if kind == "pictures" else record.features.setdefault(names[0], {})
-                place[names[-1]] = file.get_tensor(key)
+        """Read a file that `save` wrote, or raise a `ValueError` if it is damaged."""
+        try:
+            with safe_open(path, "pt") as file:
+                record = cls(**json.loads(file.metadata()["facts"]))
+                for key in file.keys():
+                    kind, *names = key.split("/")
+                    place = record.pictures if kind == "pictures" else record.features.setdefault(names[0], {})
+                    place[names[-1]] = file.get_tensor(key)
+        except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+            rule = "`resume` must find the clips as they were written"
+            raise ValueError(f"{rule}, got {str(path)!r}, which is damaged; delete it: {error}") from error
         return record
 
 
