@@ -34,6 +34,7 @@ from tests.tiny_components import (
     get_dummy_components,
     get_dummy_image,
     get_dummy_iuv,
+    get_dummy_pipeline,
 )
 
 
@@ -63,7 +64,7 @@ def test_iuv_to_pose_map_reads_u_from_green_and_v_from_red():
             picture([[(0, 0, 0)], [(7, 200, 90)]]),
             "got 90. Its red channel holds them .order I, U, V.: .*extract_poses",
         ),
-        (picture([[(2, 0, 1)], [(200, 90, 40)]]), "got 40. A lossy format such as JPEG has mixed its parts"),
+        (picture([[(2, 0, 1)]] * 3 + [[(200, 90, 40)]]), "got 40. A lossy format such as JPEG has mixed its parts"),
         (picture([[(200, 190, 180)]]), "got 180. It is no IUV picture"),
         (picture([[3]]), "mode 'L'"),
         (picture([[(0, 0, 0, 0)]]), "mode 'RGBA'"),
@@ -113,6 +114,36 @@ def test_fit_image_takes_arrays_and_tensors_in_both_scales():
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     for same in (array, array / 255, tensor, tensor / 255, (tensor / 255).double()):
         assert torch.equal(fit_image(same, 16, 12), expected)
+
+
+def odd_forms(values):
+    """The same numbers as arrays and tensors with another memory layout or data type."""
+    frozen = values.copy()
+    frozen.flags.writeable = False
+    yield from (values[::-1].copy()[::-1], values[..., ::-1].copy()[..., ::-1], np.asfortranarray(values), frozen)
+    yield from (values.astype(kind) for kind in (">f4", ">f8", "<f8", np.longdouble))
+    tensor = torch.from_numpy(values)
+    yield from (tensor, tensor.double(), tensor.clone().requires_grad_(), torch._neg_view(-tensor))
+    yield tensor.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def test_arrays_in_any_memory_layout_and_byte_order():
+    photo = np.array(get_dummy_image())
+    expected = fit_image(photo, 16, 12)
+    for form in odd_forms((photo / 255).astype(np.float32)):
+        form = form.permute(2, 0, 1) if isinstance(form, torch.Tensor) else form
+        assert torch.equal(fit_image(form, 16, 12), expected)
+    for form in (photo[::-1].copy()[::-1], torch.from_numpy(photo).permute(2, 0, 1), np.asfortranarray(photo)):
+        assert torch.equal(fit_image(form, 16, 12), expected)
+    pipe = get_dummy_pipeline()
+    maps = torch.stack([iuv_to_pose_map(get_dummy_iuv(i)) for i in range(3)])
+    expected = pipe.prepare_pose_maps(maps, HEIGHT, WIDTH, 1)
+    for form in odd_forms(maps.numpy()):
+        assert torch.equal(pipe.prepare_pose_maps(form, HEIGHT, WIDTH, 1), expected)
+    coarse = (maps * 4).round() / 4  # what 8 bits hold exactly
+    expected = pipe.prepare_pose_maps(coarse, HEIGHT, WIDTH, 1)
+    for kind in (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        assert torch.equal(pipe.prepare_pose_maps(coarse.to(kind), HEIGHT, WIDTH, 1), expected)
 
 
 def test_fit_image_converts_modes():

@@ -340,6 +340,10 @@ def test_images_and_poses_in_every_form(shared_pipe):
     for form in (maps, maps.numpy(), maps.double(), batched, batched.numpy(), [iuvs, iuvs], arrays):
         frames = shared_pipe(images, form, generator=seeded(), **settings).frames
         assert difference(frames, expected) < 1e-6
+    clip, flipped = np.stack(arrays), np.stack(arrays[::-1])
+    for form in (clip, np.stack([clip, clip]), clip[None], flipped[::-1], np.asfortranarray(clip)):
+        frames = shared_pipe(images, form, generator=seeded(), **settings).frames
+        assert difference(frames, expected) < 1e-6
     one = shared_pipe(images[0], iuvs, generator=seeded(), **settings).frames
     for form in (array[0], array[:1], tensor[0], [images[0]], [[images[0]]]):
         assert difference(shared_pipe(form, iuvs, generator=seeded(), **settings).frames, one) < 1e-6

@@ -975,11 +975,11 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             try:
                 is_class = isinstance(callback_on_step_end, type)  # instead of an object of the class
                 inspect.signature(None if is_class else callback_on_step_end).bind(self, 0, 0, {})
-            except (TypeError, ValueError) as error:
+            except Exception as error:  # TypeError, or what the `repr` of an odd object raises
                 rule = "`callback_on_step_end` must be a function of pipeline, step, timestep and tensors"
-                raise ValueError(f"{rule}; got {_short(callback_on_step_end)} ({error}).") from error
-        known = self._callback_tensor_inputs
-        if not isinstance(tensor_inputs, (list, tuple)) or not all(name in known for name in tensor_inputs):
+                raise ValueError(f"{rule}; got {_short(callback_on_step_end)}.") from error
+        known, names = self._callback_tensor_inputs, tensor_inputs if isinstance(tensor_inputs, (list, tuple)) else [0]
+        if not all(isinstance(name, str) and name in known for name in names):
             rule = f"`callback_on_step_end_tensor_inputs` must be a list with names among {known}"
             raise ValueError(f"{rule}; got {_short(tensor_inputs)}.")
 
@@ -1273,7 +1273,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         device = self._execution_device
 
         # 2. Count the chunks, which have equal size: the last one is padded with its last frame
-        num_chunks = -(-len(frame_indices) // chunk_size)
+        num_chunks = math.ceil(len(frame_indices) / int(chunk_size))
         size = math.ceil(len(frame_indices) / num_chunks)
 
         frames = [[] for _ in range(batch_size)] if output_type == "pil" else None
