@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -23,6 +24,17 @@ def video_bytes(seed=0, num_frames=6, size=(32, 48), fps=30):
     with TemporaryDirectory() as folder:
         write_video([Image.fromarray(frame) for frame in pixels], Path(folder, "video.mp4"), fps)
         return Path(folder, "video.mp4").read_bytes()
+
+
+def write_sound(path, codec):
+    """Write a file with a sound and no pictures."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=44100)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 class VideoServer:

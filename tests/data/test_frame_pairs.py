@@ -1,6 +1,7 @@
 """Samples: pose windows, one generator per position, the distance of references, bad rows."""
 
 import errno
+import io
 import os
 import pickle
 from collections import Counter
@@ -9,9 +10,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from pipeline_dreampose import fit_image, iuv_to_pose_map, pose_window, resize_pose_maps
+from tests.odd_pictures import BROKEN_EXIF, REFUSED, forbid_ghostscript
 from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import BadRow, FramePairs, LatentShape, group_videos, sample_generator, shuffled_index
 from training.data.pair_settings import PairSettings
@@ -205,6 +208,40 @@ def test_a_bad_row_is_named_or_skipped(dataset, shape, faults, kind):
             row = shuffled_index(0, position + int(sample.pop("num_bad_rows")), len(spoilt))
             expected = skipping.read_sample(row, sample_generator(0, position))
             assert all(torch.equal(sample[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("column", ["image", "iuv"])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_rows_of_other_formats_and_bombs_are_bad(dataset, shape, monkeypatch, column, kind):
+    content, message = REFUSED[kind]
+    spoilt = spoil(dataset.select(range(6)), {2: {column: {"bytes": content, "path": None}}})
+    forbid_ghostscript(monkeypatch)
+    with pytest.raises(BadRow, match=f"frame 2 of video .*: its `{column}` cannot be read .{message}"):
+        FramePairs(spoilt, shape, 0).read_target(2)
+
+
+def test_rows_name_local_files_only(dataset, shape, tmp_path):
+    dataset[2]["image"].save(tmp_path / "2.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "http://127.0.0.1:9/2.png"):
+        spoilt = spoil(dataset.select(range(6)), {2: {"image": {"bytes": None, "path": str(path)}}})
+        with pytest.raises(BadRow, match="frame 2 of video .*: its `image` cannot be read .it is not a file"):
+            FramePairs(spoilt, shape, 0).read_target(2)
+    named = spoil(dataset.select(range(6)), {2: {"image": {"bytes": None, "path": str(tmp_path / "2.png")}}})
+    assert torch.equal(FramePairs(named, shape, 0).read_image(2), FramePairs(dataset, shape, 0).read_image(2))
+
+
+def test_odd_pictures_that_viewers_show_are_good_rows(dataset, shape):
+    picture, odd = dataset[2]["image"], []
+    levels = np.asarray(picture.convert("L"))
+    gray = Image.fromarray(levels.astype(np.int32))  # mode I with 8-bit levels
+    for image, file_format, options in ((picture, "PNG", {"exif": BROKEN_EXIF}), (gray, "TIFF", {})):
+        image.save(buffer := io.BytesIO(), file_format, **options)
+        spoilt = spoil(dataset.select(range(6)), {2: {"image": {"bytes": buffer.getvalue(), "path": None}}})
+        odd.append(FramePairs(spoilt, shape, 0).read_image(2))
+    assert torch.equal(odd[0], FramePairs(dataset, shape, 0).read_image(2))
+    assert torch.equal(odd[1][0], torch.from_numpy(levels.copy()))
 
 
 def test_skipping_is_the_same_in_worker_processes(dataset, shape, faults):

@@ -106,7 +106,7 @@ def test_trainers_can_read_the_data_set_and_its_summary_lists_each_clip(tasks, d
     rows = load_prepared(str(output_dir / "frames"), "train")
     expected = [(task.video_id, k) for task, num in zip(tasks, (4, 3)) for k in range(num)]
     assert list(zip(rows["video_id"], rows["frame_index"])) == expected
-    assert rows.features["image"] == rows.features["iuv"] == datasets.Image()
+    assert all(isinstance(rows.features[name], datasets.Image) for name in ("image", "iuv"))
     summary = preparation.summarize(tasks, output_dir)
     assert summary["settings"] == vars(SETTINGS) and summary["clips"]["train"] == {
         name: records[name] for name in ("-walk+turn01", "gap")
@@ -197,3 +197,13 @@ def test_annotations_are_the_rows_without_pictures(tasks, densepose, tmp_path):
     preparation.write_annotations(tasks, output_dir)
     assert written == {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
     assert json.loads(tasks[0].record(output_dir).read_text())["num_frames"] == 4
+
+
+def test_hidden_files_folders_and_pipes_are_no_clips(tmp_path):
+    (tmp_path / "._dance.mp4").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(ValueError, match="`video_dir` must hold"):
+        preparation.find_clips(tmp_path, ["train"])
+    (tmp_path / "dance.mp4").write_text("")
+    assert [task.video_id for task in preparation.find_clips(tmp_path, ["train"])] == ["dance"]

@@ -4,6 +4,7 @@ them arrive."""
 import hashlib
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import av
 import pytest
 
 from tests.launch import ROOT
-from tests.video_server import VideoServer, video_bytes
+from tests.video_server import VideoServer, video_bytes, write_sound
 from training.data.video_download import VideoFacts, download_videos, find_videos, probe_video
 from training.media.pictures import UnreadablePictures
 
@@ -56,6 +57,15 @@ def assert_all_good(folder, video_ids=GOOD, videos=VIDEOS):
 def test_facts_of_a_video(tmp_path):
     (tmp_path / "a.mp4").write_bytes(video_bytes(num_frames=5, size=(32, 48), fps=12.5))
     assert probe_video(tmp_path / "a.mp4") == VideoFacts(fps=12.5, width=32, height=48, num_frames=5)
+
+
+def test_a_file_without_pictures_is_named_as_such(tmp_path):
+    write_sound(tmp_path / "a.mp4", "aac")
+    with pytest.raises(UnreadablePictures, match="got 'a.mp4': it has sound, but no pictures"):
+        probe_video(tmp_path / "a.mp4")
+    os.mkfifo(tmp_path / "b.mp4")
+    with pytest.raises(UnreadablePictures, match="got 'b.mp4': it is not a file"):
+        probe_video(tmp_path / "b.mp4")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Reading and writing pictures and videos, and picture grids."""
 
+import multiprocessing
+import os
 import struct
 
 import av
@@ -8,6 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.odd_pictures import BROKEN_EXIF, REFUSED, forbid_ghostscript
+from tests.video_server import VideoServer, write_sound
+from training.data.video_download import VideoFacts, probe_video
 from training.media import pictures
 
 
@@ -36,21 +41,123 @@ def test_unreadable_photos_are_refused(tmp_path):
         pictures.read_photo(tmp_path / "cut.png")
 
 
-def test_a_video_that_a_player_turns_is_turned(tmp_path):
-    lying = Image.new("RGB", (64, 48))
-    lying.paste("white", (0, 0, 32, 24))  # its left upper quarter
-    pictures.write_video([lying] * 2, tmp_path / "lying.mp4")
-    data = bytearray((tmp_path / "lying.mp4").read_bytes())
-    matrix = struct.pack(
-        ">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30
-    )  # (a b u, c d v, x y w) in the track header
-    start = data.index(matrix, data.index(b"tkhd"))
-    # x' = -y + 48, y' = x: a quarter turn clockwise, as written by a phone that is held upright.
-    data[start : start + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
-    (tmp_path / "upright.mp4").write_bytes(data)
-    upright = np.asarray(next(pictures.iterate_pictures(tmp_path / "upright.mp4"))).mean(axis=2)
-    assert upright.shape == (64, 48)
-    assert upright[:28, 28:].min() > 200 and upright[:28, :20].max() < 50 and upright[36:].max() < 50
+def test_photos_that_viewers_show_are_read(tmp_path):
+    for name in ("photo.png", "photo.jpg", "photo.webp"):
+        picture().save(tmp_path / name, exif=BROKEN_EXIF)
+        assert pictures.read_photo(tmp_path / name).size == (8, 10)
+        pictures.copy_without_metadata(tmp_path / name, tmp_path / f"copy_{name}")
+        assert Image.open(tmp_path / f"copy_{name}").size == (8, 10)
+    for levels, shown in (([0, 100, 255], [0, 100, 255]), ([0, 257 * 7, 65535], [0, 7, 255])):  # 8 and 16 bits
+        Image.fromarray(np.array([levels], np.int32)).save(tmp_path / "photo.tif")  # mode I
+        assert np.asarray(pictures.read_photo(tmp_path / "photo.tif"))[0].tolist() == [[level] * 3 for level in shown]
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_other_formats_and_bombs_are_refused(tmp_path, monkeypatch, kind):
+    content, message = REFUSED[kind]
+    path = tmp_path / "photo.png"
+    path.write_bytes(content)
+    forbid_ghostscript(monkeypatch)
+    for argument, read in (
+        ("image", lambda: pictures.read_photo(path)),
+        ("input", lambda: next(pictures.iterate_pictures(path))),
+        ("input", lambda: next(pictures.iterate_pictures(tmp_path))),
+        ("picture", lambda: pictures.copy_without_metadata(path, tmp_path / "copy.png")),
+    ):
+        with pytest.raises(pictures.UnreadablePictures, match=f"`{argument}` must be a readable picture.*{message}"):
+            read()
+
+
+def test_a_file_is_read_by_a_decoder_of_the_list_and_an_address_never(tmp_path, monkeypatch):
+    picture(size=(32, 32)).save(tmp_path / "frame.bmp")
+    pictures.write_video([picture(size=(32, 32))] * 2, tmp_path / "private.mp4")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile private.mp4\n")
+    (tmp_path / "hls.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nprivate.mp4\n#EXT-X-ENDLIST\n")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with VideoServer({"a": (tmp_path / "private.mp4").read_bytes()}) as server:
+        addresses = [f"{server.base_url}/a.mp4", "file:private.mp4", "concat:private.mp4", "lavfi:testsrc"]
+        for name in [*addresses, "list.mp4", "hls.mp4", "pipe.mp4", "missing.mp4"]:
+            with pytest.raises(pictures.UnreadablePictures, match="`input` must be a folder or a readable video, got"):
+                next(pictures.iterate_pictures(name))
+        assert server.requests == []
+    (tmp_path / "private.mp4").rename("http:a.mp4")
+    assert next(pictures.iterate_pictures("http:a.mp4")).size == (32, 32), "a file with such a name is read"
+
+
+def test_names_with_odd_digits_are_sorted_and_what_is_no_picture_is_skipped(tmp_path):
+    names = ["2.png", "10.png", "²5.png", "٣.png", "frame1.PNG"]
+    for name in [*names, "._2.png", ".hidden.png"]:
+        picture().save(tmp_path / name, "PNG")
+    (tmp_path / "a.png").mkdir()
+    os.mkfifo(tmp_path / "b.png")
+    assert [file.name for file in pictures.list_files(tmp_path, (".png",))] == ["2.png", "10.png", *sorted(names[2:])]
+    assert len(list(pictures.iterate_pictures(tmp_path))) == len(names)
+    (tmp_path / "dead.png").symlink_to("gone.png")
+    with pytest.raises(pictures.UnreadablePictures, match="`input` must be a file, got .*dead.png"):
+        list(pictures.iterate_pictures(tmp_path))
+
+
+def with_matrix(video, path, a, b, c, d):
+    """Write a copy of an mp4 whose display matrix is x' = a x + c y, y' = b x + d y."""
+    data = bytearray(video.read_bytes())
+    identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    start = data.index(identity, data.index(b"tkhd"))
+    data[start : start + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+QUARTER_TURNS = [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)]
+MIRRORED = [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)]
+
+
+@pytest.mark.parametrize("matrix", QUARTER_TURNS + MIRRORED)
+def test_all_eight_orientations_of_a_video(tmp_path, matrix):
+    stored = np.zeros((48, 64), int)
+    stored[:24, :16], stored[:24, 16:32] = 250, 120  # no orientation looks like another
+    frame = Image.fromarray(stored.astype(np.uint8)).convert("RGB")
+    pictures.write_video([frame] * 2, tmp_path / "stored.mp4")
+    with_matrix(tmp_path / "stored.mp4", tmp_path / "turned.mp4", *matrix)
+    a, b, c, d = matrix
+    shown = np.asarray(next(pictures.iterate_pictures(tmp_path / "turned.mp4")).convert("L")).astype(int)
+    size = (64, 48) if a else (48, 64)
+    assert shown.shape == size[::-1]
+    assert probe_video(tmp_path / "turned.mp4") == VideoFacts(30, *size, num_frames=2)
+    y, x = np.mgrid[:48, :64]
+    new_x, new_y = a * x + c * y, b * x + d * y
+    expected = np.zeros(shown.shape, int)
+    expected[new_y - new_y.min(), new_x - new_x.min()] = stored
+    assert np.abs(shown - expected).mean() < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [("a.webm", "libvpx-vp9", {}), ("a.webm", "libvpx", {"auto-alt-ref": "0"}), ("a.mov", "png", {})],
+)
+def test_transparent_videos_are_laid_over_white(tmp_path, name, codec, options):
+    pixels = np.zeros((48, 64, 4), np.uint8)
+    pixels[:, :32] = (255, 0, 0, 255)
+    with av.open(tmp_path / name, "w") as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgba" if codec == "png" else "yuva420p"
+        stream.options = options
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
+        container.mux(stream.encode())
+    frames = list(pictures.iterate_pictures(tmp_path / name))
+    assert len(frames) == 3
+    for frame in frames:
+        levels = np.asarray(frame).astype(int)
+        assert np.abs(levels[8:40, 4:24] - (255, 0, 0)).max() < 20 and levels[8:40, 40:60].min() > 235
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "aac"), ("a.wav", "pcm_s16le")])
+def test_sound_without_pictures_is_named_as_such(tmp_path, name, codec):
+    write_sound(tmp_path / name, codec)
+    with pytest.raises(pictures.UnreadablePictures, match=f"got '.*{name}': it has sound, but no pictures"):
+        next(pictures.iterate_pictures(tmp_path / name))
 
 
 def test_maps_are_shown_with_u_as_green_and_v_as_red():
@@ -73,6 +180,36 @@ def test_a_video_holds_its_frames_at_even_size(tmp_path, monkeypatch, encoder):
     assert [frame.shape for frame in frames] == [(48, 34, 3)] * 4
     for frame, color in zip(frames, colors, strict=True):
         assert np.abs(frame.astype(int) - np.array(Image.new("RGB", (1, 1), color))).max() < 12
+
+
+def noisy_frames(width, height, num_frames):
+    noise = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    return [Image.fromarray(noise).resize((width, height)).rotate(i) for i in range(num_frames)]
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
+def test_the_same_frames_give_the_same_file(tmp_path, monkeypatch, encoder):
+    if encoder == "mpeg4":
+        monkeypatch.setattr(pictures, "_video_encoder", lambda: "mpeg4")
+    frames = noisy_frames(256, 320, 12)
+    for name in ("a.mp4", "b.mp4"):
+        pictures.write_video(frames, tmp_path / name)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def write_on_one_core(path):
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    pictures.write_video(noisy_frames(512, 640, 12), path)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a process on one core")
+def test_two_processes_on_other_numbers_of_cores_give_the_same_file(tmp_path):
+    pictures.write_video(noisy_frames(512, 640, 12), tmp_path / "all.mp4")
+    process = multiprocessing.get_context("fork").Process(target=write_on_one_core, args=[tmp_path / "one.mp4"])
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert (tmp_path / "all.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
 
 
 def test_mpeg4_stands_in_where_libx264_is_missing(monkeypatch):

@@ -1,5 +1,6 @@
 """A subject's photos: reading them, the training pairs, and missing IUV pictures made by DensePose."""
 
+import os
 import shutil
 from collections import Counter
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from pipeline_dreampose import fit_image
+from tests.odd_pictures import BROKEN_EXIF, REFUSED, forbid_ghostscript
 from tests.tiny_components import get_dummy_image, get_dummy_iuv, save_photo
 from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import FramePairs, LatentShape, sample_generator
@@ -199,6 +201,49 @@ def test_errors_of_a_folder_name_the_file(tmp_path, spoil, message):
     spoil(folder)
     with pytest.raises(ValueError, match=message):
         load_photos(folder)
+
+
+def test_hidden_files_folders_and_pipes_are_no_photos(tmp_path):
+    save_photo(tmp_path, "a", get_dummy_image(), get_dummy_iuv())
+    for name in ("._a.png", "._a_iuv.png", ".b.jpg"):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "c.png").mkdir()
+    os.mkfifo(tmp_path / "d.png")
+    assert load_photos(tmp_path)["video_id"] == ["a"]
+
+
+def test_broken_exif_data_of_a_photo_are_ignored(tmp_path, shape):
+    image = get_dummy_image()
+    image.save(tmp_path / "a.png", exif=BROKEN_EXIF)
+    get_dummy_iuv().save(tmp_path / "a_iuv.png", exif=BROKEN_EXIF)
+    photos = load_photos(tmp_path)
+    assert np.array_equal(photos[0]["image"], image), "the rows can be read too"
+    assert "target_image" in SubjectPairs(photos, shape, 0, PairSettings())[0]
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("name", ["a.png", "a_iuv.png"])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_other_formats_and_bombs_are_refused(tmp_path, monkeypatch, name, kind):
+    content, message = REFUSED[kind]
+    save_photo(tmp_path, "a", get_dummy_image(), get_dummy_iuv())
+    (tmp_path / name).write_bytes(content)
+    forbid_ghostscript(monkeypatch)
+    with pytest.raises(ValueError, match=f"`instance_data_dir` must hold readable pictures, got .*{name}: {message}"):
+        load_photos(tmp_path)
+
+
+def test_densepose_sees_a_photo_as_it_is_trained(tmp_path, monkeypatch):
+    """16-bit levels are scaled, and hidden colours are white."""
+    seen = []
+    monkeypatch.setattr(
+        photos_module, "DensePoseEstimator", lambda path, device: lambda image: seen.append(image) or []
+    )
+    Image.fromarray(np.full((8, 8), 257 * 7, np.uint16)).save(tmp_path / "a.png")
+    Image.new("RGBA", (8, 8)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="photos of a person"):
+        make_iuv_pictures(tmp_path, "model.pt")
+    assert [image.getpixel((0, 0)) for image in seen] == [(7, 7, 7), (255, 255, 255)]
 
 
 @pytest.fixture(scope="module")

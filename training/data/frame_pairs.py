@@ -8,6 +8,7 @@ so workers, processes and resuming a run do not change samples.
 Legend: `C` latent channels, `H W` pixels, `h w` latent cells.
 """
 
+import io
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,10 +20,11 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch.utils.data import Dataset
 
-from pipeline_dreampose import pose_window
+from pipeline_dreampose import pose_window, to_rgb
 from training.data.augmentation import read_cells, read_levels, shown_box, to_pixel_values
 from training.data.pair_settings import PairSettings
 from training.data.pose_memo import PoseMemo
+from training.media.pictures import open_picture, upright
 
 
 # Columns of the rows that samples are made from.
@@ -32,6 +34,29 @@ FEATURES = datasets.Features(
     image=datasets.Image(),
     iuv=datasets.Image(),
 )
+
+
+class Picture(datasets.Image):
+    """A picture of a row, which [`open_picture`] reads, so that its decoder comes from a list.
+
+    Decoding raises `UnreadablePictures` if it cannot be read.
+    """
+
+    def decode_example(self, value: dict | Image.Image, token_per_repo_id: dict | None = None) -> Image.Image:
+        """Decode the bytes of a row, or the local file that it names."""
+        if not isinstance(value, dict):
+            return value
+        with open_picture(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as image:
+            picture = upright(image)
+            # Its levels have 8 or 16 bits, which a crop of it no longer tells.
+            return to_rgb(picture) if picture.mode == "I" else picture
+
+
+def decode_safely(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Return the data set with `image` and `iuv`, as far as it has them, decoded by [`Picture`]."""
+    for name in ("image", "iuv"):
+        dataset = dataset.cast_column(name, Picture()) if name in dataset.column_names else dataset
+    return dataset
 
 
 class BadRow(ValueError):
@@ -115,7 +140,7 @@ class FramePairs(Dataset):
         self.videos = group_videos(dataset)
         self.video_of_row = {row: rows for rows in self.videos.values() for row in rows}
         # Reading a row decodes all its pictures, so each column is a data set of its own.
-        self.columns = {name: dataset.select_columns([name]) for name in ("image", "iuv")}
+        self.columns = {name: decode_safely(dataset.select_columns([name])) for name in ("image", "iuv")}
         self.names = dataset.select_columns(["video_id", "frame_index"])
         self.frame_indices = np.array(self.names["frame_index"][:])
         # The map of a random crop never occurs again.
@@ -213,7 +238,7 @@ class FramePairs(Dataset):
     def _read(self, row: int, column: str) -> Image.Image:
         try:
             picture = self.columns[column][row][column]
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             raise self.bad_row(row, f"its `{column}` cannot be read ({error})") from error
         if picture is None:
             raise self.bad_row(row, f"it has no `{column}`")

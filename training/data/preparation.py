@@ -24,7 +24,7 @@ import torch
 from training.data.clip_rows import FEATURES, clip_rows
 from training.data.ubc_fashion import SPLITS, read_video_ids
 from training.data.video_download import file_digest
-from training.media.pictures import UnreadablePictures
+from training.media.pictures import UnreadablePictures, is_visible_file
 from training.media.settings_file import has_settings, partial_path, read_json, remove_leftovers, write_json
 from training.poses.clip_poses import ClipDropped
 from training.poses.estimator import DensePoseEstimator
@@ -206,7 +206,8 @@ def find_clips(folder: Path, splits: Sequence[str], include_images: bool = False
         ValueError: If there is no clip, or `include_images` would publish pictures of UBC Fashion.
     """
     split_of = {name: split for split in SPLITS for name in read_video_ids(split)}
-    tasks = [ClipTask(video, video.stem, split_of.get(video.stem, "train")) for video in sorted(folder.glob("*.mp4"))]
+    videos = sorted(filter(is_visible_file, folder.glob("*.mp4")))
+    tasks = [ClipTask(video, video.stem, split_of.get(video.stem, "train")) for video in videos]
     tasks = [task for task in tasks if task.split in splits]
     if not tasks:
         raise ValueError(

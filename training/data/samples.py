@@ -8,7 +8,7 @@ import datasets
 from accelerate import Accelerator
 
 from pipeline_dreampose import DreamPosePipeline
-from training.data.frame_pairs import FEATURES, FramePairs, LatentShape
+from training.data.frame_pairs import FEATURES, FramePairs, LatentShape, decode_safely
 from training.data.frame_stream import EndlessFrameStream, FrameStream, take_videos
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
 from training.data.pair_settings import PairSettings
@@ -49,7 +49,10 @@ def load_prepared(name: str, split: str, streaming: bool = False) -> datasets.Da
     missing = [column for column in FEATURES if column not in (dataset.column_names or FEATURES)]
     if missing:
         raise ValueError(f"The data set must have the columns {tuple(FEATURES)}, but {name!r} lacks {missing}.")
-    return dataset
+    try:
+        return dataset if streaming else decode_safely(dataset)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"The data set must have pictures in `image` and `iuv`, got {name!r}: {error}") from error
 
 
 def open_samples(

@@ -26,7 +26,7 @@ import av
 from huggingface_hub.utils import WeakFileLock
 from tqdm.auto import tqdm
 
-from training.media.pictures import UnreadablePictures
+from training.media.pictures import UnreadablePictures, open_video, shown_picture, video_stream
 from training.media.settings_file import write_json
 
 
@@ -49,7 +49,7 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """Frames per second, stored size in pixels, and number of decoded frames of a video."""
+    """Frames per second, size in pixels as a player shows it, and number of decoded frames of a video."""
 
     fps: float
     width: int
@@ -77,15 +77,16 @@ def probe_video(path: str | os.PathLike) -> VideoFacts:
             frame rate.
     """
     try:
-        # Without a fixed format, FFmpeg would follow the addresses in a playlist that is named like a video.
-        with av.open(path, format="mp4", options={"ignore_editlist": "1"}) as container:
-            stream = container.streams.video[0]
+        with open_video(path, "mp4", {"ignore_editlist": "1"}) as container:
+            stream = video_stream(container)
             num_promised = stream.frames  # 0 without an index, for example in a fragmented file
             # The last packet, which only ends the stream, has no time stamp.
             num_packets = sum(p.dts is not None and not p.is_corrupt for p in container.demux(stream))
-        with av.open(path, format="mp4") as container:
-            stream = container.streams.video[0]
-            num_frames = sum(1 for _ in container.decode(stream))
+        with open_video(path, "mp4") as container:
+            stream, num_frames, size = video_stream(container), 0, (0, 0)
+            for frame in container.decode(stream):
+                size = size if num_frames else shown_picture(frame).size
+                num_frames += 1
             if num_packets < num_promised:
                 reason = f"it is cut, with {num_packets} of {num_promised} frames"
             elif num_frames == 0:
@@ -93,9 +94,9 @@ def probe_video(path: str | os.PathLike) -> VideoFacts:
             elif stream.average_rate is None:
                 reason = "it has no frame rate"
             else:
-                return VideoFacts(float(stream.average_rate), stream.width, stream.height, num_frames)
-    except IndexError:
-        reason = "it has no video stream"
+                return VideoFacts(float(stream.average_rate), *size, num_frames)
+    except UnreadablePictures as error:
+        reason = str(error)
     except (av.error.FFmpegError, OSError) as error:
         reason = error.strerror
     raise UnreadablePictures(f"A video must be a readable mp4, got {Path(path).name!r}: {reason}.")

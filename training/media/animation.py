@@ -123,7 +123,7 @@ def read_frames(folder: Path, num_frames: int) -> list[Image.Image]:
     """Read the frames that `render_frames` wrote."""
     frames = []
     for index in range(num_frames):
-        with Image.open(frame_path(folder, index)) as frame:
+        with Image.open(frame_path(folder, index), formats=["PNG"]) as frame:
             frame.load()
         frames.append(frame)
     return frames

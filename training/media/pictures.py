@@ -4,14 +4,20 @@
 
 import os
 import re
+import struct
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence, UnidentifiedImageError
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
+from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
 from pipeline_dreampose import to_rgb
 
@@ -21,50 +27,170 @@ class UnreadablePictures(ValueError):
 
 
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+# A file's content selects its decoder. Without these lists, an EPS file would start Ghostscript and a playlist would
+# make FFmpeg fetch addresses.
+PICTURE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+VIDEO_FORMATS = "apng,asf,avi,flv,gif,matroska,mov,mpeg,mpegts,nut,ogg"
+_AUDIO_FORMATS = "aac,flac,mp3,wav"  # to say that such a file has no pictures
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # about 89 million; a larger picture may be a decompression bomb
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_picture` refuses it
+# FFmpeg's own decoders of these codecs leave out the alpha channel.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+# Signs of a, b, c and d in a display matrix: x' = a x + c y and y' = b x + d y.
+_ORIENTATIONS = {
+    (1, 0, 0, 1): None,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
 
 
-def read_photo(path: str | os.PathLike) -> Image.Image:
+@contextmanager
+def open_picture(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
+    """Open a picture in one of `PICTURE_FORMATS`, without decoding it.
+
+    Raise [`UnreadablePictures`] with the reason if it is none, has more than `MAX_PIXELS`, or the `with` block fails.
+    """
+    Image.init()
+    if isinstance(source, (str, os.PathLike)) and not Path(source).is_file():
+        raise UnreadablePictures("it is not a file")  # opening a pipe would wait
+    try:
+        with Image.open(source, formats=[name for name in PICTURE_FORMATS if name in Image.OPEN]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width * image.height} pixels")
+            yield image
+    except Image.DecompressionBombError as error:  # Pillow raises it for twice as many
+        num_pixels = re.search("[0-9]+", str(error))[0]
+        raise UnreadablePictures(f"it has {num_pixels} pixels, and the limit is {MAX_PIXELS}") from error
+    except Exception as error:  # Pillow's decoders raise errors of many types for broken files
+        raise UnreadablePictures(str(error) or type(error).__name__) from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return a copy, rotated by the EXIF orientation. Broken EXIF data are ignored, as viewers do."""
+    image.load()  # a second attempt to load broken pixels may succeed, so it must not fail below
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image.copy()
+
+
+def read_photo(path: str | os.PathLike, argument: str = "image") -> Image.Image:
     """Read a picture as the pipeline does: RGB, upright according to its EXIF data, transparency over white.
 
-    Raise [`UnreadablePictures`] if the file does not exist or is no picture.
+    Raise [`UnreadablePictures`], which names the `argument`, if `path` is no file or no picture.
     """
     if not Path(path).is_file():
-        raise UnreadablePictures(f"`image` must be a file, got {str(path)!r}, which does not exist.")
+        missing = "" if Path(path).exists() else ", which does not exist"
+        raise UnreadablePictures(f"`{argument}` must be a file, got {str(path)!r}{missing}.")
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             image.load()
             return to_rgb(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UnreadablePictures(f"`image` must be a readable picture, got {str(path)!r}: {error}.") from error
+    except UnreadablePictures as error:
+        raise UnreadablePictures(f"`{argument}` must be a readable picture, got {str(path)!r}: {error}.") from error
 
 
 def natural_order(file: Path) -> tuple[list, str]:
     """Sort key that orders files by the numbers in their names: `frame_2` before `frame_10`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", file.stem)], file.name
+    parts = re.split(r"([0-9]+)", file.stem)  # every second part is a number
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], file.name
+
+
+def is_visible_file(path: Path) -> bool:
+    """Return whether a path is no hidden file, folder or pipe. A dead link counts, so that reading it fails."""
+    return not path.name.startswith(".") and (path.is_file() or not path.exists())
+
+
+def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """List the visible files of a folder with one of the lower-case `suffixes`, in natural order."""
+    files = (file for file in folder.iterdir() if file.suffix.lower() in suffixes and is_visible_file(file))
+    return sorted(files, key=natural_order)
 
 
 def iterate_pictures(path: str | os.PathLike) -> Iterator[Image.Image]:
     """Yield the frames of a video as a player shows them, or the pictures of a folder in natural order, all RGB.
 
-    Raise [`UnreadablePictures`] if there are no pictures at `path`, or one cannot be read.
+    A single picture is a video of one frame. Raise [`UnreadablePictures`] if there are no pictures at `path`, or one
+    cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
-        files = sorted((f for f in path.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES), key=natural_order)
+    if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir():
+        yield read_photo(path, "input")
+    elif path.is_dir():
+        files = list_files(path, PICTURE_SUFFIXES)
         if not files:
             raise UnreadablePictures(f"`input` must hold pictures ({', '.join(PICTURE_SUFFIXES)}), got {str(path)!r}.")
-        yield from map(read_photo, files)
+        yield from (read_photo(file, "input") for file in files)
+    else:
+        try:
+            with open_video(path) as container:
+                yield from map(shown_picture, decode_video(container))
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise UnreadablePictures(
+                f"`input` must be a folder or a readable video, got {str(path)!r}: {error}."
+            ) from error
+
+
+def open_video(
+    path: str | os.PathLike, format: str | None = None, options: dict[str, str] | None = None
+) -> av.container.InputContainer:
+    """Open a local file as a video in one of `VIDEO_FORMATS`, or in the `format` alone.
+
+    Raise an `OSError` if it is no file (an address or a pipe), or FFmpeg's error.
+    """
+    path = Path(path).absolute()  # FFmpeg reads a relative path with a colon as an address
+    if not path.is_file():
+        raise OSError(None, "it is not a file" if path.exists() else "it does not exist")
+    lists = {"protocol_whitelist": "file", "format_whitelist": f"{format or VIDEO_FORMATS},{_AUDIO_FORMATS}"}
+    return av.open(path, format=format, options=lists | (options or {}), metadata_errors="ignore")
+
+
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """Return the first video stream. Raise [`UnreadablePictures`] if there is none, or its frames are too large."""
+    # The cover of an album is stored as a video stream.
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not streams:
+        reason = "it has sound, but no pictures" if container.streams.audio else "it has no video stream"
+        raise UnreadablePictures(reason)
+    num_pixels = streams[0].width * streams[0].height
+    if num_pixels > MAX_PIXELS:
+        raise UnreadablePictures(f"a frame has {num_pixels} pixels, and the limit is {MAX_PIXELS}")
+    return streams[0]
+
+
+def decode_video(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+    """Yield the frames of the first video stream, with their alpha channel if there is one."""
+    stream = video_stream(container)
+    name = _ALPHA_DECODERS.get(stream.codec_context.name)
+    if name is None or stream.metadata.get("alpha_mode") != "1":
+        yield from container.decode(stream)
         return
-    try:
-        with av.open(path) as container:
-            for frame in container.decode(video=0):
-                picture = frame.to_image()
-                # Phones store an upright video sideways, with a rotation that players apply.
-                yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
-    except (av.error.FFmpegError, IndexError) as error:
-        raise UnreadablePictures(
-            f"`input` must be a folder or a readable video, got {str(path)!r}: {error}."
-        ) from error
+    decoder = av.CodecContext.create(name, "r")
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet)
+
+
+def shown_picture(frame: av.VideoFrame) -> Image.Image:
+    """Return a frame as a player shows it: RGB, turned and mirrored by its display matrix, transparency over white."""
+    if frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components):
+        picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba")))
+    else:
+        picture = frame.to_image()
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if matrix is None:
+        return picture
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    largest = max(map(abs, (a, b, c, d))) or 1
+    signs = tuple(round(value / largest) for value in (a, b, c, d))
+    if signs not in _ORIENTATIONS:  # a rotation by another angle than a quarter turn
+        return picture.rotate(frame.rotation, expand=True)
+    method = _ORIENTATIONS[signs]
+    return picture if method is None else picture.transpose(method)
 
 
 def poses_as_pictures(poses: list[Image.Image] | torch.Tensor) -> list[Image.Image]:
@@ -128,9 +254,9 @@ def copy_without_metadata(source: str | os.PathLike, target: str | os.PathLike) 
     """
     is_jpeg = Path(target).suffix.lower() in (".jpg", ".jpeg")  # a phone's JPEG may hold a second picture
     try:
-        with Image.open(source) as image:
+        with open_picture(source) as image:
             frames = [image] if is_jpeg else ImageSequence.Iterator(image)
-            frames = [(ImageOps.exif_transpose(frame), frame.info.get("duration", 0)) for frame in frames]
+            frames = [(upright(frame), frame.info.get("duration", 0)) for frame in frames]
             how = {"quality": 95} if Path(target).suffix.lower() != ".png" else {}
             needs_rgb = is_jpeg and image.mode not in ("L", "RGB")
             if "icc_profile" in image.info and not needs_rgb:
@@ -144,7 +270,7 @@ def copy_without_metadata(source: str | os.PathLike, target: str | os.PathLike) 
         if len(pictures) > 1:
             how["append_images"] = pictures[1:]
         pictures[0].save(target, **how)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UnreadablePictures(f"`picture` must be a readable picture, got {str(source)!r}: {error}.") from error
 
 
@@ -163,16 +289,18 @@ def spare_inputs(name: str, outputs: Sequence[str | os.PathLike], inputs: Sequen
 def write_video(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:
     """Write frames of one size as mp4 (h264, or mpeg4 if libx264 is missing; yuv420p).
 
-    An odd side is made even by repeating its last line. The file gets its name when it is whole.
+    An odd side is made even by repeating its last line. The file gets its name when it is whole. The same frames give
+    the same bytes, on any number of cores.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial.mp4")
-    with av.open(partial, "w") as container:
+    with av.open(partial, "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(_video_encoder(), rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height = (side + side % 2 for side in frames[0].size)
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "18"}
+        stream.options = {"crf": "18", "flags": "+bitexact"}
+        stream.codec_context.thread_count = 1  # x264 writes other bytes with another number of threads
         for frame in frames:
             pixels = np.asarray(frame.convert("RGB"))
             pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")

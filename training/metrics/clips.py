@@ -61,7 +61,7 @@ def _read_row(rows: datasets.Dataset, row: int) -> dict:
     """Read a row with its pictures decoded; if that fails, raise a `ValueError` that names the frame."""
     try:
         return rows[row]
-    except (OSError, SyntaxError) as error:  # PIL raises both
+    except (OSError, ValueError) as error:
         names = rows.select_columns(["frame_index", "video_id"])[row]
         raise ValueError(
             f"`dataset` must hold readable pictures, got frame {names['frame_index']} of video"

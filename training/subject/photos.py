@@ -12,13 +12,14 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import Accelerator
-from PIL import Image, ImageOps
+from PIL import Image
 
-from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map
-from training.data.frame_pairs import FramePairs, LatentShape, sample_generator
+from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map, to_rgb
+from training.data.frame_pairs import FramePairs, LatentShape, decode_safely, sample_generator
 from training.data.frame_stream import FEATURES
 from training.data.pair_settings import PairSettings
 from training.data.samples import open_samples
+from training.media.pictures import UnreadablePictures, list_files, open_picture, upright
 from training.media.settings_file import partial_path
 from training.poses.detections import follow_person, paste
 from training.poses.estimator import DensePoseEstimator
@@ -40,7 +41,7 @@ def find_photos(instance_data_dir: str | os.PathLike) -> list[Path]:
     folder = Path(instance_data_dir)
     if not folder.is_dir():
         raise ValueError(f"`instance_data_dir` must be a folder of photos, got {str(folder)!r}.")
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
+    pictures = sorted(list_files(folder, PHOTO_SUFFIXES))
     photos = [path for path in pictures if not path.stem.endswith(IUV_ENDING)]
     if not photos:
         raise ValueError(f"`instance_data_dir` must hold a photo ({', '.join(PHOTO_SUFFIXES)}), got {str(folder)!r}.")
@@ -61,10 +62,11 @@ def iuv_path_of(photo: Path) -> Path:
 
 
 def open_photo(path: Path) -> Image.Image:
-    """Open a picture and rotate it by its EXIF orientation, as `datasets` does."""
+    """Read a picture and rotate it by its EXIF orientation."""
     try:
-        return ImageOps.exif_transpose(Image.open(path))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with open_picture(path) as image:
+            return upright(image)
+    except UnreadablePictures as error:
         raise ValueError(f"`instance_data_dir` must hold readable pictures, got {path}: {error}.") from error
 
 
@@ -93,7 +95,8 @@ def load_photos(instance_data_dir: str | os.PathLike) -> datasets.Dataset:
     Raises:
         ValueError: As in [`find_photos`], or if a photo or its IUV picture is missing, unreadable or of another size.
     """
-    return datasets.Dataset.from_list([_read_row(path) for path in find_photos(instance_data_dir)], features=FEATURES)
+    rows = [_read_row(path) for path in find_photos(instance_data_dir)]
+    return decode_safely(datasets.Dataset.from_list(rows, features=FEATURES))
 
 
 def make_iuv_pictures(
@@ -120,7 +123,7 @@ def make_iuv_pictures(
     written, empty = [], []
     for photo in missing:
         image = open_photo(photo)
-        (detection,) = follow_person([estimator(image)], image.height, image.width, person)
+        (detection,) = follow_person([estimator(to_rgb(image))], image.height, image.width, person)
         if detection is None:
             empty.append(str(photo))
             continue
