@@ -35,7 +35,6 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple:
 def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", options: tuple) -> int:
     """Train the pipeline's UNet and adapter in place; return the number of steps."""
     import torch
-    from diffusers import DDPMScheduler
 
     from training.data import samples as data_samples
     from training.data.frame_pairs import LatentShape
@@ -43,8 +42,10 @@ def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", options: tupl
     from training.engine.precision import held_in, weight_dtype
     from training.metrics.validation import build_validation
     from training.models.denoiser import Denoiser, StageOneLoss
+    from training.models.objective import build_noise_scheduler
 
     model, data, pairs, objective, run, held_out, _ = options
+    scheduler = build_noise_scheduler(pipeline.scheduler.config, objective.snr_gamma)
     parts = (pipeline.unet, pipeline.adapter, pipeline.image_encoder)
     module = Denoiser(*parts, model.train_image_encoder, model.train_adapter)
     pipeline.vae.requires_grad_(False)
@@ -73,7 +74,6 @@ def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", options: tupl
             samples = data_samples.open_samples(*source, keeps_poses=False)
             cache = (pairs.latent_cache_dir, model.train_image_encoder)
             samples = data_samples.cache_samples(accelerator, pipeline, samples, *cache)
-        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         loss_fn = StageOneLoss(pipeline, scheduler, shape, **objective.loss_arguments())
         arguments = run.loop_arguments(None if pairs.streaming else len(samples), accelerator.num_processes)
         train(accelerator, module, loss_fn, samples, validate=validate, **arguments)

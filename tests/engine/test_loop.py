@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from tests.launch import ON_CPU, ROOT, free_port
 from training.engine import muon
 from training.engine.checkpoints import list_checkpoints
-from training.engine.interruption import StopSignals, TrainingInterrupted, ignore_stop_signals
+from training.engine.interruption import STOP_SIGNALS, StopSignals, TrainingInterrupted, ignore_stop_signals
 from training.engine.loop import _Run, train
 from training.engine.run_log import LogWindow, append_log, start_log
 from training.engine.schedule import get_lr_curve, position_batches, seed_step
@@ -453,10 +453,11 @@ def test_outside_the_main_thread_signals_are_left_alone(tmp_path):
 
 
 def test_data_workers_ignore_stop_signals():
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
     try:
         ignore_stop_signals()
-        signal.raise_signal(signal.SIGINT)
+        for signum in STOP_SIGNALS:
+            signal.raise_signal(signum)
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)

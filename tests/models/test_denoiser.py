@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from pipeline_dreampose import DreamPosePipeline, encode_reference
-from tests.tiny_components import HEIGHT, LATENT_CHANNELS, WIDTH, get_dummy_components
+from tests.tiny_components import HEIGHT, LATENT_CHANNELS, WIDTH, get_dummy_components, get_dummy_pipeline
 from training.data.frame_pairs import LatentShape
 from training.models.denoiser import Denoiser, StageOneLoss
 
@@ -115,3 +115,10 @@ def test_integer_weights_stay_frozen():
     module = Denoiser(unet, adapter)
     trained = {name for name, value in module.named_parameters() if value.requires_grad}
     assert trained == {"unet.bias", "adapter.weight", "adapter.bias"}
+
+
+def test_snr_gamma_with_zero_terminal_snr_is_refused_before_a_model_runs(monkeypatch):
+    pipeline = get_dummy_pipeline()
+    monkeypatch.setattr(type(pipeline.vae), "encode", lambda *args: pytest.fail("the VAE ran"))
+    with pytest.raises(ValueError, match="`snr_gamma` must be none for a model with zero terminal SNR"):
+        StageOneLoss(pipeline, DDPMScheduler(rescale_betas_zero_snr=True), None, snr_gamma=5.0)

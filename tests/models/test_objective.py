@@ -7,6 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from training.models.objective import (
+    build_noise_scheduler,
     denoising_loss,
     diffusion_target,
     draw_timesteps,
@@ -81,3 +82,15 @@ def test_min_snr_weights_by_hand(prediction_type):
 def test_loss_is_the_mean_of_weighted_samples():
     model_pred, target = torch.zeros(2, 1, 2, 2), torch.stack([torch.full((1, 2, 2), v) for v in (1.0, 3.0)])
     assert denoising_loss(model_pred, target, torch.tensor([1.0, 0.5])).item() == pytest.approx((1 + 4.5) / 2)
+
+
+def test_min_snr_weights_of_pure_noise_are_refused():
+    """With epsilon prediction, min(SNR, gamma) / SNR is 0 / 0 at the last of these steps."""
+    config = {"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}
+    message = "`snr_gamma` must be none for a model with zero terminal SNR and epsilon prediction, .* got 5.0"
+    with pytest.raises(ValueError, match=message):
+        build_noise_scheduler(config, snr_gamma=5.0)
+    assert build_noise_scheduler(config).config.rescale_betas_zero_snr
+    for good in (config | {"prediction_type": "v_prediction"}, config | {"rescale_betas_zero_snr": False}):
+        scheduler = build_noise_scheduler(good, snr_gamma=5.0)
+        assert min_snr_weights(scheduler, torch.tensor([0, 999]), 5.0).isfinite().all()

@@ -33,6 +33,7 @@ from training.engine.checkpoint_state import (
     read_state,
     require_keys,
 )
+from training.engine.errors import RunStopped
 
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ def save_checkpoint(
     Returns:
         `Path`: Folder of the checkpoint. It replaces an older folder of the same step.
     Raises:
-        RuntimeError: If it cannot be written, for example on a full disk. Earlier checkpoints are untouched.
+        RunStopped: If it cannot be written, for example on a full disk. Earlier checkpoints are untouched.
     """
     output_dir = Path(output_dir)
     path = output_dir / checkpoint_name(global_step)
@@ -217,7 +218,7 @@ def save_checkpoint(
         _sync_to_disk(output_dir)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RuntimeError(
+        raise RunStopped(
             f"The checkpoint {path} could not be written ({error}); earlier checkpoints in {output_dir} are untouched."
         ) from error
     return path

@@ -10,7 +10,8 @@ The files of `training/engine` hold the parts of a run:
 - optimizer: AdamW and Muon (muon), and saving their state
 - run_state: weights, optimizer, average and counts; run_log: `log.jsonl`
 - checkpoints: their folders on disk; checkpoint_state: their `state.json` and hashes
-- interruption: signals and full disks; devices: checks of the device; precision: dtype and place of frozen weights
+- interruption: signals and full disks; errors: what ends a run; output_lock: one run per folder
+- devices: checks of the device; precision: dtype and place of frozen weights
 """
 
 import math
@@ -35,6 +36,7 @@ from tqdm.auto import tqdm
 from training.engine.batches import load_batches
 from training.engine.checkpoint_state import require_keys
 from training.engine.checkpoints import check_last_step, resolve_checkpoint
+from training.engine.errors import RunStopped
 from training.engine.interruption import StopSignals, TrainingInterrupted
 from training.engine.optimizer import build_optimizer
 from training.engine.run_log import LogWindow, append_log, measure_memory, read_figures, start_log
@@ -128,8 +130,8 @@ def train(
         `nn.Module`: `module`, unwrapped, with the averaged weights if `ema_decay` is given.
     Raises:
         ValueError: If an argument is out of range or a checkpoint does not fit.
-        RuntimeError: If the loss stays non-finite or a checkpoint cannot be written. Earlier ones are untouched.
-        TrainingInterrupted: After SIGTERM or SIGINT, once the step is finished and its checkpoint is written.
+        RunStopped: If the loss stays non-finite or a checkpoint cannot be written. Earlier ones are untouched.
+        TrainingInterrupted: After SIGTERM, SIGINT or SIGHUP, once the step is finished and its checkpoint is written.
     """
     settings = SimpleNamespace(**locals())  # all arguments by name; this must stay the first statement
     for name in COUNTS:
@@ -290,7 +292,7 @@ class _Run:
         self.num_nonfinite_in_row += 1
         logger.warning(f"Step {self.state.global_step} was skipped: loss {loss}, gradient norm {grad_norm}.")
         if self.num_nonfinite_in_row >= self.settings.max_nonfinite_steps:
-            raise RuntimeError(
+            raise RunStopped(
                 f"Training stopped at step {self.state.global_step}: no finite loss and gradient in the last"
                 f" {self.num_nonfinite_in_row} steps. Checkpoints in {self.settings.output_dir} were written earlier."
             )

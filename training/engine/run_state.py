@@ -91,7 +91,7 @@ class RunState:
         `world` describes the processes and batches, for `state.json`.
 
         Raises:
-            RuntimeError: If the checkpoint cannot be written.
+            RunStopped: If the checkpoint cannot be written.
         """
         tensors = {
             "model": collect_module_tensors(self.module),

@@ -52,7 +52,7 @@ def open_session(
     Raises:
         ValueError: If another run uses `output_dir`, a tracker or bitsandbytes is missing, a tracker does not start,
             or accelerate uses anything but one process or DDP.
-        RuntimeError: If the disk is full.
+        RunStopped: If the disk is full.
     """
     trackers = installed_trackers(report_to)
     matmul_precision = torch.get_float32_matmul_precision()

@@ -14,6 +14,7 @@ from transformers import CLIPVisionModel
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, clip_pixel_values, encode_pixels
 from training.data.augmentation import to_pixel_values
 from training.models.objective import (
+    check_snr_gamma,
     denoising_loss,
     diffusion_target,
     draw_timesteps,
@@ -98,6 +99,8 @@ class StageOneLoss:
         image_dropout_prob, pose_dropout_prob, joint_dropout_prob (`float`): See `objective.drop_conditions`.
         snr_gamma (`float`, *optional*): See `objective.min_snr_weights`.
         high_noise_fraction, high_noise_start: See `objective.draw_timesteps`.
+    Raises:
+        ValueError: See `objective.check_snr_gamma`.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class StageOneLoss:
         high_noise_fraction: float | None = None,
         high_noise_start: int = 0,
     ):
+        check_snr_gamma(noise_scheduler, snr_gamma)
         self.vae, self.feature_extractor = pipeline.vae, pipeline.feature_extractor
         self.image_encoder, self.adapter = pipeline.image_encoder, pipeline.adapter
         self.encoder_is_frozen = not any(value.requires_grad for value in self.image_encoder.parameters())

@@ -7,6 +7,9 @@ All are pure functions of tensors; `training.models.denoiser.StageOneLoss` puts 
 Legend: `B` batch, `C` latent channels, `h w` latent cells.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
@@ -76,6 +79,23 @@ def diffusion_target(
     if prediction_type == "v_prediction":
         return noise_scheduler.get_velocity(latents, noise, timesteps)
     raise ValueError(f"`prediction_type` must be epsilon or v_prediction, got {prediction_type!r}.")
+
+
+def build_noise_scheduler(config: Mapping[str, Any], snr_gamma: float | None = None) -> DDPMScheduler:
+    """Return the scheduler that adds the noise, from any scheduler's config, after [`check_snr_gamma`]."""
+    scheduler = DDPMScheduler.from_config(config)
+    check_snr_gamma(scheduler, snr_gamma)
+    return scheduler
+
+
+def check_snr_gamma(noise_scheduler: DDPMScheduler, snr_gamma: float | None) -> None:
+    """Raise a `ValueError` if a loss weight of [`min_snr_weights`] would be 0 / 0."""
+    ends_in_noise = noise_scheduler.alphas_cumprod.min().item() <= 0
+    if snr_gamma is not None and ends_in_noise and noise_scheduler.config.prediction_type == "epsilon":
+        raise ValueError(
+            "`snr_gamma` must be none for a model with zero terminal SNR and epsilon prediction, where the last step"
+            f" has no loss weight, got {snr_gamma}."
+        )
 
 
 def min_snr_weights(noise_scheduler: DDPMScheduler, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
