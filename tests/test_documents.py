@@ -34,7 +34,7 @@ def test_the_good_pose_frame_is_taken_and_the_part_colours_are_refused():
     assert iuv_to_pose_map(iuv).shape == (2, *iuv.shape[:2])
     with pytest.raises(ValueError, match="part-colour picture"):
         iuv_to_pose_map(viridis_parts(iuv))
-    with pytest.raises(ValueError, match="part colours .viridis."):
+    with pytest.raises(ValueError, match="A part-colour picture .viridis."):
         find_channel_order([np.asarray(viridis_parts(iuv))])
 
 

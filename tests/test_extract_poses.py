@@ -83,7 +83,7 @@ def test_iuv_pictures_in_another_channel_order_are_reordered(tmp_path, drawn, ca
     for pose, frame in zip(read_poses(tmp_path / "poses"), drawn, strict=True):
         np.testing.assert_array_equal(pose, frame.iuv)
     run("--input", tmp_path / "tiktok", "--output_dir", tmp_path / "stated", "--channel_order", "vui")
-    np.testing.assert_array_equal(read_poses(tmp_path / "stated")[0], drawn[0].iuv[..., ::-1])
+    np.testing.assert_array_equal(read_poses(tmp_path / "stated", check_order=False)[0], drawn[0].iuv[..., ::-1])
     assert "3 IUV frames" in capsys.readouterr().out
 
 
@@ -107,12 +107,46 @@ def test_maps_without_parts_stay_maps(tmp_path):
         run("--input", tmp_path / "release", "--median", "1", "--output_dir", tmp_path / "calm")
 
 
+def save_frames(folder, frames):
+    folder.mkdir()
+    for name, iuv in frames.items():
+        Image.fromarray(iuv).save(folder / f"{name}.png")
+
+
+def test_numbers_that_a_folder_leaves_out_are_filled_up_to_the_largest_gap(tmp_path, drawn, capsys):
+    save_frames(tmp_path / "iuv", {f"frame{n}_IUV": drawn[n % 3].iuv for n in (0, 1, 5)})
+    words = ["--input", tmp_path / "iuv", "--output_dir", tmp_path / "poses"]
+    with pytest.raises(
+        ValueError, match=r"up to `max_gap` \(2\) in a row.* got no frames 2..4 after 'frame1_IUV.png'"
+    ):
+        run(*words, "--max_gap", 2)
+    assert not (tmp_path / "poses").exists()
+    run(*words, "--max_gap", 3)
+    expected = [drawn[n % 3].iuv for n in (0, 1, 1, 1, 5, 5)]
+    np.testing.assert_array_equal(read_poses(tmp_path / "poses"), expected)
+
+
+def test_numbers_that_a_clip_leaves_out_show_nobody(tmp_path, drawn, capsys):
+    torch.jit.script(TupleExport()).save(tmp_path / "model.pt")
+    save_frames(tmp_path / "clip", dict.fromkeys((0, 1, 3), drawn[0].iuv))
+    words = ["--input", tmp_path / "clip", "--densepose", tmp_path / "model.pt", "--output_dir", tmp_path / "poses"]
+    with pytest.raises(ValueError, match="`input` must be consecutive frames, .* got no frames 2..2 after '1.png'"):
+        run(*words, "--max_gap", 0)
+    run(*words)
+    assert "filled from neighbouring frames: [2]" in capsys.readouterr().out
+    assert len(read_poses(tmp_path / "poses")) == 4
+
+
 def test_a_size_that_is_too_small_for_the_people_is_refused(tmp_path, monkeypatch):
     person = Detection((10, 5, 50, 75), np.full((70, 40, 3), 9, np.uint8), 1.0)
-    monkeypatch.setattr("training.poses.detections.read_dump", lambda path: [("0.png", [person]), ("1.png", [])])
+    monkeypatch.setattr(
+        "training.poses.clip_poses.read_dump", lambda path, max_gap: [("0.png", [person]), ("1.png", [])]
+    )
     words = ["--input", "dump.pkl", "--output_dir", tmp_path / "poses"]
     with pytest.raises(ValueError, match=r"`size` must hold people down to 75 and to 50 .*, got \[64, 80\]"):
         run(*words, "--size", 64, 80)
+    with pytest.raises(ValueError, match=r"`size` must have up to 89478485 pixels, got \[20000, 20000\]"):
+        run(*words, "--size", 20000, 20000)
     run(*words, "--size", 80, 64)
     for pose in read_poses(tmp_path / "poses"):  # the second frame was filled
         np.testing.assert_array_equal(np.asarray(pose)[5:75, 10:50], person.iuv)
@@ -149,6 +183,7 @@ def test_a_model_can_be_on_the_hub(densepose, drawn, tmp_path, monkeypatch):
         hub.commit("models/someone/densepose", {"exports/model.pt": densepose.read_bytes()})
         download = functools.partial(hf_hub_download, endpoint=hub.endpoint, cache_dir=tmp_path)
         monkeypatch.setattr(estimator, "hf_hub_download", download)
+        monkeypatch.setattr(estimator, "check_reachable", lambda *_: None)
         people = DensePoseEstimator("someone/densepose/exports/model.pt")(Image.fromarray(drawn[0].iuv))
         with pytest.raises(ValueError, match="`densepose` must be .* got 'someone/densepose/none.pt': .*404"):
             DensePoseEstimator("someone/densepose/none.pt")
@@ -199,7 +234,7 @@ def test_bad_input_is_one_clear_error(tmp_path, capsys):
             ["--input", "a.pkl", "--size", "4", "4", "--densepose", "m"],
             "`--densepose` must go with a video or a folder of pictures, got m",
         ),
-        (["--input", "a", "--max_gap", "2"], "`--max_gap` must go with `--densepose` or a dump, got 2"),
+        (["--input", "a", "--max_gap", "2"], "`--max_gap` must go with `--densepose`, a dump or a folder, got 2"),
         (
             ["--input", "a", "--densepose", "m", "--channel_order", "vui"],
             "`--channel_order` must go with IUV pictures as input, got vui",

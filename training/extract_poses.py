@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ("device", has_model, "`--densepose`"),
         ("size", is_dump, "a dump"),
         ("person", has_model or is_dump, "`--densepose` or a dump"),
-        ("max_gap", has_model or is_dump, "`--densepose` or a dump"),
+        ("max_gap", has_model or is_dump or options.input.is_dir(), "`--densepose`, a dump or a folder"),
         ("channel_order", not (has_model or is_dump), "IUV pictures as input"),
     ):
         value = getattr(options, name)
@@ -56,20 +56,12 @@ def convert(options: argparse.Namespace) -> "Sequence[np.ndarray] | torch.Tensor
     import numpy as np
     import torch
 
-    from training.poses.clip_poses import follow_through_clip
+    from training.poses.clip_poses import read_dumped_poses
     from training.poses.densepose import find_channel_order, read_poses, temporal_median
-    from training.poses.detections import read_dump
 
     if options.input.suffix == ".pkl":
-        clip, (height, width) = [detections for _, detections in read_dump(options.input)], options.size
-        ends = np.array([detection.box[2:] for detections in clip for detection in detections]).reshape(-1, 2)
-        if len(ends) and (ends.max(axis=0) > (width + 2, height + 2)).any():
-            right, bottom = ends.max(axis=0)
-            raise ValueError(
-                f"`size` must hold people down to {bottom} and to {right} at the right, got {options.size}."
-            )
-        return follow_through_clip(clip, height, width, options.settings)
-    poses = read_poses(options.input)
+        return read_dumped_poses(options.input, *options.size, options.settings)
+    poses = read_poses(options.input, options.settings.max_gap, check_order=False)
     if isinstance(poses, torch.Tensor):
         if options.median:
             raise ValueError(f"`median` must be 0 for maps of U and V without part codes, got {options.median}.")
@@ -90,11 +82,13 @@ def main(options: argparse.Namespace) -> None:
     from accelerate import PartialState
     from PIL import Image
 
-    from training.media.pictures import spare_inputs, write_picture_folder
+    from training.media.outputs import check_picture_folder, write_picture_folder
+    from training.media.pictures import spare_inputs
     from training.poses.clip_poses import estimate_poses
     from training.poses.estimator import DensePoseEstimator
 
     spare_inputs("output_dir", [options.output_dir], [options.input])
+    check_picture_folder("output_dir", options.output_dir)
     if options.densepose:
         device = options.device or PartialState().device
         estimator = DensePoseEstimator(options.densepose, device)
@@ -109,7 +103,7 @@ def main(options: argparse.Namespace) -> None:
         np.save(path, frames.numpy())
         print(f"{len(frames)} pose maps (U and V, there was no I): {path}")
         return
-    write_picture_folder(map(Image.fromarray, frames), options.output_dir)
+    write_picture_folder(map(Image.fromarray, frames), options.output_dir, "output_dir")
     print(f"{len(frames)} IUV frames: {options.output_dir}")
 
 

@@ -26,11 +26,11 @@ def write_video(path, codec, pixel_format, frames):
 
 
 def test_pose_frames_come_in_the_order_of_their_numbers(tmp_path):
-    for number in (10, 2, 1):
+    for number in (10, 9, 8):
         picture((number, 0, 0)).save(tmp_path / f"frame_{number}.png")
     (tmp_path / "notes.txt").write_text("not a frame")
     frames = read_poses(tmp_path)
-    assert [frame.getpixel((0, 0))[0] for frame in frames] == [1, 2, 10]
+    assert [frame.getpixel((0, 0))[0] for frame in frames] == [8, 9, 10]
 
 
 def test_a_stack_of_pictures_equals_the_folder(tmp_path):
@@ -136,6 +136,136 @@ def test_bad_maps_of_the_release_are_refused(tmp_path, array, message):
         read_poses(tmp_path)
 
 
+def save_numbered(folder, names, size=(8, 10)):
+    for value, name in enumerate(names):
+        picture((value, 0, 0), size).save(folder / name)
+
+
+def values(poses):
+    return [frame.getpixel((0, 0))[0] for frame in poses]
+
+
+def test_missing_numbers_are_filled_or_named(tmp_path, caplog):
+    save_numbered(tmp_path, [f"frame{number}_IUV.png" for number in (0, 1, 2, 8, 9)])
+    assert values(read_poses(tmp_path)) == [0, 1, 2, 2, 2, 2, 3, 3, 3, 4]
+    assert "leaves out frames, which copy their neighbours: [3, 4, 5, 6, 7]" in caplog.text
+    for name in ("frame30_IUV.png", "frame31_IUV.png"):
+        picture().save(tmp_path / name)
+    with pytest.raises(ValueError, match="`poses` must be consecutive .* no frames 10..29 after 'frame9_IUV.png'"):
+        read_poses(tmp_path)
+    assert len(read_poses(tmp_path, max_gap=20)) == 32
+
+
+def test_missing_numbers_of_the_releases_maps_are_named(tmp_path):
+    for number in (0, 1, 9):
+        np.save(tmp_path / f"frame_{number}_densepose.npy", np.zeros((2, 5, 4)))
+    with pytest.raises(ValueError, match="got no frames 2..8 after 'frame_1_densepose.npy'"):
+        read_poses(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["0.png", "5.png", "10.png", "15.png"],  # every fifth frame
+        ["t33.png", "t67.png", "t100.png"],  # times in ms
+        ["a1.png", "b2.png", "c9.png"],  # the number does not count alone
+        ["s1_f1.png", "s1_f2.png", "s2_f9.png"],
+        ["only9.png"],
+    ],
+)
+def test_names_without_a_gap_are_taken_as_they_are(tmp_path, names):
+    save_numbered(tmp_path, names)
+    assert values(read_poses(tmp_path, max_gap=0)) == list(range(len(names)))
+
+
+def test_one_number_twice_is_refused(tmp_path):
+    save_numbered(tmp_path, ["1.png", "01.png", "2.png"])
+    with pytest.raises(ValueError, match="`poses` must have one file per frame, got the number 1 twice: '01.png' and"):
+        read_poses(tmp_path)
+
+
+def test_a_number_far_away_takes_no_memory(tmp_path):
+    save_numbered(tmp_path, ["0.png", "1.png", f"{10**40}.png"])
+    with pytest.raises(ValueError, match="got no frames 2..9999"):
+        read_poses(tmp_path)
+
+
+def test_hidden_files_and_folders_are_no_poses(tmp_path):
+    save_numbered(tmp_path, ["0.png", "1.png"])
+    (tmp_path / "._2.png").write_bytes(b"")
+    (tmp_path / "._frame_1_densepose.npy").write_bytes(b"")
+    (tmp_path / "a.png").mkdir()
+    os.mkfifo(tmp_path / "3.png")
+    assert values(read_poses(tmp_path)) == [0, 1]
+
+
+def npy(shape="(2, 2, 5, 4)", head="{'descr': '<f8', 'fortran_order': False, 'shape': %s, }", size=64):
+    head = (head % shape if "%" in head else head).encode()
+    head += b" " * (-(11 + len(head)) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (npy("(100000, 20000, 20000, 3)"), "mmap length is greater than file size"),
+        (npy("(1" + "0" * 30 + ",)"), "too large"),
+        (npy("-" * 3000 + "1"), "recursion"),
+        (npy("(" * 3000 + ")" * 3000), "Cannot parse header"),
+        (npy("(-1, 2, 5, 4)"), "must be positive"),
+        (npy(), "greater than file size"),  # cut short
+        (b"PK\x05\x06" + bytes(18), "magic string"),  # a ZIP file, as of `np.savez`
+        (b"", "EOF"),
+    ],
+)
+def test_broken_arrays_are_one_short_error(tmp_path, data, reason):
+    for name in ("poses.npy", "frame_0_densepose.npy"):
+        (tmp_path / name).write_bytes(data)
+    for path in (tmp_path / "poses.npy", tmp_path):
+        with pytest.raises(ValueError, match=f"`poses` must be a plain numpy array .*{reason}") as error:
+            read_poses(path)
+        assert len(str(error.value)) < 400 + len(str(path)) and "\n" not in str(error.value)
+
+
+def test_jpeg_poses_are_refused_with_the_reason(tmp_path):
+    get_dummy_iuv().save(tmp_path / "0.jpg", quality=95)
+    with pytest.raises(ValueError, match="`poses` must hold .* got .* with lossy pictures, which mix U and V"):
+        read_poses(tmp_path)
+    jpeg = Image.open(tmp_path / "0.jpg")
+    with pytest.raises(ValueError, match="A lossy format such as JPEG has mixed its parts"):
+        find_channel_order([np.asarray(jpeg)])
+    os.rename(tmp_path / "0.jpg", tmp_path / "0.png")
+    with pytest.raises(ValueError, match="JPEG mixes U and V across parts; got JPEG in .*0.png"):
+        read_poses(tmp_path)
+
+
+def group(num_people, order="vui"):
+    """IUV of people who stand close together: plain torsos that touch, and heads apart."""
+    iuv = np.zeros((120, 160, 3), np.uint8)
+    for i in range(num_people):
+        iuv[40:, 10 + 50 * i : 60 + 50 * i] = (200, 100, 2)
+        iuv[10:40, 25 + 50 * i : 35 + 50 * i] = (200, 100, 23)
+        iuv[10:40, 35 + 50 * i : 45 + 50 * i] = (200, 100, 24)
+    return Image.fromarray(np.ascontiguousarray(iuv[..., CHANNEL_ORDERS[order]]))
+
+
+@pytest.mark.parametrize("order", CHANNEL_ORDERS)
+def test_several_people_give_a_notice(tmp_path, caplog, order):
+    group(2, order).save(tmp_path / "0.png")
+    read_poses(tmp_path, check_order=False)
+    assert "shows several people" in caplog.text and "extract_poses.py --densepose follows one person" in caplog.text
+
+
+def test_one_person_gives_no_notice(tmp_path, caplog):
+    frames = [group(1), group(1), group(2), group(0), get_dummy_iuv().resize((160, 120), 0)]
+    frames[1].paste((200, 100, 3), (34, 10, 36, 40))  # a raised arm in front of the face
+    frames[1].paste((200, 100, 23), (100, 100, 103, 103))  # a speck of a wrong part
+    for index, frame in enumerate(frames):
+        frame.save(tmp_path / f"{index}.png")
+    read_poses(tmp_path)
+    assert not caplog.records
+
+
 VIRIDIS, PARULA = (68, 1, 84), (53, 42, 135)
 
 
@@ -145,6 +275,20 @@ def test_the_part_codes_tell_the_channel_order():
     swapped = [frame[..., ::-1] for frame in frames]
     assert find_channel_order(swapped) == ("iuv", None)
     np.testing.assert_array_equal(swapped[0][..., CHANNEL_ORDERS["iuv"]], frames[0])
+
+
+def test_the_other_channel_order_is_refused_with_the_command_that_turns_it(tmp_path):
+    get_dummy_iuv().save(tmp_path / "0.png")
+    Image.fromarray(np.asarray(get_dummy_iuv())[..., ::-1].copy()).save(tmp_path / "1.png")
+    match = "in the blue channel, got .* in frame 1. Its red channel holds them .*extract_poses.py --channel_order iuv"
+    with pytest.raises(ValueError, match=match):
+        read_poses(tmp_path)
+
+
+def test_frames_of_both_channel_orders_are_refused():
+    frame = np.asarray(get_dummy_iuv())
+    with pytest.raises(ValueError, match="must have one channel order, got frames of V, U, I and frames of I, U, V"):
+        find_channel_order([frame, frame[..., ::-1]])
 
 
 def test_an_ambiguous_channel_order_gives_the_default_and_a_notice():
@@ -161,13 +305,13 @@ def test_an_ambiguous_channel_order_gives_the_default_and_a_notice():
 def test_part_colours_are_refused_with_the_reason(tmp_path, name, color):
     frame = picture(color, (64, 64))
     frame.paste((240, 200, 60), (20, 20, 40, 60))
-    match = f"got part colours .{name}.*U and V are lost for good.*training/extract_poses.py"
+    match = f"A part-colour picture .{name}. no longer contains U and V: extract the poses again"
     with pytest.raises(ValueError, match=match):
         find_channel_order([np.asarray(frame)])
     write_video(tmp_path / "parts.mp4", "mpeg4", "yuv420p", [frame] * 2)
     with pytest.raises(ValueError, match=match):
         read_poses(tmp_path / "parts.mp4")
-    with pytest.raises(ValueError, match=r"part codes 0..24 in the red or the blue channel, got up to 90 and 80"):
+    with pytest.raises(ValueError, match="in the red or the blue channel, got up to 90 and 80 in frame 0"):
         find_channel_order([np.full((4, 4, 3), (90, 9, 80), np.uint8)])
 
 
@@ -199,7 +343,7 @@ def test_real_outputs_are_told_apart():
     assert len(clip) == 120 and find_channel_order(clip) == ("vui", None)
     several = np.asarray(Image.open(Path(REAL) / "densepose" / "several_people_IUV.png").convert("RGB"))
     assert find_channel_order([several]) == ("vui", None)
-    with pytest.raises(ValueError, match="got part colours .viridis."):
+    with pytest.raises(ValueError, match="A part-colour picture .viridis."):
         read_poses(Path(REAL) / "densepose" / "part_colours_only.mp4")
 
 

@@ -1,3 +1,5 @@
+import functools
+import pickle
 import sys
 import types
 from dataclasses import dataclass
@@ -70,26 +72,34 @@ def test_both_exports_give_the_same_detections(drawn_iuv):
         detections_from_torchscript((boxes, scores))
 
 
+def pickled(**options):
+    """Write a plain pickle as `torch.save` is called."""
+
+    def save(value, path):
+        with open(path, "wb") as file:
+            pickle.dump(value, file, **options)
+
+    return save
+
+
 @pytest.fixture
 def save_dump(monkeypatch, tmp_path):
     """Write a dump as detectron2 does; its classes exist only while the dump is written."""
 
-    def save(entries_of):
-        module = types.ModuleType("densepose.structures.chart_result")
-
+    def save(entries_of, name="densepose.structures.chart_result.DensePoseChartResult", write=torch.save):
         @dataclass
-        class DensePoseChartResult:
+        class Result:
             labels: torch.Tensor
             uv: torch.Tensor
 
-        DensePoseChartResult.__module__ = module.__name__
-        DensePoseChartResult.__qualname__ = "DensePoseChartResult"
-        module.DensePoseChartResult = DensePoseChartResult
+        Result.__module__, _, Result.__qualname__ = name.rpartition(".")
+        module = types.ModuleType(Result.__module__)
+        setattr(module, Result.__qualname__, Result)
         with monkeypatch.context() as patch:
-            for name in ("densepose", "densepose.structures"):
-                patch.setitem(sys.modules, name, types.ModuleType(name))
+            for package in ("densepose", *(module.__name__[:i] for i, c in enumerate(module.__name__) if c == ".")):
+                patch.setitem(sys.modules, package, types.ModuleType(package))
             patch.setitem(sys.modules, module.__name__, module)
-            torch.save(entries_of(DensePoseChartResult), tmp_path / "dump.pkl")
+            write(entries_of(Result), tmp_path / "dump.pkl")
         return tmp_path / "dump.pkl"
 
     return save
@@ -102,12 +112,102 @@ def test_a_dump_is_read_without_detectron2(save_dump, drawn_iuv):
         person = result(labels=parts, uv=torch.stack([u, v]).float() / 255)
         found = {"scores": torch.tensor([0.75]), "pred_boxes_XYXY": torch.tensor([[5.6, 7.2, 69.7, 87.1]])}
         nobody = {"scores": torch.zeros(0), "pred_boxes_XYXY": torch.zeros(0, 4)}
-        return [{"file_name": "10.png", **nobody}, {"file_name": "2.png", "pred_densepose": [person], **found}]
+        return [{"file_name": "10.png", **nobody}, {"file_name": "9.png", "pred_densepose": [person], **found}]
 
     (name, (detection,)), empty = read_dump(save_dump(entries))
-    assert name == "2.png" and empty == ("10.png", []), "sorted by the numbers in the names"
+    assert name == "9.png" and empty == ("10.png", []), "sorted by the numbers in the names"
     assert detection.box == (5, 7, 5 + 64, 7 + 80) and detection.score == 0.75
     np.testing.assert_array_equal(detection.iuv, drawn_iuv)
+
+
+def entry(result, name="0.png", labels=None, uv=None, box=(0.0, 0.0, 4.0, 4.0), scores=None):
+    labels = torch.zeros(4, 4, dtype=torch.int64) if labels is None else labels
+    uv = torch.zeros(2, *labels.shape) if uv is None else uv
+    scores = torch.tensor([0.5]) if scores is None else scores
+    people = {"scores": scores, "pred_boxes_XYXY": torch.tensor([box]), "pred_densepose": [result(labels, uv)]}
+    return {"file_name": name, **people}
+
+
+CHART = "densepose.structures.chart_result.DensePoseChartResult"
+OLD, CSE = "densepose.data.structures.DensePoseResult", "densepose.structures.cse.DensePoseEmbeddingPredictorOutput"
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "scores", "reason"),
+    [
+        (OLD, torch.save, None, f"it holds {OLD}; a detectron2 of 2020 or later"),
+        (CSE, torch.save, None, f"it holds {CSE}; models of .*CSE.* have no U and V"),
+        (CHART, torch.save, np.array([0.5]), "it holds numpy._*core.multiarray._reconstruct; save scores"),
+        (CHART, torch.save, [np.float32(0.5)], "it holds numpy._*core.multiarray.scalar; save scores"),
+        *(
+            (CHART, pickled(protocol=n), None, f"a plain pickle, not one that `torch.save` wrote, of {CHART}")
+            for n in (0, 2, 5)
+        ),
+        (OLD, pickled(), None, f"a plain pickle, not one that `torch.save` wrote, of {OLD}; a detectron2"),
+    ],
+)
+def test_the_class_that_a_dump_holds_is_named(save_dump, name, write, scores, reason):
+    path = save_dump(lambda result: [entry(result, scores=scores)], name, write)
+    with pytest.raises(ValueError, match=f"`path` must be a dump of .* got 'dump.pkl': .*{reason}") as error:
+        read_dump(path)
+    assert "\x1b" not in str(error.value) and "weights_only" not in str(error.value) and len(str(error.value)) < 350
+
+
+def test_a_dump_in_torch_s_old_format_is_read(save_dump):
+    write = functools.partial(torch.save, _use_new_zipfile_serialization=False)
+    assert read_dump(save_dump(lambda result: [entry(result)], write=write))[0][0] == "0.png"
+    path = save_dump(lambda result: [entry(result)], OLD, write)
+    with pytest.raises(ValueError, match=f"it holds {OLD}; a detectron2"):
+        read_dump(path)
+
+
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        ({"labels": torch.full((4, 4), 25)}, "`labels` must be part codes 0..24, got 25..25"),
+        ({"labels": torch.full((4, 4), -1)}, "`labels` must be part codes 0..24, got -1..-1"),
+        (
+            {
+                "labels": torch.zeros(1, dtype=torch.int64).expand(20000, 20000),
+                "uv": torch.zeros(1).expand(2, 20000, 20000),
+            },
+            "up to 89478485 pixels, got one of 20000 x 20000",
+        ),
+        ({"labels": torch.zeros(4, 4)}, r"must be integers \[H, W\] and \[2, H, W\], got torch.float32 \[4, 4\]"),
+        ({"uv": torch.zeros(2, 3, 4)}, r"got torch.int64 \[4, 4\] and \[2, 3, 4\]"),
+        ({"box": (float("nan"), 0.0, 4.0, 4.0)}, "`boxes` must be finite, got .nan, 0.0"),
+        ({"box": (float("inf"), 0.0, 4.0, 4.0)}, "`boxes` must be finite, got .inf, 0.0"),
+    ],
+)
+def test_bad_values_in_a_dump_are_refused(save_dump, faults, reason):
+    with pytest.raises(ValueError, match=f"`path` must be a dump of .* got 'dump.pkl': .*{reason}"):
+        read_dump(save_dump(lambda result: [entry(result, **faults)]))
+
+
+def test_a_dump_over_several_folders_is_refused(save_dump):
+    path = save_dump(lambda result: [entry(result, f"clips/{folder}/0.png") for folder in "abcd"])
+    with pytest.raises(
+        ValueError, match="a dump of one clip, got pictures from 4 folders: clips/a, clips/b, clips/c, ..."
+    ):
+        read_dump(path)
+
+
+def test_numbers_that_a_dump_leaves_out_show_nobody(save_dump):
+    path = save_dump(lambda result: [entry(result, f"f/{number}.png") for number in (3, 1, 0)])
+    assert [name for name, _ in read_dump(path, 1)] == ["f/0.png", "f/1.png", None, "f/3.png"]
+    with pytest.raises(ValueError, match="`path` must be consecutive frames, .* got no frames 2..2 after 'f/1.png'"):
+        read_dump(path, 0)
+
+
+def test_huge_boxes_of_an_export_are_refused():
+    boxes, charts = (
+        torch.tensor([[0.0, 0.0, 20000.0, 20000.0]]),
+        (torch.zeros(1, 2, 7, 7), *[torch.zeros(1, 25, 7, 7)] * 3),
+    )
+    with pytest.raises(ValueError, match="`boxes` must have up to 89478485 pixels, got one of 20000 x 20000"):
+        detections_from_torchscript((boxes, *charts))
+    with pytest.raises(ValueError, match="`boxes` must be finite"):
+        detections_from_torchscript((boxes * float("nan"), *charts))
 
 
 class Hostile:

@@ -18,7 +18,7 @@ def add_pose_options(parser: argparse.ArgumentParser, needs_densepose: bool) -> 
     add("--densepose", required=needs_densepose, metavar="MODEL", help=DENSEPOSE_HELP)
     add("--device", help="device for DensePose; by default a GPU if there is one")
     add("--person", choices=PERSON_RULES, default="largest", help="the person to follow among several")
-    add("--max_gap", type=int, default=5, metavar="FRAMES", help="longest gap without the person that is filled")
+    add("--max_gap", type=int, default=5, metavar="FRAMES", help="longest gap in the person's frames that is filled")
     add("--median", type=int, default=0, metavar="RADIUS", help="temporal median of U and V against flicker; 0: off")
 
 

@@ -3,16 +3,19 @@
 """IUV pictures of one person in every frame of a clip, estimated by DensePose."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm.auto import tqdm
 
-from training.media.pictures import UnreadablePictures, iterate_pictures
+from training.media.pictures import MAX_PIXELS, PICTURE_SUFFIXES, UnreadablePictures, iterate_pictures, list_files
 from training.poses.densepose import fill_gaps, steady_median
-from training.poses.detections import Detection, follow_person, paste
+from training.poses.detections import Detection, follow_person, paste, read_dump
 from training.poses.estimator import DensePoseEstimator
+from training.poses.numbering import insert_missing
 from training.poses.settings import PoseSettings
 
 
@@ -60,22 +63,45 @@ def follow_through_clip(
     return ClipPoses(people, filled, height, width, settings.median)
 
 
+def read_dumped_poses(path: str | os.PathLike, height: int, width: int, settings: PoseSettings) -> ClipPoses:
+    """Read one person's poses from a detectron2 dump of pictures of `height` x `width` pixels.
+
+    Raises:
+        ClipDropped: If no frame shows a person, or a gap is longer than `settings.max_gap`.
+        ValueError: As in [`read_dump`], or if the size is too small for the people or larger than a picture may be.
+    """
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"`size` must have up to {MAX_PIXELS} pixels, got {[height, width]}.")
+    clip = [detections for _, detections in read_dump(path, settings.max_gap)]
+    ends = np.array([detection.box[2:] for detections in clip for detection in detections]).reshape(-1, 2)
+    if len(ends) and (ends.max(axis=0) > (width + 2, height + 2)).any():
+        right, bottom = ends.max(axis=0)
+        raise ValueError(
+            f"`size` must hold people down to {bottom} and to {right} at the right, got {[height, width]}."
+        )
+    return follow_through_clip(clip, height, width, settings)
+
+
 def estimate_poses(
     source: str | os.PathLike, estimator: DensePoseEstimator, settings: PoseSettings, show_progress: bool = True
 ) -> ClipPoses:
-    """Run DensePose on a video or a folder of pictures.
+    """Run DensePose on a video or a folder of pictures. A number that the pictures' names leave out shows nobody.
 
     Raises:
         ClipDropped: If no frame shows a person, or a gap is longer than `settings.max_gap`.
         UnreadablePictures: If there are no frames, a frame cannot be read, or their sizes differ.
+        ValueError: If more than `settings.max_gap` numbers in a row are missing.
     """
     first = next(iterate_pictures(source), None)
     if first is None:
         raise UnreadablePictures(f"`input` must have at least one frame, got {str(source)!r}, which has none.")
 
     def detect():
-        pictures = iterate_pictures(source)
+        pictures = _iterate_with_gaps(source, settings.max_gap)
         for picture in tqdm(pictures, desc="DensePose", unit="frame", leave=False, disable=not show_progress):
+            if picture is None:
+                yield []
+                continue
             if picture.size != first.size:
                 raise UnreadablePictures(
                     f"`input` must have pictures of one size, got {first.size} and {picture.size}."
@@ -84,3 +110,13 @@ def estimate_poses(
 
     # A generator, so that only the followed person's detections stay in memory.
     return follow_through_clip(detect(), first.height, first.width, settings)
+
+
+def _iterate_with_gaps(source: str | os.PathLike, max_gap: int) -> Iterator[Image.Image | None]:
+    pictures = iterate_pictures(source)
+    if not Path(source).is_dir():
+        yield from pictures
+        return
+    files = list_files(Path(source), PICTURE_SUFFIXES)
+    for file in insert_missing([file.name for file in files], files, max_gap, argument="input"):
+        yield None if file is None else next(pictures)

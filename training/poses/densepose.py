@@ -6,6 +6,7 @@ IUV is always uint8 `[H, W, 3]`, stored as V, U, I (R, G, B of a picture).
 """
 
 import itertools
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,19 +15,33 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+import torch.nn.functional as F
+from PIL import Image
 
-from training.media.pictures import natural_order
-from training.poses.settings import CHANNEL_ORDERS
+from pipeline_dreampose import why_not_iuv
+from training.media.pictures import (
+    PICTURE_SUFFIXES,
+    UnreadablePictures,
+    list_files,
+    open_picture,
+    open_video,
+    video_stream,
+)
+from training.poses.numbering import insert_missing
+from training.poses.settings import CHANNEL_ORDERS, PoseSettings
 
+
+logger = logging.getLogger(__name__)
 
 LOSSLESS_SUFFIXES = (".png", ".bmp")  # lossless: a JPEG mixes U and V across charts
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".nut")
 RELEASE_PATTERN = "*_densepose.npy"
 
 
-def read_poses(path: str | os.PathLike) -> list[Image.Image] | torch.Tensor:
-    """Read the poses of a clip from a file or folder.
+def read_poses(
+    path: str | os.PathLike, max_gap: int = PoseSettings.max_gap, check_order: bool = True
+) -> list[Image.Image] | torch.Tensor:
+    """Read the poses of a clip from a file or folder. Log a notice of filled frames, and of several people.
 
     Args:
         path (`str` or `os.PathLike`): One of
@@ -35,42 +50,73 @@ def read_poses(path: str | os.PathLike) -> list[Image.Image] | torch.Tensor:
             - a video of such pictures in a lossless RGB codec (FFV1, PNG, HuffYUV, ...);
             - a `.npy` file of uint8 `[F, H, W, 3]` (IUV pictures) or floats `[F, 2, H, W]` (U, V in `[0, 1]`);
             - a folder of the release's `frame_<n>_densepose.npy`, floats `[2, H, W]` each.
+        max_gap (`int`, *optional*, defaults to 5):
+            The longest run of numbers missing from a folder that is filled from the nearest frames.
+        check_order (`bool`, *optional*, defaults to `True`): Check that the blue channel of pictures holds part codes.
     Returns:
         `list[PIL.Image.Image]` or `torch.Tensor`: The pipeline's `pose_maps`: `F` pictures of one size, or float32
             `[F, 2, H, W]` where the file holds floats.
     Raises:
         ValueError: If `path` does not exist, a frame cannot be read or is not RGB, sizes differ, a video's codec is
-            lossy, or an array has another shape or range.
+            lossy, an array has another shape or range, or more than `max_gap` numbers in a row are missing.
     """
     path = Path(path)
     if path.is_file() and path.suffix.lower() == ".npy":
-        return _read_stack(path)
-    if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
-        return _read_video(path)
-    if not path.is_dir():
+        poses = _read_stack(path)
+    elif path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+        poses = _read_video(path)
+    elif path.is_dir():
+        poses = _read_folder(path, max_gap)
+    else:
         raise ValueError(
             "`poses` must be a folder of IUV pictures, a lossless video or a .npy file, "
             f"got {str(path)!r}{'' if path.exists() else ', which does not exist'}."
         )
-    # The original release stores its maps next to the clip's frames, so maps take precedence over pictures.
-    maps = sorted(path.glob(RELEASE_PATTERN), key=natural_order)
-    return _read_release_maps(maps) if maps else _read_pictures(path)
-
-
-def _read_pictures(folder: Path) -> list[Image.Image]:
-    files = sorted((f for f in folder.iterdir() if f.suffix.lower() in LOSSLESS_SUFFIXES), key=natural_order)
-    if not files:
-        raise ValueError(
-            f"`poses` must hold IUV pictures ({', '.join(LOSSLESS_SUFFIXES)}) or {RELEASE_PATTERN}, "
-            f"got {str(folder)!r}, without any."
+    if isinstance(poses, torch.Tensor):
+        return poses
+    for index, frame in enumerate(map(np.asarray, poses) if check_order else ()):
+        if frame[..., 2].max() >= _NUM_CODES:
+            raise ValueError(
+                f"`poses` must hold part codes 0..{_NUM_CODES - 1} in the blue channel, got {frame[..., 2].max()} in "
+                f"frame {index}. {why_not_iuv(frame)}"
+            )
+    if _show_several_people(poses):
+        logger.warning(
+            f"{path} shows several people in a frame, and all of them act as one. training/extract_poses.py "
+            "--densepose follows one person."
         )
+    return poses
+
+
+def _read_folder(folder: Path, max_gap: int) -> list[Image.Image] | torch.Tensor:
+    # The original release stores its maps next to the clip's frames, so maps take precedence over pictures.
+    maps = [file for file in list_files(folder, [".npy"]) if file.match(RELEASE_PATTERN)]
+    pictures = list_files(folder, LOSSLESS_SUFFIXES)
+    if not maps and not pictures:
+        is_lossy = bool(list_files(folder, PICTURE_SUFFIXES))
+        raise ValueError(
+            f"`poses` must hold IUV pictures ({', '.join(LOSSLESS_SUFFIXES)}) or {RELEASE_PATTERN}, got "
+            f"{str(folder)!r}, {'with lossy pictures, which mix U and V across parts' if is_lossy else 'without any'}."
+        )
+    files = maps or pictures
+    files, filled = fill_gaps(insert_missing([file.name for file in files], files, max_gap), max_gap)
+    if filled:
+        logger.warning(f"{folder} leaves out frames, which copy their neighbours: {filled}.")
+    return _read_release_maps(files) if maps else _read_pictures(files)
+
+
+def _read_pictures(files: Sequence[Path]) -> list[Image.Image]:
     frames = []
     for file in files:
         try:
-            with Image.open(file) as image:
+            with open_picture(file) as image:
                 image.load()
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except UnreadablePictures as error:
             raise ValueError(f"`poses` must be readable pictures, got {str(file)!r}: {error}.") from error
+        if image.format == "JPEG":
+            raise ValueError(
+                f"`poses` must be lossless pictures, since JPEG mixes U and V across parts; got JPEG in {str(file)!r}."
+            )
         if image.mode != "RGB":
             raise ValueError(
                 f"`poses` must be RGB pictures (R = V, G = U, B = I), got mode {image.mode} in {str(file)!r}."
@@ -89,21 +135,19 @@ def _check_size(name: str, size: tuple[int, ...], first_name: str, first_size: t
 
 def _read_video(path: Path) -> list[Image.Image]:
     try:
-        with av.open(path) as container:
-            if not container.streams.video:
-                raise ValueError(f"`poses` must be a video with pictures, got {str(path)!r}, which has none.")
-            stream = container.streams.video[0]
+        with open_video(path) as container:
+            stream = video_stream(container)
             codec, pixel_format = stream.codec_context.codec, stream.codec_context.format
             frames = (frame.to_image() for frame in container.decode(stream))
             if not codec.lossless or codec.lossy or not pixel_format.is_rgb:
-                _refuse_part_colours([np.asarray(frame) for frame in itertools.islice(frames, 1)])
+                reason = "".join(f" {why_not_iuv(np.asarray(frame))}" for frame in itertools.islice(frames, 1))
                 raise ValueError(
                     "`poses` must be a video in a lossless RGB codec (`ffmpeg ... -c:v ffv1 -pix_fmt bgr0`), since "
-                    f"others mix U and V across parts; got {codec.name}, {pixel_format.name} in {str(path)!r}. "
-                    "Make poses from an ordinary video with training/extract_poses.py --densepose."
+                    f"others mix U and V across parts; got {codec.name}, {pixel_format.name} in {str(path)!r}."
+                    f"{reason} Make poses from an ordinary video with training/extract_poses.py --densepose."
                 )
             frames = list(frames)
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, OSError, UnreadablePictures) as error:
         raise ValueError(f"`poses` must be a readable video, got {str(path)!r}: {error}.") from error
     if not frames:
         raise ValueError(f"`poses` must have at least one frame, got {str(path)!r}, which has none.")
@@ -112,9 +156,11 @@ def _read_video(path: Path) -> list[Image.Image]:
 
 def _load_array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"`poses` must be a plain numpy array, got {str(path)!r}: {error}.") from error
+        # A memory map compares the declared shape with the file's size before any memory is taken.
+        return np.array(np.lib.format.open_memmap(path, mode="r"))
+    except (ValueError, OSError, MemoryError, OverflowError, RecursionError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"`poses` must be a plain numpy array (.npy), got {str(path)!r}: {reason}.") from error
 
 
 def _is_map(array: np.ndarray) -> bool:
@@ -150,7 +196,7 @@ def _read_release_maps(files: list[Path]) -> torch.Tensor:
 
 
 _NUM_CODES = 25
-_PART_COLORS = {"viridis": (68, 1, 84), "parula": (53, 42, 135)}  # background colours
+_HEAD_CODES = (23, 24)
 
 
 def find_channel_order(frames: Sequence[np.ndarray], default: str = "vui") -> tuple[str, str | None]:
@@ -167,21 +213,38 @@ def find_channel_order(frames: Sequence[np.ndarray], default: str = "vui") -> tu
         return fitting[0], None
     if fitting:
         return default, f"both channel orders fit the pictures; {default} is taken"
-    _refuse_part_colours(frames)
-    raise ValueError(
-        f"`poses` must hold part codes 0..{_NUM_CODES - 1} in the red or the blue channel, got up to "
-        f"{highest[0]} and {highest[2]}."
-    )
-
-
-def _refuse_part_colours(frames: Sequence[np.ndarray]) -> None:
-    background = np.median([np.median(frame[:2].reshape(-1, 3), axis=0) for frame in frames], axis=0)
-    for name, color in _PART_COLORS.items():
-        if np.abs(background - color).max() <= 12:  # a lossy codec changes it by less
+    for index, frame in enumerate(frames):
+        if min(frame[..., 0].max(), frame[..., 2].max()) >= _NUM_CODES:
             raise ValueError(
-                f"`poses` must be IUV pictures, got part colours ({name}): they show the parts, but U and V are lost "
-                "for good. Run DensePose on the clip again: training/extract_poses.py --densepose."
+                f"`poses` must hold part codes 0..{_NUM_CODES - 1} in the red or the blue channel, got up to "
+                f"{frame[..., 0].max()} and {frame[..., 2].max()} in frame {index}. {why_not_iuv(frame)}"
             )
+    raise ValueError("`poses` must have one channel order, got frames of V, U, I and frames of I, U, V.")
+
+
+def _show_several_people(frames: Sequence[Image.Image]) -> bool:
+    """Check that most of eight frames show two heads apart. The smaller one has at least a quarter of the area."""
+    indices = np.unique(np.linspace(0, len(frames) - 1, 8).astype(int))
+    return np.median([_count_heads(np.asarray(frames[i])) for i in indices]) > 1
+
+
+def _count_heads(frame: np.ndarray) -> int:
+    channel = next((c for c in (2, 0) if frame[..., c].max() < _NUM_CODES), None)
+    if channel is None:
+        return 0
+    mask = torch.from_numpy(np.isin(frame[..., channel], _HEAD_CODES)).float()[None]
+    mask = F.adaptive_max_pool2d(mask, [min(side, 96) for side in frame.shape[:2]])
+    areas = []
+    while mask.any():
+        # Let one pixel grow within the mask until it fills its head.
+        head, area = torch.zeros_like(mask), 0
+        head.view(-1)[mask.argmax()] = 1
+        while head.sum() > area:
+            area = int(head.sum())
+            head = F.max_pool2d(head, 3, 1, 1) * mask
+        mask = mask - head
+        areas.append(area)
+    return sum(4 * area >= max(areas) for area in areas)
 
 
 def fill_gaps(frames: Sequence[Any | None], max_gap: int) -> tuple[list[Any], list[int]]:

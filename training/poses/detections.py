@@ -6,23 +6,36 @@ A detection holds one person's I, U and V at the size of its box. A clip is a li
 Legend: `N` detections, `P` 25 part channels, `H W` pixels, boxes (left, top, right, bottom) in pixels.
 """
 
+import itertools
 import os
+import pickletools
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.serialization import safe_globals
 
-from training.media.pictures import natural_order
-from training.poses.settings import PERSON_RULES
+from training.media.pictures import MAX_PIXELS, natural_order
+from training.poses.numbering import insert_missing
+from training.poses.settings import PERSON_RULES, PoseSettings
 
 
 _DUMP_CLASSES = ("DensePoseChartResult", "DensePoseChartResultWithConfidences")
+_LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # of torch.save before its ZIP files
+_NUM_CODES = 25
+# What to do about the classes that other dumps hold, by a part of the class's name.
+_ADVICE = {
+    "DensePoseResult": "a detectron2 of 2020 or later writes `DensePoseChartResult`",
+    "Embedding": "models of continuous surface embeddings (CSE) have no U and V: use a chart model (densepose_rcnn_*)",
+    "numpy": "save scores and boxes as tensors, as `apply_net.py dump` does",
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,10 @@ def detections_from_charts(boxes: torch.Tensor, scores: torch.Tensor | None, *ch
     """
     detections = []
     for box, score, *of_person in zip(boxes, torch.ones(len(boxes)) if scores is None else scores, *charts):
+        _check_box(box)
         left, top, right, bottom = (int(round(float(value))) for value in box)
         right, bottom = max(right, left + 1), max(bottom, top + 1)
+        _check_size(bottom - top, right - left)
         resize = partial(F.interpolate, size=(bottom - top, right - left), mode="bilinear", align_corners=False)
         coarse, fine, *uv = (resize(chart[None].float())[0] for chart in of_person)
         parts = fine.argmax(0) * (coarse.argmax(0) > 0)
@@ -92,33 +107,92 @@ def detections_from_torchscript(output: Mapping[str, torch.Tensor] | Sequence[to
     return detections_from_charts(boxes, None, *charts)
 
 
+def _check_box(box: torch.Tensor) -> None:
+    if not torch.isfinite(torch.as_tensor(box)).all():
+        raise ValueError(f"`boxes` must be finite, got {box.tolist()}.")
+
+
+def _check_size(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"`boxes` must have up to {MAX_PIXELS} pixels, got one of {height} x {width}.")
+
+
 class _ChartResult:
     """Stand-in for detectron2's result classes, which only hold `labels` [H,W] and `uv` [2,H,W]."""
 
 
-def read_dump(path: str | os.PathLike) -> list[tuple[str, list[Detection]]]:
+def read_dump(
+    path: str | os.PathLike, max_gap: int = PoseSettings.max_gap
+) -> list[tuple[str | None, list[Detection]]]:
     """Read a `.pkl` of detectron2's `apply_net.py dump`; only tensors and its result classes are unpickled.
 
     Returns:
-        `list`: File name and detections of each picture, in the order of the numbers in the names.
+        `list`: File name and detections of each picture, in the order of the numbers in the names. A number that the
+            names leave out gives `None` and no detections.
     Raises:
-        ValueError: If the file is not such a dump or holds anything else; no code in it is run.
+        ValueError: If the file is not such a dump, holds anything else (no code in it is run), its pictures are in
+            several folders, or their names leave out more than `max_gap` numbers in a row.
     """
     allowed = [(_ChartResult, f"densepose.structures.chart_result.{name}") for name in _DUMP_CLASSES]
     allowed += [(_ChartResult, f"densepose.structures.{name}") for name in _DUMP_CLASSES]
     try:
-        with safe_globals(allowed):
+        with safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol
             entries = torch.load(path, map_location="cpu", weights_only=True)
         frames = [(str(entry["file_name"]), _read_dump_entry(entry)) for entry in entries]
-        return sorted(frames, key=lambda frame: natural_order(Path(frame[0])))
     except FileNotFoundError as error:
         raise ValueError(f"`path` must be a file, got {str(path)!r}, which does not exist.") from error
     except Exception as error:  # the file may hold anything
-        reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"`path` must be a dump of detectron2's `apply_net.py` that holds only tensors and chart results, got "
-            f"{Path(path).name!r}: {reason}"
+            f"{Path(path).name!r}: {_why_not_a_dump(path, error)}"
         ) from error
+    folders = sorted({str(Path(name).parent) for name, _ in frames})
+    if len(folders) > 1:
+        raise ValueError(
+            f"`path` must be a dump of one clip, got pictures from {len(folders)} folders: {', '.join(folders[:3])}"
+            f"{', ...' if len(folders) > 3 else ''}. Run `apply_net.py dump` once per folder."
+        )
+    frames = sorted(frames, key=lambda frame: natural_order(Path(frame[0])))
+    return insert_missing([name for name, _ in frames], frames, max_gap, missing=(None, []), argument="path")
+
+
+def _why_not_a_dump(path: str | os.PathLike, error: Exception) -> str:
+    """Name the class that a file holds instead of tensors and chart results."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+        file.seek(0)
+        if head.startswith(b"PK") or _LEGACY_MAGIC in head:  # `torch.save` wrote it
+            # torch's message is advice on how to run the code in the file.
+            reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+            found = re.search(r"GLOBAL ([\w.]+)", reason)
+            if not found:
+                return " ".join(reason.split())[:200]
+            name, kind = found[1], "it holds"
+        else:
+            name, kind = _class_in_pickle(file), "it is a plain pickle, not one that `torch.save` wrote, of"
+    if name is None:
+        return "`torch.save` did not write it."
+    advice = next((f"; {text}" for part, text in _ADVICE.items() if part in name), "")
+    return f"{kind} {name[:100]}{advice}."
+
+
+def _class_in_pickle(file: BinaryIO) -> str | None:
+    """Return a class that a pickle names, preferably of DensePose, without unpickling it; `None` for another file."""
+    names, texts = [], []
+    try:
+        for operation, value, _ in itertools.islice(pickletools.genops(file), 100_000):
+            if operation.name == "GLOBAL":
+                names.append(value.replace(" ", "."))
+            elif operation.name == "STACK_GLOBAL":  # takes the last two texts
+                names.append(".".join(texts[-2:]))
+            elif isinstance(value, str):
+                texts.append(value)
+    except (ValueError, MemoryError, OverflowError):
+        return None
+    usual = ("_codecs", "collections", "torch")
+    names.sort(key=lambda name: (not name.startswith("densepose"), name.startswith(usual)))
+    return names[0] if names else "plain data"
 
 
 def _read_dump_entry(entry: Mapping[str, Any]) -> list[Detection]:
@@ -126,9 +200,19 @@ def _read_dump_entry(entry: Mapping[str, Any]) -> list[Detection]:
         return []  # without a person, detectron2 writes no `pred_densepose`
     detections = []
     for box, score, result in zip(entry["pred_boxes_XYXY"], entry["scores"], entry["pred_densepose"], strict=True):
+        labels, uv = result.labels, result.uv
+        if labels.ndim != 2 or labels.is_floating_point() or uv.shape != (2, *labels.shape):
+            shapes = f"{labels.dtype} {list(labels.shape)} and {list(uv.shape)}"
+            raise ValueError(f"`labels` and `uv` must be integers [H, W] and [2, H, W], got {shapes}.")
+        _check_box(box)
+        _check_size(*labels.shape)
+        if labels.numel() and not 0 <= labels.min() <= labels.max() < _NUM_CODES:
+            raise ValueError(
+                f"`labels` must be part codes 0..{_NUM_CODES - 1}, got {int(labels.min())}..{int(labels.max())}."
+            )
         left, top = (int(float(value)) for value in box[:2])
-        height, width = result.labels.shape
-        iuv = _to_iuv(result.labels, *result.uv.float())
+        height, width = labels.shape
+        iuv = _to_iuv(labels, *uv.float())
         detections.append(Detection((left, top, left + width, top + height), iuv, float(score)))
     return detections
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 
 PERSON_RULES = ("largest", "score", "centre")
-# The position of V, U and I in R, G and B: as DensePose writes IUV pictures, and as the TikTok data set does.
+# The position of V, U and I in R, G and B. DensePose's IUV files and the TikTok data set's are V, U, I. A program that
+# swaps red and blue writes I, U, V.
 CHANNEL_ORDERS = {"vui": (0, 1, 2), "iuv": (2, 1, 0)}
 
 
@@ -17,7 +18,8 @@ class PoseSettings:
     Args:
         person (`str`, *optional*, defaults to `"largest"`): The person to follow among several, one of `PERSON_RULES`.
         max_gap (`int`, *optional*, defaults to 5):
-            The longest run of frames without that person that is filled from neighbouring frames; 0 fills none.
+            The longest run of frames without that person, or missing from a folder, that is filled from neighbouring
+            frames; 0 fills none.
         median (`int`, *optional*, defaults to 0): Radius of the temporal median of U and V in frames; 0 turns it off.
     Raises:
         ValueError: If a value is out of range.
@@ -30,6 +32,9 @@ class PoseSettings:
     def __post_init__(self):
         if self.person not in PERSON_RULES:
             raise ValueError(f"`person` must be one of {PERSON_RULES}, got {self.person!r}.")
-        for name in ("max_gap", "median"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        for name, limit in (("max_gap", 10**6), ("median", 100)):
+            value = getattr(self, name)
+            if value < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {value}.")
+            if value > limit:
+                raise ValueError(f"`{name}` must be at most {limit}, got {value}.")
