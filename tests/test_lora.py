@@ -6,6 +6,7 @@ import socket
 
 import diffusers
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
@@ -371,6 +372,8 @@ KEY = "vae.decoder.conv_out.lora_A.weight"  # of the component that is attached 
         ({"vae.use_rslora": "yes"}, r"one of \[True, False\] as `vae.use_rslora`; got 'yes'"),
         ({"vae.use_dora": True}, r"one of \[False\] as `vae.use_dora`; got True"),
         ({"vae.bias": "all"}, r"one of \['none', .*\] as `vae.bias`; got 'all'"),
+        ({"vae.bias": np.ones(2)}, "`vae.bias`"),
+        ({"vae.alpha_pattern": np.ones(2)}, "`vae.alpha_pattern`"),
         ({"vae.lora_bias": True}, "`vae.lora_bias`"),
         ({"vae.modules_to_save": ["decoder.conv_in"]}, r"`vae.modules_to_save`; got \['decoder.conv_in'\]"),
         ({"vae.init_lora_weights": "pissa"}, "`vae.init_lora_weights`"),
@@ -419,7 +422,7 @@ def test_broken_metadata_of_a_file_is_one_error(subjects, attached, tmp_path, te
     assert pipe.get_list_adapters() == dict.fromkeys(TARGETS, ["anna"]) and torch.equal(render(pipe), before)
 
 
-@pytest.mark.parametrize("name", ["items", "forward", "training", 5, ["anna"], ""])
+@pytest.mark.parametrize("name", ["items", "forward", "training", "lora_A", "lora_anna", "a" * 101, 5, ["anna"], ""])
 def test_names_that_a_module_dict_cannot_hold_are_refused(subjects, attached, name):
     """PEFT stores a subject's weights under its name in a `ModuleDict`, which refuses its own attributes half-way."""
     pipe, before = attached

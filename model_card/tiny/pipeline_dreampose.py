@@ -415,9 +415,10 @@ def _lora_config(
     used = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
     for name in fields.keys() & known.keys() - {*used, *_UNUSED_LORA_FIELDS}:
         values = choices.get(name, [known[name], None, False, [], {}])
-        check(fields[name] in values, name, f"one of {values}", fields[name])
+        is_plain = isinstance(fields[name], (str, int, float, list, dict, type(None)))
+        check(is_plain and fields[name] in values, name, f"one of {values}", fields[name])
     for name in used[2:]:
-        pattern = fields.get(name) or {}
+        pattern = {} if fields.get(name) is None else fields[name]
         is_short = isinstance(pattern, dict) and len(pattern) <= 2000
         is_literal = is_short and all(re.fullmatch(r"\^?(\w|\\?\.)+", str(key)) for key in pattern)
         check(is_literal, name, "up to 2,000 names of layers, not regular expressions,", pattern)
@@ -764,10 +765,12 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         if adapter_name is None:
             taken = {name for names in attached.values() for name in names}
             adapter_name = next(name for name in (f"default_{i}" for i in range(len(taken) + 1)) if name not in taken)
-        is_name = isinstance(adapter_name, str) and not hasattr(nn.ModuleDict(), adapter_name)
-        if not is_name or len(adapter_name) < 2 or "." in adapter_name or adapter_name in "lora_":
-            rule = "have two letters or more, no dots, and not be a part of 'lora_' or an attribute of `nn.ModuleDict`"
-            raise ValueError(f"`adapter_name` must {rule}; got {_short(adapter_name)}.")
+        is_name = isinstance(adapter_name, str) and 2 <= len(adapter_name) <= 100 and "." not in adapter_name
+        # PEFT finds names inside keys, and stores weights under them in an `nn.ModuleDict`
+        if not is_name or adapter_name[:5] in "lora_" or hasattr(nn.ModuleDict(), adapter_name):
+            rule = "`adapter_name` must have two letters or more, no dots, at most 100 letters, not begin with 'lora_'"
+            got = f"or be a part of it, and not be an attribute of `nn.ModuleDict`; got {_short(adapter_name)}"
+            raise ValueError(f"{rule} {got}.")
         holders = [part for part in self._lora_loadable_modules if adapter_name in attached.get(part, [])]
         if not hotswap and holders:
             raise ValueError(f"`adapter_name` must be new unless `hotswap=True`; {adapter_name!r} is attached.")
