@@ -7,11 +7,11 @@ accelerate launch --multi_gpu --num_processes 4 animate.py ...    # spreads the 
 """
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.engine.output_lock import locks_output
+from training.options.clips import check_ranges
 from training.options.command import CommandParser, run_command
 
 
@@ -27,7 +27,7 @@ def scales(text: str) -> list[float]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the options of a command line."""
+    """Return the options of a command line. Raise a `ValueError` for a number out of its range."""
     usage = "%(prog)s --model MODEL --image PHOTO --poses POSES [--output VIDEO] [--OPTION VALUE ...]"
     parser = CommandParser(usage=usage, description=__doc__)
     add = parser.add_argument_group("most used").add_argument
@@ -54,18 +54,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("output").add_argument
     add("--scale", type=int, default=1, help="enlarge what is written by a whole factor")
     add("--strip_frames", type=int, default=8, help="number of frames in the PNG strip")
+    add("--overwrite", action="store_true", help="delete the frames of a stopped run and start again")
     add("--gif", action="store_true", help="also write a GIF")
     grid = "instead of a video, draw the middle frame with all pairs of scales, as in 1,2,5 1,3 (default: grid.png)"
     add("--grid", nargs=2, type=scales, metavar=("IMAGE_SCALES", "POSE_SCALES"), help=grid)
     options = parser.parse_args(argv)
     options.output = options.output or Path("grid.png" if options.grid else "animation.mp4")
     suffixes = [".png"] if options.grid else [".mp4", ".gif", ""]
-    if options.output.suffix not in suffixes:
+    if options.output.suffix not in suffixes or options.output.name in ("", ".."):
         named = " or ".join(suffixes[:2]) + ("" if options.grid else ", or be a folder without a dot")
         parser.error(f"`--output` must end in {named}, got {str(options.output)!r}.")
-    for name in ("fps", "scale", "strip_frames", "chunk_size"):
-        if not getattr(options, name) > 0:
-            parser.error(f"`--{name}` must be positive, got {getattr(options, name)}.")
+    check_ranges(options)
     return options
 
 
@@ -76,11 +75,16 @@ def main(options: argparse.Namespace) -> list["Image.Image"]:
 
     from training.hub.repositories import load_pipeline
     from training.media import animation
+    from training.media.outputs import check_outputs
     from training.media.pictures import poses_as_pictures, read_photo, spare_inputs
     from training.poses.densepose import read_poses
 
     written = animation.output_paths(options.output, options.gif)
     spare_inputs("output", written, [options.image, options.poses])
+    check_outputs("output", written)
+    folder = options.output.with_name(f".{options.output.name}.frames")
+    if not options.grid:
+        animation.check_frames(folder, options.resume, options.overwrite)
     image, poses = read_photo(options.image), read_poses(options.poses)
     state = PartialState(cpu=options.device == "cpu")
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
@@ -94,10 +98,9 @@ def main(options: argparse.Namespace) -> list["Image.Image"]:
         return []
     settings = {"seed": options.seed, "image": animation.digest([image]), "poses": animation.digest(poses)}
     settings |= call_options | {"model": animation.model_digest(pipe)}
-    folder = options.output.with_name(f".{options.output.name}.frames")
     with state.main_process_first():
         if state.is_main_process:
-            animation.open_frames(folder, settings, options.resume)
+            animation.open_frames(folder, settings, options.resume, overwrite=options.overwrite)
     call_options |= {"chunk_size": options.chunk_size, "seed": options.seed}
     animation.render_frames(pipe, image, poses, folder, **call_options)
     frames = animation.read_frames(folder, len(poses))
@@ -105,7 +108,7 @@ def main(options: argparse.Namespace) -> list["Image.Image"]:
     if state.is_main_process:
         pictures = image, poses_as_pictures(poses), frames
         animation.write_outputs(written, *pictures, options.fps, options.scale, options.strip_frames)
-        shutil.rmtree(folder)
+        animation.remove_frames(folder)
         print(f"{len(frames)} frames from {state.num_processes} process(es):", *written, sep="\n  ")
     return frames
 

@@ -124,7 +124,7 @@ def test_every_kind_of_output_shows_the_frames(inputs, tmp_path):
     with Image.open(tmp_path / "video.gif") as gif:
         assert gif.n_frames == NUM_FRAMES
     run(inputs, output=tmp_path / "frames")
-    files = sorted((tmp_path / "frames").iterdir())
+    files = sorted((tmp_path / "frames").glob("*.png"))
     assert [np.asarray(Image.open(file)).tobytes() for file in files] == [frame.tobytes() for frame in frames]
     # Only the requested files and the strips are left.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "frames.png", "video.gif", "video.png"]
@@ -165,6 +165,7 @@ def test_inputs_are_never_overwritten(inputs, output, more, lost, monkeypatch):
 
 def test_the_revision_reaches_the_hub(inputs, monkeypatch):
     asked = []
+    monkeypatch.setattr("training.hub.repositories.check_reachable", lambda *_: None)
     monkeypatch.setattr(DreamPosePipeline, "from_pretrained", lambda name, **options: asked.append((name, options)))
     with pytest.raises(AttributeError):  # there is no pipeline to move to a device
         run(inputs, "--revision", "v1", **{"model": "some/one"})
@@ -236,8 +237,49 @@ def test_only_a_run_with_the_same_settings_resumes(inputs, tmp_path, kill_after)
         run({**inputs, "--model": tmp_path / "rescheduled"}, "--resume", **options)
     assert sorted((tmp_path / ".video.mp4.frames").iterdir()) == kept, "a refusal loses nothing"
     rendered = kill_after(9)
-    run(inputs, seed=7, **options)
-    assert sum(rendered, []) == list(range(NUM_FRAMES)), "without --resume all is rendered anew"
+    run(inputs, "--overwrite", seed=7, **options)
+    assert sum(rendered, []) == list(range(NUM_FRAMES)), "with --overwrite all is rendered anew"
+
+
+def test_finished_frames_are_not_deleted_without_being_asked(inputs, tmp_path, kill_after, monkeypatch):
+    options, folder = {"chunk_size": 2, "output": tmp_path / "video.mp4"}, tmp_path / ".video.mp4.frames"
+    kill_after(1)
+    with pytest.raises(Killed):
+        run(inputs, **options)
+    (folder / "notes.txt").write_text("the user's")
+    with monkeypatch.context() as patch:
+        patch.setattr("training.hub.repositories.load_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
+        with pytest.raises(ValueError, match="`resume` or `overwrite` must be given .* got none and 2 in '.*frames'"):
+            run(inputs, **options)
+        with pytest.raises(ValueError, match="`overwrite` must be given without `resume`, got both"):
+            run(inputs, "--resume", "--overwrite", **options)
+    assert len(list(folder.glob("*.png"))) == 2
+    kill_after(9)
+    run(inputs, "--resume", **options)
+    run(inputs, **options)  # onto the finished video
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"], "only the run's own files are deleted"
+    (folder / "00000.png").write_bytes(b"the user's")
+    with pytest.raises(ValueError, match="`output` must have no frames without settings.json"):
+        run(inputs, "--overwrite", **options)
+    assert (folder / "00000.png").read_bytes() == b"the user's"
+
+
+def test_only_recorded_pictures_of_a_folder_are_deleted(inputs, tmp_path, monkeypatch):
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    (clip / "00007.png").write_bytes(b"the user's")
+    with monkeypatch.context() as patch:
+        patch.setattr("training.hub.repositories.load_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
+        with pytest.raises(ValueError, match="`output` must be a folder whose numbered PNGs .* with 00007.png"):
+            run(inputs, output=clip)
+    assert [path.name for path in tmp_path.rglob("*")] == ["clip", "00007.png"]
+    (clip / "00007.png").rename(clip / "mine.png")
+    run(inputs, output=clip)
+    (tmp_path / "fewer").mkdir()
+    get_dummy_iuv(0).save(tmp_path / "fewer" / "0.png")
+    run(inputs, poses=tmp_path / "fewer", output=clip)  # the same command may run again
+    assert sorted(path.name for path in clip.glob("*.png")) == ["00000.png", "mine.png"]
+    assert (clip / "mine.png").read_bytes() == b"the user's"
 
 
 def test_bad_input_is_refused_before_a_model_is_loaded(inputs, tmp_path, monkeypatch):
@@ -289,8 +331,6 @@ def test_sizes_that_do_not_divide_are_refused(inputs, tmp_path):
         ),
         (["--grid", "1", "1", "--output", "a.mp4"], "`--output` must end in .png, got 'a.mp4'"),
         (["--grid", "1,x", "1"], "argument --grid: invalid scales value: '1,x'"),
-        (["--fps", "0"], "`--fps` must be positive, got 0"),
-        (["--scale", "-1"], "`--scale` must be positive, got -1"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
     ],
 )

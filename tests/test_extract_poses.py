@@ -76,13 +76,13 @@ def test_a_video_is_read_and_gaps_are_filled(tmp_path, drawn, capsys):
 
 
 def test_iuv_pictures_in_another_channel_order_are_reordered(tmp_path, drawn, capsys):
-    (tmp_path / "tiktok").mkdir()
+    (tmp_path / "turned").mkdir()
     for index, frame in enumerate(drawn):
-        Image.fromarray(np.ascontiguousarray(frame.iuv[..., ::-1])).save(tmp_path / "tiktok" / f"{index}.png")
-    run("--input", tmp_path / "tiktok", "--output_dir", tmp_path / "poses")
+        Image.fromarray(np.ascontiguousarray(frame.iuv[..., ::-1])).save(tmp_path / "turned" / f"{index}.png")
+    run("--input", tmp_path / "turned", "--output_dir", tmp_path / "poses")
     for pose, frame in zip(read_poses(tmp_path / "poses"), drawn, strict=True):
         np.testing.assert_array_equal(pose, frame.iuv)
-    run("--input", tmp_path / "tiktok", "--output_dir", tmp_path / "stated", "--channel_order", "vui")
+    run("--input", tmp_path / "turned", "--output_dir", tmp_path / "stated", "--channel_order", "vui")
     np.testing.assert_array_equal(read_poses(tmp_path / "stated", check_order=False)[0], drawn[0].iuv[..., ::-1])
     assert "3 IUV frames" in capsys.readouterr().out
 

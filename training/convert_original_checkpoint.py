@@ -79,12 +79,14 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 def main(options: argparse.Namespace) -> None:
     """Convert the checkpoints and write the result to `output_dir`."""
     from training.hub.model_card import write_base_card
+    from training.media.outputs import check_output
     from training.media.pictures import spare_inputs
     from training.models import conversion
 
     source = options.base if options.subject_of is None else options.subject_of
     spare_inputs("output_dir", [options.output_dir], [source])
     conversion.check_output_dir(options.output_dir, options.subject_of is not None)
+    check_output("output_dir", options.output_dir)
     if options.subject_of is not None:
         how = (options.rank, options.output_dir, options.revision, options.device)
         print("\n".join(conversion.extract_subject(options.checkpoints, options.subject_of, *how)))

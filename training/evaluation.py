@@ -7,7 +7,6 @@ accelerate launch --multi_gpu --num_processes 4 training/evaluation.py ...    # 
 """
 
 import argparse
-import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +28,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lora", help="a subject trained on that model: file, folder or Hub id")
     add("--output", type=Path, default=Path("results"), help="folder for evaluation.json, .md, .png and .html")
     add("--resume", action="store_true", help="continue a stopped evaluation with its remaining clips")
+    add("--overwrite", action="store_true", help="delete the clips of a stopped evaluation and start again")
     add_clip_options(parser, split="test", num_clips=40, frames_per_clip=4)
     add = parser.add_argument_group("sampling (the model's own values are the defaults)").add_argument
     add("--num_inference_steps", type=int, help="denoising steps per frame")
@@ -67,7 +67,7 @@ def open_evaluation(options: argparse.Namespace, asked: dict, is_main: bool) -> 
         settings = {name: value for name, value in asked.items() if name not in others}
         settings |= {"model": model_digest(pipe), "clips": digest([clips[0].reference, *clips[0].iuv])}
         settings["judges"] = learned.notes
-        open_frames(options.output / ".clips", settings, options.resume, SUFFIX, "clips")
+        open_frames(options.output / ".clips", settings, options.resume, SUFFIX, "clips", options.overwrite)
     return clips, pipe, learned
 
 
@@ -76,18 +76,20 @@ def main(options: argparse.Namespace) -> dict:
     """Measure the clips, write the results, and return them; `{}` on all processes but the main one."""
     from accelerate import PartialState
 
+    from training.media import animation
     from training.metrics import clip_records, evaluation_page, figures
     from training.metrics.learned import check_judges
 
     start = time.perf_counter()
     check_clip_options(options)
     check_judges(options.inception, options.i3d, options.num_consecutive)
-    if options.output.exists() and not options.output.is_dir():
-        raise ValueError(f"`output` must be a folder, got {str(options.output)!r}, which is a file.")
+    folder = options.output / ".clips"
+    animation.check_frames(folder, options.resume, options.overwrite, clip_records.SUFFIX, "clips")
     # A process that has finished waits for the others.
     state = PartialState(cpu=options.device == "cpu", timeout=timedelta(hours=24))
     options.device = options.device or str(state.device)
-    asked = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items() if name != "resume"}
+    others = ("resume", "overwrite")
+    asked = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items() if name not in others}
     with state.main_process_first():  # one process draws or downloads
         clips, pipe, learned = open_evaluation(options, asked, state.is_main_process)
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
@@ -96,7 +98,6 @@ def main(options: argparse.Namespace) -> dict:
         shown = i < options.num_pictures
         return clip_records.record_clip(pipe, clips[i], options.seed + i, learned, shown, **call_options)
 
-    folder = options.output / ".clips"
     num_measured = clip_records.measure_clips(len(clips), folder, record)
     if not state.is_main_process:
         return {}
@@ -108,10 +109,9 @@ def main(options: argparse.Namespace) -> dict:
     results |= {"settings": asked, **figures.describe_pipeline(pipe), "num_processes": state.num_processes}
     # `seconds` is the time for `num_measured` clips; a resumed evaluation measures only the remaining ones.
     results |= {"num_measured": num_measured, "seconds": round(time.perf_counter() - start, 1)}
-    shown = range(min(options.num_pictures, len(clips)))
-    pictures = [clips[i] for i in shown], [records[i] for i in shown]
-    evaluation_page.write_results(options.output, results, *pictures, options.scale)
-    shutil.rmtree(folder)
+    shown = records[: options.num_pictures]
+    evaluation_page.write_results(options.output, results, [clips[i] for i in range(len(shown))], shown, options.scale)
+    animation.remove_frames(folder, clip_records.SUFFIX)
     return results
 
 

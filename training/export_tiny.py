@@ -10,6 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
+from training.options.clips import check_ranges
 from training.options.command import CommandParser, run_command
 
 
@@ -34,7 +35,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--subject", type=int, default=21, help="number of the sample's subject in the test split")
     add("--motion", type=int, default=57, help="number of the sample's motion in the test split")
     add("--num_frames", type=int, default=32, help="frames of the sample's motion")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    check_ranges(options)
+    return options
 
 
 def export_pipeline(options: argparse.Namespace) -> None:
@@ -85,8 +88,7 @@ def export_sample(options: argparse.Namespace) -> None:
     subject, motion = config.subject("test", options.subject), config.motion("test", options.motion)
     photo = config.clip("test", options.subject, options.subject, [0])[0]
     poses = options.sample_dir / "poses"
-    shutil.rmtree(poses, ignore_errors=True)
-    poses.mkdir(parents=True)
+    poses.mkdir(parents=True, exist_ok=True)
     Image.fromarray(photo.image).save(options.sample_dir / "photo.png")
     Image.fromarray(photo.iuv).save(options.sample_dir / "photo_iuv.png")  # stage 2 reads it
     for index, frame in enumerate(render_clip(subject, motion, config.height, config.width)):
@@ -94,7 +96,15 @@ def export_sample(options: argparse.Namespace) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Write the model, its training runs and the sample."""
+    """Write the model, its training runs and the sample. No pose of a longer sample is deleted: it is refused."""
+    from training.media.outputs import check_output
+
+    check_output("model_dir", options.model_dir)
+    check_output("sample_dir", options.sample_dir)
+    names = {f"{index:04d}.png" for index in range(options.num_frames)}
+    others = {path.name for path in options.sample_dir.glob("poses/*")} - names
+    if others:
+        raise ValueError(f"`sample_dir` must have no poses but those of this sample, got {sorted(others)[0]!r}.")
     if options.pipeline is not None:
         export_pipeline(options)
         print(f"Wrote {options.model_dir}.")

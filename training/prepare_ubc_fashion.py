@@ -36,8 +36,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--push_to_hub", metavar="OWNER/NAME", help="publish ids, frame numbers and IUV, without pictures")
     add("--include_images", action="store_true", help="publish the pictures too; only for videos that are your own")
     options = parser.parse_args(argv)
-    if options.num_proc < 1:
-        parser.error(f"`--num_proc` must be at least 1, got {options.num_proc}.")
+    if not 1 <= options.num_proc <= 1024:
+        rule = "at least 1" if options.num_proc < 1 else "at most 1024"
+        parser.error(f"`--num_proc` must be {rule}, got {options.num_proc}.")
     if options.include_images and not (options.push_to_hub and options.video_dir):
         parser.error("`--include_images` must come with `--push_to_hub` and with `--video_dir`, videos of your own.")
     if options.video_dir and not options.video_dir.is_dir():
@@ -61,8 +62,10 @@ def main(options: argparse.Namespace) -> None:
     from training.data.ubc_fashion import read_video_ids
     from training.data.video_download import download_videos, file_digest
     from training.hub.publishing import push_data_set
+    from training.media.outputs import check_output
     from training.poses.estimator import DensePoseEstimator, find_densepose
 
+    check_output("output_dir", options.output_dir)
     datasets.disable_progress_bars()  # there would be one per shard
     # The other processes wait while the main one downloads.
     state = PartialState(cpu=options.device == "cpu", timeout=timedelta(hours=24))

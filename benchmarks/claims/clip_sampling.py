@@ -43,18 +43,24 @@ def sample_clips(
 
 
 def measure_missing(
-    folder: Path, settings: dict[str, Any], resume: bool, unit: str, measures: Mapping[str, Callable[[], Any]]
+    folder: Path,
+    settings: dict[str, Any],
+    resume: bool,
+    unit: str,
+    measures: Mapping[str, Callable[[], Any]],
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Take the measurements that a folder does not hold yet and keep each one there, so that a stopped run can resume.
 
     Args:
         folder (`Path`): Folder of an unfinished run.
         settings (`dict[str, Any]`): Everything that the measurements depend on, as JSON.
-        resume (`bool`): Keep the measurements of a stopped run; otherwise delete them.
+        resume (`bool`): Keep the measurements of a stopped run.
         unit (`str`): Name of the measurements in messages.
         measures (`Mapping[str, Callable]`): By name, a function whose result JSON can hold.
+        overwrite (`bool`): Delete the measurements of a stopped run.
     """
-    open_frames(folder, settings, resume, SUFFIX, unit)
+    open_frames(folder, settings, resume, SUFFIX, unit, overwrite)
     values = {}
     for name, measure in tqdm(measures.items()):
         path = folder / f"{name}{SUFFIX}"

@@ -27,7 +27,7 @@ from training.media.settings_file import write_json
 from training.metrics.baselines import measure
 from training.metrics.clips import Clip
 from training.metrics.frames import mean_and_standard_error
-from training.options.clips import add_clip_options
+from training.options.clips import RUN_OPTIONS, add_clip_options, add_resume_options
 from training.options.command import CommandParser
 
 
@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_inference_steps", type=int, help="default: the model's own")
     add("--device", default="cpu")
     add("--scale", type=int, default=2, help="factor by which the pictures are enlarged")
-    add("--resume", action="store_true", help="keep the pairs that a stopped run measured")
+    add_resume_options(parser, "pairs")
     add("--output", type=Path, default=Path(__file__).with_suffix(".json"), help="JSON; two PNGs are put next to it")
     return parser.parse_args(argv)
 
@@ -83,7 +83,7 @@ def draw(pairs: dict, folder: Path, clip: Clip, options: argparse.Namespace) -> 
 def main(options: argparse.Namespace) -> dict:
     """Measure the missing pairs, write the report and the pictures, and return the report."""
     pipe, clips = load_model_and_clips(options)
-    settings = {name: value for name, value in vars(options).items() if name not in ("output", "resume", "scale")}
+    settings = {name: value for name, value in vars(options).items() if name not in (*RUN_OPTIONS, "scale")}
     settings["num_inference_steps"] = options.num_inference_steps or pipe.config.default_num_inference_steps
     folder = options.output.with_name(f".{options.output.stem}.pairs")
     scales = ("image_scales", "pose_scales")  # a resumed run may ask for others
@@ -93,7 +93,7 @@ def main(options: argparse.Namespace) -> dict:
         name: partial(measure_pair, pipe, clips, pair, options.num_inference_steps, folder / f"{name}.png")
         for name, pair in pairs.items()
     }
-    kept = measure_missing(folder, common, options.resume, "pairs", measures)
+    kept = measure_missing(folder, common, options.resume, "pairs", measures, options.overwrite)
     values = {name: {m: torch.tensor(part[m]) for m in METRICS} for name, part in kept.items()}
     best = max(values, key=lambda name: values[name]["psnr"].mean().item())
     report = {

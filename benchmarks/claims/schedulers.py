@@ -26,7 +26,7 @@ from training.media.settings_file import write_json
 from training.metrics.baselines import to_tensor
 from training.metrics.clips import Clip
 from training.metrics.frames import mean_and_standard_error, psnr
-from training.options.clips import add_clip_options
+from training.options.clips import RUN_OPTIONS, add_clip_options, add_resume_options
 from training.options.command import CommandParser
 
 
@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--steps", nargs="+", type=int, default=[4, 6, 10, 15, 25, 50, 100])
     add("--reference_steps", type=int, default=100, help="steps of DDIM, with which all are compared")
     add("--device", default="cpu")
-    add("--resume", action="store_true", help="continue a stopped run")
+    add_resume_options(parser, "videos")
     output = "JSON file; the heat map is written next to it as PNG"
     add("--output", type=Path, default=Path(__file__).with_suffix(".json"), help=output)
     return parser.parse_args(argv)
@@ -82,7 +82,7 @@ def main(options: argparse.Namespace) -> dict:
         f"{name} {steps}": partial(measure_clips, pipe, clips, name, steps)
         for name, steps in [("DDIM", options.reference_steps), *cells]
     }
-    kept = measure_missing(folder, common, options.resume, "schedulers and steps", measures)
+    kept = measure_missing(folder, common, options.resume, "schedulers and steps", measures, options.overwrite)
     reference, rows = torch.tensor(kept[f"DDIM {options.reference_steps}"]), {}
     for name, steps in cells:
         values = torch.tensor(kept[f"{name} {steps}"])
@@ -91,7 +91,7 @@ def main(options: argparse.Namespace) -> dict:
             "minus_reference": mean_and_standard_error(values - reference),
         }
     report = {
-        "settings": {name: value for name, value in vars(options).items() if name not in ("output", "resume")},
+        "settings": {name: value for name, value in vars(options).items() if name not in RUN_OPTIONS},
         "versions": package_versions("torch", "diffusers"),
         "reference": mean_and_standard_error(reference),
         "rows": rows,

@@ -680,14 +680,41 @@ def test_hub_ids_and_public_settings(tmp_path, monkeypatch):
 
 def test_only_files_of_the_pipeline_are_pushed(tmp_path):
     get_dummy_pipeline().save_pretrained(tmp_path)
-    (tmp_path / ".env").write_text("HF_TOKEN=...")
-    (tmp_path / "README.md").write_text("![a](there.png) ![b](missing.png) ![c](https://example.com/x.png)")
+    saved = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*"))
+    (tmp_path / "unet" / "diffusion_pytorch_model.fp16-00001-of-00002.safetensors").write_bytes(b"")
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json").write_text("{}")
+    saved += [path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("unet/*fp16*")]
+    for name in (".env", "unet/.env", "unet/a.txt", "vae/model.bin", "unet/my.safetensors", "vae/.git/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("HF_TOKEN=...")
+    text = "![a](there.png) ![b](missing.png) ![c](https://example.com/x.png) [d](training/.env) ![e](.hidden.png)"
+    (tmp_path / "README.md").write_text(text)
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / ".env").write_text("HF_TOKEN=...")
     Image.new("RGB", (8, 8)).save(tmp_path / "there.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / ".hidden.png")
     patterns = pipeline_patterns(tmp_path)
     names = ["model_index.json", "pipeline_dreampose.py", "README.md", "there.png"]
-    assert patterns == names + [f"{part}/*" for part in PARTS]
+    assert patterns == names + sorted(saved)
     with pytest.raises(ValueError, match="`folder` must be the folder of a DreamPosePipeline, got .*no model_index"):
         pipeline_patterns(tmp_path / "unet")
+    with pytest.raises(ValueError, match="`folder` must be the folder of a DreamPosePipeline, got .*does not exist"):
+        pipeline_patterns(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "there.png", "README.md", "vae"])
+def test_links_that_leave_the_folder_are_not_followed(name, tmp_path, monkeypatch):
+    folder, secret = tmp_path / "folder", tmp_path / "secret"
+    get_dummy_pipeline().save_pretrained(folder)
+    (folder / "README.md").write_text("![a](there.png)")
+    Image.new("RGB", (8, 8)).save(folder / "there.png")
+    (folder / name).rename(secret)
+    (folder / name).symlink_to(secret)
+    monkeypatch.setattr("training.hub.repositories._make_repo", lambda *_: "someone/pushed")
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda *_: [])
+    monkeypatch.setattr(HfApi, "create_commit", lambda *_, **__: pytest.fail("it was pushed"))
+    with pytest.raises(ValueError, match=f"`folder` must hold the files themselves, got .* '{name}"):
+        push_folder(folder, "someone/pushed")
 
 
 def test_only_pictures_evaluation_and_training_files_of_a_card_are_pushed(tmp_path):

@@ -234,7 +234,7 @@ def test_the_suffix_says_what_frames_become(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("kept")
     pictures.write_frames([picture("green")], tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gif", "a.mp4"]
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["00000.png", "notes.txt"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".dreampose_frames", "00000.png", "notes.txt"]
     assert Image.open(tmp_path / "a" / "00000.png").getpixel((0, 0)) == (0, 128, 0)
 
 

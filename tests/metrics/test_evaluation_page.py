@@ -161,3 +161,11 @@ def test_the_picture_shows_the_last_target_of_each_clip(clip, record):
     for column, image in enumerate(expected):
         np.testing.assert_array_equal(found[:, column * 28 : column * 28 + 24], np.asarray(image))
     assert torch.is_tensor(record.pictures["own"]) and picture.width == 4 * 28 - 4
+
+
+def test_every_value_of_the_page_is_escaped():
+    results = make_results()
+    results["settings"] = dict.fromkeys(results["settings"], "<script>alert(1)</script>")
+    results["rows"]["<script>"] = results["rows"]["model"]
+    results["notes"]["<script>"] = results["scheduler"] = results["versions"]["<script>"] = "<script>"
+    assert "<script" not in evaluation_page.render_page(results, [])

@@ -75,3 +75,10 @@ def test_set_distances_compare_each_row_with_its_own_truth():
     assert rows["another subject's photo, against that subject"]["fid"]["mean"] == pytest.approx(9)
     assert rows["pose dropped"] == {}
     assert "| model | 3.00 |" in figures.markdown_table(rows, ["fid"])
+
+
+def test_cells_and_notes_neither_break_a_table_nor_add_markup():
+    rows = {"a|b\n<img> [x](y) `c`": {"psnr": {"mean": 1.0, "standard_error": None, "n": 1}}}
+    tables = figures.markdown_tables(rows, {"lpips": "x\n| [y](z)"})
+    *_, row, note = [text for text in tables.splitlines() if text]
+    assert row == r"| a\|b &lt;img&gt; \[x\](y) \`c\` | 1.00 |" and note == r"- lpips: x \| \[y\](z)"

@@ -68,7 +68,7 @@ def test_defaults_pass_and_every_number_has_a_rule(script):
     options = script.parse_args(["--model", "none"])
     check_clip_options(options)
     numbers = {name: value for name, value in vars(options).items() if isinstance(value, int | float | list)}
-    assert {name for name in numbers if name not in ("resume", "schedulers")} <= set(RULES)
+    assert {name for name in numbers if name not in ("resume", "overwrite", "schedulers")} <= set(RULES)
 
 
 def test_the_least_values_pass():

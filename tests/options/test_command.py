@@ -13,6 +13,7 @@ import pytest
 import animate
 from tests.launch import ROOT
 from training import evaluation, finetune, train, train_encoders
+from training.engine.errors import RunStopped
 from training.options import command
 from training.options.command import CommandParser, run_command
 
@@ -101,6 +102,24 @@ def fail_with(error):
 def test_bad_input_ends_in_one_line(monkeypatch):
     said = run(fail_with(ValueError("`seed` must be at least 0, got -1.")), monkeypatch)
     assert said == "command.py: error: `seed` must be at least 0, got -1."
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RunStopped("The disk is full; the checkpoints are untouched.")]
+)
+def test_a_full_disk_ends_in_one_line(error, monkeypatch):
+    assert run(fail_with(error), monkeypatch) == f"command.py: error: {error}"
+
+
+def test_a_closed_pipe_ends_in_one_line():
+    """As in `command | head -1`: neither a traceback nor Python's complaint when it ends."""
+    code = "from training.options.command import ending_in_one_line as end\nwith end('', None): print('text')"
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert process.returncode == 1 and process.stderr.count("\n") == 1
+    assert process.stderr.startswith("-c: error: a pipe was closed, such as that of the output")
 
 
 @pytest.mark.parametrize(("extra", "target"), [("training", '".[training]"'), (None, ".")])

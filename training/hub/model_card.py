@@ -21,6 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from training.data.samples import PROCEDURAL
+from training.engine.messages import markdown_text
 from training.engine.run_log import read_figures
 from training.hub.repositories import CARD_NAME, PICTURE_SUFFIXES, SAMPLE_STEM
 from training.media.pictures import copy_without_metadata
@@ -362,7 +363,7 @@ def _copy_sample(picture: Path, output_dir: Path) -> str:
 def _name_license(terms: Mapping[str, str]) -> str:
     """Name a licence in the card's text; an unknown one is that of the base model."""
     license = terms.get("license")
-    name = terms.get("license_name") or LICENSES.get(license, license) or "as stated there"
+    name = markdown_text(terms.get("license_name") or LICENSES.get(license, license) or "as stated there")
     return f"[{name}]({terms['license_link']})" if "license_link" in terms else name
 
 
@@ -392,6 +393,6 @@ def _table(figures: Mapping[str, float]) -> str:
     """Format figures as a Markdown table of one row; return "" without figures."""
     if not figures:
         return ""
-    names = [f"{name.replace('_', ' ')} {ARROWS.get(name, '')}".strip() for name in figures]
+    names = [f"{markdown_text(name.replace('_', ' '))} {ARROWS.get(name, '')}".strip() for name in figures]
     rows = [names, ["---"] * len(names), [f"{value:.4g}" for value in figures.values()]]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

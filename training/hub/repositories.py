@@ -30,6 +30,8 @@ from huggingface_hub.utils import filter_repo_objects
 
 from pipeline_dreampose import DreamPosePipeline
 from training.engine.devices import check_device
+from training.engine.hub_access import check_reachable
+from training.engine.messages import one_line, shorten
 
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,11 @@ OWN_PICTURES = {BEFORE_AFTER_NAME, *(SAMPLE_STEM + suffix for suffix in PICTURE_
 PLACEHOLDERS = ("path/to/this/folder", "you/dreampose-tiny")
 INDEX_NAME = "model_index.json"
 CODE_NAME = "pipeline_dreampose.py"
+# Names of the files that `save_pretrained` writes into the folder of a component.
+SAVED_FILES = (
+    r"(config|scheduler_config|preprocessor_config|processor_config|quantization_config)\.json|dreampose_adapter\.py"
+    r"|(diffusion_pytorch_model|model)([.-][\w.-]+)?\.safetensors(\.index(\.\w+)?\.json)?"
+)
 COPY_NAME = "pipeline.py"  # where `custom_pipeline="you/name"` looks for the code
 # Meaning of the Hub's answers to a push; a message adds the Hub's own words.
 MEANINGS = {
@@ -90,6 +97,8 @@ def load_pipeline(
             the Hub, or `lora` cannot be loaded as a subject of this model.
     """
     device = check_device(device)
+    if lora is not None:
+        check_reachable("lora", lora, "be a subject's file, folder or Hub id")
     dtype = getattr(torch, dtype or ("float16" if device.type == "cuda" else "float32"))
     with _explain_model(model):
         pipeline = DreamPosePipeline.from_pretrained(model, revision=revision, dtype=dtype).to(device)
@@ -121,12 +130,14 @@ def default_size(model: str, revision: str | None = None) -> tuple[int, int]:
 @contextmanager
 def _explain_model(model: str) -> Iterator[None]:
     """Refuse a folder without a DreamPose pipeline, and turn an `OSError` of loading into a `ValueError`."""
+    check_reachable("model", model, "be a pipeline's folder or a Hub id")
     if Path(model).exists():
         _check_pipeline_folder("model", Path(model))
     try:
         yield
     except OSError as error:
-        raise ValueError(f"`model` must be a pipeline's folder or a Hub id, got {str(model)!r}: {error}") from error
+        reason = one_line(error)
+        raise ValueError(f"`model` must be a pipeline's folder or a Hub id, got {str(model)!r}: {reason}") from error
 
 
 def _check_pipeline_folder(argument: str, folder: Path) -> None:
@@ -137,13 +148,16 @@ def _check_pipeline_folder(argument: str, folder: Path) -> None:
 
 def class_name(index: Path) -> str:
     """Return the pipeline class that a `model_index.json` names, or what is wrong with the file."""
+    if not index.parent.is_dir():
+        return "which is a file" if index.parent.exists() else "which does not exist"
     if not index.is_file():
         return "which has no model_index.json"
     try:
         name = json.loads(index.read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "whose model_index.json names no pipeline class"
-    return name[-1] if isinstance(name, list) else name
+    name = name[-1] if isinstance(name, list) and name else name
+    return name if isinstance(name, str) else "whose model_index.json names no pipeline class"
 
 
 def make_repo(repo_id: str, *, private: bool = True) -> str:
@@ -207,6 +221,7 @@ def push_folder(
     patterns = pipeline_patterns(folder) if allow_patterns is None else list(allow_patterns)
     has_code = allow_patterns is None and (folder / CODE_NAME).is_file()
     patterns += [COPY_NAME] if has_code and COPY_NAME not in patterns else []
+    _check_links(folder, [CODE_NAME, COPY_NAME, *_matching(folder, patterns)])
     command = ["hf", "upload", repo_id, str(folder), *(["--private"] if private else [])]
     command += [word for pattern in patterns for word in ("--include", pattern)]
     advice = f"Everything is in {str(folder)!r}; this pushes it later: {shlex.join(command)}"
@@ -231,13 +246,24 @@ def try_push(folder: Path, repo_id: str, **options: Any) -> None:
 def pipeline_patterns(folder: Path) -> list[str]:
     """Return patterns of a saved pipeline's files: index, components, code and [`card_patterns`].
 
-    A folder without a pipeline raises a `ValueError`.
+    Other files in a component's folder, such as `.env`, are not among them. A folder without a pipeline raises a
+    `ValueError`.
     """
     _check_pipeline_folder("folder", folder)
     names = [glob.escape(name) for name in (INDEX_NAME, CODE_NAME, COPY_NAME) if (folder / name).is_file()]
     index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-    parts = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
-    return names + card_patterns(folder) + [f"{name}/*" for name in parts if (folder / name).is_dir()]
+    parts = [name for name, value in index.items() if isinstance(value, list) and re.fullmatch(r"[a-z]\w*", name)]
+    _check_links(folder, parts)
+    files = sorted(path for part in parts for path in (folder / part).glob("*") if path.is_file())
+    saved = [path.relative_to(folder).as_posix() for path in files if re.fullmatch(SAVED_FILES, path.name)]
+    return names + card_patterns(folder) + [glob.escape(name) for name in saved]
+
+
+def _check_links(folder: Path, names: Sequence[str]) -> None:
+    """Raise a `ValueError` if one of the names is a link that leaves the folder, so that no other file is pushed."""
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"`folder` must hold the files themselves, got a link that leaves it, {shorten(name)}.")
 
 
 def subject_patterns(folder: Path) -> list[str]:
@@ -260,7 +286,7 @@ def card_patterns(folder: Path) -> list[str]:
 def _may_be_shown(folder: Path, name: str) -> bool:
     path = PurePosixPath(name)
     # `Path.is_file` fails for a name that is too long, such as the data of an embedded picture.
-    if path.is_absolute() or ".." in path.parts or not os.path.isfile(folder / name):
+    if path.is_absolute() or any(part.startswith(".") for part in path.parts) or not os.path.isfile(folder / name):
         return False
     return path.suffix.lower() in PICTURE_SUFFIXES or path.parts[0] in ("evaluation", "training")
 
@@ -275,13 +301,17 @@ def _widget_addresses(text: str) -> list[str]:
     return [address for address in addresses if isinstance(address, str)]
 
 
+def _matching(folder: Path, patterns: Sequence[str]) -> list[str]:
+    """Return the files of a folder that match one of the patterns, sorted."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return list(filter_repo_objects(paths, allow_patterns=list(patterns)))
+
+
 def _changes(
     folder: Path, patterns: Sequence[str], repo_id: str, remote: set[str]
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
     """Return the operations of a commit: add the files of the patterns, delete pictures that left the card."""
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    names = list(filter_repo_objects(paths, allow_patterns=list(patterns)))
-    contents: dict[str, Path | bytes] = {name: folder / name for name in names}
+    contents: dict[str, Path | bytes] = {name: folder / name for name in _matching(folder, patterns)}
     if CARD_NAME in contents:
         card = (folder / CARD_NAME).read_bytes()
         for placeholder in PLACEHOLDERS:

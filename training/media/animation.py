@@ -8,7 +8,6 @@ a killed run can resume.
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map
+from training.engine.messages import shorten
+from training.media.outputs import check_output
 from training.media.pictures import enlarge, picture_grid, write_frames
 from training.media.settings_file import has_settings, write_json
 
@@ -54,24 +55,59 @@ def model_digest(pipe: DreamPosePipeline) -> str:
     return hashed.hexdigest()[:16]
 
 
+def finished_frames(folder: Path, suffix: str = ".png") -> list[Path]:
+    """Return the finished frames in a folder of an unfinished video, which need not exist."""
+    return [path for path in folder.glob(f"*{suffix}") if path.name[0] != "." and path.name != SETTINGS_NAME]
+
+
+def check_frames(folder: Path, resume: bool, overwrite: bool, suffix: str = ".png", unit: str = "frames") -> None:
+    """Check that finished frames are kept with `resume` or given up with `overwrite`; see `open_frames`.
+
+    Raises:
+        ValueError: If there are finished frames and neither is given, or frames without the settings of a run, or if
+            the folder's parent cannot be written.
+    """
+    check_output("output", folder.parent)
+    num, where = len(finished_frames(folder, suffix)), shorten(str(folder))
+    if num and not (folder / SETTINGS_NAME).is_file():
+        raise ValueError(f"`output` must have no {unit} without {SETTINGS_NAME}, the record of a run, got {where}.")
+    if num and not resume and not overwrite:
+        raise ValueError(
+            f"`resume` or `overwrite` must be given if a stopped run left {unit}, got none and {num} in {where}."
+        )
+
+
 def open_frames(
-    folder: Path, settings: dict[str, Any], resume: bool, suffix: str = ".png", unit: str = "frames"
+    folder: Path,
+    settings: dict[str, Any],
+    resume: bool,
+    suffix: str = ".png",
+    unit: str = "frames",
+    overwrite: bool = False,
 ) -> None:
     """Start a folder for the frames of an unfinished video, or `resume` the existing one, which keeps its frames.
 
-    `settings` hold everything that the pixels depend on, as JSON. Each frame is a file with the `suffix`; the printed
-    message calls the files `unit`.
+    `settings` hold everything that the pixels depend on, as JSON. Each frame is a file with the `suffix`; messages
+    call them `unit`. `overwrite` deletes finished frames.
 
     Raises:
-        ValueError: If the frames to keep were made with other settings.
+        ValueError: If the frames to keep were made with other settings, or as in `check_frames`.
     """
+    check_frames(folder, resume, overwrite, suffix, unit)
     if resume and has_settings(folder / SETTINGS_NAME, settings, "resume"):
         return
-    num_files = len(list(folder.glob(f"*{suffix}")))
-    if num_files:
-        print(f"Deleting {num_files} {unit} of an earlier run that was stopped, since `resume` was not given.")
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_frames(folder, suffix)
     write_json(folder / SETTINGS_NAME, settings)
+
+
+def remove_frames(folder: Path, suffix: str = ".png") -> None:
+    """Delete the files that a run wrote into the folder of `open_frames`, and the folder unless it holds others."""
+    if not (folder / SETTINGS_NAME).is_file():
+        return
+    for path in [*finished_frames(folder, suffix), *folder.glob(".*.partial"), folder / SETTINGS_NAME]:
+        path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def frame_path(folder: Path, index: int) -> Path:

@@ -6,7 +6,7 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +20,7 @@ from av.stream import Disposition
 from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
 from pipeline_dreampose import to_rgb
+from training.media.outputs import write_picture_folder
 
 
 class UnreadablePictures(ValueError):
@@ -331,13 +332,3 @@ def write_frames(frames: Sequence[Image.Image], path: str | os.PathLike, fps: fl
         write_gif(frames, path, fps)
     else:
         write_picture_folder(frames, path)
-
-
-def write_picture_folder(frames: Iterable[Image.Image], path: str | os.PathLike) -> None:
-    """Write pictures as numbered PNGs into a folder. Numbered PNGs of an earlier video are deleted."""
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    for old in path.glob("[0-9][0-9][0-9][0-9][0-9].png"):
-        old.unlink()
-    for index, frame in enumerate(frames):
-        frame.save(path / f"{index:05d}.png")

@@ -120,7 +120,7 @@ def render_page(results: Mapping[str, Any], views: Iterable[ClipView]) -> str:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{STYLE}</style></head><body>
 <h1>{title}</h1>
-<p>{settings["num_clips"]} clips; mean ± standard error over clips.</p>
+<p>{escape(str(settings["num_clips"]))} clips; mean ± standard error over clips.</p>
 <h2>Clips</h2>
 <p>The first clips of the split, not selected. <label><input type="checkbox" id="pause"> pause</label></p>
 {clips}
@@ -160,7 +160,7 @@ def _tables(rows: Figures, mark: bool = False) -> str:
         body = ""
         for row, texts in cells.items():
             kinds = [_verdict(name, rows[row].get(name)) if mark else "" for name in names]
-            data = "".join(f'<td class="{kind}">{text}</td>' for kind, text in zip(kinds, texts, strict=True))
+            data = "".join(f'<td class="{kind}">{escape(text)}</td>' for kind, text in zip(kinds, texts, strict=True))
             body += f'<tr class="{"model" if row == "model" else ""}"><td>{escape(row)}</td>{data}</tr>\n'
         tables.append(f'<h3>{caption}</h3><div class="scroll"><table><tr><th></th>{head}</tr>\n{body}</table></div>')
     return "\n".join(tables)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipeline_dreampose import DreamPosePipeline
+from training.engine.messages import markdown_text
 from training.metrics.baselines import ROWS
 from training.metrics.frames import frechet_distance, mean_and_standard_error
 
@@ -119,14 +120,15 @@ def markdown_table(rows: Figures, names: Sequence[str] = TABLES["Whole frames"])
     if not names:
         return ""
     lines = ["| | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
-    lines += [f"| {row} | " + " | ".join(texts) + " |" for row, texts in cells.items()]
+    lines += [f"| {markdown_text(row)} | " + " | ".join(texts) + " |" for row, texts in cells.items()]
     return "\n".join(lines) + "\n"
 
 
 def markdown_tables(rows: Figures, notes: Mapping[str, str]) -> str:
     """Format all `TABLES` that have figures, with the notes of `LearnedMetrics` below."""
     tables = [table for names in TABLES.values() if (table := markdown_table(rows, names))]
-    return "\n".join([*tables, *(f"- {name.replace('_', ' ')}: {note}" for name, note in notes.items())]) + "\n"
+    lines = [f"- {name.replace('_', ' ')}: {markdown_text(note)}" for name, note in notes.items()]
+    return "\n".join([*tables, *lines]) + "\n"
 
 
 def describe_pipeline(pipe: DreamPosePipeline) -> dict[str, Any]:

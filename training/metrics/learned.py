@@ -22,6 +22,7 @@ import torch
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from pipeline_dreampose import DreamPosePipeline, clip_pixel_values
+from training.engine.hub_access import check_reachable
 from training.metrics.frames import identity_distance
 
 
@@ -67,6 +68,7 @@ class LearnedMetrics:
         self.i3d = self._load_torchscript("i3d", i3d, f"fvd_{VIDEO_LENGTH}f")
 
     def _load_identity_encoder(self, name: str) -> None:
+        check_reachable("identity_encoder", name, "be a CLIP image encoder's folder or Hub id")
         try:
             self.image_encoder = CLIPVisionModel.from_pretrained(name).to(self.device).eval()
             self.feature_extractor = CLIPImageProcessor.from_pretrained(name)

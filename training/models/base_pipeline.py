@@ -21,6 +21,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline
 from training.data.frame_pairs import LatentShape
+from training.engine.hub_access import check_reachable
 
 
 @torch.no_grad()
@@ -87,7 +88,9 @@ def naming(argument: str, value: Any, rule: str = "lead to a model that can be l
 
 def load_index(name: str, revision: str | None = None, argument: str = "pretrained_model_name_or_path") -> dict:
     """Read a pipeline's `model_index.json`; raise a `ValueError` that names `argument` if `name` is not a pipeline."""
-    with naming(argument, name, "be a pipeline's folder or Hub id"):
+    rule = "be a pipeline's folder or Hub id"
+    check_reachable(argument, name, rule)
+    with naming(argument, name, rule):
         return DreamPosePipeline.load_config(name, revision=revision)
 
 
@@ -141,6 +144,8 @@ def load_base_pipeline(
         with naming(argument, name):
             base = StableDiffusionPipeline.from_pretrained(name, revision=revision, **unused)
         widen_conv_in(base.unet, pose_radius)
+        rule = "lead to a model that can be loaded"
+        check_reachable("image_encoder_name_or_path", image_encoder_name_or_path, rule)
         with naming("image_encoder_name_or_path", image_encoder_name_or_path):
             image_encoder = CLIPVisionModel.from_pretrained(image_encoder_name_or_path, dtype=torch.float32)
         pipeline = DreamPosePipeline(

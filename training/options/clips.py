@@ -1,11 +1,16 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Options of commands that sample held-out clips, and the checks of their values."""
+"""Options of commands that sample clips, and the checks of their values."""
 
 import argparse
 import math
+from collections.abc import Iterator
+from typing import Any
+
+from training.engine.messages import shorten
 
 
+RUN_OPTIONS = ("output", "resume", "overwrite")  # no figure depends on them
 _COUNT = ("at least 1", lambda value: value >= 1)
 _NOT_NEGATIVE = ("at least 0", lambda value: value >= 0)
 _GUIDANCE_SCALE = ("a finite number, at least 0", lambda value: 0 <= value < math.inf)
@@ -24,7 +29,20 @@ RULES = {
     "seed": ("within [0, 2^63)", lambda value: 0 <= value < 2**63),
     "num_pictures": _NOT_NEGATIVE,
     "scale": _COUNT,
+    "strip_frames": _COUNT,
+    "fps": ("within [0.01, 1000]", lambda value: 0.01 <= value <= 1000),
+    "height": _COUNT,
+    "width": _COUNT,
+    "grid": _GUIDANCE_SCALE,
+    "subject": _NOT_NEGATIVE,
+    "motion": _NOT_NEGATIVE,
+    "num_frames": _COUNT,
 }
+# Above these, time or memory would run out, or a scale be meaningless. The pipeline has the same limit of the scales.
+LIMITS = {"num_inference_steps": 1000, "steps": 1000, "reference_steps": 1000, "height": 8192, "width": 8192}
+LIMITS |= dict.fromkeys(("num_clips", "frames_per_clip", "num_consecutive", "num_pictures", "strip_frames"), 10**6)
+LIMITS |= dict.fromkeys(("image_guidance_scale", "pose_guidance_scale", "image_scales", "pose_scales", "grid"), 1000)
+LIMITS |= {"scale": 16, "chunk_size": 10**6, "subject": 2**31, "motion": 2**31, "num_frames": 10**4}
 
 
 def add_clip_options(parser: argparse.ArgumentParser, split: str, num_clips: int, frames_per_clip: int) -> None:
@@ -36,16 +54,41 @@ def add_clip_options(parser: argparse.ArgumentParser, split: str, num_clips: int
     add("--frames_per_clip", type=int, default=frames_per_clip, help="target frames per clip")
 
 
-def check_clip_options(options: argparse.Namespace) -> None:
-    """Check the options of an entry point before anything is loaded or drawn: those in `RULES`, and `device`.
+def add_resume_options(parser: argparse.ArgumentParser, unit: str) -> None:
+    """Add `--resume` and `--overwrite`; `unit` names what a stopped run leaves."""
+    parser.add_argument("--resume", action="store_true", help=f"keep the {unit} that a stopped run measured")
+    parser.add_argument("--overwrite", action="store_true", help=f"delete the {unit} that a stopped run measured")
 
-    Raise a `ValueError` for the first value that is set and breaks its rule; in a list, each value is checked.
+
+def check_ranges(options: argparse.Namespace) -> None:
+    """Check the options in `RULES` and `LIMITS`; in a list, each value.
+
+    Raise a `ValueError` for the first value that is set and breaks its rule, or for `resume` with `overwrite`.
     """
+    if getattr(options, "resume", False) and getattr(options, "overwrite", False):
+        raise ValueError("`overwrite` must be given without `resume`, got both.")
     for name, (rule, is_valid) in RULES.items():
-        values = getattr(options, name, None)
-        for value in values if isinstance(values, list) else [values]:
-            if value is not None and not is_valid(value):
-                raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
+        for value in _flatten(getattr(options, name, None)):
+            if not is_valid(value):
+                raise ValueError(f"`{name}` must be {rule}, got {shorten(value)}.")
+            if name in LIMITS and value > LIMITS[name]:
+                raise ValueError(f"`{name}` must be at most {LIMITS[name]}, got {shorten(value)}.")
+
+
+def _flatten(values: Any) -> Iterator[Any]:
+    for value in values if isinstance(values, list) else [values]:
+        if isinstance(value, list):
+            yield from _flatten(value)
+        elif value is not None:
+            yield value
+
+
+def check_clip_options(options: argparse.Namespace) -> None:
+    """Check the options of an entry point before anything is loaded or drawn: those of [`check_ranges`], and `device`.
+
+    Raise a `ValueError` for the first value that is set and breaks its rule.
+    """
+    check_ranges(options)
     if getattr(options, "device", None) is not None:
         from training.engine.devices import check_device
 

@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from training.engine.errors import RunStopped
+from training.engine.messages import one_line
+
 
 # Packages that `setup.cfg` installs, by the names of their modules.
 PACKAGES = {"accelerate", "av", "datasets", "diffusers", "huggingface_hub", "jinja2", "numpy", "peft", "PIL"}
@@ -58,6 +61,10 @@ class CommandParser(argparse.ArgumentParser):
         end = words.index("--") if "--" in words else len(words)
         return super().parse_known_args([*map(with_underscores, words[:end]), *words[end:]], namespace)
 
+    def error(self, message: str) -> None:
+        """End the program as argparse does, with a long message shortened."""
+        super().error(one_line(message))
+
 
 def with_underscores(word: str) -> str:
     """Replace the hyphens in an option's name: `--a-b=c-d` becomes `--a_b=c-d`. Other words do not change."""
@@ -89,13 +96,18 @@ def ending_in_one_line(
         extra (`str`, *optional*, defaults to `"training"`): Extra in `setup.cfg` that installs the packages.
         errors (`tuple[type[Exception], ...]`, *optional*): Exceptions that mean bad input.
     Raises:
-        SystemExit: With code 1 after bad input or for a missing package, and 130 after Ctrl-C.
+        SystemExit: With code 1 after bad input, for a missing package, a full disk or a closed pipe, and 130 after
+            Ctrl-C.
     """
     name = Path(sys.argv[0]).name
     try:
         yield
-    except errors as error:
-        raise SystemExit(f"{name}: error: {error}") from None
+        print(end="", flush=True)  # a closed pipe shows here
+    except BrokenPipeError as error:
+        _discard_output()
+        raise SystemExit(f"{name}: error: a pipe was closed, such as that of the output: {error}") from None
+    except (*errors, OSError, RunStopped) as error:
+        raise SystemExit(f"{name}: error: {one_line(error)}") from None
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in PACKAGES:
@@ -105,6 +117,15 @@ def ending_in_one_line(
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"\n{name}: stopped. {kept}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _discard_output() -> None:
+    """Let what is still to be written to a closed pipe go nowhere; else Python complains about it when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def how_to_install(package: str, extra: str | None) -> str:

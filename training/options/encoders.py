@@ -5,7 +5,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from training.options.fields import check, check_choice, check_counts, check_not_negative, option
+from training.options.fields import (
+    LARGEST_SIDE,
+    check,
+    check_choice,
+    check_counts,
+    check_limit,
+    check_not_negative,
+    option,
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,12 @@ class EncoderOptions:
     def __post_init__(self):
         check_choice(self, "component", ("vae", "image_encoder", "pipeline"))
         check_counts(self, "latent_channels", "image_size", "patch_size", "hidden_size", "num_hidden_layers")
+        check_limit(self, LARGEST_SIDE, "image_size", "hidden_size", "latent_channels")
+        check_limit(self, 256, "num_hidden_layers")
         rule = "a list of at least one positive number"
         check(self, rule, lambda value: len(value) > 0 and min(value) >= 1, "vae_channels", "unet_channels")
+        rule = f"at most 8 numbers of at most {LARGEST_SIDE}"
+        check(self, rule, lambda v: len(v) <= 8 and max(v) <= LARGEST_SIDE, "vae_channels", "unet_channels")
         check_not_negative(self, "mse_weight", "l1_weight", "kl_weight", "num_crop_steps")
         if self.image_size % self.patch_size:
             raise ValueError(

@@ -11,6 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import field
 from typing import Any
 
+from training.engine.messages import shorten
+
+
+LARGEST = 2**31 - 1  # of a count
+LARGEST_SEED = 2**32 - 1  # that NumPy takes
+LARGEST_SIDE = 8192  # pixels
+
 
 def option(default: Any, help: str) -> Any:
     """Return a dataclass field with its default and the text that `--help` shows for it."""
@@ -24,12 +31,18 @@ def check(options: Any, rule: str, is_valid: Callable[[Any], bool], *names: str)
     for name in names:
         value = getattr(options, name)
         if value is not None and not is_valid(value):
-            raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
+            raise ValueError(f"`{name}` must be {rule}, got {shorten(value)}.")
 
 
-def check_counts(options: Any, *names: str) -> None:
-    """Raise a `ValueError` unless each named option is at least 1."""
+def check_counts(options: Any, *names: str, limit: int = LARGEST) -> None:
+    """Raise a `ValueError` unless each named option is at least 1 and at most `limit`."""
     check(options, "at least 1", lambda value: value >= 1, *names)
+    check_limit(options, limit, *names)
+
+
+def check_limit(options: Any, limit: int, *names: str) -> None:
+    """Raise a `ValueError` unless each named option is at most `limit`."""
+    check(options, f"at most {limit}", lambda value: value <= limit, *names)
 
 
 def check_not_negative(options: Any, *names: str) -> None:
@@ -50,3 +63,12 @@ def check_choice(options: Any, name: str, choices: Sequence[str]) -> None:
 def check_size(options: Any) -> None:
     """Raise a `ValueError` unless `height` and `width` are positive multiples of 8."""
     check(options, "a positive multiple of 8", lambda value: value > 0 and value % 8 == 0, "height", "width")
+    check_limit(options, LARGEST_SIDE, "height", "width")
+
+
+def check_folder(options: Any, name: str) -> None:
+    """Raise a `ValueError` unless the named option, if it is set, is a folder that can be written."""
+    if getattr(options, name) is not None:
+        from training.media.outputs import check_output
+
+        check_output(name, getattr(options, name))

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
+from training.engine.messages import one_line, shorten
 from training.options.command import CommandParser, hide_broken_torchvision, with_underscores
 
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 PRESETS_DIR = Path(__file__).parents[1] / "presets"  # with a folder for each entry point
 OPTIONS_NAME = "options.yaml"
 FILE_OPTIONS = ("preset", "config")
+MAX_CONFIG_SIZE, MAX_CONFIG_DEPTH = 100_000, 2  # characters; a mapping and its lists
 
 
 class OptionParser(CommandParser, HfArgumentParser):
@@ -112,26 +114,55 @@ def read_config(path: str | os.PathLike, hints: dict[str, Any]) -> list[str]:
     Raises:
         ValueError: If the file cannot be read, or has an unknown key or a kind of value that its option does not take.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"`config` must be a readable YAML file, got {path}: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"`config` must hold one mapping of options, got {type(content).__name__} in {path}.")
     arguments = []
-    for name, value in content.items():
+    for name, value in read_mapping(path).items():
         if name not in hints:
-            close = difflib.get_close_matches(str(name), hints, n=1)
+            close = difflib.get_close_matches(str(name)[:100], hints, n=1)
             advice = f" Did you mean `{close[0]}`?" if close else ""
-            raise ValueError(f"`{name}` in {path} is no option of this command.{advice}")
+            raise ValueError(f"`{one_line(name, 100)}` in {path} is no option of this command.{advice}")
         if not _is_possible(value, hints[name]):
-            raise ValueError(f"`{name}` in {path} must be of type {_describe(hints[name])}, got {value!r}.")
+            raise ValueError(f"`{name}` in {path} must be of type {_describe(hints[name])}, got {shorten(value)}.")
         if isinstance(value, list):
             arguments += [f"--{name}", *map(str, value)]
         else:
             # One word, so that a value may begin with a hyphen.
             arguments.append(f"--{name}={'none' if value is None else value}")
     return arguments
+
+
+def read_mapping(path: str | os.PathLike, argument: str = "config") -> dict:
+    """Read a YAML file with one mapping of scalars and lists of scalars.
+
+    Raises:
+        ValueError: If the file cannot be read, is too large, or holds anything else: deeper nesting, aliases, tags.
+    """
+    try:
+        if not Path(path).is_file():
+            raise OSError("it is no file" if Path(path).exists() else "it does not exist")
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(MAX_CONFIG_SIZE + 1)
+        if len(text) > MAX_CONFIG_SIZE:
+            raise ValueError(f"it has more than {MAX_CONFIG_SIZE} characters")
+        _check_events(text)
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:  # `ValueError`: text that is not UTF-8, an impossible date
+        raise ValueError(f"`{argument}` must be a readable YAML file, got {path}: {one_line(error, 500)}.") from error
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise ValueError(f"`{argument}` must hold one mapping of options, got {found} in {shorten(str(path))}.")
+    return content
+
+
+def _check_events(text: str) -> None:
+    """Refuse aliases, tags and deep nesting, which need much memory or a deep stack, before values are built."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        line = event.start_mark.line + 1
+        if depth > MAX_CONFIG_DEPTH:
+            raise ValueError(f"line {line} is nested more deeply than lists in one mapping")
+        if getattr(event, "anchor", None) is not None or getattr(event, "tag", None) is not None:
+            raise ValueError(f"line {line} has an anchor, an alias or a tag, which options do not need")
 
 
 def option_values(*options: Any) -> dict[str, Any]:
@@ -153,11 +184,13 @@ def save_options(output_dir: str | os.PathLike, *options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = option_values(*options)
     if values.get("resume_from_checkpoint") is not None and path.exists():
-        before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        before = read_mapping(path, "resume_from_checkpoint")
         changed = {name: value for name, value in values.items() if before.get(name, value) != value}
         changed.pop("resume_from_checkpoint", None)
         if changed:
-            changes = ", ".join(f"`{name}` {value} (was {before[name]})" for name, value in changed.items())
+            changes = ", ".join(
+                f"`{name}` {value} (was {one_line(before[name], 200)})" for name, value in changed.items()
+            )
             logger.warning(f"Unlike the run before in {output_dir}: {changes}.")
     path.write_text(format_options(*options), encoding="utf-8")
     return path
@@ -174,7 +207,11 @@ def _is_possible(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         # YAML reads a bare `no` as False, where `mixed_precision: "no"` was meant.
         return hint is bool
-    return isinstance(value, list) == (typing.get_origin(hint) is list) and not isinstance(value, dict)
+    if not isinstance(value, str | int | float | list):  # a date
+        return False
+    if isinstance(value, list) and not all(isinstance(item, str | int | float) for item in value):
+        return False
+    return isinstance(value, list) == (typing.get_origin(hint) is list)
 
 
 def _describe(hint: Any) -> str:

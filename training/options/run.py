@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from training.options.fields import check, check_choice, check_counts, check_not_negative, check_positive, option
+from training.options.fields import (
+    LARGEST,
+    LARGEST_SEED,
+    check,
+    check_choice,
+    check_counts,
+    check_folder,
+    check_limit,
+    check_not_negative,
+    check_positive,
+    option,
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,10 @@ class TrainOptions:
         check_not_negative(
             self, "max_train_steps", "adam_weight_decay", "lr_warmup_steps", "dataloader_num_workers", "seed"
         )
+        check_limit(self, LARGEST, "max_train_steps", "lr_warmup_steps")
+        check_limit(self, LARGEST_SEED, "seed")
+        check_limit(self, 1024, "dataloader_num_workers")
+        check_folder(self, "output_dir")
         if self.lr_scheduler == "constant" and self.lr_warmup_steps > 0:
             raise ValueError(
                 "`lr_warmup_steps` must be 0 with `lr_scheduler` constant (constant_with_warmup warms up), got"

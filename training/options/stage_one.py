@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from training.data.pair_settings import PairSettings
-from training.options.fields import check, check_choice, check_counts, check_not_negative, check_size, option
+from training.options.fields import (
+    LARGEST,
+    check,
+    check_choice,
+    check_counts,
+    check_folder,
+    check_limit,
+    check_not_negative,
+    check_size,
+    option,
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,9 @@ class PairOptions:
 
     def __post_init__(self):
         settings = self.settings()
+        check_limit(self, LARGEST, "max_reference_distance")
+        check_limit(self, 64, "pose_radius")
+        check_folder(self, "latent_cache_dir")
         if self.latent_cache_dir is not None:
             settings.check_cacheable()
         if self.streaming and self.latent_cache_dir is not None:
@@ -120,7 +133,7 @@ class ObjectiveOptions:
         if total > 1:
             raise ValueError(f"{', '.join(f'`{name}`' for name in drops)} must sum to at most 1, got {total}.")
         check(self, "above 0", lambda value: value > 0, "snr_gamma")
-        check_not_negative(self, "noise_offset")
+        check_not_negative(self, "noise_offset", "snr_gamma")
         check(self, "within [0, 999]", lambda value: 0 <= value <= 999, "high_noise_start")
 
     def loss_arguments(self) -> dict[str, Any]:
@@ -137,4 +150,5 @@ class ValidationOptions:
     validation_inference_steps: int = option(10, "Denoising steps per frame in validation.")
 
     def __post_init__(self):
-        check_counts(self, "num_validation_pairs", "num_validation_frames", "validation_inference_steps")
+        check_counts(self, "num_validation_pairs", "num_validation_frames")
+        check_counts(self, "validation_inference_steps", limit=1000)

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from training.data.pair_settings import PairSettings
 from training.options.fields import (
+    LARGEST,
     check,
     check_choice,
     check_counts,
+    check_limit,
     check_not_negative,
     check_positive,
     check_size,
@@ -63,6 +65,7 @@ class SubjectOptions:
     def __post_init__(self):
         check_choice(self, "person", PERSON_RULES)
         check_not_negative(self, "num_cached_crops")
+        check_limit(self, 10**6, "num_cached_crops")
         check_size(self)
         check(self, "within [0, 1)", lambda value: 0 <= value < 1, "prior_prob")
         self.settings()
@@ -94,7 +97,9 @@ class LoraOptions:
 
     def __post_init__(self):
         check_choice(self, "train_mode", ("lora", "full"))
-        check_counts(self, "rank", "lora_alpha")
+        # A rank above the smaller side of a weight has no use. That is at most 1280 in Stable Diffusion 1.x.
+        check_counts(self, "rank", limit=1280)
+        check_counts(self, "lora_alpha", limit=10**6)
         if self.quantize_base and self.train_mode == "full":
             raise ValueError("`quantize_base` must go with `train_mode` lora: 4-bit weights do not train, got full.")
 
@@ -113,6 +118,7 @@ class DecoderOptions:
 
     def __post_init__(self):
         check_not_negative(self, "decoder_max_train_steps")
+        check_limit(self, LARGEST, "decoder_max_train_steps")
         check_positive(self, "decoder_learning_rate")
 
     def loop_arguments(self) -> dict[str, Any]:
@@ -152,6 +158,7 @@ class SubjectSampleOptions:
 
     def __post_init__(self):
         check_not_negative(self, "sample_inference_steps")
+        check_limit(self, 1000, "sample_inference_steps")
         if self.hub_sample and self.sample_inference_steps == 0:
             raise ValueError("`hub_sample` must go with `sample_inference_steps` above 0, got True with 0.")
 

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from PIL import Image
 
 from training.engine.devices import check_device
+from training.engine.hub_access import check_reachable
 from training.poses.detections import Detection, detections_from_torchscript
 
 
@@ -32,6 +33,7 @@ def find_densepose(path: str | os.PathLike) -> Path:
     repository, _, name = rest.partition("/")
     if not name or Path(owner or "/").exists():
         raise ValueError(f"{rule}, got {str(path)!r}, which does not exist.")
+    check_reachable("densepose", f"{owner}/{repository}", rule.partition(" must ")[2])
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", name))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:

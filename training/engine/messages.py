@@ -1,0 +1,33 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Values in messages, tables and cards: shortened, on one line, and escaped."""
+
+import re
+import reprlib
+from typing import Any
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxlevel = 3  # few levels of few items bound the size, whatever the aliases of a YAML file repeat
+
+
+def shorten(value: Any) -> str:
+    """Return `repr(value)` for a message, with `...` in place of most of a long, large or deeply nested value."""
+    try:
+        return _REPR.repr(value)
+    except Exception:  # for example an integer of thousands of digits
+        return f"a value of {type(value).__name__}"
+
+
+def one_line(text: Any, limit: int = 2000) -> str:
+    """Return a text as one line, with ` ... ` in place of its middle if it is longer than `limit` characters."""
+    words = " ".join(str(text).split())
+    return words if len(words) <= limit else f"{words[: limit // 2]} ... {words[-limit // 2 :]}"
+
+
+def markdown_text(text: Any) -> str:
+    """Escape a text for a line or a table cell of Markdown, so that it neither breaks the table nor adds markup."""
+    words = " ".join(str(text).split())
+    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", words)

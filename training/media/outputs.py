@@ -1,0 +1,106 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Checks of where a command writes, and folders of numbered PNGs, of which only the recorded ones are ever deleted."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from training.engine.messages import shorten
+
+
+RECORD_NAME = ".dreampose_frames"  # in a folder of PNGs: the names of the files that runs wrote there, one per line
+NUMBERED = re.compile(r"[0-9]{5}\.png")
+# In bytes. File systems take 255 and 4095, and partial files and checkpoints have longer names than the output.
+MAX_NAME, MAX_PATH = 200, 3500
+
+
+def check_output(argument: str, path: str | os.PathLike, is_folder: bool = True) -> None:
+    """Check that a folder, or a file, can be written at `path`, without changing anything.
+
+    Raises:
+        ValueError: If the path is of the other kind, below a file, read-only or too long. It names `argument`.
+    """
+    path, reason = Path(path), None
+    whole = path.absolute()
+    found = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
+    is_new, is_in_folder, new_names = found != whole, found.is_dir(), whole.relative_to(found).parts
+    if "\0" in str(path):
+        reason = "which has a null character"
+    elif len(os.fsencode(whole)) > MAX_PATH or any(len(os.fsencode(name)) > MAX_NAME for name in new_names):
+        reason = f"which is too long: a name may have {MAX_NAME} bytes, and the path {MAX_PATH}"
+    elif not found.exists():
+        reason = f"but {shorten(str(found))} is a link that leads nowhere"
+    elif is_new and not is_in_folder:
+        reason = f"which is below the file {shorten(str(found))}"
+    elif not is_new and is_in_folder != is_folder:
+        reason = "which is a folder" if is_in_folder else "which is a file"
+    elif not os.access(found, os.W_OK | (os.X_OK if is_in_folder else 0)):
+        reason = f"but {shorten(str(found))} is read-only"
+    if reason is not None:
+        kind = "a folder" if is_folder else "a file"
+        raise ValueError(f"`{argument}` must be {kind} that can be written, got {shorten(str(path))}, {reason}.")
+
+
+def check_outputs(argument: str, paths: Sequence[Path]) -> None:
+    """Check each path by [`check_output`] if it has a suffix, and as a folder by [`check_picture_folder`] if not."""
+    for path in paths:
+        if path.suffix:
+            check_output(argument, path, is_folder=False)
+        else:
+            check_picture_folder(argument, path)
+
+
+def _recorded(folder: Path) -> set[str]:
+    """Return the names of numbered PNGs in a folder's record; none without one."""
+    try:
+        names = (folder / RECORD_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return set()
+    return {name for name in names if NUMBERED.fullmatch(name)}
+
+
+def check_picture_folder(argument: str, path: str | os.PathLike) -> None:
+    """Check that [`write_picture_folder`] can write a folder, and that its numbered PNGs are all from earlier runs.
+
+    Raises:
+        ValueError: If it cannot, or a numbered PNG is not in the folder's record. The message names `argument`.
+    """
+    folder = Path(path)
+    check_output(argument, folder)
+    numbered = {file.name for file in folder.glob("*.png") if NUMBERED.fullmatch(file.name)}
+    foreign = sorted(numbered - _recorded(folder))
+    if foreign:
+        raise ValueError(
+            f"`{argument}` must be a folder whose numbered PNGs are of an earlier run, which may replace them, got"
+            f" {shorten(str(path))} with {foreign[0]}, which no run recorded. Move it away or name another folder."
+        )
+
+
+def write_picture_folder(frames: Iterable[Image.Image], path: str | os.PathLike, argument: str = "path") -> int:
+    """Write pictures as numbered PNGs into a folder, and return their number. PNGs of an earlier video are deleted.
+
+    A record in the folder names each file before it is written, so that other files are neither deleted nor replaced.
+
+    Raises:
+        ValueError: See [`check_picture_folder`].
+    """
+    folder = Path(path)
+    check_picture_folder(argument, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    before, written = _recorded(folder), []
+    with (folder / RECORD_NAME).open("a", encoding="utf-8") as record:
+        for index, frame in enumerate(frames):
+            written.append(f"{index:05d}.png")
+            record.write(written[-1] + "\n")
+            record.flush()
+            frame.save(folder / written[-1])
+    for name in before.difference(written):
+        (folder / name).unlink(missing_ok=True)
+    partial = folder / f"{RECORD_NAME}.partial"
+    partial.write_text("".join(f"{name}\n" for name in written), encoding="utf-8")
+    os.replace(partial, folder / RECORD_NAME)
+    return len(written)
