@@ -78,8 +78,8 @@ def open_session(
         if accelerator.is_main_process:
             try:
                 stack.enter_context(locked_output(Path(output_dir) / LOCK_NAME, "output_dir"))
-                stack.callback(_end_trackers, accelerator)
                 start_trackers(accelerator, trackers, output_dir, settings, first_step)
+                stack.callback(_end_trackers, accelerator)
             except (OSError, ValueError) as error:
                 fault = error
         fault = broadcast_object_list([fault])[0]  # so that no process waits for the main one
