@@ -285,9 +285,12 @@ def test_values_that_are_unusual_but_good(pipe):
         assert torch.allclose(pipe(**{**get_dummy_inputs(), **same}).frames, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("returned", [None, 5, [], "latents"])
-def test_a_callback_must_return_a_dict(pipe, returned):
-    with pytest.raises(ValueError, match="`callback_on_step_end` must return a dict; got"):
+BAD_RETURNS = [None, 5, [], "latents", {"latents": None}, {"latents": torch.zeros(1)}, {"latents": np.zeros(LATENTS)}]
+
+
+@pytest.mark.parametrize("returned", BAD_RETURNS)
+def test_a_callback_must_return_a_dict_with_latents_of_the_same_shape(pipe, returned):
+    with pytest.raises(ValueError, match="`callback_on_step_end` must return a dict, whose `latents` keep"):
         pipe(**get_dummy_inputs(), callback_on_step_end=lambda *args: returned)
 
 

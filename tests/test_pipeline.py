@@ -38,6 +38,7 @@ SCHEDULERS = [scheduler.name for scheduler in KarrasDiffusionSchedulers if sched
 ALL_SCHEDULERS = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
 # Those outside of `KarrasDiffusionSchedulers` that fit Stable Diffusion
 OTHER_SCHEDULERS = [
+    "CogVideoXDDIMScheduler",
     "DDIMParallelScheduler",
     "DDPMParallelScheduler",
     "LCMScheduler",
@@ -414,7 +415,9 @@ def test_latents_replace_the_start(shared_pipe):
         assert difference(starts, latents.expand(2, NUM_FRAMES, *LATENT_SHAPE) * scale) < 1e-5
 
 
-@pytest.mark.parametrize("name, num_steps", [*((name, 2) for name in SCHEDULERS), ("PNDMScheduler", 5)])
+@pytest.mark.parametrize(
+    "name, num_steps", [*((name, 2) for name in SCHEDULERS + OTHER_SCHEDULERS), ("PNDMScheduler", 5)]
+)
 def test_every_scheduler_runs_and_is_reset_between_chunks(shared_pipe, name, num_steps):
     config = shared_pipe.scheduler.config
     config = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule")}
@@ -739,6 +742,7 @@ def ideal_latents(pipe, scheduler):
 IDEAL_BOUND = 0.15
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of a scheduler that is refused
 @pytest.mark.parametrize("name", ALL_SCHEDULERS)
 def test_every_scheduler_of_diffusers_agrees_with_ddim_or_is_refused(ideal_pipe, name):
     ddim = ideal_pipe.scheduler

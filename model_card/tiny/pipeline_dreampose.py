@@ -915,7 +915,6 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         for is_so, reason in (
             (missing, f"it lacks {', '.join(missing)}, so its timesteps are not those of a Stable Diffusion UNet"),
             (is_flow, "`use_flow_sigmas` gives it other noise levels than a Stable Diffusion UNet knows"),
-            (config.get("snr_shift_scale", 1) != 1, "`snr_shift_scale` shifts its noise levels"),
             (hasattr(scheduler, "noise_sampler"), "its Brownian noise is tied to the batch, so to `chunk_size`"),
             (needed != ["model_output", "timestep", "sample"], f"its step needs {', '.join(needed)}"),
         ):
@@ -1334,10 +1333,12 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                         if callback_on_step_end is not None:
                             tensors = {"latents": chunk_latents[:num_real], "noise_pred": noise_pred[:num_real]}
                             callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                            returned = callback_on_step_end(self, i, t, callback_kwargs)
-                            if not isinstance(returned, dict):
-                                raise ValueError(f"`callback_on_step_end` must return a dict; got {_short(returned)}.")
-                            returned = returned.pop("latents", chunk_latents[:num_real])
+                            outputs = callback_on_step_end(self, i, t, callback_kwargs)
+                            kept = tensors["latents"]
+                            returned = outputs.pop("latents", kept) if isinstance(outputs, dict) else None
+                            if not torch.is_tensor(returned) or returned.shape != kept.shape:
+                                rule = "`callback_on_step_end` must return a dict, whose `latents` keep their shape"
+                                raise ValueError(f"{rule}; got {_short(outputs)}.")
                             padding = returned[-1:].expand(num_padded, -1, -1, -1)
                             chunk_latents = torch.cat([returned, padding]).to(device, torch.float32)
                         progress_bar.update()
