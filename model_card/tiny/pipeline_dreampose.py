@@ -416,7 +416,8 @@ def _lora_config(
     for name in fields.keys() & known.keys() - {*used, *_UNUSED_LORA_FIELDS}:
         values = choices.get(name, [known[name], None, False, [], {}])
         is_plain = isinstance(fields[name], (str, int, float, list, dict, type(None)))
-        check(is_plain and fields[name] in values, name, f"one of {values}", fields[name])
+        rule = " or ".join(repr(value) for value in choices.get(name, [known[name]]))
+        check(is_plain and fields[name] in values, name, rule, fields[name])
     for name in used[2:]:
         pattern = {} if fields.get(name) is None else fields[name]
         is_short = isinstance(pattern, dict) and len(pattern) <= 2000
