@@ -63,6 +63,10 @@ def test_a_file_without_pictures_is_named_as_such(tmp_path):
     write_sound(tmp_path / "a.mp4", "aac")
     with pytest.raises(UnreadablePictures, match="got 'a.mp4': it has sound, but no pictures"):
         probe_video(tmp_path / "a.mp4")
+    content = VIDEOS[FIRST].replace(b"avc1", b"xyz1")
+    (tmp_path / "c.mp4").write_bytes(content)
+    with pytest.raises(UnreadablePictures, match="got 'c.mp4': FFmpeg does not know its codec"):
+        probe_video(tmp_path / "c.mp4")
     os.mkfifo(tmp_path / "b.mp4")
     with pytest.raises(UnreadablePictures, match="got 'b.mp4': it is not a file"):
         probe_video(tmp_path / "b.mp4")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
-from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
 from pipeline_dreampose import to_rgb
 from training.media.outputs import write_picture_folder
@@ -72,12 +72,13 @@ def open_picture(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return a copy, rotated by the EXIF orientation. Broken EXIF data are ignored, as viewers do."""
+    """Rotate a picture by its EXIF orientation. Broken EXIF data are ignored, as viewers do."""
     image.load()  # a second attempt to load broken pixels may succeed, so it must not fail below
     try:
-        return ImageOps.exif_transpose(image)
+        has_orientation = image.getexif().get(ExifTags.Base.Orientation) is not None
+        return ImageOps.exif_transpose(image) if has_orientation else image
     except Exception:
-        return image.copy()
+        return image
 
 
 def read_photo(path: str | os.PathLike, argument: str = "image") -> Image.Image:
@@ -158,6 +159,8 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
     if not streams:
         reason = "it has sound, but no pictures" if container.streams.audio else "it has no video stream"
         raise UnreadablePictures(reason)
+    if streams[0].codec_context is None:
+        raise UnreadablePictures("FFmpeg does not know its codec")
     num_pixels = streams[0].width * streams[0].height
     if num_pixels > MAX_PIXELS:
         raise UnreadablePictures(f"a frame has {num_pixels} pixels, and the limit is {MAX_PIXELS}")
@@ -257,7 +260,7 @@ def copy_without_metadata(source: str | os.PathLike, target: str | os.PathLike) 
     try:
         with open_picture(source) as image:
             frames = [image] if is_jpeg else ImageSequence.Iterator(image)
-            frames = [(upright(frame), frame.info.get("duration", 0)) for frame in frames]
+            frames = [(upright(frame).copy(), frame.info.get("duration", 0)) for frame in frames]
             how = {"quality": 95} if Path(target).suffix.lower() != ".png" else {}
             needs_rgb = is_jpeg and image.mode not in ("L", "RGB")
             if "icc_profile" in image.info and not needs_rgb:
