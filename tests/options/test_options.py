@@ -233,6 +233,14 @@ def test_a_resumed_run_names_the_options_that_changed(tmp_path, caplog):
     assert len(caplog.records) == 1, "a new run is one of its own"
 
 
+@pytest.mark.parametrize("content", ["- seed", "5", "seed: [", "", "\udcff"])
+def test_saved_options_that_were_edited_are_named(tmp_path, content):
+    path = tmp_path / "options.yaml"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=f"`resume_from_checkpoint` must .*{path}"):
+        save_options(tmp_path, *parse(STAGE_1, ["--resume_from_checkpoint", "latest"]))
+
+
 @pytest.mark.parametrize("name, kinds", PRESETS.items())
 def test_every_preset_parses(name, kinds):
     hints = {key: hint for kind in kinds for key, hint in typing.get_type_hints(kind).items()}

@@ -4,11 +4,12 @@
 
 import hashlib
 import json
-import reprlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from training.engine.messages import shorten
 
 
 STATE_NAME = "state.json"
@@ -87,13 +88,13 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read `state.json` and check the kinds of its values."""
     state = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
     if not isinstance(state, dict):
-        raise StateFault(f"{STATE_NAME} must hold one object, got {reprlib.repr(state)}")
+        raise StateFault(f"{STATE_NAME} must hold one object, got {shorten(state)}")
     for name in ("global_step", "files"):
         if name not in state:
             raise StateFault(f"{STATE_NAME} must have the key `{name}`, got none")
     for name, (kind, is_right) in STATE_RULES.items():
         if name in state and not is_right(state[name]):
-            raise StateFault(f"`{name}` in {STATE_NAME} must be {kind}, got {reprlib.repr(state[name])}")
+            raise StateFault(f"`{name}` in {STATE_NAME} must be {kind}, got {shorten(state[name])}")
     return state
 
 

@@ -16,6 +16,8 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
+from training.engine.messages import one_line
+
 
 TRACKERS = ("tensorboard", "wandb")
 
@@ -74,7 +76,7 @@ def start_trackers(
     try:
         accelerator.init_trackers("dreampose", plain, arguments)
     except Exception as error:  # a tracker's package or server may raise anything
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        reason = one_line(error, 500) or type(error).__name__
         names = ", ".join(trackers)
         raise ValueError(f"`report_to` must be a tracker that can be started, got {names}: {reason}") from error
 

@@ -9,6 +9,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from training.engine.messages import one_line, shorten
+
 
 def has_settings(path: Path, settings: dict[str, Any], name: str) -> bool:
     """Return whether a settings file exists, after checking that it holds these settings.
@@ -21,7 +23,7 @@ def has_settings(path: Path, settings: dict[str, Any], name: str) -> bool:
         return False
     before = read_json(path, name)
     changed = [
-        f"{key} {before.get(key)!r}, now {settings.get(key)!r}"
+        f"{key} {shorten(before.get(key))}, now {shorten(settings.get(key))}"
         for key in sorted(before | settings)
         if before.get(key) != settings.get(key)
     ]
@@ -39,7 +41,7 @@ def read_json(path: Path, argument: str, *keys: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = f"which cannot be read: {str(error)[:200]}"
+        reason = f"which cannot be read: {one_line(error, 200)}"
     else:
         if isinstance(content, dict) and all(key in content for key in keys):
             return content

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline
+from training.engine.messages import one_line
 from training.media.settings_file import partial_path
 from training.metrics import baselines
 from training.metrics.baselines import to_tensor
@@ -60,8 +61,10 @@ class ClipRecord:
                     place = record.pictures if kind == "pictures" else record.features.setdefault(names[0], {})
                     place[names[-1]] = file.get_tensor(key)
         except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-            rule = "`resume` must find the clips as they were written"
-            raise ValueError(f"{rule}, got {str(path)!r}, which is damaged; delete it: {error}") from error
+            raise ValueError(
+                f"`resume` must find the clips as they were written, got {str(path)!r}, which is damaged; delete it:"
+                f" {one_line(error, 200)}"
+            ) from error
         return record
 
 
