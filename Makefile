@@ -62,7 +62,7 @@ tiny: $(VENV)/.installed-test  ## train the small model from nothing, export and
 	$(BIN)/python training/train_encoders.py --preset tiny_pipeline
 	$(LAUNCH) training/train.py --preset tiny $(SHARE)
 	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1 --runs runs/tiny
-	$(BIN)/python training/evaluation.py --model model_card/tiny --device cpu --output model_card/tiny/evaluation
+	$(BIN)/python training/evaluation.py --model model_card/tiny --device cpu --output model_card/tiny/evaluation --resume
 
 tiny-code:  ## copy the plug-in into the small model's folder
 	cp pipeline_dreampose.py model_card/tiny/pipeline_dreampose.py
