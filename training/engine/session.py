@@ -84,7 +84,7 @@ def open_session(
                 fault = error
         fault = broadcast_object_list([fault])[0]  # so that no process waits for the main one
         if fault is not None:
-            raise fault
+            raise fault if accelerator.is_main_process else SystemExit(1)
         with explaining_full_disk(output_dir):
             yield accelerator
     accelerator.state.destroy_process_group()
