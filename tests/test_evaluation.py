@@ -452,7 +452,7 @@ def test_the_script_writes_figures_tables_and_pictures(whole):
 
 
 @pytest.mark.slow
-def test_a_stopped_evaluation_resumes(model, whole, tmp_path, monkeypatch, capsys):
+def test_a_stopped_evaluation_resumes(model, whole, tmp_path, monkeypatch):
     record, measured = clip_records.record_clip, []
 
     def stop_after_one(pipe, clip, *args, **options):
@@ -473,10 +473,14 @@ def test_a_stopped_evaluation_resumes(model, whole, tmp_path, monkeypatch, capsy
         assert results[name] == whole[1][name]
     assert (tmp_path / "evaluation.png").read_bytes() == (whole[0] / "evaluation.png").read_bytes()
     (tmp_path / ".clips").mkdir()
+    (tmp_path / ".clips" / "settings.json").write_text("{}")
     ClipRecord({}).save(clip_file := tmp_path / ".clips" / "00000.safetensors")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ValueError, match="`resume` or `overwrite` must be given .* got none and 1 in '.*clips'"):
         run(model, tmp_path)
-    assert "Deleting 1 clips of an earlier run that was stopped" in capsys.readouterr().out and not clip_file.exists()
+    assert clip_file.exists()
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path, "--overwrite")
+    assert not clip_file.exists()
 
 
 @pytest.mark.slow
