@@ -147,16 +147,12 @@ def to_rgb(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
         is_tensor, image = isinstance(image, torch.Tensor), _to_array(image, "image")
         image = np.moveaxis(image, 0, -1) if is_tensor and image.ndim == 3 else image
         if image.ndim != 3 or image.shape[-1] != 3:
-            raise ValueError(
-                "`image` must have three colour channels: `(H, W, 3)` as an array, `(3, H, W)` as a tensor; "
-                f"got {image.shape} (channels last)."
-            )
+            rule = "`image` must have three colour channels: `(H, W, 3)` as an array, `(3, H, W)` as a tensor"
+            raise ValueError(f"{rule}; got {image.shape} (channels last).")
         if image.dtype != np.uint8:
             if not (image.min() >= 0 and image.max() <= 1):  # NaN if any value is NaN
-                raise ValueError(
-                    "`image` must be 8 bit, or hold finite values in [0, 1]; "
-                    f"got {image.dtype} between {image.min()} and {image.max()}."
-                )
+                got = f"{image.dtype} between {image.min()} and {image.max()}"
+                raise ValueError(f"`image` must be 8 bit, or hold finite values in [0, 1]; got {got}.")
             image = (image * 255).round().astype(np.uint8)
         return Image.fromarray(image)
     if not isinstance(image, Image.Image):
@@ -212,10 +208,8 @@ def iuv_to_pose_map(image: Image.Image | np.ndarray) -> torch.Tensor:
         raise ValueError(f"`image` must be an RGB picture or an 8 bit array `(H, W, 3)` of V, U and I; got {got}.")
     v, u, parts = (torch.from_numpy(image[..., channel].copy()) for channel in range(3))
     if parts.max() > 24:
-        raise ValueError(
-            f"`image` must hold DensePose part codes 0..24 in its blue channel; got {parts.max().item()}. "
-            f"{why_not_iuv(image)}"
-        )
+        got = f"{parts.max().item()}. {why_not_iuv(image)}"
+        raise ValueError(f"`image` must hold DensePose part codes 0..24 in its blue channel; got {got}")
     return torch.stack([u, v]).float() / 255.0 * (parts > 0)
 
 
@@ -388,15 +382,12 @@ class DreamPosePipelineOutput(BaseOutput):
     nsfw_content_detected: list[list[bool]] | None = None
 
 
-_LORA_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Fields of a `LoraConfig` that do not change a loaded LoRA.
 _UNUSED_LORA_FIELDS = """target_modules exclude_modules layers_to_transform layers_pattern lora_dropout task_type
     auto_mapping peft_version base_model_name_or_path revision inference_mode loftq_config eva_config""".split()
 
 
-def _lora_config(
-    part: str, ranks: dict[str, int], use_dora: bool, fields: dict[str, Any], known: dict[str, Any]
-) -> dict[str, Any]:
+def _lora_config(part: str, ranks: dict[str, int], state_dict: dict, metadata: dict, known: dict) -> dict[str, Any]:
     """Return the `LoraConfig` arguments of one component: layers from its weights, scales from its metadata.
 
     PEFT runs names in metadata as regular expressions. Here a name is literal: the end of a path, or "^" and the path.
@@ -410,15 +401,20 @@ def _lora_config(
         pattern = ((key.replace("\\", ""), value) for key, value in (fields.get(name) or {}).items())
         return next((value for key, value in pattern if f".^{path}".endswith((f".{key}", f"^{key}"))), default)
 
+    fields = {key.removeprefix(f"{part}."): v for key, v in metadata.items() if key.startswith(f"{part}.")}
+    use_dora, *mixed = {f"{part}.{path}.lora_magnitude_vector" in state_dict for path in ranks}
+    if mixed:
+        rule = "`pretrained_model_name_or_path_or_dict` must have DoRA in all layers of a component or in none"
+        raise ValueError(f"{rule}; got it in some of `{part}`.")
     choices = {"use_rslora": [True, False], "use_dora": [use_dora]}
     choices["init_lora_weights"] = [True, False, "gaussian", "eva"]  # others also change the model's weights
-    used = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
-    for name in fields.keys() & known.keys() - {*used, *_UNUSED_LORA_FIELDS}:
+    checked_below = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
+    for name in fields.keys() & known.keys() - {*checked_below, *_UNUSED_LORA_FIELDS}:
         values = choices.get(name, [known[name], None, False, [], {}])
         is_plain = isinstance(fields[name], (str, int, float, list, dict, type(None)))
         rule = " or ".join(repr(value) for value in choices.get(name, [known[name]]))
         check(is_plain and fields[name] in values, name, rule, fields[name])
-    for name in used[2:]:
+    for name in ("rank_pattern", "alpha_pattern"):
         pattern = {} if fields.get(name) is None else fields[name]
         is_short = isinstance(pattern, dict) and len(pattern) <= 2000
         is_literal = is_short and all(re.fullmatch(r"\^?(\w|\\?\.)+", str(key)) for key in pattern)
@@ -549,11 +545,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         in_channels, latent_channels = self.unet.config.in_channels, self.vae.config.latent_channels
         pose_channels = in_channels - latent_channels
         if pose_channels < 2 or pose_channels % 4 != 2:
-            raise ValueError(
-                f"`unet` must take {latent_channels} latent channels and 2 * (2 * r + 1) pose channels, e.g. "
-                f"{latent_channels + 10} for five poses; got in_channels={in_channels}. To widen a Stable "
-                "Diffusion UNet, give `conv_in` new input channels with weights of 0."
-            )
+            rule = f"`unet` must take {latent_channels} latent channels and 2 * (2 * r + 1) pose channels"
+            got = f"e.g. {latent_channels + 10} for five poses; got in_channels={in_channels}"
+            advice = "To widen a Stable Diffusion UNet, give `conv_in` new input channels with weights of 0."
+            raise ValueError(f"{rule}, {got}. {advice}")
         return (pose_channels - 2) // 4
 
     # State of the running call, as diffusers' callbacks and hooks read it
@@ -570,10 +565,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         self._check_classes()
         for name, component in self.components.items():
             if isinstance(component, nn.Module) and any(hasattr(layer, "base_layer") for layer in component.modules()):
-                raise ValueError(
-                    f"`save_pretrained` cannot save a component with PEFT layers; `{name}` has some. "
-                    "Fuse them to keep their effect, then unload them."
-                )
+                rule = f"`save_pretrained` cannot save a component with PEFT layers; `{name}` has some"
+                raise ValueError(f"{rule}. Fuse them to keep their effect, then unload them.")
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def _check_classes(self) -> None:
@@ -673,34 +666,17 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def check_lora(self, state_dict: dict[str, torch.Tensor], metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Raise a `ValueError` unless this is a LoRA of this model; return `LoraConfig` arguments by component."""
-        ranks = self._check_lora_weights(state_dict)
-        known = importlib.import_module("peft").LoraConfig().to_dict()
-        configs = {}
-        for part in [part for part in self._lora_loadable_modules if part in ranks]:
-            has_dora = {f"{part}.{path}.lora_magnitude_vector" in state_dict for path in ranks[part]}
-            if len(has_dora) > 1:
-                rule = "`pretrained_model_name_or_path_or_dict` must have DoRA in all layers of a component or in none"
-                raise ValueError(f"{rule}; got it in some of `{part}`.")
-            fields = {key.removeprefix(f"{part}."): v for key, v in metadata.items() if key.startswith(f"{part}.")}
-            configs[part] = _lora_config(part, ranks[part], has_dora.pop(), fields, known)
-        expected = {f"{part}.{name}" for part in type(self)._lora_loadable_modules for name in known}
-        unknown = sorted(key for key in metadata.keys() - expected if not key.startswith("dreampose."))
-        if unknown:  # e.g. of a newer PEFT
-            logger.warning(f"Unknown metadata of this LoRA is ignored: {_short(unknown)}.")
-        return configs
-
-    def _check_lora_weights(self, state_dict: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:
-        """Check the weights alone; return the ranks of the layers by component and path."""
         rule = "`pretrained_model_name_or_path_or_dict` must hold a LoRA of this model's `unet`, `adapter` and `vae`"
         if not state_dict:
             raise ValueError(f"{rule}; got no weights.")
+        dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
         for key, weight in state_dict.items():
             is_plain = isinstance(weight, torch.Tensor) and weight.layout == torch.strided and not weight.is_meta
-            if not is_plain or weight.dtype not in _LORA_DTYPES or not torch.isfinite(weight).all():
+            if not is_plain or weight.dtype not in dtypes or not torch.isfinite(weight).all():
                 got = weight.dtype if isinstance(weight, torch.Tensor) else type(weight)
                 raise ValueError(f"{rule}, as finite floating-point tensors; got {key!s:.200} of {got}.")
-        layers, ranks = {}, {}
-        for part in self._lora_loadable_modules:
+        layers, ranks = {}, {part: {} for part in self._lora_loadable_modules}
+        for part in ranks:
             for path, layer in getattr(self, part).named_modules():
                 if isinstance(layer, (nn.Linear, nn.Conv2d)) and ".lora_" not in path:
                     layers[f"{part}.{path.removesuffix('.base_layer')}"] = layer
@@ -718,8 +694,15 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             if rank < 1 or tuple(weight.shape) != fitting.get(kind):
                 raise ValueError(f"{rule}; {path} has shape {shape}; got {key} of shape {tuple(weight.shape)}.")
             part, _, path = path.partition(".")
-            ranks.setdefault(part, {})[path] = rank
-        return ranks
+            ranks[part][path] = rank
+
+        known = importlib.import_module("peft").LoraConfig().to_dict()
+        configs = {part: _lora_config(part, ranks[part], state_dict, metadata, known) for part in ranks if ranks[part]}
+        expected = {f"{part}.{name}" for part in type(self)._lora_loadable_modules for name in known}
+        unknown = sorted(key for key in metadata.keys() - expected if not key.startswith("dreampose."))
+        if unknown:  # e.g. of a newer PEFT
+            logger.warning(f"Unknown metadata of this LoRA is ignored: {_short(unknown)}.")
+        return configs
 
     def load_lora_weights(
         self,
@@ -806,13 +789,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         scales = {path: float(layer.scaling[adapter_name] / scaling(layer, 1.0)) for path, layer in layers.items()}
         if hotswap:  # diffusers keeps the old configuration, and refuses another `alpha_pattern`
             model.peft_config[adapter_name] = type(model.peft_config[adapter_name])(**config)
-        model.load_lora_adapter(
-            state_dict,
-            prefix=part,
-            metadata={f"{part}.{name}": value for name, value in config.items()},
-            _pipeline=self,
-            **kwargs,
-        )
+        metadata = {f"{part}.{name}": value for name, value in config.items()}
+        model.load_lora_adapter(state_dict, prefix=part, metadata=metadata, _pipeline=self, **kwargs)
         # PEFT 0.21 keeps `r` and `lora_alpha`, from which `set_adapters` computes scalings, and forgets the set scale.
         for path, layer in layers.items():
             name = f"^{re.escape(path)}"
@@ -827,17 +805,16 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     @contextmanager
     def _undone_on_error(self, adapter_name: str) -> Iterator[None]:
         """Give all models their modules, hooks and settings, and the subject its weights, back if the block fails."""
-        models = [model for model in self.components.values() if isinstance(model, nn.Module)]
-        parameters = [p for model in models for name, p in model.named_parameters() if f".{adapter_name}." in name]
+        models = nn.ModuleList(model for model in self.components.values() if isinstance(model, nn.Module))
+        parameters = [p for name, p in models.named_parameters() if f".{adapter_name}." in name]
         weights = [parameter.detach().clone() for parameter in parameters]
-        saved = [
-            (module, {name: type(v)(v) if type(v) in (dict, list) else v for name, v in vars(module).items()})
-            for module in (module for model in models for module in model.modules())
-        ]
+        modules, saved = list(models.modules()), []
+        for module in modules:
+            saved.append({name: type(v)(v) if type(v) in (dict, list) else v for name, v in vars(module).items()})
         try:
             yield
         except BaseException:
-            for module, attributes in saved:
+            for module, attributes in zip(modules, saved):
                 vars(module).clear()
                 vars(module).update(attributes)
             for parameter, weight in zip(parameters, weights):
@@ -1031,7 +1008,14 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         if is_tensor and pose_maps.dtype == np.uint8 and pose_maps.ndim in (4, 5) and pose_maps.shape[-1] == 3:
             is_tensor, pose_maps = False, [*(pose_maps if pose_maps.ndim == 4 else map(list, pose_maps))]
         if is_tensor:
-            videos = list(self._check_pose_array(_to_array(pose_maps, "pose_maps")))
+            pose_maps = _to_array(pose_maps, "pose_maps")
+            if pose_maps.ndim not in (4, 5) or pose_maps.shape[-3] != 2 or pose_maps.dtype.kind != "f":
+                rule = "`pose_maps` must be floating point with the shape (F, 2, H, W) or (B, F, 2, H, W)"
+                raise ValueError(f"{rule}; got {pose_maps.dtype} {pose_maps.shape}.")
+            low, high = pose_maps.min(), pose_maps.max()  # NaN if any value is NaN
+            if not (low >= 0 and high <= 1):
+                raise ValueError(f"`pose_maps` must lie in [0, 1] and be finite; got values between {low} and {high}.")
+            videos = list(pose_maps) if pose_maps.ndim == 5 else [pose_maps]
         elif isinstance(pose_maps, (list, tuple)) and len(pose_maps) > 0:
             is_nested = [isinstance(frames, (list, tuple)) for frames in pose_maps]
             if any(is_nested) and not all(is_nested):
@@ -1061,22 +1045,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             raise ValueError(f"`pose_maps` must all have the same size; got (H, W) of {sorted(sizes)}.")
         return torch.stack(prepared).cpu().expand(batch_size, -1, -1, -1, -1)
 
-    @staticmethod
-    def _check_pose_array(pose_maps: np.ndarray) -> np.ndarray:
-        """Check pose maps `(F, 2, H, W)` or `(B, F, 2, H, W)`, finite and in `[0, 1]`; return the latter shape."""
-        if pose_maps.ndim not in (4, 5) or pose_maps.shape[-3] != 2 or pose_maps.dtype.kind != "f":
-            rule = "`pose_maps` must be floating point with the shape (F, 2, H, W) or (B, F, 2, H, W)"
-            raise ValueError(f"{rule}; got {pose_maps.dtype} {pose_maps.shape}.")
-        low, high = pose_maps.min(), pose_maps.max()  # NaN if any value is NaN
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"`pose_maps` must lie in [0, 1] and be finite; got values between {low} and {high}.")
-        return pose_maps if pose_maps.ndim == 5 else pose_maps[None]
-
     def encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode canvases `(P, 3, H, W)` in `[-1, 1]` into states `(P, T, D)` and scaled latents `(P, C, h, w)`."""
-        image_embeds, image_latents = encode_reference(
-            pixel_values, self.vae, self.image_encoder, self.feature_extractor, self.config.image_range
-        )
+        models = (self.vae, self.image_encoder, self.feature_extractor)
+        image_embeds, image_latents = encode_reference(pixel_values, *models, self.config.image_range)
         size = (self.vae.config.latent_channels, *(side // self.vae_scale_factor for side in pixel_values.shape[-2:]))
         if tuple(image_latents.shape[1:]) != size:
             got = f"{tuple(image_latents.shape[1:])} from {type(self.vae).__name__}"
@@ -1113,13 +1085,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         noise = randn_tensor(image_latents.shape, generator=generator, device=device, dtype=torch.float32)
         return self.scheduler.add_noise(image_latents.float(), noise, timesteps[:1])
 
-    def prepare_pose_windows(
-        self, pose_maps: torch.Tensor, frame_indices: Sequence[int], device: torch.device
-    ) -> torch.Tensor:
-        """Stack the pose windows of some frames and map them to `config.pose_range`.
-
-        `(F, 2, h, w)` in `[0, 1]` becomes `(len(frame_indices), 2 * (2 * r + 1), h, w)`.
-        """
+    def prepare_pose_windows(self, pose_maps: torch.Tensor, frame_indices: list[int], device: torch.device):
+        """Turn `(F, 2, h, w)` in `[0, 1]` into windows `(frames, 2 * (2 * r + 1), h, w)` in `config.pose_range`."""
         low, high = self.config.pose_range
         windows = torch.stack([pose_window(pose_maps, index, self.pose_radius) for index in frame_indices])
         return (low + (high - low) * windows).to(device)
@@ -1136,12 +1103,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
         They sum up to `eps(0, 0) + s_I (eps(c_I, 0) - eps(0, 0)) + s_p (eps(c_I, c_p) - eps(c_I, 0))`; 0 means null.
         """
-        image_guidance_scale, pose_guidance_scale = float(image_guidance_scale), float(pose_guidance_scale)
-        branches = [
-            (1.0 - image_guidance_scale, False, False),
-            (image_guidance_scale - pose_guidance_scale, True, False),
-            (pose_guidance_scale, True, True),
-        ]
+        s_i, s_p = float(image_guidance_scale), float(pose_guidance_scale)
+        branches = [(1.0 - s_i, False, False), (s_i - s_p, True, False), (s_p, True, True)]
         return [branch for branch in branches if branch[0] != 0]
 
     def decode_latents(self, latents: torch.Tensor, generator: list[torch.Generator] | None = None) -> torch.Tensor:
@@ -1177,14 +1140,11 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         """
         model_input = self.scheduler.scale_model_input(latents, t).repeat(len(branches), 1, 1, 1)
         poses = torch.cat([windows if sees_pose else torch.zeros_like(windows) for _, _, sees_pose in branches])
-        branch_states = torch.cat([states if sees_photo else null_states for _, sees_photo, _ in branches])
-        predictions = self.unet(
-            torch.cat([model_input, poses], dim=1).to(self.unet.dtype),
-            t,
-            encoder_hidden_states=branch_states.repeat_interleave(len(latents), dim=0),
-            return_dict=False,
-        )[0]
-        predictions = predictions.float().chunk(len(branches))
+        model_input = torch.cat([model_input, poses], dim=1).to(self.unet.dtype)
+        states = torch.cat([states if sees_photo else null_states for _, sees_photo, _ in branches])
+        states = states.repeat_interleave(len(latents), dim=0)
+        noise_pred = self.unet(model_input, t, encoder_hidden_states=states, return_dict=False)[0]
+        predictions = noise_pred.float().chunk(len(branches))
         return sum(weight * prediction for (weight, _, _), prediction in zip(branches, predictions))
 
     @torch.no_grad()
