@@ -457,14 +457,12 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     [`~DreamPosePipeline.load_lora_weights`] and the methods of [`LoraBaseMixin`] act on all three.
 
     Args:
-        vae ([`AutoencoderKL`], or another with latents of its channels, such as [`AutoencoderTiny`]):
-            Encodes the photo into latents and decodes latents into frames.
+        vae ([`AutoencoderKL`] or [`AutoencoderTiny`], among others): Encodes the photo and decodes the frames.
         unet ([`UNet2DConditionModel`]):
             Denoises the latents of each frame. It takes the latents and the pose window along the channels:
             `latent_channels + 2 * (2 * r + 1)` in all, 14 for five poses.
         image_encoder ([`~transformers.CLIPVisionModel`]): Encodes the photo into tokens.
-        feature_extractor ([`~transformers.CLIPImageProcessor`]):
-            Provides the mean and standard deviation of the image encoder's input, and whether to centre-crop it.
+        feature_extractor ([`~transformers.CLIPImageProcessor`]): Holds normalisation and crop of CLIP's input.
         adapter ([`DreamPoseAdapter`]): Mixes the photo's tokens and latents into the UNet's cross-attention states.
         scheduler ([`KarrasDiffusionSchedulers`] or another): Any with Stable Diffusion's timesteps.
         safety_checker ([`StableDiffusionSafetyChecker`], *optional*): Blackens frames that it finds unsafe.
@@ -476,8 +474,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         image_range (`tuple`, *optional*):
             The VAE's values of black and white: by default those of the pipeline that `vae` was in, or `(-1.0, 1.0)`.
         pose_range (`tuple`, *optional*):
-            The UNet's values for 0 and 1 of the pose maps, with the null pose always at 0: by default those of the
-            pipeline that `unet` was in, or `(0.0, 1.0)`.
+            The UNet's values of pose 0 and 1 (the null pose is 0): by default as `unet` had them, or `(0.0, 1.0)`.
     """
 
     model_cpu_offload_seq = "image_encoder->adapter->unet->vae"
@@ -637,25 +634,20 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         Args:
             pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`):
                 A Hub repository or folder with a safetensors file, the file itself, or the weights by name.
-            kwargs (`dict`, *optional*):
-                `weight_name` (defaults to `"pytorch_lora_weights.safetensors"`), `metadata` of weights by name, and
-                the download options `cache_dir`, `force_download`, `proxies`, `local_files_only`, `token`, `revision`
-                and `subfolder`.
+            kwargs (`dict`, *optional*): `weight_name` (defaults to `"pytorch_lora_weights.safetensors"`), `metadata`
+                of weights by name, and the download options `cache_dir`, `force_download`, `proxies`,
+                `local_files_only`, `token`, `revision` and `subfolder`.
         """
         return_lora_metadata = kwargs.pop("return_lora_metadata", False)
         weight_name = kwargs.pop("weight_name", None) or LORA_WEIGHT_NAME_SAFE
         if not weight_name.endswith(".safetensors"):
             raise ValueError(f"`weight_name` must name a safetensors file; got {weight_name!r}.")
         names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        options = {**dict.fromkeys(names), **kwargs}
+        fixed = {"weight_name": weight_name, "use_safetensors": True, "allow_pickle": False}
+        fixed["user_agent"] = {"file_type": "lora", "framework": "pytorch"}
         try:
-            state_dict, metadata = _fetch_state_dict(
-                pretrained_model_name_or_path_or_dict,
-                weight_name=weight_name,
-                use_safetensors=True,
-                allow_pickle=False,
-                user_agent={"file_type": "lora", "framework": "pytorch"},
-                **{**dict.fromkeys(names), **kwargs},
-            )
+            state_dict, metadata = _fetch_state_dict(pretrained_model_name_or_path_or_dict, **fixed, **options)
         except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
             rule = "`pretrained_model_name_or_path_or_dict` must be safetensors, and its metadata JSON"
             raise ValueError(f"{rule}; got {error}.") from error
@@ -684,8 +676,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             path, _, kind = str(key).rpartition(".lora_")
             layer, down = layers.get(path), state_dict.get(f"{path}.lora_A.weight")
             if layer is None or down is None or f"{path}.lora_B.weight" not in state_dict:
-                got = f"{key!s:.200} without layer or partner"
-                raise ValueError(f"{rule}, `lora_A` and `lora_B` per layer; got {got}.")
+                raise ValueError(f"{rule}, `lora_A` and `lora_B` per layer; got {key!s:.99} without layer or partner.")
             is_linear = isinstance(layer, nn.Linear)  # the shape of a quantised weight may differ
             shape = (layer.out_features, layer.in_features) if is_linear else tuple(layer.weight.shape)
             rank, ones = down.shape[0] if down.ndim else 0, (1,) * (len(shape) - 2)
@@ -753,8 +744,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         # PEFT finds names inside keys, and stores weights under them in an `nn.ModuleDict`
         if not is_name or adapter_name[:5] in "lora_" or hasattr(nn.ModuleDict(), adapter_name):
             rule = "`adapter_name` must have two letters or more, no dots, at most 100 letters, not begin with 'lora_'"
-            got = f"or be a part of it, and not be an attribute of `nn.ModuleDict`; got {_short(adapter_name)}"
-            raise ValueError(f"{rule} {got}.")
+            raise ValueError(f"{rule} or parts of it, nor be in `nn.ModuleDict`; got {_short(adapter_name)}.")
         holders = [part for part in self._lora_loadable_modules if adapter_name in attached.get(part, [])]
         if not hotswap and holders:
             raise ValueError(f"`adapter_name` must be new unless `hotswap=True`; {adapter_name!r} is attached.")
@@ -806,18 +796,17 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def _undone_on_error(self, adapter_name: str) -> Iterator[None]:
         """Give all models their modules, hooks and settings, and the subject its weights, back if the block fails."""
         models = nn.ModuleList(model for model in self.components.values() if isinstance(model, nn.Module))
-        parameters = [p for name, p in models.named_parameters() if f".{adapter_name}." in name]
-        weights = [parameter.detach().clone() for parameter in parameters]
-        modules, saved = list(models.modules()), []
-        for module in modules:
-            saved.append({name: type(v)(v) if type(v) in (dict, list) else v for name, v in vars(module).items()})
+        weights = {p: p.detach().clone() for name, p in models.named_parameters() if f".{adapter_name}." in name}
+        saved = {}
+        for module in models.modules():
+            saved[module] = {name: type(v)(v) if type(v) in (dict, list) else v for name, v in vars(module).items()}
         try:
             yield
         except BaseException:
-            for module, attributes in zip(modules, saved):
+            for module, attributes in saved.items():
                 vars(module).clear()
                 vars(module).update(attributes)
-            for parameter, weight in zip(parameters, weights):
+            for parameter, weight in weights.items():
                 parameter.data = weight
             raise
 
@@ -986,7 +975,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"`generator` must be one, or one per video ({batch_size}); got {len(generator)}.")
         for one in generator if isinstance(generator, list) else [generator]:
-            if not isinstance(one, torch.Generator) and not (one is None and generator is None):
+            if not isinstance(one, torch.Generator) and generator is not None:
                 raise ValueError(f"`generator` must be a torch.Generator or a list of them; got {type(one)}.")
         return indices
 
@@ -1031,19 +1020,17 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         prepared, sizes = [], set()
-        for frames in videos:
-            maps = []
-            for index, frame in enumerate(frames):
-                try:
-                    pose_map = torch.from_numpy(frame.astype(np.float32)) if is_tensor else iuv_to_pose_map(frame)
-                except ValueError as error:
-                    raise ValueError(str(error).replace("`image`", f"`pose_maps[{index}]`", 1)) from error
-                sizes.add(tuple(pose_map.shape[-2:]))
-                maps.append(resize_pose_maps(fit_pose_maps(pose_map[None], height, width), *latent_size))
-            prepared.append(torch.cat(maps))
+        for index, frame in itertools.chain.from_iterable(map(enumerate, videos)):
+            try:
+                pose_map = torch.from_numpy(frame.astype(np.float32)) if is_tensor else iuv_to_pose_map(frame)
+            except ValueError as error:
+                raise ValueError(str(error).replace("`image`", f"`pose_maps[{index}]`", 1)) from error
+            sizes.add(tuple(pose_map.shape[-2:]))
+            prepared.append(resize_pose_maps(fit_pose_maps(pose_map[None], height, width), *latent_size))
         if len(sizes) > 1:
             raise ValueError(f"`pose_maps` must all have the same size; got (H, W) of {sorted(sizes)}.")
-        return torch.stack(prepared).cpu().expand(batch_size, -1, -1, -1, -1)
+        videos = torch.cat(prepared).unflatten(0, (len(videos), -1))
+        return videos.cpu().expand(batch_size, -1, -1, -1, -1)
 
     def encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode canvases `(P, 3, H, W)` in `[-1, 1]` into states `(P, T, D)` and scaled latents `(P, C, h, w)`."""
@@ -1085,7 +1072,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         noise = randn_tensor(image_latents.shape, generator=generator, device=device, dtype=torch.float32)
         return self.scheduler.add_noise(image_latents.float(), noise, timesteps[:1])
 
-    def prepare_pose_windows(self, pose_maps: torch.Tensor, frame_indices: list[int], device: torch.device):
+    def prepare_pose_windows(
+        self, pose_maps: torch.Tensor, frame_indices: Sequence[int], device: torch.device
+    ) -> torch.Tensor:
         """Turn `(F, 2, h, w)` in `[0, 1]` into windows `(frames, 2 * (2 * r + 1), h, w)` in `config.pose_range`."""
         low, high = self.config.pose_range
         windows = torch.stack([pose_window(pose_maps, index, self.pose_radius) for index in frame_indices])
