@@ -90,8 +90,9 @@ def build_noise_scheduler(config: Mapping[str, Any], snr_gamma: float | None = N
 
 def check_snr_gamma(noise_scheduler: DDPMScheduler, snr_gamma: float | None) -> None:
     """Raise a `ValueError` if a loss weight of [`min_snr_weights`] would be 0 / 0."""
-    ends_in_noise = noise_scheduler.alphas_cumprod.min().item() <= 0
-    if snr_gamma is not None and ends_in_noise and noise_scheduler.config.prediction_type == "epsilon":
+    if snr_gamma is None or noise_scheduler.config.prediction_type != "epsilon":
+        return
+    if noise_scheduler.alphas_cumprod.min().item() <= 0:
         raise ValueError(
             "`snr_gamma` must be none for a model with zero terminal SNR and epsilon prediction, where the last step"
             f" has no loss weight, got {snr_gamma}."
