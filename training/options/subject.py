@@ -34,7 +34,7 @@ class SubjectOptions:
     instance_data_dir: str = option(
         "photos", "Folder of the subject's photos: `<stem>.jpg` or `.png`, each with its IUV picture `<stem>_iuv.png`."
     )
-    densepose: str | None = option(None, f"Model that makes the missing IUV pictures. {DENSEPOSE_HELP.capitalize()}.")
+    densepose: str | None = option(None, f"Model that makes the missing IUV pictures. {DENSEPOSE_HELP}.")
     person: Literal[PERSON_RULES] = option(PERSON_RULES[0], "With `densepose`: the person to use among several.")
     height: int | None = option(None, "Height of the pictures in pixels; `none` for the model's own.")
     width: int | None = option(None, "Width of the pictures in pixels; `none` for the model's own.")
