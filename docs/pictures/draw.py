@@ -8,6 +8,7 @@ All people are drawn figures. The guidance grid is sampled with the small model;
 script needs the extra `training`.
 """
 
+import argparse
 import colorsys
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,7 @@ DRAWN = {"densepose_iuv.png": draw_densepose_iuv, "photos.png": draw_photos, "po
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # `--help` draws nothing
     for name, draw in (DRAWN | {"guidance_grid.png": draw_guidance_grid}).items():
         draw().save(FOLDER / name, optimize=True)
         print(FOLDER / name)

@@ -58,7 +58,7 @@ def build_optimizer(
         if not any(map(is_matrix, parameters)):
             raise ValueError(
                 f"`optimizer` must be adamw where no trained weight has {MIN_MATRIX_SIZE} rows and columns (a LoRA has"
-                " `lora_rank` of them), got muon."
+                " `rank` of them), got muon."
             )
         return Muon(parameters, **settings)
     # torch's default on CUDA is `foreach`, whose temporary tensors need as much memory as the weights.

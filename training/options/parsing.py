@@ -48,7 +48,7 @@ class OptionParser(CommandParser, HfArgumentParser):
             # `HfArgumentParser` adds a spelling with hyphens, which `CommandParser` understands for all options.
             action.option_strings = [word for word in action.option_strings if word == with_underscores(word)]
             if action.nargs == 0 and action.dest != "help":
-                action.help = "The opposite."  # of the option above it, `--no_x` of `--x`
+                action.help = f"Turn `--{action.dest}` off."
 
     def format_help(self) -> str:
         """Return the help text: usage, description, the first options, then a section for each dataclass."""
