@@ -800,6 +800,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         saved = {}
         for module in models.modules():
             saved[module] = {name: type(v)(v) if type(v) in (dict, list) else v for name, v in vars(module).items()}
+            scales = saved[module].get("scaling")  # tensors after `enable_lora_hotswap`, which a swap changes in place
+            for scale in scales.values() if isinstance(scales, dict) else ():
+                weights |= {scale: scale.clone()} if isinstance(scale, torch.Tensor) else {}
         try:
             yield
         except BaseException:

@@ -549,6 +549,23 @@ def test_rank_and_alpha_of_single_layers(subjects, tmp_path):
     assert swapped.unet.peft_config["anna"].alpha_pattern == pipe.unet.peft_config["anna"].alpha_pattern
 
 
+def test_a_failed_hotswap_restores_prepared_scales(monkeypatch):
+    """After `enable_lora_hotswap` scales are tensors, which a swap changes in place."""
+    small, large = make_subject(alpha=4, r=4), make_subject(alpha=16, r=8, seed=6)
+    pipe = get_dummy_pipeline()
+    pipe.enable_lora_hotswap(target_rank=8)
+    pipe.load_lora_weights(small[0], "swap", metadata=small[1])
+    before = render(pipe)
+
+    def fail(self, *args, **kwargs):
+        raise MemoryError("as a full GPU does")
+
+    monkeypatch.setattr(type(pipe.vae), "load_lora_adapter", fail)
+    with pytest.raises(MemoryError):
+        pipe.load_lora_weights(large[0], "swap", hotswap=True, metadata=large[1])
+    assert pipe.unet.conv_in.scaling["swap"] == 1.0 and torch.equal(render(pipe), before)
+
+
 @pytest.mark.parametrize("prepared", [False, True])
 def test_scales_after_a_hotswap(prepared):
     """`set_adapters` counts from the new file's alpha and rank. A scale that was set before stays."""
