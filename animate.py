@@ -77,7 +77,7 @@ def main(options: argparse.Namespace) -> list["Image.Image"]:
     from training.media import animation
     from training.media.outputs import check_outputs
     from training.media.pictures import poses_as_pictures, read_photo, spare_inputs
-    from training.poses.densepose import read_poses
+    from training.poses.pose_files import read_poses
 
     written = animation.output_paths(options.output, options.gif)
     spare_inputs("output", written, [options.image, options.poses])

@@ -11,7 +11,7 @@ from PIL import Image
 from docs.pictures.draw import DRAWN, FOLDER, draw_figure, viridis_parts
 from pipeline_dreampose import iuv_to_pose_map
 from tests.launch import ROOT
-from training.poses.densepose import find_channel_order
+from training.poses.channel_order import find_channel_order
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -17,9 +17,9 @@ from training import extract_poses
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.media.pictures import write_video
 from training.poses import estimator
-from training.poses.densepose import read_poses
 from training.poses.detections import Detection
 from training.poses.estimator import DensePoseEstimator
+from training.poses.pose_files import read_poses
 
 
 HEIGHT, WIDTH = 80, 64

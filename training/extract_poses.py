@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from training.options.command import CommandParser, run_command
 from training.options.poses import add_pose_options, pose_settings
-from training.poses.settings import CHANNEL_ORDERS
+from training.poses.channel_order import CHANNEL_ORDERS
 
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ def convert(options: argparse.Namespace) -> "Sequence[np.ndarray] | torch.Tensor
     import numpy as np
     import torch
 
+    from training.poses.channel_order import find_channel_order
     from training.poses.clip_poses import read_dumped_poses
-    from training.poses.densepose import find_channel_order, read_poses, temporal_median
+    from training.poses.flicker import temporal_median
+    from training.poses.pose_files import read_poses
 
     if options.input.suffix == ".pkl":
         return read_dumped_poses(options.input, *options.size, options.settings)

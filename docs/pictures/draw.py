@@ -21,7 +21,7 @@ from training.data.procedural_scene import Frame, render_clip
 from training.hub.repositories import load_pipeline
 from training.media.animation import render_grid
 from training.media.pictures import picture_grid, read_photo
-from training.poses.densepose import read_poses
+from training.poses.pose_files import read_poses
 
 
 FOLDER = Path(__file__).parent

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from pipeline_dreampose import fit_image, iuv_to_pose_map, pose_window, resize_pose_maps
 from tests.odd_pictures import BROKEN_EXIF, REFUSED, forbid_ghostscript
-from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import BadRow, FramePairs, LatentShape, group_videos, sample_generator, shuffled_index
 from training.data.pair_settings import PairSettings
+from training.data.random_crops import to_pixel_values
 
 
 def test_every_epoch_visits_every_row_once_in_another_order():

@@ -18,8 +18,8 @@ from training.data.samples import load_prepared
 from training.media.pictures import iterate_pictures, write_video
 from training.poses import clip_poses
 from training.poses.clip_poses import ClipDropped
+from training.poses.clip_settings import PoseSettings
 from training.poses.estimator import DensePoseEstimator
-from training.poses.settings import PoseSettings
 
 
 NOBODY = Image.new("RGB", (64, 80))
@@ -164,7 +164,7 @@ def test_processes_change_nothing(tasks, densepose, tmp_path):
 def test_workers_end_when_their_parent_is_killed(tasks, densepose, tmp_path):
     script = f"""
 from pathlib import Path
-from training.poses.settings import PoseSettings
+from training.poses.clip_settings import PoseSettings
 from training.data.preparation import ClipTask, prepare_clips
 if __name__ == "__main__":
     tasks = [ClipTask(Path({str(tasks[0].video)!r}), str(k), "train") for k in range(1000)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.tiny_components import HEIGHT, WIDTH, get_dummy_pipeline
-from training.data.augmentation import to_pixel_values
+from training.data.random_crops import to_pixel_values
 from training.models.autoencoder import VAETrainer
 from training.subject.phases import reconstruct, resume_points
 

@@ -12,10 +12,10 @@ from PIL import Image
 from pipeline_dreampose import fit_image
 from tests.odd_pictures import BROKEN_EXIF, REFUSED, forbid_ghostscript
 from tests.tiny_components import get_dummy_image, get_dummy_iuv, save_photo
-from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import FramePairs, LatentShape, sample_generator
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
+from training.data.random_crops import to_pixel_values
 from training.poses.detections import Detection
 from training.subject import photos as photos_module
 from training.subject.photos import SubjectPairs, load_photos, make_iuv_pictures

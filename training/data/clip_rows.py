@@ -11,8 +11,8 @@ from PIL import Image
 from training.data import frame_pairs
 from training.media.pictures import iterate_pictures
 from training.poses.clip_poses import estimate_poses
+from training.poses.clip_settings import PoseSettings
 from training.poses.estimator import DensePoseEstimator
-from training.poses.settings import PoseSettings
 
 
 FEATURES = datasets.Features({**frame_pairs.FEATURES, "split": datasets.Value("string")})

@@ -21,9 +21,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from pipeline_dreampose import pose_window, to_rgb
-from training.data.augmentation import read_cells, read_levels, shown_box, to_pixel_values
 from training.data.pair_settings import PairSettings
 from training.data.pose_memo import PoseMemo
+from training.data.random_crops import read_cells, read_levels, shown_box, to_pixel_values
 from training.media.pictures import open_picture, upright
 
 

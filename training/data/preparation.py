@@ -27,8 +27,8 @@ from training.data.video_download import file_digest
 from training.media.pictures import UnreadablePictures, is_visible_file
 from training.media.settings_file import has_settings, partial_path, read_json, remove_leftovers, write_json
 from training.poses.clip_poses import ClipDropped
+from training.poses.clip_settings import PoseSettings
 from training.poses.estimator import DensePoseEstimator
-from training.poses.settings import PoseSettings
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ import torch
 from training.data import clip_rows, video_download
 from training.media import pictures
 from training.media.pictures import UnreadablePictures
-from training.poses import clip_poses, densepose, detections, estimator, settings
+from training.poses import clip_poses, clip_settings, detections, estimator, flicker, gaps
 from training.poses.clip_poses import ClipDropped
-from training.poses.settings import PoseSettings
+from training.poses.clip_settings import PoseSettings
 
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class UBCFashion(datasets.GeneratorBasedBuilder):
         # `datasets` caches by configuration only, but videos, DensePose and code change the rows too.
         modules = [video_download]
         if self.config.name == "frames":
-            modules = [pictures, clip_poses, clip_rows, densepose, detections, estimator, settings]
+            modules = [pictures, clip_poses, clip_rows, clip_settings, detections, estimator, flicker, gaps]
         digest = hashlib.sha256(repr(self._sources()).encode())
         for file in (__file__, *(module.__file__ for module in modules)):
             digest.update(Path(file).read_bytes())

@@ -24,7 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from training.engine.checkpoint_state import (
+from training.engine.errors import RunStopped
+from training.engine.state_file import (
     HASHES,
     STATE_NAME,
     StateFault,
@@ -33,7 +34,6 @@ from training.engine.checkpoint_state import (
     read_state,
     require_keys,
 )
-from training.engine.errors import RunStopped
 
 
 logger = logging.getLogger(__name__)

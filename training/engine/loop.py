@@ -9,7 +9,7 @@ The files of `training/engine` hold the parts of a run:
 - batches: batches of one process; schedule: sample positions, learning rate and seed of a step
 - optimizer: AdamW and Muon (muon), and saving their state
 - run_state: weights, optimizer, average and counts; run_log: `log.jsonl`
-- checkpoints: their folders on disk; checkpoint_state: their `state.json` and hashes
+- checkpoints: their folders on disk; state_file: their `state.json` and hashes
 - interruption: signals and full disks; errors: what ends a run; output_lock: one run per folder
 - devices: checks of the device; precision: dtype and place of frozen weights
 """
@@ -34,7 +34,6 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from training.engine.batches import load_batches
-from training.engine.checkpoint_state import require_keys
 from training.engine.checkpoints import check_last_step, resolve_checkpoint
 from training.engine.errors import RunStopped
 from training.engine.interruption import StopSignals, TrainingInterrupted
@@ -42,6 +41,7 @@ from training.engine.optimizer import build_optimizer
 from training.engine.run_log import LogWindow, append_log, measure_memory, read_figures, start_log
 from training.engine.run_state import RunState
 from training.engine.schedule import get_lr_curve, seed_step
+from training.engine.state_file import require_keys
 
 
 logger = get_logger(__name__)

@@ -13,7 +13,6 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from training.engine.checkpoint_state import require_keys
 from training.engine.checkpoints import (
     collect_module_tensors,
     load_checkpoint,
@@ -23,6 +22,7 @@ from training.engine.checkpoints import (
 )
 from training.engine.optimizer import flatten_optimizer_state, restore_optimizer_state
 from training.engine.run_log import LogWindow
+from training.engine.state_file import require_keys
 
 
 logger = logging.getLogger(__name__)

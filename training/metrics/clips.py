@@ -10,9 +10,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from training.data.augmentation import read_labels, read_levels, shown_box
 from training.data.frame_pairs import group_videos
 from training.data.procedural_fashion import ProceduralFashion
+from training.data.random_crops import read_labels, read_levels, shown_box
 from training.data.samples import PROCEDURAL, load_prepared
 from training.media.pictures import to_pictures
 from training.metrics.warping import SurfaceMatch, match_surface

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
-from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import BadRow, FramePairs
+from training.data.random_crops import to_pixel_values
 from training.engine.trackers import log_animation
 from training.media.animation import draw_strip
 from training.media.pictures import to_pictures, write_gif, write_video

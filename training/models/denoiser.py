@@ -12,7 +12,7 @@ from torch import nn
 from transformers import CLIPVisionModel
 
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, clip_pixel_values, encode_pixels
-from training.data.augmentation import to_pixel_values
+from training.data.random_crops import to_pixel_values
 from training.models.objective import (
     check_snr_gamma,
     denoising_loss,

@@ -4,7 +4,7 @@
 
 import argparse
 
-from training.poses.settings import PERSON_RULES, PoseSettings
+from training.poses.clip_settings import PERSON_RULES, PoseSettings
 
 
 DENSEPOSE_HELP = (

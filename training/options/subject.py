@@ -20,7 +20,7 @@ from training.options.fields import (
 from training.options.poses import DENSEPOSE_HELP
 from training.options.run import TrainOptions
 from training.options.stage_one import ObjectiveOptions
-from training.poses.settings import PERSON_RULES
+from training.poses.clip_settings import PERSON_RULES
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from training.media.pictures import MAX_PIXELS, PICTURE_SUFFIXES, UnreadablePictures, iterate_pictures, list_files
-from training.poses.densepose import fill_gaps, steady_median
+from training.poses.clip_settings import PoseSettings
 from training.poses.detections import Detection, follow_person, paste, read_dump
 from training.poses.estimator import DensePoseEstimator
-from training.poses.numbering import insert_missing
-from training.poses.settings import PoseSettings
+from training.poses.flicker import steady_median
+from training.poses.gaps import fill_gaps, insert_missing
 
 
 class ClipDropped(ValueError):

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch.serialization import safe_globals
 
 from training.media.pictures import MAX_PIXELS, natural_order
-from training.poses.numbering import insert_missing
-from training.poses.settings import PERSON_RULES, PoseSettings
+from training.poses.clip_settings import PERSON_RULES, PoseSettings
+from training.poses.gaps import insert_missing
 
 
 _DUMP_CLASSES = ("DensePoseChartResult", "DensePoseChartResultWithConfidences")

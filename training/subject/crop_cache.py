@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from pipeline_dreampose import pose_window
-from training.data.augmentation import to_pixel_values
 from training.data.frame_pairs import FramePairs, sample_generator
 from training.data.latent_cache import FrameEncoders, pictures_at_a_time
+from training.data.random_crops import to_pixel_values
 from training.subject.photos import SubjectPairs
 
 

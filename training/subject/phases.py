@@ -15,8 +15,8 @@ from peft import LoraConfig
 from torch import nn
 
 from pipeline_dreampose import DreamPosePipeline
-from training.data.augmentation import to_pixel_values
 from training.data.latent_cache import FrameEncoders
+from training.data.random_crops import to_pixel_values
 from training.engine.checkpoints import checkpoint_step, list_checkpoints, resolve_checkpoint
 from training.engine.loop import train
 from training.engine.precision import held_in, held_on_cpu, weight_dtype

@@ -21,9 +21,9 @@ from training.data.pair_settings import PairSettings
 from training.data.samples import open_samples
 from training.media.pictures import UnreadablePictures, list_files, open_picture, upright
 from training.media.settings_file import partial_path
+from training.poses.clip_settings import PERSON_RULES
 from training.poses.detections import follow_person, paste
 from training.poses.estimator import DensePoseEstimator
-from training.poses.settings import PERSON_RULES
 
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

@@ -1,14 +1,11 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Settings for making poses, shared by options and readers: whom to follow, gaps, flicker, channel order."""
+"""Settings for the poses of a clip: which person to follow, gaps and flicker."""
 
 from dataclasses import dataclass
 
 
 PERSON_RULES = ("largest", "score", "centre")
-# The position of V, U and I in R, G and B. DensePose's IUV files and the TikTok data set's are V, U, I. A program that
-# swaps red and blue writes I, U, V.
-CHANNEL_ORDERS = {"vui": (0, 1, 2), "iuv": (2, 1, 0)}
 
 
 @dataclass(frozen=True)

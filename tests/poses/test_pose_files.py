@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from tests.tiny_components import get_dummy_iuv
-from training.poses.densepose import fill_gaps, find_channel_order, read_poses, temporal_median
-from training.poses.settings import CHANNEL_ORDERS
+from training.poses.channel_order import CHANNEL_ORDERS, find_channel_order
+from training.poses.flicker import temporal_median
+from training.poses.gaps import fill_gaps
+from training.poses.pose_files import read_poses
 
 
 def picture(color="red", size=(8, 10)):

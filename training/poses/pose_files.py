@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Reading DensePose sequences from files, and repairing them: channel order, gaps and flicker.
+"""Reading the DensePose sequence of a clip from files.
 
 IUV is always uint8 `[H, W, 3]`, stored as V, U, I (R, G, B of a picture).
 """
@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -27,8 +26,9 @@ from training.media.pictures import (
     open_video,
     video_stream,
 )
-from training.poses.numbering import insert_missing
-from training.poses.settings import CHANNEL_ORDERS, PoseSettings
+from training.poses.channel_order import NUM_CODES
+from training.poses.clip_settings import PoseSettings
+from training.poses.gaps import fill_gaps, insert_missing
 
 
 logger = logging.getLogger(__name__)
@@ -75,9 +75,9 @@ def read_poses(
     if isinstance(poses, torch.Tensor):
         return poses
     for index, frame in enumerate(map(np.asarray, poses) if check_order else ()):
-        if frame[..., 2].max() >= _NUM_CODES:
+        if frame[..., 2].max() >= NUM_CODES:
             raise ValueError(
-                f"`poses` must hold part codes 0..{_NUM_CODES - 1} in the blue channel, got {frame[..., 2].max()} in "
+                f"`poses` must hold part codes 0..{NUM_CODES - 1} in the blue channel, got {frame[..., 2].max()} in "
                 f"frame {index}. {why_not_iuv(frame)}"
             )
     if _show_several_people(poses):
@@ -195,31 +195,7 @@ def _read_release_maps(files: list[Path]) -> torch.Tensor:
     return torch.stack(maps)
 
 
-_NUM_CODES = 25
 _HEAD_CODES = (23, 24)
-
-
-def find_channel_order(frames: Sequence[np.ndarray], default: str = "vui") -> tuple[str, str | None]:
-    """Find the channel that holds the part codes, using all frames of a clip.
-
-    Returns:
-        `tuple[str, str | None]`: A key of `CHANNEL_ORDERS`; if the pictures fit both, `default` with a notice.
-    Raises:
-        ValueError: If no channel can hold part codes. Pictures of part colours, for example, have lost U and V.
-    """
-    highest = np.max([frame.max(axis=(0, 1)) for frame in frames], axis=0)
-    fitting = [name for name, (_, _, parts) in CHANNEL_ORDERS.items() if highest[parts] < _NUM_CODES]
-    if len(fitting) == 1:
-        return fitting[0], None
-    if fitting:
-        return default, f"both channel orders fit the pictures; {default} is taken"
-    for index, frame in enumerate(frames):
-        if min(frame[..., 0].max(), frame[..., 2].max()) >= _NUM_CODES:
-            raise ValueError(
-                f"`poses` must hold part codes 0..{_NUM_CODES - 1} in the red or the blue channel, got up to "
-                f"{frame[..., 0].max()} and {frame[..., 2].max()} in frame {index}. {why_not_iuv(frame)}"
-            )
-    raise ValueError("`poses` must have one channel order, got frames of V, U, I and frames of I, U, V.")
 
 
 def _show_several_people(frames: Sequence[Image.Image]) -> bool:
@@ -229,7 +205,7 @@ def _show_several_people(frames: Sequence[Image.Image]) -> bool:
 
 
 def _count_heads(frame: np.ndarray) -> int:
-    channel = next((c for c in (2, 0) if frame[..., c].max() < _NUM_CODES), None)
+    channel = next((c for c in (2, 0) if frame[..., c].max() < NUM_CODES), None)
     if channel is None:
         return 0
     mask = torch.from_numpy(np.isin(frame[..., channel], _HEAD_CODES)).float()[None]
@@ -245,47 +221,3 @@ def _count_heads(frame: np.ndarray) -> int:
         mask = mask - head
         areas.append(area)
     return sum(4 * area >= max(areas) for area in areas)
-
-
-def fill_gaps(frames: Sequence[Any | None], max_gap: int) -> tuple[list[Any], list[int]]:
-    """Replace each `None` with the nearest frame that shows the person; of two equally near, the earlier.
-
-    Returns:
-        `tuple[list, list[int]]`: All frames, and the indices of the filled ones.
-    Raises:
-        ValueError: If a run of missing frames is longer than `max_gap`, or no frame shows a person.
-    """
-    found = np.array([i for i, frame in enumerate(frames) if frame is not None])
-    if not len(found):
-        raise ValueError(f"`frames` must show a person, got none in any of {len(frames)}.")
-    edges = [-1, *found, len(frames)]
-    first, longest = max(((a + 1, b - a - 1) for a, b in zip(edges, edges[1:])), key=lambda gap: gap[1])
-    if longest > max_gap:
-        raise ValueError(f"`max_gap` must be at least {longest} for the gap at frame {first}, got {max_gap}.")
-    nearest = [int(found[np.abs(found - i).argmin()]) for i in range(len(frames))]
-    return [frames[i] for i in nearest], [i for i, source in enumerate(nearest) if i != source]
-
-
-def temporal_median(frames: Sequence[np.ndarray], radius: int = 1) -> list[np.ndarray]:
-    """Reduce flicker: median of U and V over `2 radius + 1` frames where all of them show the same part.
-
-    On 120 frames of a detector's output (256x256), radius 1 lowers the mean deviation of U and V from the mean of the
-    frames before and after from 4.3 to 2.1 levels of 255 and moves a value by 1.5. Larger radii do not lower it more.
-    Beyond the ends the border frame repeats.
-    """
-    last = len(frames) - 1
-    spans = (range(index - radius, index + radius + 1) for index in range(len(frames)))
-    return [steady_median([frames[min(max(i, 0), last)] for i in span]) for span in spans]
-
-
-def steady_median(window: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the middle frame, with the median of U and V where all frames show the same part.
-
-    `window` holds an odd number of IUV frames, uint8 `[H, W, 3]` as V, U, I.
-    """
-    frame = window[len(window) // 2]
-    if len(window) == 1:
-        return frame
-    stack = np.stack(window)
-    steady = (stack[..., 2] == frame[..., 2]).all(axis=0)
-    return np.where(steady[..., None], np.median(stack, axis=0).astype(np.uint8), frame)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from pipeline_dreampose import fit_image, fit_pose_maps, iuv_to_pose_map, resize_pose_maps
-from training.data.augmentation import read_cells, read_labels, read_levels, shown_box, to_pixel_values
+from training.data.random_crops import read_cells, read_labels, read_levels, shown_box, to_pixel_values
 
 
 SKIN, WALL = (200, 80, 120), (20, 240, 60)

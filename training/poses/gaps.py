@@ -1,11 +1,13 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Frame numbers in file names: finding the frames that a folder or a dump leaves out."""
+"""Frames that a clip lacks: finding them by the numbers in file names, and filling them from their neighbours."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def frame_numbers(names: Sequence[str]) -> list[int] | None:
@@ -51,3 +53,22 @@ def insert_missing(
     for length, frame in zip(lengths, frames[1:]):
         result += [missing] * length + [frame]
     return result
+
+
+def fill_gaps(frames: Sequence[Any | None], max_gap: int) -> tuple[list[Any], list[int]]:
+    """Replace each `None` with the nearest frame that shows the person; of two equally near, the earlier.
+
+    Returns:
+        `tuple[list, list[int]]`: All frames, and the indices of the filled ones.
+    Raises:
+        ValueError: If a run of missing frames is longer than `max_gap`, or no frame shows a person.
+    """
+    found = np.array([i for i, frame in enumerate(frames) if frame is not None])
+    if not len(found):
+        raise ValueError(f"`frames` must show a person, got none in any of {len(frames)}.")
+    edges = [-1, *found, len(frames)]
+    first, longest = max(((a + 1, b - a - 1) for a, b in zip(edges, edges[1:])), key=lambda gap: gap[1])
+    if longest > max_gap:
+        raise ValueError(f"`max_gap` must be at least {longest} for the gap at frame {first}, got {max_gap}.")
+    nearest = [int(found[np.abs(found - i).argmin()]) for i in range(len(frames))]
+    return [frames[i] for i in nearest], [i for i, source in enumerate(nearest) if i != source]
