@@ -60,18 +60,12 @@ def read_poses(
         ValueError: If `path` does not exist, a frame cannot be read or is not RGB, sizes differ, a video's codec is
             lossy, an array has another shape or range, or more than `max_gap` numbers in a row are missing.
     """
-    path = Path(path)
-    if path.is_file() and path.suffix.lower() == ".npy":
-        poses = _read_stack(path)
-    elif path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
-        poses = _read_video(path)
-    elif path.is_dir():
-        poses = _read_folder(path, max_gap)
-    else:
-        raise ValueError(
-            "`poses` must be a folder of IUV pictures, a lossless video or a .npy file, "
-            f"got {str(path)!r}{'' if path.exists() else ', which does not exist'}."
-        )
+    poses, names = read_pose_frames(path)
+    if names:
+        indices, filled = fill_gaps(insert_missing(names, range(len(names)), max_gap), max_gap)
+        if filled:
+            logger.warning(f"{path} leaves out frames, which copy their neighbours: {filled}.")
+        poses = poses[indices] if isinstance(poses, torch.Tensor) else [poses[index] for index in indices]
     if isinstance(poses, torch.Tensor):
         return poses
     for index, frame in enumerate(map(np.asarray, poses) if check_order else ()):
@@ -88,7 +82,28 @@ def read_poses(
     return poses
 
 
-def _read_folder(folder: Path, max_gap: int) -> list[Image.Image] | torch.Tensor:
+def read_pose_frames(path: str | os.PathLike) -> tuple[list[Image.Image] | torch.Tensor, list[str]]:
+    """Read the frames that a file or folder of [`read_poses`] holds, and the names of a folder's files.
+
+    No frame is filled, and the channel order is not checked. A file has no names, so its list is empty.
+
+    Raises:
+        ValueError: As [`read_poses`] does.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() == ".npy":
+        return _read_stack(path), []
+    if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+        return _read_video(path), []
+    if path.is_dir():
+        return _read_folder(path)
+    raise ValueError(
+        "`poses` must be a folder of IUV pictures, a lossless video or a .npy file, "
+        f"got {str(path)!r}{'' if path.exists() else ', which does not exist'}."
+    )
+
+
+def _read_folder(folder: Path) -> tuple[list[Image.Image] | torch.Tensor, list[str]]:
     # The original release stores its maps next to the clip's frames, so maps take precedence over pictures.
     maps = [file for file in list_files(folder, [".npy"]) if file.match(RELEASE_PATTERN)]
     pictures = list_files(folder, LOSSLESS_SUFFIXES)
@@ -98,11 +113,7 @@ def _read_folder(folder: Path, max_gap: int) -> list[Image.Image] | torch.Tensor
             f"`poses` must hold IUV pictures ({', '.join(LOSSLESS_SUFFIXES)}) or {RELEASE_PATTERN}, got "
             f"{str(folder)!r}, {'with lossy pictures, which mix U and V across parts' if is_lossy else 'without any'}."
         )
-    files = maps or pictures
-    files, filled = fill_gaps(insert_missing([file.name for file in files], files, max_gap), max_gap)
-    if filled:
-        logger.warning(f"{folder} leaves out frames, which copy their neighbours: {filled}.")
-    return _read_release_maps(files) if maps else _read_pictures(files)
+    return (_read_release_maps(maps) if maps else _read_pictures(pictures)), [file.name for file in maps or pictures]
 
 
 def _read_pictures(files: Sequence[Path]) -> list[Image.Image]:
