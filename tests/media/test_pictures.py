@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import struct
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -14,6 +15,7 @@ from tests.odd_pictures import BROKEN_EXIF, REFUSED, forbid_ghostscript
 from tests.video_server import VideoServer, write_sound
 from training.data.video_download import VideoFacts, probe_video
 from training.media import pictures
+from training.poses.pose_files import read_poses
 
 
 def picture(color="red", size=(8, 10)):
@@ -158,6 +160,81 @@ def test_sound_without_pictures_is_named_as_such(tmp_path, name, codec):
     write_sound(tmp_path / name, codec)
     with pytest.raises(pictures.UnreadablePictures, match=f"got '.*{name}': it has sound, but no pictures"):
         next(pictures.iterate_pictures(tmp_path / name))
+
+
+def write_stripes(path, codec="libx264", pixel_format="yuv420p", aspect=None, size=(64, 48)):
+    """Write two frames that are black at the left and white at the right; return them."""
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[:, size[0] // 2 :] = 255
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = *size, pixel_format
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format"),
+    [
+        *((f"A.{suffix}", "libx264", "yuv420p") for suffix in ("MP4", "Mov", "M4V", "3GP", "MKV", "FLV", "M2TS")),
+        ("A.WEBM", "libvpx-vp9", "yuv420p"),
+        ("A.AVI", "mpeg4", "yuv420p"),
+        ("A.MPG", "mpeg1video", "yuv420p"),
+        ("A.WMV", "wmv2", "yuv420p"),
+        ("A.GIF", "gif", "rgb8"),
+        ("A.APNG", "apng", "rgb24"),
+        ("A.NUT", "ffv1", "bgr0"),
+    ],
+)
+def test_a_video_is_read_in_any_usual_container_with_a_suffix_in_any_case(tmp_path, name, codec, pixel_format):
+    written = tmp_path / name.lower()
+    stripes = write_stripes(written, codec, pixel_format).astype(int)
+    for other in (name, "no_suffix"):
+        written = written.rename(tmp_path / other)
+        frames = [np.asarray(frame).astype(int) for frame in pictures.iterate_pictures(written)]
+        assert len(frames) == 2 and all(np.abs(frame - stripes).mean() < 8 for frame in frames)
+
+
+def test_a_container_outside_the_list_is_named_as_such(tmp_path):
+    write_stripes(tmp_path / "a.y4m", "rawvideo")
+    with pytest.raises(pictures.UnreadablePictures, match="it is damaged, or in none of the formats apng,asf,avi"):
+        next(pictures.iterate_pictures(tmp_path / "a.y4m"))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
+@pytest.mark.parametrize(("aspect", "size"), [((2, 1), (128, 48)), ((16, 11), (93, 48)), ((1, 2), (64, 96))])
+def test_a_video_is_shown_with_square_pixels(tmp_path, name, aspect, size):
+    """Like browsers, the reader enlarges one side and shrinks none."""
+    write_stripes(tmp_path / name, "mpeg4", aspect=Fraction(*aspect))
+    frames = list(pictures.iterate_pictures(tmp_path / name))
+    assert [frame.size for frame in frames] == [size] * 2
+    levels = np.asarray(frames[0].convert("L"))
+    assert levels[:, : size[0] // 2 - 4].max() < 30 and levels[:, size[0] // 2 + 4 :].min() > 225
+    if name == "a.mp4":
+        assert probe_video(tmp_path / name) == VideoFacts(25, *size, num_frames=2)
+
+
+def test_pixels_are_made_square_before_the_video_is_turned(tmp_path):
+    write_stripes(tmp_path / "stored.mp4", aspect=Fraction(2))
+    with_matrix(tmp_path / "stored.mp4", tmp_path / "turned.mp4", 0, 1, -1, 0)
+    assert next(pictures.iterate_pictures(tmp_path / "turned.mp4")).size == (48, 128)
+    assert probe_video(tmp_path / "turned.mp4") == VideoFacts(25, 48, 128, num_frames=2)
+
+
+def test_a_shape_of_pixels_that_makes_a_frame_huge_is_refused(tmp_path):
+    write_stripes(tmp_path / "a.mp4", aspect=Fraction(200), size=(512, 1024))
+    with pytest.raises(pictures.UnreadablePictures, match="a frame has [0-9]+ pixels, and the limit is"):
+        next(pictures.iterate_pictures(tmp_path / "a.mp4"))
+
+
+def test_lossless_poses_keep_their_pixels(tmp_path):
+    stripes = write_stripes(tmp_path / "iuv.mkv", "ffv1", "bgr0", aspect=Fraction(2))
+    frames = read_poses(tmp_path / "iuv.mkv", check_order=False)
+    assert [np.asarray(frame).tolist() for frame in frames] == [stripes.tolist()] * 2
 
 
 def test_maps_are_shown_with_u_as_green_and_v_as_red():

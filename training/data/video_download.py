@@ -26,7 +26,7 @@ import av
 from huggingface_hub.utils import WeakFileLock
 from tqdm.auto import tqdm
 
-from training.media.pictures import UnreadablePictures, open_video, shown_picture, video_stream
+from training.media.pictures import UnreadablePictures, open_video, pixel_aspect, shown_picture, video_stream
 from training.media.settings_file import write_json
 
 
@@ -85,7 +85,7 @@ def probe_video(path: str | os.PathLike) -> VideoFacts:
         with open_video(path, "mp4") as container:
             stream, num_frames, size = video_stream(container), 0, (0, 0)
             for frame in container.decode(stream):
-                size = size if num_frames else shown_picture(frame).size
+                size = size if num_frames else shown_picture(frame, pixel_aspect(stream)).size
                 num_frames += 1
             if num_packets < num_promised:
                 reason = f"it is cut, with {num_packets} of {num_promised} frames"

@@ -131,7 +131,8 @@ def iterate_pictures(path: str | os.PathLike) -> Iterator[Image.Image]:
     else:
         try:
             with open_video(path) as container:
-                yield from map(shown_picture, decode_video(container))
+                aspect = pixel_aspect(video_stream(container))
+                yield from (shown_picture(frame, aspect) for frame in decode_video(container))
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise UnreadablePictures(
                 f"`input` must be a folder or a readable video, got {str(path)!r}: {error}."
@@ -143,13 +144,17 @@ def open_video(
 ) -> av.container.InputContainer:
     """Open a local file as a video in one of `VIDEO_FORMATS`, or in the `format` alone.
 
-    Raise an `OSError` if it is no file (an address or a pipe), or FFmpeg's error.
+    Raise [`UnreadablePictures`] if it is no file (an address or a pipe) or in another format, or FFmpeg's error.
     """
     path = Path(path).absolute()  # FFmpeg reads a relative path with a colon as an address
     if not path.is_file():
-        raise OSError(None, "it is not a file" if path.exists() else "it does not exist")
-    lists = {"protocol_whitelist": "file", "format_whitelist": f"{format or VIDEO_FORMATS},{_AUDIO_FORMATS}"}
-    return av.open(path, format=format, options=lists | (options or {}), metadata_errors="ignore")
+        raise UnreadablePictures("it is not a file" if path.exists() else "it does not exist")
+    formats = format or VIDEO_FORMATS
+    lists = {"protocol_whitelist": "file", "format_whitelist": f"{formats},{_AUDIO_FORMATS}"}
+    try:
+        return av.open(path, format=format, options=lists | (options or {}), metadata_errors="ignore")
+    except av.error.ArgumentError as error:
+        raise UnreadablePictures(f"it is damaged, or in none of the formats {formats}") from error
 
 
 def video_stream(container: av.container.InputContainer) -> av.VideoStream:
@@ -161,10 +166,21 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
         raise UnreadablePictures(reason)
     if streams[0].codec_context is None:
         raise UnreadablePictures("FFmpeg does not know its codec")
-    num_pixels = streams[0].width * streams[0].height
-    if num_pixels > MAX_PIXELS:
-        raise UnreadablePictures(f"a frame has {num_pixels} pixels, and the limit is {MAX_PIXELS}")
+    width, height = _shown_size(streams[0].width, streams[0].height, pixel_aspect(streams[0]))
+    if width * height > MAX_PIXELS:
+        raise UnreadablePictures(f"a frame has {width * height} pixels, and the limit is {MAX_PIXELS}")
     return streams[0]
+
+
+def pixel_aspect(stream: av.VideoStream) -> Fraction:
+    """Return how many times as wide as high a pixel of a video is shown; 1 if the video does not say."""
+    aspect = stream.sample_aspect_ratio
+    return aspect if aspect is not None and aspect > 0 else Fraction(1)
+
+
+def _shown_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
+    """Return the size of a frame with square pixels. Like browsers, it makes one side larger, and none smaller."""
+    return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
 
 
 def decode_video(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
@@ -179,12 +195,18 @@ def decode_video(container: av.container.InputContainer) -> Iterator[av.VideoFra
         yield from decoder.decode(packet)
 
 
-def shown_picture(frame: av.VideoFrame) -> Image.Image:
-    """Return a frame as a player shows it: RGB, turned and mirrored by its display matrix, transparency over white."""
+def shown_picture(frame: av.VideoFrame, aspect: Fraction = Fraction(1)) -> Image.Image:
+    """Return a frame as a player shows it: RGB over white, turned and mirrored by its display matrix.
+
+    `aspect` is the frame's [`pixel_aspect`]. A frame whose pixels are not square is resized (Lanczos).
+    """
     if frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components):
         picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba")))
     else:
         picture = frame.to_image()
+    size = _shown_size(*picture.size, aspect)
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
     matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
     if matrix is None:
         return picture
