@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 
+import datasets
+import huggingface_hub
 import pytest
 
 from tests.hub_server import Hub
 from tests.launch import ROOT
+from training.data.samples import load_prepared
 
 
 READING = """
@@ -32,6 +35,43 @@ for streaming in (False, True):
 facts |= {name: refusal(f"someone/{name}") for name in ("poses", "none")}
 print(json.dumps(facts))
 """
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("user/name", "there is no such folder, and the Hub cannot be reached"),
+        ("name", "there is no such folder, and the Hub cannot be reached"),
+        ("a/b/c", "there is no such folder, and it is no id on the Hub"),
+        ("x" * 5000, "there is no such folder, and it is no id on the Hub"),
+        ("a\0b", "there is no such folder, and it is no id on the Hub"),
+        (__file__, "it is a file"),
+    ],
+)
+def test_a_missing_data_set_without_a_connection_is_one_sentence_at_once(
+    offline, monkeypatch, name, reason, streaming
+):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("`datasets` would wait and retry"))
+    with pytest.raises(ValueError) as refused:
+        load_prepared(name, "train", streaming)
+    start = "The data set must be a folder of parquet files or an id on the Hub, got "
+    assert str(refused.value).startswith(start) and str(refused.value).endswith(f": {reason}.")
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("cached", ["hub/datasets--someone--MyFrames", "datasets/someone___my_frames"])
+def test_a_data_set_in_a_cache_needs_no_connection(offline, monkeypatch, tmp_path, dataset, cached):
+    (tmp_path / cached).mkdir(parents=True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda **_: dataset)
+    assert len(load_prepared("someone/MyFrames", "train")) == len(dataset)
 
 
 @pytest.mark.slow

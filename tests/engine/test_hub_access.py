@@ -2,7 +2,7 @@ import huggingface_hub
 import pytest
 
 from training.engine import hub_access
-from training.engine.hub_access import check_reachable
+from training.engine.hub_access import check_reachable, why_unreachable
 
 
 RULE = "be a pipeline's folder or a Hub id"
@@ -34,3 +34,6 @@ def test_folders_and_the_cache_are_used_without_a_connection(tmp_path):
     check_reachable("model", tmp_path, RULE)
     (tmp_path / "cache" / "models--some--one").mkdir(parents=True)
     check_reachable("model", "some/one", RULE)
+    assert why_unreachable("some/one", "dataset") == "there is no such folder, and the Hub cannot be reached"
+    (tmp_path / "cache" / "datasets--some--one").mkdir()
+    assert why_unreachable("some/one", "dataset") is None

@@ -8,58 +8,103 @@ import datasets
 from accelerate import Accelerator
 
 from pipeline_dreampose import DreamPosePipeline
-from training.data.frame_pairs import FEATURES, FramePairs, LatentShape, decode_safely
+from training.data.frame_pairs import FramePairs, LatentShape, Picture, decode_safely
 from training.data.frame_stream import EndlessFrameStream, FrameStream, take_videos
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
 from training.data.pair_settings import PairSettings
+from training.data.parquet_files import READ_ERRORS, check_columns, content_digest, damaged_file, find_files, stamp
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
+from training.engine.messages import one_line
 
 
 PROCEDURAL = "procedural"
 
 
-def load_prepared(name: str, split: str, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
+# Added to the error for training data without the split of `--validation_steps`.
+NO_VALIDATION = "Or train without validation: `--validation_steps none`."
+
+
+def load_prepared(
+    name: str, split: str, streaming: bool = False, argument: str = "train_data", hint: str = ""
+) -> datasets.Dataset | datasets.IterableDataset:
     """Load one split of a prepared data set: one row per frame, with at least the columns of `FEATURES`.
+
+    The fingerprint of a folder's rows depends on the bytes of its files alone, so a copy of the folder has the same.
 
     Args:
         name (`str`): Folder of parquet files, id on the Hub, `"procedural"` or `"procedural/CONFIG"` (drawn on first
             use and kept in the cache of `datasets`).
         split (`str`): `"train"`, `"validation"` or `"test"`.
         streaming (`bool`, *optional*, defaults to `False`): Read or draw rows as they are needed; store nothing.
+        argument (`str`, *optional*, defaults to `"train_data"`): Argument that gave `name`, for messages.
+        hint (`str`, *optional*): End of the message if there is no such split.
     Raises:
-        ValueError: If `name` names no data set or a column is missing.
+        ValueError: If `name` names no data set, or a column is missing or has the wrong type.
     """
     family, _, config_name = name.partition("/")
     if family == PROCEDURAL and not Path(name).exists():
         known = sorted(ProceduralFashion.builder_configs)
         if config_name and config_name not in known:
-            raise ValueError(f"The data set must be one of {known} after `{PROCEDURAL}/`, got {config_name!r}.")
+            raise ValueError(f"`{argument}` must be one of {known} after `{PROCEDURAL}/`, got {config_name!r}.")
         config_name = config_name or ProceduralFashion.DEFAULT_CONFIG_NAME
         if streaming:
             return ProceduralFashion(config_name=config_name).as_streaming_dataset(split=split)
         return load_procedural_fashion(config_name, split)
-    where = {"path": "parquet", "data_dir": name} if Path(name).is_dir() else {"path": name}
+    if Path(name).is_dir():
+        return _load_folder(name, split, streaming, argument, hint)
     try:
-        dataset = datasets.load_dataset(**where, split=split, streaming=streaming)
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        rows = datasets.load_dataset(name, split=split, streaming=streaming)
+    except (*READ_ERRORS, datasets.exceptions.DatasetsError) as error:
+        reason = f"{error} {hint}".strip()
         raise ValueError(
-            f"The data set must be a folder of parquet files or an id on the Hub, with a split {split!r}, got"
-            f" {name!r}: {error}"
+            f"`{argument}` must be a folder of parquet files or an id on the Hub, with a split {split!r}, got"
+            f" {name!r}: {reason}"
         ) from error
-    missing = [column for column in FEATURES if column not in (dataset.column_names or FEATURES)]
-    if missing:
-        raise ValueError(f"The data set must have the columns {tuple(FEATURES)}, but {name!r} lacks {missing}.")
+    return _with_pictures(rows, argument, name)
+
+
+def _load_folder(
+    folder: str, split: str, streaming: bool, argument: str, hint: str
+) -> datasets.Dataset | datasets.IterableDataset:
+    files = find_files(folder, split, argument, hint)
+    # The description is part of the key under which `datasets` keeps the rows.
+    source = {"path": "parquet", "data_dir": folder, "split": split, "description": stamp(files)}
     try:
-        return dataset if streaming else decode_safely(dataset)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"The data set must have pictures in `image` and `iuv`, got {name!r}: {error}") from error
+        rows = datasets.load_dataset(**source, streaming=streaming)
+        rows = _with_pictures(rows, argument, folder)
+    except (*READ_ERRORS, datasets.exceptions.DatasetsError) as error:
+        file, reason = damaged_file(files) or (folder, one_line(error.__cause__ or error, 200))
+        raise ValueError(
+            f"`{argument}` must hold parquet files that can be read, got {str(file)!r}: {reason}"
+        ) from error
+    return rows if streaming else rows.cast_column("iuv", Picture(), new_fingerprint=content_digest(files))
+
+
+def _with_pictures(
+    rows: datasets.Dataset | datasets.IterableDataset, argument: str, name: str
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Check the columns, and let `image` and `iuv` be decoded, also if another tool wrote them."""
+    if rows.features is None:  # a stream that does not know them; its reader checks the columns
+        return rows
+    check_columns(rows.features, argument, name)
+    if isinstance(rows, datasets.Dataset):
+        return decode_safely(rows)
+    for column in ("image", "iuv"):
+        if not isinstance(rows.features[column], datasets.Image):
+            rows = rows.cast_column(column, datasets.Image())
+    return rows
 
 
 def open_samples(
-    name: str, shape: LatentShape, seed: int, settings: PairSettings, keeps_poses: bool = True
+    name: str,
+    shape: LatentShape,
+    seed: int,
+    settings: PairSettings,
+    keeps_poses: bool = True,
+    argument: str = "train_data",
 ) -> FramePairs:
-    """Open the training split as samples; the arguments are those of `FramePairs`."""
-    return FramePairs(load_prepared(name, "train"), shape, seed, settings, keeps_poses)
+    """Open the training split as samples; the arguments are those of `FramePairs` and [`load_prepared`]."""
+    return FramePairs(load_prepared(name, "train", argument=argument), shape, seed, settings, keeps_poses)
 
 
 def open_stream(
@@ -74,7 +119,7 @@ def open_held_out(
     name: str, shape: LatentShape, seed: int, settings: PairSettings, streaming: bool, num_videos: int
 ) -> FramePairs:
     """Open the validation split; if streaming, only its first `num_videos` videos, held in memory."""
-    rows = load_prepared(name, "validation", streaming)
+    rows = load_prepared(name, "validation", streaming, hint=NO_VALIDATION)
     return FramePairs(take_videos(rows, num_videos) if streaming else rows, shape, seed, settings, keeps_poses=False)
 
 
