@@ -8,16 +8,13 @@ accelerate launch --multi_gpu --num_processes 4 animate.py ...    # spreads the 
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from training.engine.output_lock import locks_output
-from training.options.clips import check_ranges
+from training.options.clips import add_loading_options, check_ranges, refuse_revision_of_folder
 from training.options.command import CommandParser, run_command
 
 
-if TYPE_CHECKING:
-    from PIL import Image
-
+VIDEO_ONLY = ("gif", "fps", "resume", "strip_frames", "chunk_size", "image_guidance_scale", "pose_guidance_scale")
 CALL_OPTIONS = ("height", "width", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")
 
 
@@ -43,18 +40,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_inference_steps", type=int, metavar="STEPS", help="denoising steps per frame")
     add("--fps", type=float, default=30, help="frames per second")
     add("--resume", action="store_true", help="continue a stopped run with its remaining frames")
+    add("--overwrite", action="store_true", help="start a stopped run again, and replace files that no run wrote")
     add = parser.add_argument_group("sampling (the model's own values are the defaults)").add_argument
     add("--height", type=int, help="height of the frames in pixels")
     add("--width", type=int, help="width of the frames in pixels")
     add("--seed", type=int, default=0, help="seed of the noise that all frames share")
     add("--chunk_size", type=int, default=8, help="frames per chunk; it affects memory, never the video")
-    add("--revision", help="branch, tag or commit of the model on the Hub")
-    add("--device", help="cpu, cuda, mps, ...; by default a GPU if there is one")
-    add("--dtype", choices=["float32", "float16", "bfloat16"], help="number format; by default float16 on CUDA")
+    add_loading_options(add)
     add = parser.add_argument_group("output").add_argument
     add("--scale", type=int, default=1, help="enlarge what is written by a whole factor")
     add("--strip_frames", type=int, default=8, help="number of frames in the PNG strip")
-    add("--overwrite", action="store_true", help="delete the frames of a stopped run and start again")
     add("--gif", action="store_true", help="also write a GIF")
     grid = "instead of a video, draw the middle frame with all pairs of scales, as in 1,2,5 1,3 (default: grid.png)"
     add("--grid", nargs=2, type=scales, metavar=("IMAGE_SCALES", "POSE_SCALES"), help=grid)
@@ -62,26 +57,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     options.output = options.output or Path("grid.png" if options.grid else "animation.mp4")
     suffixes = [".png"] if options.grid else [".mp4", ".gif", ""]
     if options.output.suffix not in suffixes or options.output.name in ("", ".."):
-        named = " or ".join(suffixes[:2]) + ("" if options.grid else ", or be a folder without a dot")
+        named = ".png" if options.grid else ".mp4 or .gif, or be a folder without a dot"
         parser.error(f"`--output` must end in {named}, got {str(options.output)!r}.")
     check_ranges(options)
+    if options.grid:
+        parser.refuse(argv, VIDEO_ONLY, "without `--grid`")
+    elif options.output.suffix == "" and not options.gif:
+        parser.refuse(argv, ["fps"], "only with `--gif` or an `--output` that ends in .mp4 or .gif")
+    refuse_revision_of_folder(parser, argv, options.model)
     return options
 
 
 @locks_output("output", is_folder=False)
-def main(options: argparse.Namespace) -> list["Image.Image"]:
-    """Render the frames, write the video, and return the frames that were rendered."""
+def main(options: argparse.Namespace) -> list:
+    """Render the frames, write the video, and return the rendered frames as PIL images."""
     from accelerate import PartialState
 
     from training.hub.repositories import load_pipeline
     from training.media import animation
-    from training.media.outputs import check_outputs
+    from training.media.outputs import check_outputs, record_files
     from training.media.pictures import poses_as_pictures, read_photo, spare_inputs
     from training.poses.pose_files import read_poses
 
     written = animation.output_paths(options.output, options.gif)
     spare_inputs("output", written, [options.image, options.poses])
-    check_outputs("output", written)
+    check_outputs("output", written, options.overwrite)
     folder = options.output.with_name(f".{options.output.name}.frames")
     if not options.grid:
         animation.check_frames(folder, options.resume, options.overwrite)
@@ -89,10 +89,10 @@ def main(options: argparse.Namespace) -> list["Image.Image"]:
     state = PartialState(cpu=options.device == "cpu")
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
     pipe = load_pipeline(options.model, options.device or state.device, options.dtype, options.lora, options.revision)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.grid:
         if state.is_main_process:
             call_options |= {"scale": options.scale, "seed": options.seed}
+            record_files(written)
             animation.render_grid(pipe, image, poses, *options.grid, **call_options).save(options.output)
             print(f"{options.output}: frame {len(poses) // 2}, image scales downwards, pose scales to the right")
         return []
@@ -101,6 +101,7 @@ def main(options: argparse.Namespace) -> list["Image.Image"]:
     with state.main_process_first():
         if state.is_main_process:
             animation.open_frames(folder, settings, options.resume, overwrite=options.overwrite)
+            record_files(written)  # now, so that a resumed run may write them
     call_options |= {"chunk_size": options.chunk_size, "seed": options.seed}
     animation.render_frames(pipe, image, poses, folder, **call_options)
     frames = animation.read_frames(folder, len(poses))

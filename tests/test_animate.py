@@ -21,6 +21,7 @@ from tests.tiny_components import (
     get_dummy_pipeline,
     save_subject,
 )
+from training.media.outputs import RECORD_NAME
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +127,9 @@ def test_every_kind_of_output_shows_the_frames(inputs, tmp_path):
     run(inputs, output=tmp_path / "frames")
     files = sorted((tmp_path / "frames").glob("*.png"))
     assert [np.asarray(Image.open(file)).tobytes() for file in files] == [frame.tobytes() for frame in frames]
-    # Only the requested files and the strips are left.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "frames.png", "video.gif", "video.png"]
+    # Only the requested files, the strips and the record of them are left.
+    expected = [RECORD_NAME, "frames", "frames.png", "video.gif", "video.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == expected
 
 
 def test_the_grid_holds_every_pair_of_scales(inputs, tmp_path, capsys):
@@ -144,7 +146,7 @@ def test_the_grid_holds_every_pair_of_scales(inputs, tmp_path, capsys):
             bottom, right = grid.shape[0] - (1 - r) * (HEIGHT + 4), grid.shape[1] - (2 - c) * (WIDTH + 4)
             np.testing.assert_array_equal(grid[bottom - HEIGHT : bottom, right - WIDTH : right], np.asarray(frame))
     assert "grid.png" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [RECORD_NAME, "grid.png"]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_finished_frames_are_not_deleted_without_being_asked(inputs, tmp_path, k
     (folder / "notes.txt").write_text("the user's")
     with monkeypatch.context() as patch:
         patch.setattr("training.hub.repositories.load_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
-        with pytest.raises(ValueError, match="`resume` or `overwrite` must be given .* got none and 2 in '.*frames'"):
+        with pytest.raises(ValueError, match=r"frames' holds frames of a stopped run \(2\). Give `--resume`"):
             run(inputs, **options)
         with pytest.raises(ValueError, match="`overwrite` must be given without `resume`, got both"):
             run(inputs, "--resume", "--overwrite", **options)
@@ -259,7 +261,7 @@ def test_finished_frames_are_not_deleted_without_being_asked(inputs, tmp_path, k
     run(inputs, **options)  # onto the finished video
     assert [path.name for path in folder.iterdir()] == ["notes.txt"], "only the run's own files are deleted"
     (folder / "00000.png").write_bytes(b"the user's")
-    with pytest.raises(ValueError, match="`output` must have no frames without settings.json"):
+    with pytest.raises(ValueError, match="`output` must have no frames but those of a run, .* has no settings.json"):
         run(inputs, "--overwrite", **options)
     assert (folder / "00000.png").read_bytes() == b"the user's"
 
@@ -280,6 +282,21 @@ def test_only_recorded_pictures_of_a_folder_are_deleted(inputs, tmp_path, monkey
     run(inputs, poses=tmp_path / "fewer", output=clip)  # the same command may run again
     assert sorted(path.name for path in clip.glob("*.png")) == ["00000.png", "mine.png"]
     assert (clip / "mine.png").read_bytes() == b"the user's"
+
+
+def test_files_of_the_user_are_replaced_only_with_overwrite(inputs, tmp_path, kill_after):
+    (tmp_path / "clip.png").write_bytes(b"the user's")
+    with pytest.raises(ValueError, match="`output` must replace only files of earlier runs, got .*clip.png'"):
+        run(inputs, output=tmp_path / "clip.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.png"]
+    kill_after(1)
+    with pytest.raises(Killed):
+        run(inputs, "--overwrite", output=tmp_path / "clip.mp4", chunk_size=2)
+    assert (tmp_path / "clip.png").read_bytes() == b"the user's", "nothing is replaced before the video is there"
+    kill_after(9)
+    run(inputs, "--resume", output=tmp_path / "clip.mp4", chunk_size=2)
+    assert Image.open(tmp_path / "clip.png").size[0] > WIDTH
+    run(inputs, output=tmp_path / "clip.mp4")  # the same command may run again
 
 
 def test_bad_input_is_refused_before_a_model_is_loaded(inputs, tmp_path, monkeypatch):

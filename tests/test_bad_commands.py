@@ -16,7 +16,7 @@ from training import (
     export_tiny,
     extract_poses,
     finetune,
-    prepare_ubc_fashion,
+    prepare_dataset,
     push_model,
     train,
     train_encoders,
@@ -32,9 +32,9 @@ FINETUNE = (finetune, "--pretrained_model_name_or_path model --instance_data_dir
 ENCODERS = (train_encoders, "--train_data data --output_dir run")
 EVALUATE = (evaluation, "--model model --dataset data --output run")
 EXTRACT = (extract_poses, "--input poses --output_dir run")
-PREPARE = (prepare_ubc_fashion, "--output_dir run --densepose densepose.pt --video_dir photos --device cpu")
+PREPARE = (prepare_dataset, "--output_dir run --densepose densepose.pt --video_dir photos --device cpu")
 CONVERT = (convert_original_checkpoint, "--unet a.pth --adapter b.pth --output_dir run")
-EXPORT = (export_tiny, "--model_dir run --sample_dir run")
+EXPORT = (export_tiny, "--sample_dir run")
 PUSH = (push_model, "--hub_model_id you/model")
 
 # Files for `--config`.
@@ -91,7 +91,15 @@ CASES = [
     (ANIMATE, "--output link.mp4", "`output` must be a file .* is a link that leads nowhere"),
     (ANIMATE, "--output photo.mp4", "`output` must spare what is read"),
     (ANIMATE, "--output users", "`output` must be a folder whose numbered PNGs"),
-    (ANIMATE, "--output stopped.mp4", "`resume` or `overwrite` must be given"),
+    (ANIMATE, "--output stopped.mp4", r"stopped.mp4.frames' holds frames of a stopped run \(1\). Give `--resume`"),
+    (ANIMATE, "--output mine.mp4", "`output` must replace only files of earlier runs, got 'mine.png', which no run"),
+    (ANIMATE, "--output mine.gif", "got 'mine.png', .*, or give `--overwrite` to replace it"),
+    (ANIMATE, "--output mine.png --grid 1 2", "`output` must replace only files of earlier runs, got 'mine.png'"),
+    *((ANIMATE, f"--grid 1 2 --{words}", f"`--{words.split()[0]}` must be given without `--grid`") for words in (
+        "gif", "resume", "fps 12", "strip_frames 8", "chunk_size 8", "image_guidance_scale 2", "pose_guidance_scale 2",
+    )),
+    (ANIMATE, "--output frames --fps 30", "`--fps` must be given only with `--gif` or an `--output` that"),
+    (ANIMATE, "--revision main", "`--revision` must be given only with a `--model` on the Hub, got 'main'"),
     (ANIMATE, "--output stopped.mp4 --resume --overwrite", "`overwrite` must be given without `resume`"),
     (ANIMATE, "--output new.mp4 --image none.png", "`image` must be a file"),
     (ANIMATE, "--output new.mp4 --image poses", "`image` must be a file"),
@@ -163,15 +171,19 @@ CASES = [
     # Poses and data.
     (EXTRACT, "--median 100000", "`median` must be at most 100"),
     (EXTRACT, "--median -1", "`median` must be at least 0"),
-    (EXTRACT, "--max_gap 99999999999", "`max_gap` must be at most|`--max_gap` must go with"),
+    (EXTRACT, "--max_gap 99999999999", "`max_gap` must be at most"),
     (EXTRACT, "--input none", "none"),
     (EXTRACT, "--output_dir file", "`output_dir` must be a folder"),
     (EXTRACT, "--output_dir users", "`output_dir` must be a folder whose numbered PNGs"),
     (EXTRACT, "--output_dir poses", "`output_dir` must spare what is read"),
     (EXTRACT, "--densepose no/such/model.pt", "there is no such folder, and the Hub cannot be reached"),
     (EXTRACT, "--densepose none", "`densepose` must be a TorchScript file"),
-    (EXTRACT, "--size 1 1", "`--size` must go with a dump"),
-    (EXTRACT, "--input a.pkl --size 0 0", "`--size` must be given for a dump"),
+    (EXTRACT, "--size 1 1", "`--size` must be given only with a dump"),
+    (EXTRACT, "--channel_order iuv", "`channel_order` must fit the pictures, got 'iuv', .* 'vui' fits"),
+    (EXTRACT, "--person largest", "`--person` must be given only with `--densepose` or a dump"),
+    (EXTRACT, "--input none", "`input` must be a folder"),
+    (EXTRACT, "--input a.pkl", "`--size HEIGHT WIDTH` must be given for a dump"),
+    (EXTRACT, "--input a.pkl --size 0 0", "`--size` must be at least 1 pixel"),
     (PREPARE, "--num_proc 0", "`--num_proc` must be at least 1"),
     (PREPARE, "--num_proc 99999999", "`--num_proc` must be at most 1024"),
     (PREPARE, "--output_dir file", "`output_dir` must be a folder"),
@@ -185,7 +197,9 @@ CASES = [
     (CONVERT, "--output_dir file/run", "`output_dir` must be a"),
     (CONVERT, "--unet none.pth", "none.pth"),
     (CONVERT, "--rank 4", "`--rank` must be given only with `--subject_of`"),
-    (CONVERT, "--subject_of model --base x", "`--base` must be given not with"),
+    (CONVERT, "--subject_of model --base x", "`--base` must be given without `--subject_of`, got 'x'"),
+    (CONVERT, "--base model --revision main", "`--revision` must be given only with a model on the Hub"),
+    (CONVERT, "--output_dir .", "`output_dir` must be a new or empty folder"),
     (CONVERT, "--image_range 0_255", "invalid choice"),
     (EXPORT, "--num_frames 0", "`num_frames` must be at least 1"),
     (EXPORT, "--num_frames 99999999", "`num_frames` must be at most"),
@@ -194,11 +208,15 @@ CASES = [
     (EXPORT, "--image_guidance_scale nan", "`image_guidance_scale` must be"),
     (EXPORT, "--sample_dir file", "`sample_dir` must be a folder"),
     (EXPORT, "--sample_dir own", "`sample_dir` must have no poses but those of this sample"),
-    (EXPORT, "--pipeline no/such", "the Hub cannot be reached"),
+    (EXPORT, "--pipeline no/such --model_dir run", "`pipeline` must be .* the Hub cannot be reached"),
+    (EXPORT, "--model_dir run", "`--model_dir` must be given only with `--pipeline` or `--runs`, got 'run'"),
+    (EXPORT, "--pose_guidance_scale 2", "`--pose_guidance_scale` must be given only with `--pipeline`, got 2.0"),
     (PUSH, "--folder none", "`folder` must be the folder of a DreamPosePipeline, got 'none', which does not exist"),
     (PUSH, "--folder file", "`folder` must be the folder of a DreamPosePipeline, got 'file', which is a file"),
     (PUSH, "--folder photos", "which has no model_index.json"),
     (PUSH, "", "the following arguments are required: --folder"),
+    *((PUSH, f"--folder model --hub_model_id {name}", "^script.py: error: `hub_model_id` must be OWNER/NAME .{,300}$")
+      for name in ("a/b/c", LONG * 5, "''", "a--b")),
 ]  # fmt: skip
 
 
@@ -212,7 +230,7 @@ def work(tmp_path_factory):
     (folder / "poses").mkdir()
     get_dummy_iuv().save(folder / "poses" / "0.png")
     (folder / "model" / "model_index.json").write_text('{"_class_name": "DreamPosePipeline"}')
-    for name in ("file", "users/00007.png", "own/poses/mine.png", ".stopped.mp4.frames/00000.png"):
+    for name in ("file", "mine.png", "users/00007.png", "own/poses/mine.png", ".stopped.mp4.frames/00000.png"):
         (folder / name).write_text("the user's")
     (folder / ".stopped.mp4.frames" / "settings.json").write_text("{}")
     (folder / "link.mp4").symlink_to(folder / "nothing" / "here.mp4")

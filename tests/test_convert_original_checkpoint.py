@@ -418,11 +418,11 @@ def test_bad_bases(bases, release, tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--unet", "a.pth"], "`--unet` and `--adapter` must be given, got a.pth and None"),
-        (["--subject_of", "base"], "`--unet`, `--adapter` or `--vae` must be given with `--subject_of`, got none"),
+        (["--unet", "a.pth"], "`--unet` and `--adapter` must be given for a pipeline, but `--adapter` is missing."),
+        (["--subject_of", "base"], "`--unet`, `--adapter` or `--vae` must be given with `--subject_of`."),
         (
             ["--subject_of", "base", "--unet", "a.pth", "--image_range", "zero_one"],
-            "`--image_range` must be given not with `--subject_of`, got zero_one",
+            "`--image_range` must be given without `--subject_of`, got 'zero_one'",
         ),
         (["--unet", "a.pth", "--adapter", "b.pth", "--rank", "4"], "`--rank` must be given only with `--subject_of`"),
         (["--unet", "a.pth", "--pose_range", "0..255"], "argument --pose_range: invalid choice"),
@@ -589,7 +589,7 @@ def test_the_ranges_are_those_of_the_conversion():
 
 
 def test_a_flipped_bit_in_a_zip_file_is_refused(tmp_path):
-    """torch reads the file without a word, with other weights."""
+    """torch reads the file without an error, with other weights."""
     path = tmp_path / "unet.pth"
     torch.save({"conv_in.weight": torch.full((64,), 0.5), "conv_in.bias": torch.ones(64)}, path)
     weights = read_checkpoint(path, "unet")
@@ -604,7 +604,7 @@ def test_a_flipped_bit_in_a_zip_file_is_refused(tmp_path):
 
 
 def test_a_compressed_zip_file_is_refused(tmp_path):
-    """torch maps its entries as they are, so that they would be other weights; and a bomb would fill the memory."""
+    """torch would read compressed bytes as weights, and a decompression bomb would fill the memory."""
     path, packed = tmp_path / "unet.pth", tmp_path / "packed.pth"
     torch.save({"conv_in.weight": torch.zeros(1000)}, path)
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:

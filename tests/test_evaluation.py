@@ -475,7 +475,7 @@ def test_a_stopped_evaluation_resumes(model, whole, tmp_path, monkeypatch):
     (tmp_path / ".clips").mkdir()
     (tmp_path / ".clips" / "settings.json").write_text("{}")
     ClipRecord({}).save(clip_file := tmp_path / ".clips" / "00000.safetensors")
-    with pytest.raises(ValueError, match="`resume` or `overwrite` must be given .* got none and 1 in '.*clips'"):
+    with pytest.raises(ValueError, match=r"clips' holds clips of a stopped run \(1\). Give `--resume`.*`--overwrite`"):
         run(model, tmp_path)
     assert clip_file.exists()
     with pytest.raises(KeyboardInterrupt):

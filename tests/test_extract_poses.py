@@ -82,9 +82,20 @@ def test_iuv_pictures_in_another_channel_order_are_reordered(tmp_path, drawn, ca
     run("--input", tmp_path / "turned", "--output_dir", tmp_path / "poses")
     for pose, frame in zip(read_poses(tmp_path / "poses"), drawn, strict=True):
         np.testing.assert_array_equal(pose, frame.iuv)
-    run("--input", tmp_path / "turned", "--output_dir", tmp_path / "stated", "--channel_order", "vui")
-    np.testing.assert_array_equal(read_poses(tmp_path / "stated", check_order=False)[0], drawn[0].iuv[..., ::-1])
     assert "3 IUV frames" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="`channel_order` must fit the pictures, got 'vui', .* 'iuv' fits"):
+        run("--input", tmp_path / "turned", "--output_dir", tmp_path / "stated", "--channel_order", "vui")
+    assert not (tmp_path / "stated").exists()
+
+
+@pytest.mark.parametrize("order", ["vui", "iuv"])
+def test_a_stated_channel_order_decides_where_both_fit(tmp_path, order):
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pixels[1, 1] = 7, 200, 3
+    save_frames(tmp_path / "iuv", {"0": pixels})
+    run("--input", tmp_path / "iuv", "--output_dir", tmp_path / "poses", "--channel_order", order)
+    expected = pixels if order == "vui" else pixels[..., ::-1]
+    np.testing.assert_array_equal(read_poses(tmp_path / "poses")[0], expected)
 
 
 def test_the_input_is_never_overwritten(tmp_path, drawn):
@@ -103,8 +114,15 @@ def test_maps_without_parts_stay_maps(tmp_path):
         np.save(tmp_path / "release" / f"frame_{number}_densepose.npy", array)
     run("--input", tmp_path / "release", "--output_dir", tmp_path / "poses")
     np.testing.assert_array_equal(read_poses(tmp_path / "poses" / "poses.npy").numpy(), maps.astype(np.float32))
-    with pytest.raises(ValueError, match="`median` must be 0 for maps of U and V without part codes, got 1"):
-        run("--input", tmp_path / "release", "--median", "1", "--output_dir", tmp_path / "calm")
+    for words, name in ((["--median", "1"], "median"), (["--channel_order", "iuv"], "channel_order")):
+        with pytest.raises(ValueError, match=f"`{name}` must not be given for maps of U and V without part codes"):
+            run("--input", tmp_path / "release", *words, "--output_dir", tmp_path / "calm")
+    run("--input", tmp_path / "release", "--output_dir", tmp_path / "poses")  # the same command may run again
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "poses.npy").write_bytes(b"the user's")
+    with pytest.raises(ValueError, match="`output_dir` must replace only files of earlier runs, got .*poses.npy'"):
+        run("--input", tmp_path / "release", "--output_dir", tmp_path / "own")
+    assert (tmp_path / "own" / "poses.npy").read_bytes() == b"the user's"
 
 
 def save_frames(folder, frames):
@@ -210,6 +228,24 @@ def test_a_missing_operator_of_torchvision_says_how_to_install_it(densepose, mon
         DensePoseEstimator(densepose)
 
 
+def test_messages_name_the_options_as_they_are_typed(tmp_path, drawn):
+    save_frames(tmp_path / "colours", {"0": np.full((4, 4, 3), 90, np.uint8)})
+    (tmp_path / "dump.pkl").write_bytes(b"no dump")
+    torch.jit.script(TupleExport()).save(tmp_path / "model.pt")
+    save_frames(tmp_path / "empty", {"0": np.zeros((HEIGHT, WIDTH, 3), np.uint8)})
+    for words, message in (
+        (["--input", tmp_path / "none"], "`input` must be a folder of IUV pictures, .* which does not exist"),
+        (["--input", tmp_path / "colours"], "`input` must hold part codes"),
+        (["--input", tmp_path / "dump.pkl", "--size", 4, 4], "`input` must be"),
+        (
+            ["--input", tmp_path / "empty", "--densepose", tmp_path / "model.pt"],
+            "`input` must show a person",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(*words, "--output_dir", tmp_path / "o")
+
+
 def test_bad_input_is_one_clear_error(tmp_path, capsys):
     with pytest.raises(ValueError, match="`densepose` must be a TorchScript file, .* got .*missing.pt'"):
         DensePoseEstimator(tmp_path / "missing.pt")
@@ -224,20 +260,25 @@ def test_bad_input_is_one_clear_error(tmp_path, capsys):
         words = ["--input", tmp_path / "text.pt", "--densepose", tmp_path / "model.pt", "--output_dir", tmp_path / "o"]
         run(*words)
     for words, message in (
-        (["--input", "a.pkl"], "`--size` must be given for a dump, in pixels, got None"),
+        (["--input", "a.pkl"], "`--size HEIGHT WIDTH` must be given for a dump, which does not store it: a.pkl"),
+        (["--input", "a.pkl", "--size", "0", "4"], "`--size` must be at least 1 pixel, got [0, 4]"),
         (["--input", "a", "--max_gap", "-1"], "`max_gap` must be at least 0, got -1"),
         (["--input", "a", "--person", "first"], "invalid choice: 'first'"),
-        (["--input", "a", "--person", "score"], "`--person` must go with `--densepose` or a dump, got score"),
-        (["--input", "a", "--size", "4", "4"], "`--size` must go with a dump, got [4, 4]"),
-        (["--input", "a", "--device", "cpu"], "`--device` must go with `--densepose`, got cpu"),
+        (["--input", "a", "--person", "score"], "`--person` must be given only with `--densepose` or a dump"),
+        (["--input", "a", "--person", "largest"], "`--person` must be given only with `--densepose` or a dump"),
+        (["--input", "a", "--size", "4", "4"], "`--size` must be given only with a dump (.pkl) as `--input`, got [4"),
+        (["--input", "a", "--device", "cpu"], "`--device` must be given only with `--densepose`, got 'cpu'"),
         (
             ["--input", "a.pkl", "--size", "4", "4", "--densepose", "m"],
-            "`--densepose` must go with a video or a folder of pictures, got m",
+            "`--densepose` must be given only with a video or a folder of pictures as `--input`, got 'm'",
         ),
-        (["--input", "a", "--max_gap", "2"], "`--max_gap` must go with `--densepose`, a dump or a folder, got 2"),
+        (
+            ["--input", "a", "--max_gap", "2"],
+            "`--max_gap` must be given only with `--densepose`, a dump",
+        ),
         (
             ["--input", "a", "--densepose", "m", "--channel_order", "vui"],
-            "`--channel_order` must go with IUV pictures as input, got vui",
+            "`--channel_order` must be given only with IUV pictures as `--input`, got 'vui'",
         ),
     ):
         with pytest.raises(SystemExit):

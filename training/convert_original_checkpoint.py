@@ -8,8 +8,10 @@ python training/convert_original_checkpoint.py --unet unet_epoch_499.pth --adapt
 """
 
 import argparse
+import os
 from pathlib import Path
 
+from training.engine.output_lock import locks_output
 from training.options.command import CommandParser, run_command
 from training.options.stage_one import DataOptions, ModelOptions
 
@@ -35,14 +37,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "[-1, 1] for pictures and poses; its training code, as last published, uses [0, 1]. If frames are pale or\n"
         "dark, or do not follow the poses, convert again with the other range."
     )
-    parser = CommandParser(description=__doc__, epilog=epilog)
-    add = parser.add_argument_group("checkpoints (.pth) of the release; only tensors are read").add_argument
+    usage = "%(prog)s --unet FILE --adapter FILE --output_dir FOLDER [--subject_of MODEL] [--OPTION VALUE ...]"
+    parser = CommandParser(usage=usage, description=__doc__, epilog=epilog)
+    add = parser.add_argument_group(
+        "most used (checkpoints are .pth files of the release, of which only tensors are read)"
+    ).add_argument
     add("--unet", type=Path, help="UNet, such as unet_epoch_20.pth")
     add("--adapter", type=Path, help="adapter, such as adapter_20.pth")
-    add("--vae", type=Path, help="VAE, such as vae_1499.pth; without it the base's VAE is used or left as it is")
+    add("--vae", type=Path, help="VAE, such as vae_1499.pth; without it, the base's VAE stays as it is")
     add("--output_dir", type=Path, required=True, help="folder for the pipeline or the subject's LoRA")
-    add("--revision", help="branch, tag or commit of --base or --subject_of on the Hub")
-    add = parser.add_argument_group("a pipeline").add_argument
+    add("--revision", help="branch, tag or commit of `--base` or `--subject_of` on the Hub")
+    add = parser.add_argument_group("to make a pipeline").add_argument
     stable_diffusion = "Hub id or folder of the Stable Diffusion 1.x that the checkpoints were trained from"
     add("--base", help=f"{stable_diffusion} (default: {CONVERSION['base']})")
     encoder = CONVERSION["image_encoder_name_or_path"]
@@ -51,12 +56,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--pose_range", choices=RANGES, help="range of pose maps at the UNet (default: minus_one_one; see below)")
     add("--height", type=int, help=f"height of the training pictures (default: {CONVERSION['height']})")
     add("--width", type=int, help=f"width of the training pictures (default: {CONVERSION['width']})")
-    add = parser.add_argument_group("a subject").add_argument
-    add("--subject_of", metavar="BASE", help="make a LoRA on this DreamPose pipeline, a folder or Hub id")
+    add = parser.add_argument_group("to make a subject's LoRA").add_argument
+    add("--subject_of", metavar="MODEL", help="make a LoRA on this DreamPose pipeline, a folder or Hub id")
     add("--rank", type=int, help=f"rank of the LoRA (default: {EXTRACTION['rank']})")
     add("--device", help="device that decomposes the weights in float64; by default CUDA if there is one")
     options = parser.parse_args(argv)
-    check(parser, options)
+    check(parser, argv, options)
     for name, value in {**CONVERSION, **EXTRACTION}.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -64,18 +69,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def check(parser: CommandParser, argv: list[str] | None, options: argparse.Namespace) -> None:
     """End in the parser's error if options exclude each other."""
-    others, rule = (EXTRACTION, "only with") if options.subject_of is None else (CONVERSION, "not with")
-    for name in others:
-        if getattr(options, name) is not None:
-            parser.error(f"`--{name}` must be given {rule} `--subject_of`, got {getattr(options, name)}.")
-    if options.subject_of is None and (options.unet is None or options.adapter is None):
-        parser.error(f"`--unet` and `--adapter` must be given, got {options.unet} and {options.adapter}.")
+    others, rule = (EXTRACTION, "only with") if options.subject_of is None else (CONVERSION, "without")
+    parser.refuse(argv, list(others), f"{rule} `--subject_of`")
+    missing = [f"`--{part}`" for part in ("unet", "adapter") if getattr(options, part) is None]
+    if options.subject_of is None and missing:
+        parser.error(f"`--unet` and `--adapter` must be given for a pipeline, but {' and '.join(missing)} is missing.")
     if not (options.unet or options.adapter or options.vae):
-        parser.error("`--unet`, `--adapter` or `--vae` must be given with `--subject_of`, got none.")
+        parser.error("`--unet`, `--adapter` or `--vae` must be given with `--subject_of`.")
+    if os.path.isdir(options.subject_of or options.base or CONVERSION["base"]):
+        parser.refuse(argv, ["revision"], "only with a model on the Hub")
 
 
+@locks_output("output_dir", is_folder=True)
 def main(options: argparse.Namespace) -> None:
     """Convert the checkpoints and write the result to `output_dir`."""
     from training.hub.model_card import write_base_card

@@ -6,14 +6,16 @@ python training/export_tiny.py --pipeline runs/tiny/stage1 --runs runs/tiny
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
+from training.engine.messages import naming_arguments
+from training.engine.output_lock import locks_output
 from training.options.clips import check_ranges
 from training.options.command import CommandParser, run_command
 
 
+STORED_SCALES = ("image_guidance_scale", "pose_guidance_scale")
 RUNS = ("vae", "image_encoder", "stage1")
 CURVES = {
     "loss": "Loss",
@@ -24,39 +26,38 @@ CURVES = {
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of a command line."""
-    parser = CommandParser(description=__doc__)
-    add = parser.add_argument
-    add("--pipeline", help="folder that stage 1 wrote; without it only the sample is written")
-    add("--runs", type=Path, help="folder of the training runs, whose settings and logs are kept")
-    add("--model_dir", type=Path, default=Path("model_card/tiny"), help="folder of the small model")
-    add("--image_guidance_scale", type=float, help="default to store in the model; the present one if not given")
-    add("--pose_guidance_scale", type=float, help="default to store in the model; the present one if not given")
-    add("--sample_dir", type=Path, default=Path("model_card/sample"), help="folder of the sample")
+    parser = CommandParser(usage="%(prog)s [--pipeline FOLDER] [--OPTION VALUE ...]", description=__doc__)
+    add = parser.add_argument_group("model").add_argument
+    add("--pipeline", metavar="FOLDER", help="folder that stage 1 wrote; without it, no model is written")
+    add("--runs", type=Path, help="folder of the training runs, whose settings and logs are copied")
+    add("--model_dir", type=Path, default=Path("model_card/tiny"), help="folder to write the small model to")
+    for name in STORED_SCALES:
+        add(f"--{name}", type=float, help="default to store in the model; without it, that of `--pipeline` stays")
+    add = parser.add_argument_group("sample").add_argument
+    add("--sample_dir", type=Path, default=Path("model_card/sample"), help="folder to write the sample to")
     add("--subject", type=int, default=21, help="number of the sample's subject in the test split")
     add("--motion", type=int, default=57, help="number of the sample's motion in the test split")
     add("--num_frames", type=int, default=32, help="frames of the sample's motion")
     options = parser.parse_args(argv)
     check_ranges(options)
+    if options.pipeline is None:
+        parser.refuse(argv, STORED_SCALES, "only with `--pipeline`")
+    if options.pipeline is None and options.runs is None:
+        parser.refuse(argv, ["model_dir"], "only with `--pipeline` or `--runs`")
     return options
 
 
 def export_pipeline(options: argparse.Namespace) -> None:
-    """Save the pipeline in half precision with its default settings."""
+    """Save the pipeline in half precision, with the given scales as its defaults."""
     from training.hub.repositories import load_pipeline
-    from training.models.base_pipeline import sampling_scheduler
+    from training.models.small_model import save_small_model
 
-    pipeline = load_pipeline(options.pipeline, dtype="float16")
-    pipeline.scheduler = sampling_scheduler(pipeline.scheduler)
-    for name in ("image_guidance_scale", "pose_guidance_scale"):
-        value = getattr(options, name)
-        if value is not None:
-            pipeline.register_to_config(**{f"default_{name}": value})
-    pipeline.save_pretrained(options.model_dir)
-    for path in options.model_dir.glob("*/config.json"):
-        config = json.loads(path.read_text())
-        if "dtype" in config:
-            # transformers would load its model in half precision, while diffusers loads the others in float32.
-            path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
+    with naming_arguments(model="pipeline"):
+        pipeline = load_pipeline(options.pipeline, dtype="float16")
+    given = {name: getattr(options, name) for name in STORED_SCALES if getattr(options, name) is not None}
+    pipeline.register_to_config(**{f"default_{name}": value for name, value in given.items()})
+    save_small_model(pipeline, options.model_dir)
+    print(f"Wrote {options.model_dir}.")
 
 
 def export_training(runs: Path, folder: Path) -> None:
@@ -75,6 +76,7 @@ def export_training(runs: Path, folder: Path) -> None:
         for value, title in CURVES.items()
     ]
     picture_grid([charts]).save(folder / "curves.png", optimize=True)
+    print(f"Wrote {folder}.")
 
 
 def export_sample(options: argparse.Namespace) -> None:
@@ -87,16 +89,18 @@ def export_sample(options: argparse.Namespace) -> None:
     config = ProceduralFashionConfig(name="sample", num_frames=options.num_frames)
     subject, motion = config.subject("test", options.subject), config.motion("test", options.motion)
     photo = config.clip("test", options.subject, options.subject, [0])[0]
-    poses = options.sample_dir / "poses"
-    poses.mkdir(parents=True, exist_ok=True)
+    (poses := options.sample_dir / "poses").mkdir(parents=True, exist_ok=True)
     Image.fromarray(photo.image).save(options.sample_dir / "photo.png")
     Image.fromarray(photo.iuv).save(options.sample_dir / "photo_iuv.png")  # stage 2 reads it
     for index, frame in enumerate(render_clip(subject, motion, config.height, config.width)):
         Image.fromarray(frame.iuv).save(poses / f"{index:04d}.png", optimize=True)
+    print(f"Wrote {options.sample_dir}.")
 
 
+@locks_output("model_dir", is_folder=True)
+@locks_output("sample_dir", is_folder=True)
 def main(options: argparse.Namespace) -> None:
-    """Write the model, its training runs and the sample. No pose of a longer sample is deleted: it is refused."""
+    """Write the model, its training runs and the sample. A folder with a longer sample is refused."""
     from training.media.outputs import check_output
 
     check_output("model_dir", options.model_dir)
@@ -107,12 +111,9 @@ def main(options: argparse.Namespace) -> None:
         raise ValueError(f"`sample_dir` must have no poses but those of this sample, got {sorted(others)[0]!r}.")
     if options.pipeline is not None:
         export_pipeline(options)
-        print(f"Wrote {options.model_dir}.")
     if options.runs is not None:
         export_training(options.runs, options.model_dir / "training")
-        print(f"Wrote {options.model_dir / 'training'}.")
     export_sample(options)
-    print(f"Wrote {options.sample_dir}.")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.engine.messages import naming_arguments
+from training.engine.output_lock import locks_output
 from training.options.command import CommandParser, run_command
 from training.options.poses import add_pose_options, pose_settings
 from training.poses.channel_order import CHANNEL_ORDERS
@@ -25,29 +27,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of a command line."""
     usage = "%(prog)s --input INPUT --output_dir FOLDER [--densepose MODEL] [--OPTION VALUE ...]"
     parser = CommandParser(usage=usage, description=__doc__)
-    add = parser.add_argument_group("files").add_argument
-    source = "with --densepose a video or a folder of pictures; else a detectron2 dump (.pkl) or existing IUV"
+    add = parser.add_argument_group("most used").add_argument
+    source = "video or folder of pictures with --densepose; without it, a detectron2 dump (.pkl) or existing IUV"
     add("--input", required=True, type=Path, help=source)
     add("--output_dir", required=True, type=Path, help="folder for the IUV frames")
-    add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="size of the frames; a dump does not store it")
-    add("--channel_order", choices=["auto", *CHANNEL_ORDERS], default="auto", help="channel order of IUV pictures")
+    add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="size of a dump's pictures, which it lacks")
+    order = "channel order of existing IUV pictures: R, G, B hold V, U, I or I, U, V; auto finds it"
+    add("--channel_order", choices=["auto", *CHANNEL_ORDERS], default="auto", help=order)
     add_pose_options(parser, needs_densepose=False)
     options = parser.parse_args(argv)
     is_dump, has_model = options.input.suffix == ".pkl", options.densepose is not None
-    if is_dump and (options.size is None or min(options.size) < 1):
-        parser.error(f"`--size` must be given for a dump, in pixels, got {options.size}.")
     options.settings = pose_settings(parser, options)
-    for name, is_used, what in (
-        ("densepose", not is_dump, "a video or a folder of pictures"),
+    for name, is_used, with_what in (
+        ("densepose", not is_dump, "a video or a folder of pictures as `--input`"),
         ("device", has_model, "`--densepose`"),
-        ("size", is_dump, "a dump"),
-        ("person", has_model or is_dump, "`--densepose` or a dump"),
-        ("max_gap", has_model or is_dump or options.input.is_dir(), "`--densepose`, a dump or a folder"),
-        ("channel_order", not (has_model or is_dump), "IUV pictures as input"),
+        ("size", is_dump, "a dump (.pkl) as `--input`"),
+        ("person", has_model or is_dump, "`--densepose` or a dump (.pkl)"),
+        ("max_gap", has_model or is_dump or options.input.is_dir(), "`--densepose`, a dump (.pkl) or a folder"),
+        ("channel_order", not (has_model or is_dump), "IUV pictures as `--input`"),
     ):
-        value = getattr(options, name)
-        if not is_used and value != parser.get_default(name):
-            parser.error(f"`--{name}` must go with {what}, got {value}.")
+        if not is_used:
+            parser.refuse(argv, [name], f"only with {with_what}")
+    if is_dump and options.size is None:
+        parser.error(f"`--size HEIGHT WIDTH` must be given for a dump, which does not store it: {options.input}.")
+    if is_dump and min(options.size) < 1:
+        parser.error(f"`--size` must be at least 1 pixel, got {options.size}.")
     return options
 
 
@@ -64,19 +68,21 @@ def convert(options: argparse.Namespace) -> "Sequence[np.ndarray] | torch.Tensor
     if options.input.suffix == ".pkl":
         return read_dumped_poses(options.input, *options.size, options.settings)
     poses = read_poses(options.input, options.settings.max_gap, check_order=False)
+    stated = None if options.channel_order == "auto" else options.channel_order
     if isinstance(poses, torch.Tensor):
-        if options.median:
-            raise ValueError(f"`median` must be 0 for maps of U and V without part codes, got {options.median}.")
+        for name, value, unused in (("median", options.median, 0), ("channel_order", stated, None)):
+            if value != unused:
+                raise ValueError(f"`{name}` must not be given for maps of U and V without part codes, got {value!r}.")
         return poses
-    frames, order = [np.asarray(pose) for pose in poses], options.channel_order
-    if order == "auto":
-        order, notice = find_channel_order(frames)
-        if notice:
-            print(f"notice: {notice}; --channel_order decides")
+    frames = [np.asarray(pose) for pose in poses]
+    order, notice = find_channel_order(frames, stated)
+    if notice:
+        print(f"notice: {notice}; --channel_order decides")
     frames = [np.ascontiguousarray(frame[..., CHANNEL_ORDERS[order]]) for frame in frames]
     return temporal_median(frames, options.median) if options.median else frames
 
 
+@locks_output("output_dir", is_folder=True)
 def main(options: argparse.Namespace) -> None:
     """Make the poses and write them to `output_dir`."""
     import numpy as np
@@ -84,24 +90,25 @@ def main(options: argparse.Namespace) -> None:
     from accelerate import PartialState
     from PIL import Image
 
-    from training.media.outputs import check_picture_folder, write_picture_folder
+    from training.media.outputs import check_outputs, check_picture_folder, record_files, write_picture_folder
     from training.media.pictures import spare_inputs
     from training.poses.clip_poses import estimate_poses
     from training.poses.estimator import DensePoseEstimator
 
     spare_inputs("output_dir", [options.output_dir], [options.input])
     check_picture_folder("output_dir", options.output_dir)
-    if options.densepose:
-        device = options.device or PartialState().device
-        estimator = DensePoseEstimator(options.densepose, device)
-        frames = estimate_poses(options.input, estimator, options.settings)
-    else:
-        frames = convert(options)
+    with naming_arguments(poses="input", path="input", frames="input"):
+        if options.densepose:
+            estimator = DensePoseEstimator(options.densepose, options.device or PartialState().device)
+            frames = estimate_poses(options.input, estimator, options.settings)
+        else:
+            frames = convert(options)
     if getattr(frames, "filled", None):
         print(f"frames without the person, filled from neighbouring frames: {frames.filled}")
     if isinstance(frames, torch.Tensor):
-        options.output_dir.mkdir(parents=True, exist_ok=True)
         path = options.output_dir / "poses.npy"
+        check_outputs("output_dir", [path])
+        record_files([path])
         np.save(path, frames.numpy())
         print(f"{len(frames)} pose maps (U and V, there was no I): {path}")
         return

@@ -8,22 +8,28 @@ python training/push_model.py --folder model_card/tiny --hub_model_id you/dreamp
 import argparse
 from pathlib import Path
 
+from training.engine.messages import shorten
 from training.options.command import CommandParser, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of a command line."""
-    parser = CommandParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="folder of the pipeline, or of the subject's LoRA")
-    parser.add_argument("--hub_model_id", required=True, help="repository on the Hub: you/name, or name for your own")
-    parser.add_argument("--no_hub_private_repo", action="store_true", help="make a new repository public")
+    parser = CommandParser(usage="%(prog)s --folder FOLDER --hub_model_id OWNER/NAME", description=__doc__)
+    add = parser.add_argument_group("most used").add_argument
+    add("--folder", type=Path, required=True, help="folder of the pipeline, or of the subject's LoRA")
+    add("--hub_model_id", metavar="ID", required=True, help="repository on the Hub: OWNER/NAME, or NAME for your own")
+    add("--no_hub_private_repo", action="store_true", help="make a new repository public")
     return parser.parse_args(argv)
 
 
 def main(options: argparse.Namespace) -> str:
     """Push the folder; return the address of the repository."""
+    from training.hub.model_card import is_repo_id
     from training.hub.repositories import push_folder
 
+    if not is_repo_id(options.hub_model_id):
+        rule = "be OWNER/NAME or NAME, of letters, digits, `-`, `_` and `.`"
+        raise ValueError(f"`hub_model_id` must {rule}, got {shorten(options.hub_model_id)}.")
     address = push_folder(options.folder, options.hub_model_id, private=not options.no_hub_private_repo)
     print(f"Pushed {options.folder} to {address}.")
     return address

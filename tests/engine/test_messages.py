@@ -1,4 +1,6 @@
-from training.engine.messages import markdown_text, one_line, shorten
+import pytest
+
+from training.engine.messages import markdown_text, naming_arguments, one_line, shorten
 
 
 def test_values_are_shortened_without_being_written_out():
@@ -18,3 +20,9 @@ def test_a_message_is_one_line():
 
 def test_markdown_is_escaped():
     assert markdown_text("a|b\n<c> `d` [e](f) *g* \\ & h_i") == (r"a\|b &lt;c&gt; \`d\` \[e\](f) \*g\* \\ &amp; h_i")
+
+
+def test_arguments_are_named_as_they_are_typed():
+    with pytest.raises(ValueError, match="^`input` must be a path like `fps`, got 'poses'$"):
+        with naming_arguments(poses="input"):
+            raise ValueError("`poses` must be a path like `fps`, got 'poses'")

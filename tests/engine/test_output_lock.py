@@ -1,4 +1,4 @@
-"""The lock on a run's output: a second process is refused, and a killed one leaves nothing that stands in the way."""
+"""Lock on a run's output: it refuses a second process, and it does not outlive a killed one."""
 
 import argparse
 import importlib
@@ -77,7 +77,7 @@ def test_the_lock_of_a_killed_process_does_not_stand_in_the_way(tmp_path):
 
 
 def test_a_lock_that_its_owner_removes_meanwhile_is_made_anew(tmp_path, monkeypatch):
-    """A process that opened the file before its owner removed it must not lock a file that nobody finds."""
+    """A process that opened the file before its owner removed it must not lock the removed file."""
     from training.engine import output_lock
 
     file, lock, opened = tmp_path / LOCK_NAME, output_lock._lock, []
@@ -132,9 +132,19 @@ def test_two_trainings_in_one_folder(tmp_path):
     assert os.listdir(tmp_path) == [] and run_in_child(start) == ""
 
 
-@pytest.mark.parametrize("name", ["animate", "training.evaluation", "training.prepare_ubc_fashion"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "animate",
+        "training.convert_original_checkpoint",
+        "training.evaluation",
+        "training.export_tiny",
+        "training.extract_poses",
+        "training.prepare_dataset",
+    ],
+)
 def test_commands_refuse_an_output_in_use_before_they_do_anything(tmp_path, name):
     main, output = importlib.import_module(name).main, tmp_path / "out"
-    options = argparse.Namespace(output=output, output_dir=output)
+    options = argparse.Namespace(output=output, output_dir=output, model_dir=tmp_path / "model", sample_dir=output)
     with locked_output(output / LOCK_NAME, "output"), locked_output(tmp_path / ".out.lock", "output"):
         assert "must not be in use by another run" in run_in_child(lambda: main(options))

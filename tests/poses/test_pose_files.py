@@ -293,11 +293,22 @@ def test_frames_of_both_channel_orders_are_refused():
         find_channel_order([frame, frame[..., ::-1]])
 
 
+def test_a_stated_channel_order_must_fit_the_pictures():
+    frame = np.asarray(get_dummy_iuv())
+    for frames, wrong, channel, right in (([frame], "iuv", "red", "vui"), ([frame[..., ::-1]], "vui", "blue", "iuv")):
+        with pytest.raises(
+            ValueError, match=rf"`channel_order` must fit .*'{wrong}', for which the {channel} .*: '{right}' fits\."
+        ):
+            find_channel_order(frames, wrong)
+        assert find_channel_order(frames, right) == (right, None)
+
+
 def test_an_ambiguous_channel_order_gives_the_default_and_a_notice():
     empty = [np.zeros((4, 4, 3), np.uint8)]
-    for default in ("vui", "iuv"):
-        order, notice = find_channel_order(empty, default)
-        assert order == default and default in notice
+    order, notice = find_channel_order(empty)
+    assert order == "vui" and "vui is taken" in notice
+    for stated in CHANNEL_ORDERS:
+        assert find_channel_order(empty, stated) == (stated, None), "a stated order that fits is obeyed"
     # A single frame may fit both orders; the whole clip decides.
     frame = np.full((4, 4, 3), (200, 9, 3), np.uint8)
     assert find_channel_order([*empty, frame]) == ("vui", None)

@@ -4,6 +4,8 @@
 
 import re
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -31,3 +33,13 @@ def markdown_text(text: Any) -> str:
     words = " ".join(str(text).split())
     words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*\[\]|])", r"\\\1", words)
+
+
+@contextmanager
+def naming_arguments(**names: str) -> Iterator[None]:
+    """Name arguments in a `ValueError` as the user typed them: `poses="input"` writes `input` for `poses`."""
+    try:
+        yield
+    except ValueError as error:
+        text = re.sub(r"`(\w+)`", lambda match: f"`{names.get(match[1], match[1])}`", str(error))
+        raise ValueError(text) from error

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
@@ -221,7 +221,7 @@ def push_folder(
     patterns = pipeline_patterns(folder) if allow_patterns is None else list(allow_patterns)
     has_code = allow_patterns is None and (folder / CODE_NAME).is_file()
     patterns += [COPY_NAME] if has_code and COPY_NAME not in patterns else []
-    _check_links(folder, [CODE_NAME, COPY_NAME, *_matching(folder, patterns)])
+    check_links("folder", folder, [CODE_NAME, COPY_NAME, *_matching(folder, patterns)])
     command = ["hf", "upload", repo_id, str(folder), *(["--private"] if private else [])]
     command += [word for pattern in patterns for word in ("--include", pattern)]
     advice = f"Everything is in {str(folder)!r}; this pushes it later: {shlex.join(command)}"
@@ -253,17 +253,19 @@ def pipeline_patterns(folder: Path) -> list[str]:
     names = [glob.escape(name) for name in (INDEX_NAME, CODE_NAME, COPY_NAME) if (folder / name).is_file()]
     index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if isinstance(value, list) and re.fullmatch(r"[a-z]\w*", name)]
-    _check_links(folder, parts)
+    check_links("folder", folder, parts)
     files = sorted(path for part in parts for path in (folder / part).glob("*") if path.is_file())
     saved = [path.relative_to(folder).as_posix() for path in files if re.fullmatch(SAVED_FILES, path.name)]
     return names + card_patterns(folder) + [glob.escape(name) for name in saved]
 
 
-def _check_links(folder: Path, names: Sequence[str]) -> None:
+def check_links(argument: str, folder: Path, names: Iterable[str]) -> None:
     """Raise a `ValueError` if one of the names is a link that leaves the folder, so that no other file is pushed."""
     for name in names:
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"`folder` must hold the files themselves, got a link that leaves it, {shorten(name)}.")
+            raise ValueError(
+                f"`{argument}` must hold the files themselves, got a link that leaves it, {shorten(name)}."
+            )
 
 
 def subject_patterns(folder: Path) -> list[str]:
@@ -336,7 +338,7 @@ def explain_push(argument: str, repo_id: str, advice: str) -> Iterator[None]:
         if type(error) is RuntimeError and error.__cause__ is not None:  # the client names the file
             cause, place = error.__cause__, f"{str(error).rstrip('.')}: "
         if getattr(cause, "response", None) is not None or isinstance(cause, HFValidationError):
-            start = f"`{argument}` must name a repository that can be written, got {repo_id!r}"
+            start = f"`{argument}` must name a repository that can be written, got {shorten(repo_id)}"
         elif _is_broken_connection(cause):
             start = f"Nothing was pushed to {repo_id!r} (`{argument}`), the connection to the Hub broke"
         else:
@@ -371,4 +373,4 @@ def _reason(error: BaseException, place: str) -> str:
         text += f" ({status}: {getattr(error, 'server_message', None) or error})"
     text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", place + text)  # a query may hold a signature
     text = text.replace(get_token() or "\0", "***")
-    return " ".join(text.split()).rstrip(".")
+    return one_line(text, 500).rstrip(".")

@@ -61,7 +61,7 @@ def finished_frames(folder: Path, suffix: str = ".png") -> list[Path]:
 
 
 def check_frames(folder: Path, resume: bool, overwrite: bool, suffix: str = ".png", unit: str = "frames") -> None:
-    """Check that finished frames are kept with `resume` or given up with `overwrite`; see `open_frames`.
+    """Check that a run with finished frames has `resume`, which keeps them, or `overwrite`, which deletes them.
 
     Raises:
         ValueError: If there are finished frames and neither is given, or frames without the settings of a run, or if
@@ -70,10 +70,13 @@ def check_frames(folder: Path, resume: bool, overwrite: bool, suffix: str = ".pn
     check_output("output", folder.parent)
     num, where = len(finished_frames(folder, suffix)), shorten(str(folder))
     if num and not (folder / SETTINGS_NAME).is_file():
-        raise ValueError(f"`output` must have no {unit} without {SETTINGS_NAME}, the record of a run, got {where}.")
+        raise ValueError(
+            f"`output` must have no {unit} but those of a run, got {where}, which has no {SETTINGS_NAME} of a run."
+        )
     if num and not resume and not overwrite:
         raise ValueError(
-            f"`resume` or `overwrite` must be given if a stopped run left {unit}, got none and {num} in {where}."
+            f"{where} holds {unit} of a stopped run ({num}). Give `--resume` to continue that run, or `--overwrite` to"
+            " delete them and start again."
         )
 
 
@@ -101,7 +104,7 @@ def open_frames(
 
 
 def remove_frames(folder: Path, suffix: str = ".png") -> None:
-    """Delete the files that a run wrote into the folder of `open_frames`, and the folder unless it holds others."""
+    """Delete a run's files in the folder of `open_frames`, and the folder unless it holds other files."""
     if not (folder / SETTINGS_NAME).is_file():
         return
     for path in [*finished_frames(folder, suffix), *folder.glob(".*.partial"), folder / SETTINGS_NAME]:

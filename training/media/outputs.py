@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Checks of where a command writes, and folders of numbered PNGs, of which only the recorded ones are ever deleted."""
+"""Checks of where a command writes, and the record of what runs wrote: no other file is replaced or deleted."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from PIL import Image
 from training.engine.messages import shorten
 
 
-RECORD_NAME = ".dreampose_frames"  # in a folder of PNGs: the names of the files that runs wrote there, one per line
+RECORD_NAME = ".dreampose_frames"  # in a folder: the names of the files that runs wrote there, one per line
 NUMBERED = re.compile(r"[0-9]{5}\.png")
 # In bytes. File systems take 255 and 4095, and partial files and checkpoints have longer names than the output.
 MAX_NAME, MAX_PATH = 200, 3500
@@ -45,22 +45,45 @@ def check_output(argument: str, path: str | os.PathLike, is_folder: bool = True)
         raise ValueError(f"`{argument}` must be {kind} that can be written, got {shorten(str(path))}, {reason}.")
 
 
-def check_outputs(argument: str, paths: Sequence[Path]) -> None:
-    """Check each path by [`check_output`] if it has a suffix, and as a folder by [`check_picture_folder`] if not."""
+def check_outputs(argument: str, paths: Sequence[Path], overwrite: bool | None = None) -> None:
+    """Check each path by [`check_output`] if it has a suffix, and as a folder by [`check_picture_folder`] if not.
+
+    A file that no run recorded may be replaced with `overwrite`, which is `None` if the command has no such option.
+
+    Raises:
+        ValueError: If a path cannot be written, or such a file is there and `overwrite` is not set.
+    """
     for path in paths:
-        if path.suffix:
-            check_output(argument, path, is_folder=False)
-        else:
+        if not path.suffix:
             check_picture_folder(argument, path)
+            continue
+        check_output(argument, path, is_folder=False)
+        if path.exists() and not overwrite and path.name not in _recorded(path.parent):
+            advice = "" if overwrite is None else ", or give `--overwrite` to replace it"
+            raise ValueError(
+                f"`{argument}` must replace only files of earlier runs, got {shorten(str(path))}, which no run"
+                f" recorded. Move it away or name another `{argument}`{advice}."
+            )
+
+
+def record_files(paths: Iterable[Path]) -> None:
+    """Add files to the records of their folders, before a run writes them. Folders are created if missing.
+
+    Paths without a suffix are left out: they are folders, in which [`write_picture_folder`] keeps a record.
+    """
+    for path in (path for path in paths if path.suffix):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.name not in _recorded(path.parent):
+            with (path.parent / RECORD_NAME).open("a", encoding="utf-8") as record:
+                record.write(f"{path.name}\n")
 
 
 def _recorded(folder: Path) -> set[str]:
-    """Return the names of numbered PNGs in a folder's record; none without one."""
+    """Return the names in a folder's record; none without one."""
     try:
-        names = (folder / RECORD_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+        return set((folder / RECORD_NAME).read_text(encoding="utf-8", errors="replace").splitlines())
     except FileNotFoundError:
         return set()
-    return {name for name in names if NUMBERED.fullmatch(name)}
 
 
 def check_picture_folder(argument: str, path: str | os.PathLike) -> None:
@@ -92,15 +115,16 @@ def write_picture_folder(frames: Iterable[Image.Image], path: str | os.PathLike,
     check_picture_folder(argument, folder)
     folder.mkdir(parents=True, exist_ok=True)
     before, written = _recorded(folder), []
+    others = {name for name in before if not NUMBERED.fullmatch(name)}
     with (folder / RECORD_NAME).open("a", encoding="utf-8") as record:
         for index, frame in enumerate(frames):
             written.append(f"{index:05d}.png")
             record.write(written[-1] + "\n")
             record.flush()
             frame.save(folder / written[-1])
-    for name in before.difference(written):
+    for name in before.difference(others, written):
         (folder / name).unlink(missing_ok=True)
     partial = folder / f"{RECORD_NAME}.partial"
-    partial.write_text("".join(f"{name}\n" for name in written), encoding="utf-8")
+    partial.write_text("".join(f"{name}\n" for name in [*sorted(others), *written]), encoding="utf-8")
     os.replace(partial, folder / RECORD_NAME)
     return len(written)

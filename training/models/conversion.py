@@ -20,6 +20,7 @@ from torch import nn
 from transformers import CLIPImageProcessor
 
 from pipeline_dreampose import DreamPosePipeline
+from training.engine.output_lock import LOCK_NAME
 from training.hub.model_card import find_hub_id, try_write_card, write_subject_card
 from training.hub.repositories import CODE_NAME, INDEX_NAME, class_name
 from training.models.base_pipeline import load_base_pipeline, load_dreampose_index, load_index, naming
@@ -77,7 +78,7 @@ def read_checkpoint(path: Path, part: str) -> dict[str, torch.Tensor]:
 
 
 def _check_zip(path: Path, part: str) -> None:
-    """Check the CRC of each entry of a zip file, which torch does not, and that none is compressed."""
+    """Check that no entry of a zip file is compressed, and that each has the right CRC, which torch does not check."""
     try:
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()
@@ -204,7 +205,8 @@ def check_output_dir(output_dir: Path, is_subject: bool) -> None:
 
     Otherwise the card could overwrite the README.md of something else.
     """
-    names = sorted(path.name for path in output_dir.iterdir()) if output_dir.is_dir() else []
+    paths = output_dir.iterdir() if output_dir.is_dir() else []
+    names = sorted(path.name for path in paths if path.name != LOCK_NAME)
     if is_subject:
         is_earlier = LORA_WEIGHT_NAME_SAFE in names and INDEX_NAME not in names
     else:

@@ -1,10 +1,13 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The small model that ships with the project: its components, and pre-training of its image encoder.
+"""The small model that ships with the project: its components, saving, and pre-training of its image encoder.
 
 Full-size models use Stable Diffusion's VAE and UNet and OpenAI's CLIP instead.
 Legend: `B` batch, `S` side of the image encoder's square.
 """
+
+import json
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pipeline_dreampose import DreamPosePipeline
 from training.data.frame_pairs import LatentShape
-from training.models.base_pipeline import build_adapter, build_feature_extractor, widen_conv_in
+from training.models.base_pipeline import build_adapter, build_feature_extractor, sampling_scheduler, widen_conv_in
 from training.models.denoiser import freeze_post_layernorm
 
 
@@ -167,3 +170,14 @@ class ImageEncoderTrainer(nn.Module):
         uv_loss = F.mse_loss(body[..., NUM_PARTS:], uv)
         loss = color_loss + 0.2 * part_loss + uv_loss
         return {"loss": loss, "color": color_loss.detach(), "part": part_loss.detach(), "uv": uv_loss.detach()}
+
+
+def save_small_model(pipeline: DreamPosePipeline, folder: Path) -> None:
+    """Save a pipeline in its own precision, to be sampled with few steps and loaded in float32 by default."""
+    pipeline.scheduler = sampling_scheduler(pipeline.scheduler)
+    pipeline.save_pretrained(folder)
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        if "dtype" in config:
+            # transformers would load its model in half precision, while diffusers loads the others in float32.
+            path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")

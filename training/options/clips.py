@@ -4,10 +4,12 @@
 
 import argparse
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from training.engine.messages import shorten
+from training.options.command import CommandParser
 
 
 RUN_OPTIONS = ("output", "resume", "overwrite")  # no figure depends on them
@@ -54,8 +56,21 @@ def add_clip_options(parser: argparse.ArgumentParser, split: str, num_clips: int
     add("--frames_per_clip", type=int, default=frames_per_clip, help="target frames per clip")
 
 
+def add_loading_options(add: Callable[..., argparse.Action]) -> None:
+    """Add `--revision`, `--device` and `--dtype` by the `add_argument` of a group."""
+    add("--revision", help="branch, tag or commit of a model on the Hub")
+    add("--device", help="cpu, cuda, mps, ...; by default a GPU if there is one")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], help="number format; by default float16 on CUDA")
+
+
+def refuse_revision_of_folder(parser: CommandParser, argv: Sequence[str] | None, model: str) -> None:
+    """End in the parser's error if `--revision` is given with a `--model` that is a folder."""
+    if os.path.isdir(model):
+        parser.refuse(argv, ["revision"], "only with a `--model` on the Hub")
+
+
 def add_resume_options(parser: argparse.ArgumentParser, unit: str) -> None:
-    """Add `--resume` and `--overwrite`; `unit` names what a stopped run leaves."""
+    """Add `--resume` and `--overwrite`; `unit` names the finished parts of a stopped run."""
     parser.add_argument("--resume", action="store_true", help=f"keep the {unit} that a stopped run measured")
     parser.add_argument("--overwrite", action="store_true", help=f"delete the {unit} that a stopped run measured")
 

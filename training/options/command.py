@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from training.engine.errors import RunStopped
-from training.engine.messages import one_line
+from training.engine.messages import one_line, shorten
 
 
 # Packages that `setup.cfg` installs, by the names of their modules.
@@ -60,6 +60,16 @@ class CommandParser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
         return super().parse_known_args([*map(with_underscores, words[:end]), *words[end:]], namespace)
+
+    def refuse(self, argv: Sequence[str] | None, names: Sequence[str], rule: str) -> None:
+        """End in an error if a command line gives one of the named options, of which the message says the `rule`."""
+        unset = object()
+        given = self.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
+        for name in names:
+            value = getattr(given, name)
+            if value is not unset:
+                got = "" if value is True else f", got {shorten(str(value) if isinstance(value, Path) else value)}"
+                self.error(f"`--{name}` must be given {rule}{got}.")
 
     def error(self, message: str) -> None:
         """End the program as argparse does, with a long message shortened."""
@@ -120,7 +130,7 @@ def ending_in_one_line(
 
 
 def _discard_output() -> None:
-    """Let what is still to be written to a closed pipe go nowhere; else Python complains about it when it ends."""
+    """Discard the remaining output to a closed pipe. Otherwise Python prints a complaint when it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -11,24 +11,34 @@ import numpy as np
 # swaps red and blue writes I, U, V.
 CHANNEL_ORDERS = {"vui": (0, 1, 2), "iuv": (2, 1, 0)}
 NUM_CODES = 25  # part codes 0..24
+_CHANNELS = ("red", "green", "blue")
 
 
-def find_channel_order(frames: Sequence[np.ndarray], default: str = "vui") -> tuple[str, str | None]:
-    """Find the channel that holds the part codes, using all frames of a clip.
+def find_channel_order(frames: Sequence[np.ndarray], stated: str | None = None) -> tuple[str, str | None]:
+    """Find the channel that holds the part codes, using all frames of a clip. A `stated` order decides if it fits.
 
     Returns:
-        `tuple[str, str | None]`: A key of `CHANNEL_ORDERS`; if the pictures fit both, `default` with a notice.
+        `tuple[str, str | None]`: A key of `CHANNEL_ORDERS`; if the pictures fit both and none is stated, `"vui"` with
+            a notice.
     Raises:
-        ValueError: If no channel can hold part codes. Pictures of part colours, for example, have lost U and V.
+        ValueError: If no channel can hold part codes, or the channel of the `stated` order cannot. Pictures of part
+            colours, for example, have lost U and V.
     """
     from pipeline_dreampose import why_not_iuv
 
     highest = np.max([frame.max(axis=(0, 1)) for frame in frames], axis=0)
     fitting = [name for name, (_, _, parts) in CHANNEL_ORDERS.items() if highest[parts] < NUM_CODES]
-    if len(fitting) == 1:
-        return fitting[0], None
+    if stated in fitting or len(fitting) == 1:
+        order = stated or fitting[0]
+        if order not in fitting:
+            channel = CHANNEL_ORDERS[order][2]
+            raise ValueError(
+                f"`channel_order` must fit the pictures, got {order!r}, for which the {_CHANNELS[channel]} channel"
+                f" must hold part codes 0..{NUM_CODES - 1}, but it goes up to {highest[channel]}: {fitting[0]!r} fits."
+            )
+        return order, None
     if fitting:
-        return default, f"both channel orders fit the pictures; {default} is taken"
+        return fitting[0], f"both channel orders fit the pictures; {fitting[0]} is taken"
     for index, frame in enumerate(frames):
         if min(frame[..., 0].max(), frame[..., 2].max()) >= NUM_CODES:
             raise ValueError(
