@@ -83,7 +83,7 @@ def shape(pipeline):
 
 @pytest.fixture(scope="module")
 def densepose(tmp_path_factory):
-    """The file of a fake DensePose: it takes the picture for the IUV to find, and finds nobody if it is black."""
+    """File of a fake DensePose that returns the picture itself as IUV, and nobody for a black picture."""
     path = tmp_path_factory.mktemp("densepose") / "model.pt"
     torch.jit.script(TupleExport()).save(path)
     return path

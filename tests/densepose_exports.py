@@ -1,4 +1,4 @@
-"""Fake DensePose TorchScript exports, one per known interface: they take the picture itself for the IUV to find."""
+"""Fake DensePose exports in TorchScript, one per known interface. They return the picture itself as IUV."""
 
 from typing import Dict, Tuple
 

@@ -16,7 +16,7 @@ def chunk(name, content):
 
 
 def bomb(width, height):
-    """Return a PNG of some bytes that claims to have so many pixels."""
+    """Return a small PNG that claims to have this many pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")

@@ -56,7 +56,7 @@ NOT_A_SCALE += ["3", b"3", [3], (), {}, Odd(), 2j, Decimal(3), Fraction(-1, 2), 
 
 
 def odd_tensors(shape):
-    """Tensors of a good shape whose memory or numbers are of no use."""
+    """Tensors of a good shape with an unusable memory layout or unusable numbers."""
     yield torch.zeros(shape, device="meta")
     yield torch.zeros(shape).to_sparse()
     yield torch.zeros(shape, dtype=torch.complex64)
@@ -70,7 +70,7 @@ def odd_tensors(shape):
 
 
 def odd_arrays(shape):
-    """Arrays of a good shape that hold no real numbers, or numbers of no use."""
+    """Arrays of a good shape that hold no real numbers, or unusable ones."""
     for kind in ("O", "U3", "S3", "c8", "M8[s]", "m8[s]", "V4"):
         yield np.zeros(shape, dtype=kind)
     yield np.zeros(shape, dtype=[("a", "f4")])

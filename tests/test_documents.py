@@ -1,4 +1,4 @@
-"""The documents: their pictures are what `docs/pictures/draw.py` draws, and their commands leave git clean."""
+"""Documents: `docs/pictures/draw.py` draws their pictures, and their commands leave git clean."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A wheel works without the checkout, and a broken torchvision hurts nothing but what needs it."""
+"""A wheel works without the checkout, and a broken torchvision affects only the features that need it."""
 
 import os
 import shlex

@@ -191,7 +191,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def facts(work, hub):
-    """The facts that both fresh processes report; all that the second sees of the first is what it pushed."""
+    """Facts that both fresh processes report. The second process sees only the push of the first."""
     facts = run_fresh(LOCAL_ROUTES, work, hub, "local")
     hub.commit(BASE, files_of(work / "saved"))
     facts |= run_fresh(HUB_ROUTES, work, hub, "hub")

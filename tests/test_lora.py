@@ -633,7 +633,7 @@ def test_weights_by_name_take_their_metadata(subjects, attached, warnings_of_pip
 
 
 def test_a_vae_without_lora(subjects):
-    """A VAE that cannot carry a LoRA leaves the other components their subjects."""
+    """If the VAE cannot have a LoRA, the other components still get theirs."""
     vae = AutoencoderTiny(encoder_block_out_channels=(4,) * 4, decoder_block_out_channels=(4,) * 4)
     pipe = get_dummy_pipeline()
     pipe.vae = vae

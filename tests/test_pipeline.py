@@ -714,7 +714,7 @@ def make_scheduler(name, config):
 
 @pytest.fixture
 def ideal_pipe(shared_pipe):
-    """A pipeline whose UNet predicts the noise perfectly, if all pictures of the world are the one in `target`."""
+    """A pipeline whose UNet predicts the noise perfectly if `target` is the only possible picture."""
     alphas = shared_pipe.scheduler.alphas_cumprod.double()
     target = torch.randn(1, *LATENT_SHAPE, generator=seeded(3))
 

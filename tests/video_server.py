@@ -38,7 +38,7 @@ def write_sound(path, codec):
 
 
 class VideoServer:
-    """`videos` maps ids to bytes, `faults` ids to the faults of the next answers; `requests` lists `(path, Range)`.
+    """Server of `videos` (id -> bytes) with `faults` (id -> the next faults); `requests` lists `(path, Range)`.
 
     A fault is an HTTP status or one of these. `"cut"`: sends half of the content; `"anonymous cut"`: the same without
     an ETag; `"html"`: sends a web page; `"whole"`: ignores Range; `"shifted"`: announces another range than requested;

@@ -44,7 +44,7 @@ SCALES = {"guided": [2.0, 2.0], "unguided": [1.0, 1.0]}  # photo, pose
 
 @dataclass(frozen=True)
 class Held:
-    """The clips to measure, the first of the drawn test split, and the denoising steps of all predictions."""
+    """First clips of the drawn test split, which are measured, and the denoising steps of all predictions."""
 
     num_clips: int
     frames_per_clip: int
@@ -121,7 +121,7 @@ def train_arm(model: str, arm: str, seed: int, work_dir: Path, schedule: dict[st
 def run_arm(
     model: str, arm: str, seed: int, work_dir: str, schedule: dict[str, Any], held: Held
 ) -> dict[str, list[dict[str, float]] | float]:
-    """Train an arm and measure it with each entry of `SCALES`. The CPU time counts since the last start."""
+    """Train an arm and measure it with each entry of `SCALES`. Its CPU time counts from the last start."""
     before = children_cpu_seconds()
     folder = train_arm(model, arm, seed, Path(work_dir), schedule)
     pipe = load_pipeline(str(folder), "cpu")
@@ -170,7 +170,7 @@ def compare_noise(model: str, held: Held) -> dict[str, list[dict[str, float]]]:
 def start_from(
     pipe: DreamPosePipeline, image_latents: torch.Tensor, noise: torch.Tensor, num_inference_steps: int
 ) -> torch.Tensor:
-    """Return the `latents` with which the pipeline starts from given unit noise as it does from its own.
+    """Return `latents` that make the pipeline start from the given unit noise instead of its own.
 
     The start is the photo's latents with the noise of the first timestep. `image_latents` are scaled and have shape
     `(1, C, h, w)`. `noise` and the result have shape `(F, C, h, w)`, or `(1, C, h, w)` for all frames.

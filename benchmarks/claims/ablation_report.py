@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""The paper's claims, the differences that decide them clip by clip, their verdicts, and the table."""
+"""Claims of the paper, with their differences clip by clip, their verdicts and the table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

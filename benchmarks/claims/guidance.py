@@ -66,7 +66,7 @@ def measure_pair(
 
 
 def draw(pairs: dict, folder: Path, clip: Clip, options: argparse.Namespace) -> tuple[Image.Image, Image.Image]:
-    """Draw a frame with every pair above the photo, pose and true frame; and heat maps of the mean figures."""
+    """Draw a frame with every pair of scales above photo, pose and true frame, and heat maps of the mean figures."""
     titles, row_titles = [f"pose {p:g}" for p in options.pose_scales], [f"image {i:g}" for i in options.image_scales]
     grid = [[f"{i:g}, {p:g}" for p in options.pose_scales] for i in options.image_scales]
     rows = [[Image.open(folder / f"{name}.png") for name in row] for row in grid]

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Ways to sample a frame that `benchmarks.speed.sampling` measures, and models of three sizes with random weights."""
+"""Procedures that `benchmarks.speed.sampling` measures, and models of three sizes with random weights."""
 
 import multiprocessing
 import resource

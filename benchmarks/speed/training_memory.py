@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Least GPU memory in which stage 1 trains at full size, 512x640, with bf16, checkpointing and small batches.
+"""Smallest GPU memory in which stage 1 trains at full size, 512x640, with bf16, checkpointing and small batches.
 
     python -m benchmarks.speed.training_memory
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Ways to run training steps that `benchmarks.speed.training_step` measures, with random weights."""
+"""Training steps that `benchmarks.speed.training_step` measures, with random weights."""
 
 import contextlib
 import gc

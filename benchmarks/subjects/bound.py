@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Estimate what the body's texture in a subject's photos is worth: read it with the true IUV, without training.
+"""Gain from copying the body's texture out of a subject's photos by the true IUV, without training.
 
 The baseline is the model's frames of `benchmarks.subjects.gains` before stage 2. In `read`, each body pixel that a
 photo shows is taken from the nearest point in the photos. In `oracle`, it is taken only where it is closer to the

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Time how long it takes to load a subject on a base next to others, to switch to it, and to replace it.
+"""Time to load a subject next to others, to switch to it, and to replace it.
 
 The weights are random, and the LoRAs are those that training/finetune.py makes by default. The files are read from the
 disk's cache.

@@ -272,7 +272,7 @@ def test_a_folder_without_a_cache_is_refused(tmp_path):
 
 
 def test_encoders_in_another_precision_need_another_cache(pipeline):
-    """The same weights in float32 and in half precision are another cache, since half precision rounds the outputs."""
+    """A cache made in float32 does not serve encoders in half precision, which round their outputs."""
     exact = copy.deepcopy(pipeline.vae).half().float()
     others = (pipeline.image_encoder, pipeline.feature_extractor)
     in_float, in_half = (FrameEncoders(vae, *others).facts() for vae in (exact, copy.deepcopy(exact).half()))

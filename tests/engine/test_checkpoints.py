@@ -215,7 +215,7 @@ def test_resolve_finds_or_refuses(tmp_path):
 
 
 def test_nothing_starts_anew_where_all_checkpoints_are_broken(tmp_path):
-    """A new start would empty the log, and its checkpoints would be older than the old ones if these become whole."""
+    """A new start would empty the log, and an old checkpoint, once repaired, would count as newer than its own."""
     for step in (1, 2):
         break_file(save(tmp_path, step))
     message = (
@@ -230,7 +230,7 @@ def test_nothing_starts_anew_where_all_checkpoints_are_broken(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("I/O error: No space left")])
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, error):
-    """Both as Python's own error and as the error that safetensors makes of it."""
+    """The error comes from Python itself, or from safetensors in other words."""
     path = save(tmp_path, 1)
 
     def fail(tensors, filename):

@@ -334,7 +334,7 @@ def test_validation_sees_the_average_in_eval_mode_and_leaves_no_trace(tmp_path):
 
 @pytest.mark.parametrize("step", [2, 5])
 def test_a_validation_that_was_cut_off_is_made_up_for(tmp_path, step):
-    """A run killed during the validation of a step, also the last, starts with that validation when resumed, once."""
+    """A run killed during a validation, also that of the last step, repeats it once when resumed."""
     seen = []
 
     def validate(module, global_step):

@@ -27,7 +27,7 @@ def test_all_singular_values_come_near_one_and_the_singular_vectors_stay(shape):
 
 
 def test_a_polynomial_worked_out_by_hand():
-    """One singular value, 1 after scaling: five times x -> 3.4445 x - 4.775 x^3 + 2.0315 x^5."""
+    """A singular value of 1 after scaling goes five times through x -> 3.4445 x - 4.775 x^3 + 2.0315 x^5."""
     x = 1.0
     for _ in range(5):
         x = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5

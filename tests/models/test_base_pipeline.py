@@ -99,7 +99,7 @@ def test_a_saved_pipeline_samples_with_dpm_solver_and_the_noise_of_its_training(
 
 
 def test_only_the_unet_is_loaded_as_nf4(monkeypatch):
-    """Checks the arguments for diffusers only: bitsandbytes does not run on a CPU."""
+    """Check only the arguments for diffusers, since bitsandbytes does not run on a CPU."""
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.48.0")  # the configuration checks it
     arguments = four_bit_arguments(torch.bfloat16)
     assert arguments["dtype"] == {"unet": torch.bfloat16, "default": torch.float32}

@@ -84,7 +84,7 @@ def test_the_help_shows_the_defaults_of_the_preset(capsys, tmp_path):
 
 
 def run(main, monkeypatch, extra="training"):
-    """Run a command in this process; return what it exits with."""
+    """Run a command in this process; return its exit code."""
     monkeypatch.setattr(sys, "argv", ["/some/where/command.py"])
     monkeypatch.setattr(command, "spare_busy_cores", lambda: None)
     with pytest.raises(SystemExit) as stopped:
@@ -112,7 +112,7 @@ def test_a_full_disk_ends_in_one_line(error, monkeypatch):
 
 
 def test_a_closed_pipe_ends_in_one_line():
-    """As in `command | head -1`: neither a traceback nor Python's complaint when it ends."""
+    """As in `command | head -1`: no traceback, and no message from Python at its end."""
     code = "from training.options.command import ending_in_one_line as end\nwith end('', None): print('text')"
     reader, writer = os.pipe()
     os.close(reader)

@@ -73,7 +73,7 @@ def test_both_exports_give_the_same_detections(drawn_iuv):
 
 
 def pickled(**options):
-    """Write a plain pickle as `torch.save` is called."""
+    """Return a function that writes a plain pickle and takes the arguments of `torch.save`."""
 
     def save(value, path):
         with open(path, "wb") as file:

@@ -44,7 +44,7 @@ _DIGEST_LENGTH = 16
 
 
 def pictures_at_a_time(height: int, width: int) -> int:
-    """Return how many pictures to encode at a time: as many as have the pixels of two of 512x640, but at least one.
+    """Return the number of pictures to encode at a time: at least one, and together at most two pictures of 512x640.
 
     The VAE needs 0.8 GB for a picture of 512x640 in float32.
     """

@@ -67,7 +67,7 @@ def leave_lost_terminal(descriptors: Sequence[int] = (1, 2)) -> None:
 
 @contextmanager
 def explaining_full_disk(output_dir: str | os.PathLike) -> Iterator[None]:
-    """Explain a full disk, whichever file of the run finds no space: log, latent cache or finished weights.
+    """Explain a full disk in one line, whichever file of the run it affects: log, latent cache or finished weights.
 
     Raises:
         RunStopped: In place of an `OSError` or `SafetensorError` about disk space. Other errors pass unchanged.

@@ -236,7 +236,7 @@ class _Run:
                 self.validate()
 
     def is_due(self, every: int | None) -> bool:
-        """Return whether something that is done every `every` steps, and after the last one, is due now."""
+        """Return whether work that is done every `every` steps, and after the last step, is due now."""
         step = self.state.global_step
         return step == self.settings.max_train_steps or (every is not None and step % every == 0)
 

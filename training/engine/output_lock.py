@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""A lock on the output of a run, so that two runs never write to one place. It ends with its process, however."""
+"""Lock on the output of a run, so that two runs never write to one place. It ends with its process, also by a kill."""
 
 import errno
 import functools

@@ -104,7 +104,7 @@ def natural_order(file: Path) -> tuple[list, str]:
 
 
 def is_visible_file(path: Path) -> bool:
-    """Return whether a path is no hidden file, folder or pipe. A dead link counts, so that reading it fails."""
+    """Return whether a path is a visible file, not a folder or pipe. A dead link counts, so that reading it fails."""
     return not path.name.startswith(".") and (path.is_file() or not path.exists())
 
 

@@ -1,1 +1,1 @@
-"""DensePose output to IUV pictures. The pose window's size is `pose_radius` in `training/options/stage_one.py`."""
+"""DensePose and pose files. The pose window's size is `pose_radius` in `training/options/stage_one.py`."""
