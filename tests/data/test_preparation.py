@@ -14,7 +14,10 @@ from PIL import Image
 from tests.launch import ROOT
 from training.data import preparation
 from training.data.clip_rows import clip_rows
+from training.data.clip_tasks import ClipTask, find_videos
+from training.data.row_settings import RowSettings
 from training.data.samples import load_prepared
+from training.data.video_download import file_digest
 from training.media.pictures import iterate_pictures, write_video
 from training.poses import clip_poses
 from training.poses.clip_poses import ClipDropped
@@ -24,7 +27,7 @@ from training.poses.estimator import DensePoseEstimator
 
 NOBODY = Image.new("RGB", (64, 80))
 PERSON = Image.new("RGB", (64, 80), (120, 90, 10))  # one uniform part, since a video's codec changes codes
-SETTINGS = PoseSettings(max_gap=1)
+SETTINGS = RowSettings(PoseSettings(max_gap=1))
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +45,11 @@ def tasks(tmp_path):
         ("nobody", "test", [NOBODY] * 2),
         ("broken", "test", None),
     ):
-        tasks.append(preparation.ClipTask(tmp_path / "videos" / f"{name}.mp4", name, split))
+        tasks.append(ClipTask(tmp_path / "videos" / f"{name}.mp4", name, split))
         if frames is None:
-            tasks[-1].video.write_text("no video")
+            tasks[-1].source.write_text("no video")
         else:
-            write_video(frames, tasks[-1].video)
+            write_video(frames, tasks[-1].source)
     return tasks
 
 
@@ -62,11 +65,12 @@ def rows_of(output_dir, split="train"):
 
 
 def test_rows_hold_the_video_frames_and_their_iuv(tasks, estimator):
-    rows, filled = clip_rows(tasks[0].video, "id", "train", estimator)
-    assert filled == []
+    made = clip_rows(tasks[0].source, "id", "train", estimator)
+    rows = made.rows
+    assert made.filled == [] and made.notices == []
     names = [(row["video_id"], row["frame_index"], row["split"]) for row in rows]
     assert names == [("id", k, "train") for k in range(4)]
-    for row, frame in zip(rows, iterate_pictures(tasks[0].video), strict=True):
+    for row, frame in zip(rows, iterate_pictures(tasks[0].source), strict=True):
         image, iuv = (Image.open(io.BytesIO(row[name]["bytes"])) for name in ("image", "iuv"))
         assert (image.format, iuv.format, image.size, iuv.size) == ("JPEG", "PNG", (64, 80), (64, 80))
         assert np.abs(np.asarray(image, int) - np.asarray(frame, int)).max() <= 3
@@ -76,12 +80,13 @@ def test_rows_hold_the_video_frames_and_their_iuv(tasks, estimator):
 
 
 def test_gaps_are_reported_and_long_ones_drop_the_clip(tasks, estimator):
-    rows, filled = clip_rows(tasks[1].video, "gap", "train", estimator, SETTINGS)
-    assert filled == [1] and rows[1]["iuv"] == rows[0]["iuv"] and rows[1]["image"] != rows[0]["image"]
+    made = clip_rows(tasks[1].source, "gap", "train", estimator, SETTINGS)
+    rows = made.rows
+    assert made.filled == [1] and rows[1]["iuv"] == rows[0]["iuv"] and rows[1]["image"] != rows[0]["image"]
     with pytest.raises(ClipDropped, match="`max_gap` must be at least 1 for the gap at frame 1, got 0"):
-        clip_rows(tasks[1].video, "gap", "train", estimator, PoseSettings(max_gap=0))
+        clip_rows(tasks[1].source, "gap", "train", estimator, RowSettings(PoseSettings(max_gap=0)))
     with pytest.raises(ClipDropped, match="must show a person, got none in any of 2"):
-        clip_rows(tasks[2].video, "nobody", "test", estimator)
+        clip_rows(tasks[2].source, "nobody", "test", estimator)
 
 
 @pytest.mark.parametrize(
@@ -99,16 +104,16 @@ def test_settings_are_checked(settings, message):
 
 def test_trainers_can_read_the_data_set_and_its_summary_lists_each_clip(tasks, densepose, tmp_path):
     output_dir = tmp_path / "data"
-    preparation.open_data_set(output_dir, vars(SETTINGS))
+    preparation.open_data_set(output_dir, {"max_gap": 1})
     records = prepare(tasks, output_dir, densepose)
-    assert records["gap"] == {"num_frames": 3, "filled": [1], "sha256": preparation.file_digest(tasks[1].video)}
+    assert records["gap"] == {"num_frames": 3, "filled": [1], "sha256": file_digest(tasks[1].source)}
     assert "got none in any of 2" in records["nobody"]["dropped"] and "readable video" in records["broken"]["dropped"]
     rows = load_prepared(str(output_dir / "frames"), "train")
     expected = [(task.video_id, k) for task, num in zip(tasks, (4, 3)) for k in range(num)]
     assert list(zip(rows["video_id"], rows["frame_index"])) == expected
     assert all(isinstance(rows.features[name], datasets.Image) for name in ("image", "iuv"))
     summary = preparation.summarize(tasks, output_dir)
-    assert summary["settings"] == vars(SETTINGS) and summary["clips"]["train"] == {
+    assert summary["settings"] == {"max_gap": 1} and summary["clips"]["train"] == {
         name: records[name] for name in ("-walk+turn01", "gap")
     }
     lines = preparation.describe(summary)
@@ -133,7 +138,7 @@ def test_a_dropped_clip_is_tried_again_when_its_video_has_changed(tasks, densepo
     output_dir = tmp_path / "data"
     prepare(tasks, output_dir, densepose)
     assert preparation.unfinished(tasks, output_dir) == []
-    write_video([PERSON] * 3, tasks[3].video)  # replaces the broken one
+    write_video([PERSON] * 3, tasks[3].source)  # replaces the broken one
     assert preparation.unfinished(tasks, output_dir) == [tasks[3]]
     assert prepare([tasks[3]], output_dir, densepose)["broken"]["num_frames"] == 3
 
@@ -164,11 +169,12 @@ def test_processes_change_nothing(tasks, densepose, tmp_path):
 def test_workers_end_when_their_parent_is_killed(tasks, densepose, tmp_path):
     script = f"""
 from pathlib import Path
-from training.poses.clip_settings import PoseSettings
-from training.data.preparation import ClipTask, prepare_clips
+from training.data.clip_tasks import ClipTask
+from training.data.row_settings import RowSettings
+from training.data.preparation import prepare_clips
 if __name__ == "__main__":
-    tasks = [ClipTask(Path({str(tasks[0].video)!r}), str(k), "train") for k in range(1000)]
-    next(prepare_clips(tasks, Path({str(tmp_path)!r}), {str(densepose)!r}, PoseSettings(), num_proc=2))
+    tasks = [ClipTask(Path({str(tasks[0].source)!r}), str(k), "train") for k in range(1000)]
+    next(prepare_clips(tasks, Path({str(tmp_path)!r}), {str(densepose)!r}, RowSettings(), num_proc=2))
     print("running", flush=True)
     input()
 """
@@ -204,6 +210,6 @@ def test_hidden_files_folders_and_pipes_are_no_clips(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(ValueError, match="`video_dir` must hold"):
-        preparation.find_clips(tmp_path, ["train"])
+        find_videos(tmp_path)
     (tmp_path / "dance.mp4").write_text("")
-    assert [task.video_id for task in preparation.find_clips(tmp_path, ["train"])] == ["dance"]
+    assert [task.video_id for task in find_videos(tmp_path)[0]] == ["dance"]

@@ -100,7 +100,7 @@ def test_rows_of_frames_are_those_of_their_clips(build, video_dir, densepose, ca
         kept = [name for name in ids if name != TRAIN[2]]
         estimator, expected = DensePoseEstimator(densepose), []
         for name in kept:
-            expected += clip_rows(video_dir / f"{name}.mp4", name, split, estimator)[0]
+            expected += clip_rows(video_dir / f"{name}.mp4", name, split, estimator).rows
         assert list(dataset) == expected and len(expected) > 0
     row = builder.as_dataset(split="train")[0]
     assert (row["video_id"], row["frame_index"], row["split"]) == (TRAIN[0], 0, "train")

@@ -12,40 +12,34 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
+from typing import Any
 
 import datasets
 import torch
 
 from training.data.clip_rows import FEATURES, clip_rows
-from training.data.ubc_fashion import SPLITS, read_video_ids
+from training.data.clip_tasks import ClipTask
+from training.data.row_settings import RowSettings
+from training.data.ubc_fashion import SPLITS
 from training.data.video_download import file_digest
-from training.media.pictures import UnreadablePictures, is_visible_file
+from training.media.pictures import UnreadablePictures
 from training.media.settings_file import has_settings, partial_path, read_json, remove_leftovers, write_json
 from training.poses.clip_poses import ClipDropped
-from training.poses.clip_settings import PoseSettings
 from training.poses.estimator import DensePoseEstimator
 
 
-@dataclass(frozen=True)
-class ClipTask:
-    """A clip to prepare: its video, and the id and split of its rows."""
-
-    video: Path
-    video_id: str
-    split: str
-
-    def shard(self, output_dir: Path) -> Path:
-        """File of the clip's rows."""
-        return output_dir / "frames" / self.split / f"{self.video_id}.parquet"
-
-    def record(self, output_dir: Path) -> Path:
-        """File of the clip's outcome."""
-        return output_dir / "records" / self.split / f"{self.video_id}.json"
+def data_set_settings(
+    settings: RowSettings, densepose: str | os.PathLike | None, holdout_frames: float | None
+) -> dict[str, Any]:
+    """Return everything that the rows depend on besides the clips, for `settings.json`."""
+    facts = {"densepose": file_digest(densepose) if densepose else None, **vars(settings.poses)}
+    facts |= {} if densepose else {"channel_order": settings.channel_order}
+    facts |= {"square_pixels": list(settings.square_pixels)} if settings.square_pixels else {}
+    return facts | ({"holdout_frames": holdout_frames} if holdout_frames else {})
 
 
 def open_data_set(output_dir: Path, settings: dict) -> None:
@@ -62,39 +56,71 @@ def open_data_set(output_dir: Path, settings: dict) -> None:
 
 
 def prepare_clip(
-    task: ClipTask, output_dir: Path, estimator: DensePoseEstimator, settings: PoseSettings, show_progress: bool = True
+    task: ClipTask,
+    output_dir: Path,
+    estimator: DensePoseEstimator | None,
+    settings: RowSettings,
+    show_progress: bool = True,
 ) -> dict:
-    """Write a clip's shard and record.
+    """Write a clip's shards and record.
 
     Returns:
-        `dict`: The record: the video's `sha256`, and either `num_frames` and the `filled` frames, or the reason why
-            the clip was `dropped`.
+        `dict`: The record: the `sha256` of the clip, and either `num_frames`, the numbers of the `filled` frames and
+            perhaps `notices`, or the reason why the clip was `dropped`. `held_out` is the number of its last frames
+            that became `test`, if there are any.
     """
-    shard = task.shard(output_dir)
     try:
-        rows, filled = clip_rows(task.video, task.video_id, task.split, estimator, settings, show_progress)
+        poses = estimator if task.poses is None else task.poses
+        made = clip_rows(task.source, task.video_id, task.split, poses, settings, show_progress)
+        parts = _hold_out(made.rows, task)
     except (ClipDropped, UnreadablePictures) as error:
         record = {"dropped": str(error)}
     else:
-        shard.parent.mkdir(parents=True, exist_ok=True)
-        # A unique name, since a process of a killed run may still be finishing this clip.
-        partial = partial_path(output_dir / task.video_id)
-        columns = {name: [row[name] for row in rows] for name in FEATURES}
-        datasets.Dataset.from_dict(columns, features=FEATURES).to_parquet(str(partial))
-        os.replace(partial, shard)
-        record = {"num_frames": len(rows), "filled": filled}
-    record["sha256"] = file_digest(task.video)
+        for split, shard in task.shards(output_dir).items():
+            _write_shard(parts[split], shard, output_dir)
+        record = {"num_frames": len(made.rows), "filled": made.filled}
+        record |= {"held_out": len(parts["test"])} if task.holdout else {}
+        record |= {"notices": made.notices} if made.notices else {}
+    record["sha256"] = task.digest()
     write_json(task.record(output_dir), record)
     return record
 
 
+def _hold_out(rows: list[dict], task: ClipTask) -> dict[str, list[dict]]:
+    """Return the clip's rows by split."""
+    if not task.holdout:
+        return {task.split: rows}
+    num_kept = len(rows) - max(1, round(task.holdout * len(rows)))
+    if num_kept < 1:
+        raise ClipDropped(f"{len(rows)} frames are too few to hold out some of them.")
+    return {task.split: rows[:num_kept], "test": [row | {"split": "test"} for row in rows[num_kept:]]}
+
+
+def _write_shard(rows: list[dict], shard: Path, output_dir: Path) -> None:
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    # A unique name, since a process of a killed run may still be finishing this clip.
+    partial = partial_path(output_dir / shard.stem)
+    columns = {name: [row[name] for row in rows] for name in FEATURES}
+    datasets.Dataset.from_dict(columns, features=FEATURES).to_parquet(str(partial))
+    os.replace(partial, shard)
+
+
 def unfinished(tasks: Iterable[ClipTask], output_dir: Path) -> list[ClipTask]:
-    """Return the clips without a record, and those that were dropped but whose video has changed since."""
+    """Return the clips without a record, and those that were dropped but whose files have changed since.
+
+    Raises:
+        ValueError: If a clip was prepared for another split.
+    """
+    for task in tasks:
+        records = {task.record(output_dir).parents[1] / split / task.record(output_dir).name for split in SPLITS}
+        for other in filter(Path.exists, records - {task.record(output_dir)}):
+            got = f"{task.video_id!r}, which was prepared for {other.parent.name} and is {task.split} now"
+            raise ValueError(f"`output_dir` must keep the split of each clip, got {got}. Use another folder.")
 
     def is_done(task: ClipTask) -> bool:
         path = task.record(output_dir)
         record = read_json(path, "output_dir", "sha256") if path.exists() else None
-        return record is not None and ("dropped" not in record or record["sha256"] == file_digest(task.video))
+        return record is not None and ("dropped" not in record or record["sha256"] == task.digest())
 
     return [task for task in tasks if not is_done(task)]
 
@@ -102,12 +128,12 @@ def unfinished(tasks: Iterable[ClipTask], output_dir: Path) -> list[ClipTask]:
 def prepare_clips(
     tasks: Sequence[ClipTask],
     output_dir: Path,
-    densepose: str | os.PathLike,
-    settings: PoseSettings,
+    densepose: str | os.PathLike | None,
+    settings: RowSettings,
     device: str = "cpu",
     num_proc: int = 1,
 ) -> Iterator[tuple[ClipTask, dict]]:
-    """Prepare clips in `num_proc` processes (1 means this process), each of which loads DensePose.
+    """Prepare clips in `num_proc` processes (1 means this process), each of which loads DensePose if it is given.
 
     Returns:
         `Iterator[tuple[ClipTask, dict]]`: Each clip and its record, in the order in which they are finished.
@@ -117,7 +143,7 @@ def prepare_clips(
     if not tasks:
         return
     if num_proc == 1:
-        estimator = DensePoseEstimator(densepose, device)
+        estimator = densepose and DensePoseEstimator(densepose, device)
         for task in tasks:
             yield task, prepare_clip(task, output_dir, estimator, settings)
         return
@@ -136,11 +162,11 @@ def prepare_clips(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_worker(densepose: str | os.PathLike, device: str, num_proc: int) -> None:
+def _start_worker(densepose: str | os.PathLike | None, device: str, num_proc: int) -> None:
     global _estimator  # loaded once per worker
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_proc))
-    _estimator = DensePoseEstimator(densepose, device)
+    _estimator = densepose and DensePoseEstimator(densepose, device)
 
 
 def _end_with_parent() -> None:
@@ -149,7 +175,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _prepare_in_worker(task: ClipTask, output_dir: Path, settings: PoseSettings) -> dict:
+def _prepare_in_worker(task: ClipTask, output_dir: Path, settings: RowSettings) -> dict:
     return prepare_clip(task, output_dir, _estimator, settings, show_progress=False)
 
 
@@ -168,14 +194,19 @@ def summarize(tasks: Iterable[ClipTask], output_dir: Path) -> dict:
 
 def describe(summary: dict) -> list[str]:
     """Return lines about a summary from `summarize`: clips and frames of each split, filled frames, dropped clips."""
-    lines = []
+    lines, held_out = [], 0
     for split, clips in summary["clips"].items():
         used = {video_id: record for video_id, record in clips.items() if "dropped" not in record}
-        num_frames = sum(record["num_frames"] for record in used.values())
+        num_held_out = sum(record.get("held_out", 0) for record in used.values())
+        num_frames = sum(record["num_frames"] for record in used.values()) - num_held_out
         num_filled = sum(len(record["filled"]) for record in used.values())
         lines.append(f"{split}: {len(used)} clips, {num_frames} frames, {num_filled} of them filled")
-        dropped = {video_id: record["dropped"] for video_id, record in clips.items() if "dropped" in record}
-        lines += [f"  dropped {video_id}: {reason}" for video_id, reason in dropped.items()]
+        notes = {video_id: f"dropped {video_id}: {r['dropped']}" for video_id, r in clips.items() if "dropped" in r}
+        notes |= {video_id: f"{video_id}: {' '.join(r['notices'])}" for video_id, r in used.items() if "notices" in r}
+        lines += [f"  {note}" for note in notes.values()]
+        held_out += num_held_out
+    if held_out:
+        lines.append(f"test: {held_out} frames at the ends of these clips. It shows the subjects of the training set.")
     return lines
 
 
@@ -183,9 +214,8 @@ def write_annotations(tasks: Iterable[ClipTask], output_dir: Path) -> Path:
     """Write the shards of prepared clips without pictures, and return their folder; files that are up to date stay."""
     folder = output_dir / "annotations"
     features = datasets.Features({name: feature for name, feature in FEATURES.items() if name != "image"})
-    for task in tasks:
-        shard = task.shard(output_dir)
-        path = folder / "frames" / task.split / shard.name
+    for shard in (shard for task in tasks for shard in task.shards(output_dir).values()):
+        path = folder / shard.relative_to(output_dir)
         if not shard.exists() or (path.exists() and path.stat().st_mtime_ns > shard.stat().st_mtime_ns):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,23 +227,3 @@ def write_annotations(tasks: Iterable[ClipTask], output_dir: Path) -> Path:
         rows.to_parquet(str(partial))
         os.replace(partial, path)
     return folder
-
-
-def find_clips(folder: Path, splits: Sequence[str], include_images: bool = False) -> list[ClipTask]:
-    """Return the clips of `splits` among a folder's `*.mp4`: UBC Fashion keeps its splits, all others are `train`.
-
-    Raises:
-        ValueError: If there is no clip, or `include_images` would publish pictures of UBC Fashion.
-    """
-    split_of = {name: split for split in SPLITS for name in read_video_ids(split)}
-    videos = sorted(filter(is_visible_file, folder.glob("*.mp4")))
-    tasks = [ClipTask(video, video.stem, split_of.get(video.stem, "train")) for video in videos]
-    tasks = [task for task in tasks if task.split in splits]
-    if not tasks:
-        raise ValueError(
-            f"`video_dir` must hold *.mp4 of the splits {', '.join(splits)}, got {str(folder)!r}, without any."
-        )
-    sellers = [task.video_id for task in tasks if task.video_id in split_of]
-    if include_images and sellers:
-        raise ValueError(f"`include_images` must be for videos of your own, got {sellers[0]!r} of UBC Fashion.")
-    return tasks

@@ -21,7 +21,8 @@ from pathlib import Path
 import datasets
 import torch
 
-from training.data import clip_rows, video_download
+from training.data import clip_frames, clip_rows, video_download
+from training.data.row_settings import RowSettings
 from training.media import pictures
 from training.media.pictures import UnreadablePictures
 from training.poses import clip_poses, clip_settings, detections, estimator, flicker, gaps
@@ -115,7 +116,8 @@ class UBCFashion(datasets.GeneratorBasedBuilder):
         # `datasets` caches by configuration only, but videos, DensePose and code change the rows too.
         modules = [video_download]
         if self.config.name == "frames":
-            modules = [pictures, clip_poses, clip_rows, clip_settings, detections, estimator, flicker, gaps]
+            modules = [pictures, clip_frames, clip_rows, clip_poses, clip_settings, detections, estimator]
+            modules += [flicker, gaps]
         digest = hashlib.sha256(repr(self._sources()).encode())
         for file in (__file__, *(module.__file__ for module in modules)):
             digest.update(Path(file).read_bytes())
@@ -123,7 +125,7 @@ class UBCFashion(datasets.GeneratorBasedBuilder):
         return super()._build_cache_dir()
 
     def _sources(self) -> list:
-        """Return the sources of the rows: videos with size and time, and DensePose with its settings."""
+        """Return everything that the rows depend on: videos with size and time, and DensePose with its settings."""
         videos = self._find_videos().videos.values() if self.video_dir.is_dir() or self.config.video_dir else ()
         sources = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in videos]
         if self.config.name == "frames":
@@ -171,8 +173,8 @@ class UBCFashion(datasets.GeneratorBasedBuilder):
                 # A fork (`num_proc`) would wait for OpenMP's threads, which only the main process has.
                 torch.set_num_threads(1)
             model = _load_estimator(str(self.config.densepose), self.config.device)
-            rows, _ = clip_rows.clip_rows(path, video_id, split, model, self.config.pose_settings)
-            return rows
+            settings = RowSettings(self.config.pose_settings)
+            return clip_rows.clip_rows(path, video_id, split, model, settings).rows
         facts = asdict(video_download.probe_video(path))
         return [{"video_id": video_id, "split": split, "path": str(path), **facts}]
 

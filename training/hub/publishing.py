@@ -9,7 +9,8 @@ from string import Template
 
 from huggingface_hub import HfApi
 
-from training.data.preparation import ClipTask, describe
+from training.data.clip_tasks import ClipTask
+from training.data.preparation import describe
 from training.data.ubc_fashion import SPLITS, read_video_ids
 from training.hub.repositories import explain_push
 from training.media.settings_file import write_json
@@ -33,7 +34,7 @@ def push_data_set(folder: Path, repo_id: str, tasks: Sequence[ClipTask], summary
         ValueError: If there is nothing to publish.
         PushError: If the Hub refuses it or cannot be reached; `folder` stays complete.
     """
-    shards = [task.shard(folder) for task in tasks if task.shard(folder).exists()]
+    shards = [shard for task in tasks for shard in task.shards(folder).values() if shard.exists()]
     if not shards:
         raise ValueError(f"`push_to_hub` must have clips to publish, but all {len(tasks)} were dropped.")
     published_ids = {name for split in SPLITS for name in read_video_ids(split)}

@@ -3,7 +3,7 @@
 """IUV pictures of one person in every frame of a clip, estimated by DensePose."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,16 +83,22 @@ def read_dumped_poses(path: str | os.PathLike, height: int, width: int, settings
 
 
 def estimate_poses(
-    source: str | os.PathLike, estimator: DensePoseEstimator, settings: PoseSettings, show_progress: bool = True
+    source: str | os.PathLike,
+    estimator: DensePoseEstimator,
+    settings: PoseSettings,
+    show_progress: bool = True,
+    unsqueeze: Callable[[Image.Image], Image.Image] = lambda picture: picture,
 ) -> ClipPoses:
     """Run DensePose on a video or a folder of pictures. A number that the pictures' names leave out shows nobody.
+
+    DensePose sees what `unsqueeze` makes of each picture.
 
     Raises:
         ClipDropped: If no frame shows a person, or a gap is longer than `settings.max_gap`.
         UnreadablePictures: If there are no frames, a frame cannot be read, or their sizes differ.
         ValueError: If more than `settings.max_gap` numbers in a row are missing.
     """
-    first = next(iterate_pictures(source), None)
+    first = next(map(unsqueeze, iterate_pictures(source)), None)
     if first is None:
         raise UnreadablePictures(f"`input` must have at least one frame, got {str(source)!r}, which has none.")
 
@@ -102,6 +108,7 @@ def estimate_poses(
             if picture is None:
                 yield []
                 continue
+            picture = unsqueeze(picture)
             if picture.size != first.size:
                 raise UnreadablePictures(
                     f"`input` must have pictures of one size, got {first.size} and {picture.size}."

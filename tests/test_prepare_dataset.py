@@ -22,11 +22,12 @@ from tests.densepose_exports import TupleExport
 from tests.hub_server import TOKEN, Hub
 from tests.launch import ROOT, launch_two_processes
 from tests.tiny_components import get_dummy_components
-from training import prepare_ubc_fashion, train
+from training import prepare_dataset, train
 from training.data import ubc_fashion
 from training.data.ubc_fashion import read_video_ids
 from training.hub import publishing
 from training.media.pictures import write_video
+from training.options import data_set
 
 
 NOBODY = Image.new("RGB", (64, 80))
@@ -47,7 +48,7 @@ def inputs(tmp_path_factory):
 
 
 def parse(*words):
-    return prepare_ubc_fashion.parse_args([str(word) for word in words])
+    return prepare_dataset.parse_args([str(word) for word in words])
 
 
 def rows_of(output_dir):
@@ -61,7 +62,7 @@ def rows_of(output_dir):
 @pytest.fixture(scope="module")
 def undisturbed(inputs, tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("undisturbed")
-    prepare_ubc_fashion.main(parse("--output_dir", output_dir, *inputs))
+    prepare_dataset.main(parse("--output_dir", output_dir, *inputs))
     return output_dir
 
 
@@ -71,7 +72,7 @@ def test_the_data_set_and_the_report(inputs, undisturbed, capsys):
     expected = [(name, k) for index, name in enumerate(train) for k in range(5 + index)]
     assert sorted((row["video_id"], row["frame_index"]) for row in rows["train"]) == sorted(expected)
     assert {row["video_id"] for row in rows["test"]} == set(test)
-    prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs))  # prints only the report
+    prepare_dataset.main(parse("--output_dir", undisturbed, *inputs))  # prints only the report
     printed = capsys.readouterr().out
     assert "6 clips, prepared by 1 process" in printed and "train: 4 clips, 26 frames, 4 of them filled" in printed
     assert f"dropped {read_video_ids('test')[1]}: `frames` must show a person" in printed
@@ -80,7 +81,7 @@ def test_the_data_set_and_the_report(inputs, undisturbed, capsys):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(inputs, undisturbed, tmp_path):
-    words = [sys.executable, ROOT / "training/prepare_ubc_fashion.py", "--output_dir", tmp_path, *inputs]
+    words = [sys.executable, ROOT / "training/prepare_dataset.py", "--output_dir", tmp_path, *inputs]
     command, environment = [str(word) for word in words], os.environ | {"PYTHONPATH": str(ROOT)}
     draw, kills = random.Random(0), 0
     while kills < 3:
@@ -99,7 +100,7 @@ def test_killed_at_random_moments_the_rows_are_those_of_an_undisturbed_run(input
         if process.returncode == 0:
             break
     assert kills > 0
-    prepare_ubc_fashion.main(parse("--output_dir", tmp_path, *inputs))
+    prepare_dataset.main(parse("--output_dir", tmp_path, *inputs))
     np.testing.assert_equal(rows_of(tmp_path), rows_of(undisturbed))
 
 
@@ -108,7 +109,7 @@ def test_stage_1_trains_and_validates_on_the_data_set(inputs, tmp_path):
     (tmp_path / "videos").mkdir()
     for name in (read_video_ids("train")[0], read_video_ids("validation")[0]):
         write_video([Image.new("RGB", (64, 80), (120, 90, 10))] * 6, tmp_path / "videos" / f"{name}.mp4")
-    prepare_ubc_fashion.main(parse("--output_dir", tmp_path, *inputs, "--video_dir", tmp_path / "videos"))
+    prepare_dataset.main(parse("--output_dir", tmp_path, *inputs, "--video_dir", tmp_path / "videos"))
     DreamPosePipeline(**get_dummy_components()).save_pretrained(tmp_path / "base")
     words = ["--pretrained_model_name_or_path", tmp_path / "base", "--train_data", tmp_path / "frames"]
     words += ["--height", 80, "--width", 64, "--output_dir", tmp_path / "run", "--logging_steps", 1]
@@ -127,7 +128,7 @@ def num_files(folder):
 
 @pytest.mark.slow
 def test_two_processes_share_the_clips(inputs, undisturbed, tmp_path):
-    result = launch_two_processes("training/prepare_ubc_fashion.py", ["--output_dir", tmp_path, *inputs])
+    result = launch_two_processes("training/prepare_dataset.py", ["--output_dir", tmp_path, *inputs])
     assert "6 clips, prepared by 2 process(es)" in result.stdout
     np.testing.assert_equal(rows_of(tmp_path), rows_of(undisturbed))
 
@@ -149,7 +150,7 @@ def download(files, folder):
 
 
 def test_ids_frame_numbers_and_iuv_are_published_and_no_pictures(inputs, undisturbed, loopback, tmp_path, capsys):
-    prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs, "--push_to_hub", "someone/ubc-densepose"))
+    prepare_dataset.main(parse("--output_dir", undisturbed, *inputs, "--push_to_hub", "someone/ubc-densepose"))
     files = loopback.files("datasets/someone/ubc-densepose")
     assert {Path(name).suffix for name in files} <= {"", ".json", ".md", ".parquet"}
     assert len([name for name in files if name.endswith(".parquet")]) == 5
@@ -166,7 +167,7 @@ def test_ids_frame_numbers_and_iuv_are_published_and_no_pictures(inputs, undistu
 
 def test_no_more_is_published_than_the_clips_of_this_run(inputs, undisturbed, loopback):
     words = ["--splits", "test", "--push_to_hub", "someone/test"]
-    prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs, *words))
+    prepare_dataset.main(parse("--output_dir", undisturbed, *inputs, *words))
     files = loopback.files("datasets/someone/test")
     assert [name for name in files if name.endswith(".parquet")] == [
         f"frames/test/{read_video_ids('test')[0]}.parquet"
@@ -183,7 +184,7 @@ def own(inputs, tmp_path):
 
 
 def test_own_videos_become_training_data_and_can_be_published(own, loopback, tmp_path):
-    prepare_ubc_fashion.main(parse(*own, "--push_to_hub", "someone/dancing", "--include_images"))
+    prepare_dataset.main(parse(*own, "--push_to_hub", "someone/dancing", "--include_images"))
     assert [row["video_id"] for row in rows_of(tmp_path / "out")["train"]] == ["me dancing"] * 3
     download(loopback.files("datasets/someone/dancing"), tmp_path / "hub")
     rows = datasets.load_dataset(str(tmp_path / "hub"), split="train")
@@ -194,22 +195,22 @@ def test_own_videos_become_training_data_and_can_be_published(own, loopback, tmp
 
 def test_pictures_of_others_are_not_published(inputs, undisturbed, loopback):
     words = ["--push_to_hub", "someone/pictures", "--include_images"]
-    with pytest.raises(ValueError, match="`include_images` must be for videos of your own, got '.*' of UBC Fashion"):
-        prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs, *words))
+    with pytest.raises(ValueError, match="`include_images` must be for pictures of your own, got '.*' of UBC Fashion"):
+        prepare_dataset.main(parse("--output_dir", undisturbed, *inputs, *words))
     assert not loopback.requests
 
 
 def test_dropped_clips_alone_are_not_published(own, loopback, tmp_path):
     write_video([NOBODY] * 2, tmp_path / "videos" / "me dancing.mp4")
     with pytest.raises(ValueError, match="`push_to_hub` must have clips to publish, but all 1 were dropped"):
-        prepare_ubc_fashion.main(parse(*own, "--push_to_hub", "someone/dancing"))
+        prepare_dataset.main(parse(*own, "--push_to_hub", "someone/dancing"))
     assert not loopback.requests
 
 
 def test_a_wrong_densepose_is_refused_before_any_work(inputs, tmp_path):
     (tmp_path / "wrong.pt").write_text("no model")
     with pytest.raises(ValueError, match="`densepose` must be a TorchScript DensePose; .*wrong.pt' is not"):
-        prepare_ubc_fashion.main(parse("--output_dir", tmp_path / "out", *inputs[:3], tmp_path / "wrong.pt"))
+        prepare_dataset.main(parse("--output_dir", tmp_path / "out", *inputs[:3], tmp_path / "wrong.pt"))
     assert not (tmp_path / "out").exists()
 
 
@@ -223,32 +224,44 @@ def test_a_push_that_fails_loses_nothing(inputs, undisturbed, loopback, monkeypa
     if path is None:
         message = r"pushed to 'someone/ubc-densepose' \(`push_to_hub`\), the connection to the Hub broke: .* later"
     with pytest.raises(ValueError, match=message):
-        prepare_ubc_fashion.main(options)
+        prepare_dataset.main(options)
     assert len(rows_of(undisturbed)["train"]) == 26
 
 
 def test_the_splits_are_those_of_the_data_set():
-    assert prepare_ubc_fashion.SPLITS == ubc_fashion.SPLITS
+    assert data_set.SPLITS == ubc_fashion.SPLITS
 
 
 def test_bad_input_is_one_clear_error(inputs, undisturbed, tmp_path, capsys):
+    model = inputs[2:4]
     for words, message in (
         ([*inputs, "--num_proc", 0], "`--num_proc` must be at least 1, got 0"),
-        ([*inputs, "--include_images"], "`--include_images` must come with `--push_to_hub` and with `--video_dir`"),
-        (["--densepose", "a.pt", "--push_to_hub", "a/b", "--include_images"], "and with `--video_dir`"),
+        ([*inputs, "--include_images"], "`--include_images` must go with `--push_to_hub` and your own pictures, got"),
+        (["--ubc_fashion", *model, "--push_to_hub", "a/b", "--include_images"], "and your own pictures"),
+        (inputs[2:], "one of the arguments --frames_dir --video_dir --ubc_fashion is required"),
+        ([*inputs, "--ubc_fashion"], "argument --ubc_fashion: not allowed with argument --video_dir"),
+        (inputs[:2], "`--densepose` or `--iuv_dir` must be given, and not both"),
+        ([*inputs, "--iuv_dir", tmp_path], "`--densepose` or `--iuv_dir` must be given, and not both"),
+        ([*inputs, "--channel_order", "iuv"], "`--channel_order` must go with `--iuv_dir`, got iuv"),
+        ([*inputs, "--max_video_mb", 3], "`--max_video_mb` must go with `--ubc_fashion`, got 3"),
+        ([*inputs, "--split_seed", 3], "`--split_seed` must go with `--validation_clips` or `--test_clips`, got 3"),
+        ([*inputs, "--test_clips", 1, "--holdout_frames", 0.2], "must be the only way to make splits, got"),
+        ([*inputs, "--holdout_frames", 1.5], "`--holdout_frames` must be at most 0.9, got 1.5"),
+        ([*inputs, "--square_pixels", "3x4"], "must be W:H, two whole numbers such as 3:4, 10:1 at most, got '3x4'"),
+        ([*inputs, "--square_pixels", "1:99"], "10:1 at most, got '1:99'"),
         ([*inputs, "--push_to_hub", "a/b/c"], "`--push_to_hub` must be OWNER/NAME, got 'a/b/c'"),
-        (["--densepose", "a.pt", "--video_dir", tmp_path / "none"], "`--video_dir` must be a folder, got .*none"),
+        ([*model, "--video_dir", tmp_path / "none"], "`--video_dir` must be a folder, got .*none"),
         ([*inputs, "--max_gap", -1], "`max_gap` must be at least 0, got -1"),
     ):
         with pytest.raises(SystemExit):
             parse("--output_dir", tmp_path / "out", *words)
         assert message.split(", got .*")[0] in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"`video_dir` must hold \*.mp4 of the splits train, .*, got .*empty"):
-        prepare_ubc_fashion.main(parse("--output_dir", tmp_path / "o", *inputs, "--video_dir", tmp_path / "empty"))
+    with pytest.raises(ValueError, match="`video_dir` must hold at least one clip, got .*empty"):
+        prepare_dataset.main(parse("--output_dir", tmp_path / "o", *inputs, "--video_dir", tmp_path / "empty"))
     with pytest.raises(
         ValueError, match="`densepose` must be a TorchScript file, .* got 'a.pt', which does not exist"
     ):
-        prepare_ubc_fashion.main(parse("--output_dir", tmp_path / "o", *inputs, "--densepose", "a.pt"))
+        prepare_dataset.main(parse("--output_dir", tmp_path / "o", *inputs, "--densepose", "a.pt"))
     with pytest.raises(ValueError, match="`output_dir` must keep the settings .* max_gap 5, now 2"):
-        prepare_ubc_fashion.main(parse("--output_dir", undisturbed, *inputs, "--max_gap", 2))
+        prepare_dataset.main(parse("--output_dir", undisturbed, *inputs, "--max_gap", 2))
