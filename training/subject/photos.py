@@ -19,6 +19,7 @@ from training.data.frame_pairs import FramePairs, LatentShape, decode_safely, sa
 from training.data.frame_stream import FEATURES
 from training.data.pair_settings import PairSettings
 from training.data.samples import open_samples
+from training.engine.errors import naming_data_set
 from training.media.pictures import UnreadablePictures, list_files, open_picture, upright
 from training.media.settings_file import partial_path
 from training.poses.clip_settings import PERSON_RULES
@@ -228,9 +229,7 @@ def open_pairs(
     shape = LatentShape.of(pipeline.vae, pipeline.config.default_height, pipeline.config.default_width)
     prior = None
     if prior_dataset is not None:
-        try:
-            whole = replace(settings, min_crop_scale=1.0, bad_rows="skip")
+        whole = replace(settings, min_crop_scale=1.0, bad_rows="skip")
+        with naming_data_set("prior_dataset"):
             prior = open_samples(prior_dataset, shape, seed, whole, keeps_poses=False)
-        except ValueError as error:
-            raise ValueError(f"`prior_dataset` cannot be used. {error}") from error
     return SubjectPairs(photos, shape, seed, settings, prior, prior_prob)
