@@ -137,7 +137,7 @@ def test_bad_rows_raise_or_are_counted(dataset):
 
 
 def test_bad_streams_are_refused(dataset, stream):
-    with pytest.raises(ValueError, match=r"`stream` must have the columns .*, but lacks \['iuv'\]"):
+    with pytest.raises(ValueError, match=r"must have rows with the columns .*, but `stream` lacks \['iuv'\]"):
         FrameStream(stream.remove_columns("iuv"), SHAPE, 0)
     match = "`stream` must have a shard for each worker of each process, got 4 shards for 5"
     with pytest.raises(ValueError, match=match):

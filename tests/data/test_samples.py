@@ -92,6 +92,6 @@ def test_a_data_set_on_the_hub_is_read_whole_and_as_a_stream(dataset, tmp_path):
         digests = [hashlib.sha256(row["iuv"].tobytes()).hexdigest() for row in rows]
         expected = [[row["video_id"], row["frame_index"], digest] for row, digest in zip(rows, digests)]
         assert facts[f"{split} False"] == facts[f"{split} True"] == expected
-    assert "must have the columns" in facts["poses"] and "'someone/poses' lacks ['image']" in facts["poses"]
+    assert "must have rows with the columns" in facts["poses"] and "'someone/poses' lacks ['image']" in facts["poses"]
     message = "must be a folder of parquet files or an id on the Hub, with a split 'train', got 'someone/none': "
     assert message in facts["none"]

@@ -37,7 +37,7 @@ FEATURES = datasets.Features(
 
 
 class Picture(datasets.Image):
-    """A picture of a row, which [`open_picture`] reads, so that its decoder comes from a list.
+    """Picture of a row, opened by [`open_picture`], which decodes only listed formats.
 
     Decoding raises `UnreadablePictures` if it cannot be read.
     """
@@ -81,9 +81,18 @@ def shuffled_index(seed: int, position: int, num_rows: int) -> int:
 
 
 def group_videos(dataset: datasets.Dataset) -> dict[str, list[int]]:
-    """Return the row numbers of each video's frames in order, by `video_id`."""
+    """Return the row numbers of each video's frames in order, by `video_id`.
+
+    Raises:
+        ValueError: If a row has no `video_id` or no `frame_index`.
+    """
     videos: dict[str, list[tuple[int, int]]] = {}
     for row, (video, frame) in enumerate(zip(dataset["video_id"], dataset["frame_index"])):
+        if video is None or frame is None:
+            names = {"video_id": video, "frame_index": frame}
+            raise ValueError(
+                f"`dataset` must have `video_id` and `frame_index` in each row, got {names} in row {row}."
+            )
         videos.setdefault(video, []).append((frame, row))
     return {video: [row for _, row in sorted(frames)] for video, frames in videos.items()}
 

@@ -13,11 +13,13 @@ from operator import itemgetter
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from training.data.frame_pairs import FEATURES, BadRow, FramePairs, LatentShape, sample_generator
 from training.data.pair_settings import PairSettings
+from training.data.parquet_files import check_columns
 
 
 def _worker_place() -> tuple[int, int]:
@@ -41,7 +43,7 @@ class FrameStream(IterableDataset):
         shape, seed, settings: See [`FramePairs`].
         process_index, num_processes (`int`, *optional*): Index of this training process and number of processes.
     Raises:
-        ValueError: If `stream` lacks a column.
+        ValueError: If `stream` lacks a column, or one has the wrong type.
     """
 
     def __init__(
@@ -53,9 +55,7 @@ class FrameStream(IterableDataset):
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        missing = [name for name in FEATURES if name not in (stream.column_names or ())]
-        if missing:
-            raise ValueError(f"`stream` must have the columns {', '.join(FEATURES)}, but lacks {missing}.")
+        check_columns(stream.features or datasets.Features(), "`stream`")
         # Pictures of a video stay compressed, and each is decoded when it is needed.
         self.stream = stream.select_columns(list(FEATURES)).decode(False)
         self.shape, self.seed, self.settings = shape, seed, settings
@@ -118,12 +118,17 @@ class FrameStream(IterableDataset):
         return torch.randperm(self.stream.num_shards, generator=generator)[share::shares].tolist()
 
     def _videos(self, shard: int) -> Iterator[list[dict[str, Any]]]:
-        """Yield the rows of each video of a shard."""
+        """Yield the rows of each video of a shard; raise a `ValueError` if a file of it cannot be read."""
+        num_shards = self.stream.num_shards
         # Batches of one, since `datasets` would divide single rows among the worker processes once more.
-        batches = self.stream.shard(self.stream.num_shards, shard).iter(batch_size=1)
+        batches = self.stream.shard(num_shards, shard).iter(batch_size=1)
         rows = ({name: values[0] for name, values in batch.items()} for batch in batches)
-        for _, video in itertools.groupby(rows, key=itemgetter("video_id")):
-            yield list(video)
+        try:
+            for _, video in itertools.groupby(rows, key=itemgetter("video_id")):
+                yield list(video)
+        except (OSError, pa.ArrowException) as error:
+            place = f"shard {shard + 1} of {num_shards}"
+            raise ValueError(f"`stream` must have files that can be read, but its {place} cannot: {error}") from error
 
     def _samples(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, torch.Tensor] | None]:
         """Yield the samples of a video, and `None` for each bad row that is skipped."""

@@ -2,30 +2,31 @@
 # Licensed under the Apache License, Version 2.0
 """Opening prepared data sets by name, and making training samples from them."""
 
+import os
 from pathlib import Path
 
 import datasets
 from accelerate import Accelerator
+from datasets.naming import camelcase_to_snakecase
 
 from pipeline_dreampose import DreamPosePipeline
 from training.data.frame_pairs import FramePairs, LatentShape, Picture, decode_safely
 from training.data.frame_stream import EndlessFrameStream, FrameStream, take_videos
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
 from training.data.pair_settings import PairSettings
-from training.data.parquet_files import READ_ERRORS, check_columns, content_digest, damaged_file, find_files, stamp
+from training.data.parquet_files import READ_ERRORS, check_columns, content_digest, damaged_file, find_files
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
-from training.engine.messages import one_line
+from training.engine.hub_access import why_unreachable
+from training.engine.messages import one_line, shorten
 
 
 PROCEDURAL = "procedural"
-
-
-# Added to the error for training data without the split of `--validation_steps`.
+# End of the error for training data without the split of `--validation_steps`.
 NO_VALIDATION = "Or train without validation: `--validation_steps none`."
 
 
 def load_prepared(
-    name: str, split: str, streaming: bool = False, argument: str = "train_data", hint: str = ""
+    name: str, split: str, streaming: bool = False, hint: str = ""
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load one split of a prepared data set: one row per frame, with at least the columns of `FEATURES`.
 
@@ -36,7 +37,6 @@ def load_prepared(
             use and kept in the cache of `datasets`).
         split (`str`): `"train"`, `"validation"` or `"test"`.
         streaming (`bool`, *optional*, defaults to `False`): Read or draw rows as they are needed; store nothing.
-        argument (`str`, *optional*, defaults to `"train_data"`): Argument that gave `name`, for messages.
         hint (`str`, *optional*): End of the message if there is no such split.
     Raises:
         ValueError: If `name` names no data set, or a column is missing or has the wrong type.
@@ -45,48 +45,54 @@ def load_prepared(
     if family == PROCEDURAL and not Path(name).exists():
         known = sorted(ProceduralFashion.builder_configs)
         if config_name and config_name not in known:
-            raise ValueError(f"`{argument}` must be one of {known} after `{PROCEDURAL}/`, got {config_name!r}.")
+            raise ValueError(f"The data set must be one of {known} after `{PROCEDURAL}/`, got {config_name!r}.")
         config_name = config_name or ProceduralFashion.DEFAULT_CONFIG_NAME
         if streaming:
             return ProceduralFashion(config_name=config_name).as_streaming_dataset(split=split)
         return load_procedural_fashion(config_name, split)
-    if Path(name).is_dir():
-        return _load_folder(name, split, streaming, argument, hint)
+    if os.path.isdir(name):
+        return _load_folder(name, split, streaming, hint)
+    rule = "The data set must be a folder of parquet files or an id on the Hub"
+    reason = "it is a file" if os.path.isfile(name) else _why_missing(name)
+    if reason is not None:
+        raise ValueError(f"{rule}, got {shorten(name)}: {reason}.")
     try:
-        rows = datasets.load_dataset(name, split=split, streaming=streaming)
+        rows = datasets.load_dataset(path=name, split=split, streaming=streaming)
     except (*READ_ERRORS, datasets.exceptions.DatasetsError) as error:
-        reason = f"{error} {hint}".strip()
-        raise ValueError(
-            f"`{argument}` must be a folder of parquet files or an id on the Hub, with a split {split!r}, got"
-            f" {name!r}: {reason}"
-        ) from error
-    return _with_pictures(rows, argument, name)
+        reason = f"{one_line(error.__cause__ or error)} {hint}".strip()
+        raise ValueError(f"{rule}, with a split {split!r}, got {name!r}: {reason}") from error
+    return _with_pictures(rows, name)
 
 
-def _load_folder(
-    folder: str, split: str, streaming: bool, argument: str, hint: str
-) -> datasets.Dataset | datasets.IterableDataset:
-    files = find_files(folder, split, argument, hint)
-    # The description is part of the key under which `datasets` keeps the rows.
-    source = {"path": "parquet", "data_dir": folder, "split": split, "description": stamp(files)}
+def _why_missing(name: str) -> str | None:
+    """Return why no data set of the Hub has this name, or `None` if one may; see [`why_unreachable`]."""
+    namespace, _, last = name.rpartition("/")
+    folder = f"{namespace}___{camelcase_to_snakecase(last)}" if namespace else camelcase_to_snakecase(last)
+    if os.path.isdir(os.path.join(datasets.config.HF_DATASETS_CACHE, folder)):
+        return None
+    return why_unreachable(name, "dataset")
+
+
+def _load_folder(folder: str, split: str, streaming: bool, hint: str) -> datasets.Dataset | datasets.IterableDataset:
+    files = find_files(folder, split, hint)
+    # The description is part of the key under which `datasets` keeps rows, which else contains only the files' times.
+    content = "streamed" if streaming else content_digest(files)
+    source = {"path": "parquet", "data_dir": folder, "split": split, "description": content}
     try:
-        rows = datasets.load_dataset(**source, streaming=streaming)
-        rows = _with_pictures(rows, argument, folder)
+        rows = _with_pictures(datasets.load_dataset(**source, streaming=streaming), folder)
     except (*READ_ERRORS, datasets.exceptions.DatasetsError) as error:
         file, reason = damaged_file(files) or (folder, one_line(error.__cause__ or error, 200))
-        raise ValueError(
-            f"`{argument}` must hold parquet files that can be read, got {str(file)!r}: {reason}"
-        ) from error
-    return rows if streaming else rows.cast_column("iuv", Picture(), new_fingerprint=content_digest(files))
+        raise ValueError(f"The data set must have files that can be read, got {str(file)!r}: {reason}") from error
+    return rows if streaming else rows.cast_column("iuv", Picture(), new_fingerprint=content)
 
 
 def _with_pictures(
-    rows: datasets.Dataset | datasets.IterableDataset, argument: str, name: str
+    rows: datasets.Dataset | datasets.IterableDataset, name: str
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Check the columns, and let `image` and `iuv` be decoded, also if another tool wrote them."""
-    if rows.features is None:  # a stream that does not know them; its reader checks the columns
+    if rows.features is None:  # `FrameStream` checks such a stream
         return rows
-    check_columns(rows.features, argument, name)
+    check_columns(rows.features, repr(name))
     if isinstance(rows, datasets.Dataset):
         return decode_safely(rows)
     for column in ("image", "iuv"):
@@ -96,15 +102,10 @@ def _with_pictures(
 
 
 def open_samples(
-    name: str,
-    shape: LatentShape,
-    seed: int,
-    settings: PairSettings,
-    keeps_poses: bool = True,
-    argument: str = "train_data",
+    name: str, shape: LatentShape, seed: int, settings: PairSettings, keeps_poses: bool = True
 ) -> FramePairs:
-    """Open the training split as samples; the arguments are those of `FramePairs` and [`load_prepared`]."""
-    return FramePairs(load_prepared(name, "train", argument=argument), shape, seed, settings, keeps_poses)
+    """Open the training split as samples; the arguments are those of `FramePairs`."""
+    return FramePairs(load_prepared(name, "train"), shape, seed, settings, keeps_poses)
 
 
 def open_stream(

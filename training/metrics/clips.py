@@ -14,6 +14,7 @@ from training.data.frame_pairs import group_videos
 from training.data.procedural_fashion import ProceduralFashion
 from training.data.random_crops import read_labels, read_levels, shown_box
 from training.data.samples import PROCEDURAL, load_prepared
+from training.engine.errors import naming_data_set
 from training.media.pictures import to_pictures
 from training.metrics.warping import SurfaceMatch, match_surface
 
@@ -213,7 +214,8 @@ def load_clips(
     Raises:
         ValueError: If there is no such data set or it holds fewer clips or frames.
     """
-    rows = load_prepared(dataset, split)
+    with naming_data_set("dataset"):
+        rows = load_prepared(dataset, split, hint="Or choose another: `--split NAME`.")
     family, _, config_name = dataset.partition("/")
     is_drawn = family == PROCEDURAL and "layers" in rows.column_names
     videos = group_videos(rows)
