@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from training.engine.output_lock import locks_output
-from training.options.clips import add_loading_options, check_ranges, refuse_revision_of_folder
+from training.options.clips import add_loading_options, check_ranges, parse_loading
 from training.options.command import CommandParser, run_command
 
 
@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--gif", action="store_true", help="also write a GIF")
     grid = "instead of a video, draw the middle frame with all pairs of scales, as in 1,2,5 1,3 (default: grid.png)"
     add("--grid", nargs=2, type=scales, metavar=("IMAGE_SCALES", "POSE_SCALES"), help=grid)
-    options = parser.parse_args(argv)
+    options = parse_loading(parser, argv)
     options.output = options.output or Path("grid.png" if options.grid else "animation.mp4")
     suffixes = [".png"] if options.grid else [".mp4", ".gif", ""]
     if options.output.suffix not in suffixes or options.output.name in ("", ".."):
@@ -64,7 +64,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.refuse(argv, VIDEO_ONLY, "without `--grid`")
     elif options.output.suffix == "" and not options.gif:
         parser.refuse(argv, ["fps"], "only with `--gif` or an `--output` that ends in .mp4 or .gif")
-    refuse_revision_of_folder(parser, argv, options.model)
     return options
 
 

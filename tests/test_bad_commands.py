@@ -158,7 +158,9 @@ CASES = [
     (ENCODERS, "--vae_channels 0", "`vae_channels` must be"),
     (ENCODERS, "--unet_channels 1 2 3 4 5 6 7 8 9", "`unet_channels` must be at most 8 numbers"),
     (ENCODERS, "--num_hidden_layers 100000", "`num_hidden_layers` must be at most 256"),
-    (ENCODERS, "--component pipeline --vae_dir none", "`vae_dir` must be the folder of a trained model"),
+    (ENCODERS, "--component pipeline --vae_dir none", "`vae_dir` is missing"),
+    ((train_encoders, "--output_dir run"), "--component pipeline --vae_dir no/such --image_encoder_dir photos",
+     "`vae_dir` must be the folder of a trained model, got 'no/such'"),
     # Evaluation.
     *((EVALUATE, f"--{name} {value}", f"`{name}` must be") for name, value in (
         ("num_clips", "1"), ("num_clips", "99999999"), ("frames_per_clip", "0"), ("num_consecutive", "2"),

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from training.engine.output_lock import locks_output
-from training.options.clips import add_clip_options, check_clip_options
+from training.options.clips import add_clip_options, add_loading_options, check_clip_options, parse_loading
 from training.options.command import CommandParser, run_command
 
 
@@ -21,8 +21,7 @@ CALL_OPTIONS = ("num_inference_steps", "image_guidance_scale", "pose_guidance_sc
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of a command line."""
-    usage = "%(prog)s --model MODEL [--output FOLDER] [--OPTION VALUE ...]"
-    parser = CommandParser(usage=usage, description=__doc__)
+    parser = CommandParser(usage="%(prog)s --model MODEL [--OPTION VALUE ...]", description=__doc__)
     add = parser.add_argument_group("most used").add_argument
     add("--model", required=True, help="pipeline folder or Hub id")
     add("--lora", help="a subject trained on that model: file, folder or Hub id")
@@ -36,17 +35,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--pose_guidance_scale", type=float, help="how closely the frames follow the poses")
     add("--chunk_size", type=int, default=8, help="frames per chunk; it affects memory, never the frames")
     add("--seed", type=int, default=0, help="seed of the choice of frames; clip i has noise of seed + i")
-    add("--revision", help="branch, tag or commit of the model on the Hub")
-    add("--device", help="cpu, cuda, mps, ...; by default a GPU if there is one")
-    add("--dtype", choices=["float32", "float16", "bfloat16"], help="number format; by default float16 on CUDA")
+    add_loading_options(add)
     add = parser.add_argument_group("metrics and pictures").add_argument
     add("--num_consecutive", type=int, default=6, help="consecutive frames per clip, for temporal metrics; 0: none")
     add("--identity_encoder", help="CLIP image encoder for the identity distance; by default the model's own")
     add("--inception", type=Path, help="TorchScript Inception, for FID; loading it runs its code, so trust its source")
-    add("--i3d", type=Path, help="TorchScript I3D, for FVD-16f, with `--num_consecutive 16`; trust its source as well")
+    i3d = (
+        "TorchScript I3D, for FVD-16f: needs `--num_consecutive 16` and clips of at least 17 frames, but `procedural`"
+    )
+    add("--i3d", type=Path, help=f"{i3d} has 16; loading it runs its code, so trust its source")
     add("--num_pictures", type=int, default=8, help="clips shown in evaluation.png and evaluation.html")
     add("--scale", type=int, default=3, help="whole factor that enlarges evaluation.png")
-    return parser.parse_args(argv)
+    return parse_loading(parser, argv)
 
 
 def open_evaluation(options: argparse.Namespace, asked: dict, is_main: bool) -> tuple:
@@ -82,7 +82,7 @@ def main(options: argparse.Namespace) -> dict:
 
     start = time.perf_counter()
     check_clip_options(options)
-    check_judges(options.inception, options.i3d, options.num_consecutive)
+    check_judges(options.inception, options.i3d, options.num_consecutive, options.dataset)
     folder = options.output / ".clips"
     animation.check_frames(folder, options.resume, options.overwrite, clip_records.SUFFIX, "clips")
     # A process that has finished waits for the others.

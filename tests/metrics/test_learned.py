@@ -8,7 +8,7 @@ from tests.judge_exports import save_i3d, save_inception
 from tests.tiny_components import get_dummy_components, get_dummy_image, get_dummy_pipeline
 from training.metrics import frames as metrics
 from training.metrics.baselines import to_tensor
-from training.metrics.learned import LearnedMetrics
+from training.metrics.learned import LearnedMetrics, check_judges
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,10 @@ def test_i3d_gets_one_video_of_16_frames(pipe, tmp_path):
 
 
 def test_refusals(pipe, tmp_path):
+    with pytest.raises(
+        ValueError, match="`i3d` must come with clips of at least 17 .*'procedural', whose clips have 16"
+    ):
+        check_judges(None, tmp_path / "i3d.pt", 16, "procedural")
     with pytest.raises(ValueError, match="`i3d` must come with `num_consecutive` 16, got 6"):
         LearnedMetrics(pipe, i3d=tmp_path / "i3d.pt", num_consecutive=6)
     with pytest.raises(ValueError, match="`inception` must be a TorchScript file, got .*missing.pt', which does not"):

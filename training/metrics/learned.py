@@ -22,6 +22,8 @@ import torch
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from pipeline_dreampose import DreamPosePipeline, clip_pixel_values
+from training.data.procedural_fashion import ProceduralFashion
+from training.data.samples import PROCEDURAL
 from training.engine.hub_access import check_reachable
 from training.metrics.frames import identity_distance
 
@@ -29,10 +31,21 @@ from training.metrics.frames import identity_distance
 VIDEO_LENGTH = 16  # frames of FVD-16f
 
 
-def check_judges(inception: Path | None, i3d: Path | None, num_consecutive: int) -> None:
-    """Raise a `ValueError` if a file does not exist or `i3d` comes without 16 frames; see [`LearnedMetrics`]."""
+def check_judges(inception: Path | None, i3d: Path | None, num_consecutive: int, dataset: str | None = None) -> None:
+    """Raise a `ValueError` if a file does not exist, or if `i3d` comes without 16 consecutive frames per clip.
+
+    The clips of a drawn `dataset` may be too short for them. See [`LearnedMetrics`].
+    """
     if i3d is not None and num_consecutive != VIDEO_LENGTH:
         raise ValueError(f"`i3d` must come with `num_consecutive` {VIDEO_LENGTH}, got {num_consecutive}.")
+    family, _, config_name = (dataset or "").partition("/")
+    if i3d is not None and family == PROCEDURAL and not Path(dataset).exists():
+        config = ProceduralFashion.builder_configs.get(config_name or ProceduralFashion.DEFAULT_CONFIG_NAME)
+        if config is not None and config.num_frames <= VIDEO_LENGTH:
+            raise ValueError(
+                f"`i3d` must come with clips of at least {VIDEO_LENGTH + 1} frames, the photo and {VIDEO_LENGTH} more,"
+                f" got `dataset` {dataset!r}, whose clips have {config.num_frames}."
+            )
     for argument, path in (("inception", inception), ("i3d", i3d)):
         if path is not None and not Path(path).is_file():
             raise ValueError(f"`{argument}` must be a TorchScript file, got {str(path)!r}, which does not exist.")

@@ -63,10 +63,12 @@ def add_loading_options(add: Callable[..., argparse.Action]) -> None:
     add("--dtype", choices=["float32", "float16", "bfloat16"], help="number format; by default float16 on CUDA")
 
 
-def refuse_revision_of_folder(parser: CommandParser, argv: Sequence[str] | None, model: str) -> None:
-    """End in the parser's error if `--revision` is given with a `--model` that is a folder."""
-    if os.path.isdir(model):
+def parse_loading(parser: CommandParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options. End in the parser's error if `--revision` is given with a `--model` that is a folder."""
+    options = parser.parse_args(argv)
+    if os.path.isdir(options.model):
         parser.refuse(argv, ["revision"], "only with a `--model` on the Hub")
+    return options
 
 
 def add_resume_options(parser: argparse.ArgumentParser, unit: str) -> None:
