@@ -42,7 +42,8 @@ class VideoServer:
 
     A fault is an HTTP status or one of these. `"cut"`: sends half of the content; `"anonymous cut"`: the same without
     an ETag; `"html"`: sends a web page; `"whole"`: ignores Range; `"shifted"`: announces another range than requested;
-    `"stall"`: sends half, then waits for `released`; `"refuse"`: sends nothing.
+    `"stall"`: sends half, then waits for `released`; `"refuse"`: sends nothing; `"short"`: sends half of the requested
+    bytes as if no more had been asked for; a function: sends the bytes that it yields, headers included.
     """
 
     def __init__(self, videos):
@@ -99,6 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_error(fault or 404)
         if fault == "refuse":
             return
+        if callable(fault):
+            for part in fault():
+                self.wfile.write(part)
+            return
         if fault == "html":
             content = b"<html><body>Are you a robot?</body></html>"
         tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
@@ -107,11 +112,11 @@ class _Handler(BaseHTTPRequestHandler):
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
         if start >= len(content):
             return self.send_error(416)
-        body = content[start:]
-        self.send_response(206 if start else 200)
-        if start:
+        body = content[start : (start + len(content)) // 2 if fault == "short" else None]
+        self.send_response(206 if start or fault == "short" else 200)
+        if start or fault == "short":
             first = start + (fault == "shifted")
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {first}-{start + len(body) - 1}/{len(content)}")
         if fault != "anonymous cut":
             self.send_header("ETag", tag)
         self.send_header("Content-Length", str(len(body)))

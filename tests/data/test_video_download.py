@@ -273,6 +273,182 @@ def test_a_remote_file_that_shrank_below_the_part_starts_again(server, tmp_path)
     assert_all_good(tmp_path)
 
 
+def test_a_part_that_is_shorter_than_requested_is_continued(server, tmp_path):
+    server.faults[FIRST] = ["cut", "short"]
+    assert download(server, tmp_path).missing == {}
+    size = len(VIDEOS[FIRST])
+    assert server.ranges(FIRST) == [None, f"bytes={size // 2}-", f"bytes={(size // 2 + size) // 2}-"]
+    assert_all_good(tmp_path)
+
+
+def test_a_part_that_nobody_requested_is_never_taken_as_the_whole(server, tmp_path):
+    server.videos[FIRST] = VIDEOS[FIRST] * 2  # half of it is a video too
+    server.faults[FIRST] = itertools.repeat("short")
+    report = download(server, tmp_path)
+    assert report.missing[FIRST] == "the server sent another part than requested, after 3 attempt(s)"
+    assert_all_good(tmp_path, GOOD[1:])
+
+
+def answer(*headers, status="200 OK", body=(b"",)):
+    """Return a fault of the server: this answer."""
+    start = "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode("latin-1")
+    return lambda: itertools.chain([start], body)
+
+
+def slowly(content):
+    """Yield one byte in ten milliseconds."""
+    for number in content:
+        time.sleep(0.01)
+        yield bytes([number])
+
+
+ODD_ANSWERS = {
+    **{
+        f"length {length!r}": answer(f"Content-Length: {length}", body=[VIDEOS[FIRST]])
+        for length in ("abc", "", "5, 5", "-1", "1e9", "²", "9" * 5000)
+    },
+    "two lengths": answer("Content-Length: 5", "Content-Length: 6", body=[b"12345"]),
+    **{
+        f"redirection to {address!r}": answer(f"Location: {address}", "Content-Length: 0", status="302 Found")
+        for address in (
+            *("http://[::1", "http://127.0.0.1:99999/", "http://127.0.0.1:port/", "http://a b/", "//", "http:", "\0"),
+            *("ftp://127.0.0.1/a", "file:///etc/hostname", "data:,", "", "http://\u00a0/", f"http://{'a' * 500}/"),
+            f"/I/{FIRST}.mp4",
+        )
+    },
+    "chunk of no size": answer("Transfer-Encoding: chunked", body=[b"x\r\n"]),
+    "chunk of negative size": answer("Transfer-Encoding: chunked", body=[b"-5\r\nabcdefgh"]),
+    "no HTTP": lambda: [b"220 ready\r\n" * 9],
+    "other version": lambda: [b"HTTP/9 200 OK\r\n\r\n"],
+    "status of no number": answer(status="abc OK"),
+    "status of five digits": answer(status="20000 OK"),
+    "no content": answer(status="204 No Content"),
+    "long reason": answer(status=f"404 {'x' * 60000}"),
+    "many headers": answer(*(f"X-{number}: 1" for number in range(200))),
+    "long header": answer(f"X: {'x' * 70000}"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ANSWERS.values(), ids=ODD_ANSWERS)
+def test_an_odd_answer_is_one_line_and_the_others_arrive(server, tmp_path, odd):
+    server.faults[FIRST] = itertools.repeat(odd)
+    report = download(server, tmp_path, retries=0, max_video_mb=1)
+    assert list(report.missing) == [FIRST] and read(tmp_path, "missing.json") == report.missing
+    reason = report.missing[FIRST]
+    assert 0 < len(reason) < 600 and reason.isprintable()
+    assert not (tmp_path / f"{FIRST}.mp4").exists()
+    assert [path.read_bytes() for path in report.videos.values()] == [VIDEOS[video_id] for video_id in GOOD[1:]]
+
+
+def test_a_version_that_cannot_be_sent_back_does_not_stop_the_next_attempt(server, tmp_path):
+    headers = ('ETag: "a\r\n b"', f"Content-Length: {len(VIDEOS[FIRST])}")
+    server.faults[FIRST] = [answer(*headers, body=[VIDEOS[FIRST][:1000]])]
+    assert download(server, tmp_path).missing == {}
+    assert server.ranges(FIRST) == [None, None]
+    assert_all_good(tmp_path)
+
+
+ENDLESS = {
+    "body": answer(body=itertools.repeat(bytes(1 << 16))),
+    "chunks": answer("Transfer-Encoding: chunked", body=itertools.repeat(b"10000\r\n" + bytes(1 << 16) + b"\r\n")),
+    "redirection": answer("Location: /a", status="302 Found", body=itertools.repeat(bytes(1 << 16))),
+    "early answers": lambda: itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 2000),
+}
+
+
+@pytest.mark.parametrize("endless", ENDLESS.values(), ids=ENDLESS)
+def test_an_endless_answer_ends_at_the_limit(server, tmp_path, endless):
+    sent = []
+
+    def counted():
+        for part in endless():
+            sent.append(len(part))
+            yield part
+
+    server.faults[FIRST] = itertools.repeat(counted)
+    report = download(server, tmp_path, retries=0, max_video_mb=0.2)
+    assert list(report.missing) == [FIRST] and sum(sent) < 30e6
+    assert_all_good(tmp_path, GOOD[1:])
+
+
+def test_a_video_above_the_limit_is_refused_before_its_body_is_read(server, tmp_path):
+    size = len(VIDEOS[FIRST])
+    server.faults[FIRST] = ["cut"]
+    download(server, tmp_path, [FIRST], retries=0)
+    for limit in (size / 2e6 - 1e-3, size / 1e6 - 1e-6):
+        report = download(server, tmp_path, [FIRST], max_video_mb=limit)
+        assert report.missing[FIRST].endswith("MB, the limit of `max_video_mb`")
+        assert not (tmp_path / f"{FIRST}.part").exists()
+    assert len(server.ranges(FIRST)) == 3, "it was requested again"
+    assert download(server, tmp_path, max_video_mb=max(map(len, VIDEOS.values())) / 1e6).missing == {}
+    assert_all_good(tmp_path)
+
+
+@pytest.mark.parametrize("slow", ["body", "headers"])
+def test_a_slow_sender_is_given_up_at_the_deadline_and_continued_later(server, tmp_path, slow):
+    content = VIDEOS[FIRST]
+    tag = f'ETag: "{hashlib.sha256(content).hexdigest()[:16]}"'
+    start = answer(tag, f"Content-Length: {len(content)}", body=slowly(content))
+    server.faults[FIRST] = [start if slow == "body" else lambda: slowly(b"HTTP/1.1 200 OK\r\nX: " + content)]
+    began = time.monotonic()
+    report = download(server, tmp_path, max_video_seconds=0.3)
+    assert 0.3 <= time.monotonic() - began < 10
+    assert report.missing[FIRST].startswith("it did not arrive within 0.3 seconds: ")
+    assert len(server.ranges(FIRST)) == 1 and len(report.videos) == 2
+    if slow == "body":
+        num_bytes = (tmp_path / f"{FIRST}.part").stat().st_size
+        assert 0 < num_bytes < len(content)
+    download(server, tmp_path)
+    assert server.ranges(FIRST)[1:] == [f"bytes={num_bytes}-" if slow == "body" else None]
+    assert_all_good(tmp_path)
+
+
+PIN = {"url": "http://a/b.mp4", "bytes": 5, "sha256": "0" * 64}
+BROKEN_LISTS = {
+    "empty": "",
+    "cut": '{"a": {"url"',
+    "list": "[1, 2]",
+    "number": "5",
+    "null": "null",
+    "deep": "[" * 100_000,
+    "bytes": b"\xff\xfe{}",
+    "digits": "{" + f'"{FIRST}": {"9" * 5000}' + "}",
+    **{
+        f"entry {entry!r:.40}": json.dumps({FIRST: entry})
+        for entry in (5, None, [], {}, PIN | {"sha256": 5}, PIN | {"bytes": "5"}, PIN | {"url": None})
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "missing.json"])
+@pytest.mark.parametrize("content", BROKEN_LISTS.values(), ids=BROKEN_LISTS)
+def test_a_broken_list_is_said_in_one_line_and_made_anew(server, tmp_path, caplog, name, content):
+    for video_id, video in VIDEOS.items():
+        (tmp_path / f"{video_id}.mp4").write_bytes(video)
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / name).write_bytes(content)
+    assert download(server, tmp_path).missing == {} and server.requests == []
+    assert read(tmp_path, "missing.json") == {} and sorted(read(tmp_path, "manifest.json")) == sorted(GOOD)
+    assert read(tmp_path, "manifest.json")[FIRST]["sha256"] == hashlib.sha256(VIDEOS[FIRST]).hexdigest()
+    (message,) = caplog.messages
+    assert str(tmp_path / name) in message and len(message) < 700 and message.isprintable()
+    assert message.endswith(f"It is made anew; the former file is now {name}.rejected.")
+    assert (tmp_path / f"{name}.rejected").read_bytes() == content
+
+
+def test_the_whole_entries_of_a_broken_manifest_stay(server, tmp_path, caplog):
+    (tmp_path / "manifest.json").write_text(json.dumps({"other": PIN, "broken": 5}))
+    assert download(server, tmp_path).missing == {}
+    assert sorted(read(tmp_path, "manifest.json")) == sorted([*GOOD, "other"])
+    assert "has broken entries: ['broken']" in caplog.text
+
+
+def test_a_folder_in_place_of_a_list_is_put_aside(server, tmp_path, caplog):
+    (tmp_path / "manifest.json").mkdir()
+    assert download(server, tmp_path).missing == {} and (tmp_path / "manifest.json.rejected").is_dir()
+    assert sorted(read(tmp_path, "manifest.json")) == sorted(GOOD)
+
+
 def take_rejected(folder):
     """Return the content of the first video's rejected file, and remove the file."""
     content = (folder / f"{FIRST}.rejected").read_bytes()
@@ -351,6 +527,10 @@ def test_bad_arguments_are_refused(tmp_path):
         download_videos([FIRST], tmp_path / "videos", num_workers=0)
     with pytest.raises(ValueError, match="`retries` must be at least 0, got -1"):
         download_videos([FIRST], tmp_path / "videos", retries=-1)
+    for name in ("max_video_mb", "max_video_seconds"):
+        for value in (0, -1, float("nan")):
+            with pytest.raises(ValueError, match=f"`{name}` must be above 0, got {value}"):
+                download_videos([FIRST], tmp_path / "videos", **{name: value})
     with pytest.raises(ValueError, match="`video_dir` must be a folder, got .*videos"):
         find_videos([FIRST], tmp_path / "videos")
     assert not (tmp_path / "videos").exists()
