@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from training.data.clip_tasks import ClipTask
 from training.data.preparation import describe
 from training.data.ubc_fashion import SPLITS, read_video_ids
-from training.hub.repositories import explain_push
+from training.hub.repositories import check_links, explain_push
 from training.media.settings_file import write_json
 
 
@@ -31,12 +31,14 @@ def push_data_set(folder: Path, repo_id: str, tasks: Sequence[ClipTask], summary
     they and the clips' shards are sent. The data set is created on the Hub if there is none.
 
     Raises:
-        ValueError: If there is nothing to publish.
+        ValueError: If there is nothing to publish, or a link leaves the folder; nothing is written then.
         PushError: If the Hub refuses it or cannot be reached; `folder` stays complete.
     """
     shards = [shard for task in tasks for shard in task.shards(folder).values() if shard.exists()]
     if not shards:
         raise ValueError(f"`push_to_hub` must have clips to publish, but all {len(tasks)} were dropped.")
+    names = ["README.md", "summary.json", *(shard.relative_to(folder).as_posix() for shard in shards)]
+    check_links("output_dir", folder, names)
     published_ids = {name for split in SPLITS for name in read_video_ids(split)}
     splits = sorted({shard.parent.name for shard in shards})
     card = Template(CARD_PATH.read_text()).substitute(
@@ -49,7 +51,7 @@ def push_data_set(folder: Path, repo_id: str, tasks: Sequence[ClipTask], summary
     )
     (folder / "README.md").write_text(card)
     write_json(folder / "summary.json", summary)
-    allowed = ["README.md", "summary.json", *(glob.escape(str(shard.relative_to(folder))) for shard in shards)]
+    allowed = [glob.escape(name) for name in names]
     with explain_push("push_to_hub", repo_id, f"Everything is in {str(folder)!r}; the same command pushes it later."):
         api = HfApi()
         address = api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
