@@ -514,6 +514,12 @@ def test_a_process_waits_for_another_in_the_same_folder(server, tmp_path):
     assert_all_good(tmp_path)
 
 
+def test_a_pipe_with_a_videos_name_is_not_waited_for(server, tmp_path):
+    os.mkfifo(tmp_path / f"{FIRST}.mp4")
+    assert download(server, tmp_path).missing == {}
+    assert_all_good(tmp_path)
+
+
 def test_an_error_of_the_disk_ends_the_run(server, tmp_path):
     (tmp_path / f"{FIRST}.part").mkdir()
     with pytest.raises(IsADirectoryError):

@@ -258,7 +258,7 @@ class _Fetcher:
         """
         path, part = self.folder / f"{video_id}.mp4", self.folder / f"{video_id}.part"
         url = f"{self.base_url}/{video_id}.mp4"
-        if path.exists():
+        if path.is_file():
             try:
                 return video_id, self._entry(video_id, url, path), None
             except (_Failed, UnreadablePictures):
