@@ -163,7 +163,7 @@ CASES = [
      "`vae_dir` must be the folder of a trained model, got 'no/such'"),
     # Evaluation.
     *((EVALUATE, f"--{name} {value}", f"`{name}` must be") for name, value in (
-        ("num_clips", "1"), ("num_clips", "99999999"), ("frames_per_clip", "0"), ("num_consecutive", "2"),
+        ("num_clips", "0"), ("num_clips", "99999999"), ("frames_per_clip", "0"), ("num_consecutive", "2"),
         ("seed", "18446744073709551616"), ("scale", "100000"), ("num_inference_steps", "1000000000"),
         ("image_guidance_scale", "nan"), ("num_pictures", "-1"), ("chunk_size", "0"), ("output", "file"),
         ("output", "file/run"), ("output", LONG), ("device", "nothing"), ("inception", "none.pt"),

@@ -148,10 +148,10 @@ def test_frames_that_have_the_size_are_left_as_they_are(clips):
         assert same.frame_indices == clip.frame_indices and same.moved == clip.moved
 
 
-def write_frames(folder, frames):
-    """Write a prepared folder with split `test` and two videos; each frame is a dict of pictures by column."""
+def write_frames(folder, frames, videos=("a", "b")):
+    """Write a prepared folder with split `test`; each frame of all videos is a dict of pictures by column."""
     (folder / "data").mkdir(parents=True)
-    rows = [{"video_id": v, "frame_index": i, **frame} for v in ("a", "b") for i, frame in enumerate(frames)]
+    rows = [{"video_id": v, "frame_index": i, **frame} for v in videos for i, frame in enumerate(frames)]
     features = {"video_id": datasets.Value("string"), "frame_index": datasets.Value("int32")}
     features |= {name: datasets.Image() for name in frames[0]}
     rows = datasets.Dataset.from_list(rows, features=datasets.Features(features))
@@ -256,7 +256,7 @@ def test_the_default_data_set_is_one(monkeypatch):
 def test_bad_requests_are_refused(tmp_path, clips):
     with pytest.raises(ValueError, match="must be one of .*smoke.* got 'missing'"):
         load_clips("procedural/missing", "test", 2, 2)
-    with pytest.raises(ValueError, match=r"`num_clips` must lie within \[2, 3\] for this split, got 9"):
+    with pytest.raises(ValueError, match=r"`num_clips` must lie within \[1, 3\] for this split, got 9"):
         load_clips("procedural/smoke", "test", 9, 2)
     with pytest.raises(ValueError, match=r"`frames_per_clip` must lie within \[1, 5\] for test-000000, got 6"):
         load_clips("procedural/smoke", "test", 2, 6)
@@ -529,6 +529,35 @@ def test_frames_of_any_size_are_measured_at_the_models_own(odd_frames, tmp_path)
     assert rows["warp of the reference"]["seen_l1"]["mean"] < rows["copy of the reference"]["seen_l1"]["mean"]
     with Image.open(tmp_path / "results" / "evaluation.png") as pictures:
         assert pictures.width == 6 * (24 + 4) - 4
+
+
+def test_one_clip_gives_every_figure_that_needs_no_other(model, tmp_path, capsys):
+    frames = [{"image": get_dummy_image(i), "iuv": get_dummy_iuv(i)} for i in range(5)]
+    folder = write_frames(tmp_path / "clip", frames, videos=["alone"])
+    save_inception(tmp_path / "inception.pt")
+    judge = {"inception": tmp_path / "inception.pt", "frames_per_clip": 1}
+    results = run(model, tmp_path / "one", dataset=folder, num_clips=1, **judge)
+    rows, notes = results["rows"], results["notes"]
+    needs_another = {name for name, (prediction, _) in baselines.ROWS.items() if prediction == "other_photo"}
+    assert set(rows) == set(baselines.ROWS) - needs_another
+    measured = {"psnr", "ssim", "l1", "silhouette_iou", "seen_l1", "temporal_error", "identity_distance"}
+    assert measured <= {name for name, figure in rows["model"].items() if figure["mean"] is not None}
+    assert all(figure["standard_error"] is None for figures in rows.values() for figure in figures.values())
+    missing = {*needs_another, "fid", "standard error"}
+    assert all(notes[name].startswith("left out: needs ") for name in missing)
+    written = [(tmp_path / "one" / f"evaluation.{suffix}").read_text() for suffix in ("md", "html")]
+    assert all("left out: needs a second clip" in text for text in [*written, capsys.readouterr().out])
+    with Image.open(tmp_path / "one" / "evaluation.png") as pictures:
+        assert pictures.width == 4 * (64 + 4) - 4
+    clip = load_clips(write_frames(tmp_path / "clips", frames), "test", 1, 1)[0]
+    assert clip.other_reference is not None, "a split of two clips has a counterpart, even if one clip is measured"
+
+
+def test_a_missing_split_is_named_with_the_option_that_chooses_another(tmp_path):
+    folder = write_frames(tmp_path, [{"image": get_dummy_image(), "iuv": get_dummy_iuv()}])
+    match = "^`dataset` must have the split 'train', got '.*' with {'test': 'data/test-.*`--split NAME`"
+    with pytest.raises(ValueError, match=match):
+        load_clips(folder, "train", 1, 1)
 
 
 def test_the_size_is_the_models_own(model, tmp_path, monkeypatch):

@@ -68,10 +68,10 @@ BROKEN = {
     f"animate.py --model {TINY} --image {SAMPLE}/photo.png --poses {SAMPLE}/poses --num_inference_steps 1"
     " --device cpu --output video.gif": "video.png",
     "training/train.py --train_data /none": "a pipeline's folder or Hub id",
-    "training/finetune.py --max_train_steps 1": "`pretrained_model_name_or_path` must be",
-    f"training/evaluation.py --model {TINY} --dataset none": "The data set must be",
+    "training/finetune.py --max_train_steps 1": "`pretrained_model_name_or_path` is missing",
+    f"training/evaluation.py --model {TINY} --dataset none": "`dataset` must be",
     "training/convert_original_checkpoint.py --unet none.pth --adapter none.pth --output_dir out": "an existing file",
-    "-m benchmarks.claims.guidance --num_clips 0": "`num_clips` must be at least 2",
+    "-m benchmarks.claims.guidance --num_clips 0": "`num_clips` must be at least 1",
     "-c 'from diffusers.utils import load_image; from pipeline_dreampose import DreamPosePipeline as P;"
     f' print(P.from_pretrained("{TINY}").name_or_path)\'': str(TINY),
 }

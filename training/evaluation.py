@@ -104,8 +104,8 @@ def main(options: argparse.Namespace) -> dict:
     records = [clip_records.ClipRecord.load(clip_records.record_path(folder, index)) for index in range(len(clips))]
     results = figures.summarize([record.values for record in records])
     figures.add_set_distances(results["rows"], clip_records.join_features(records))
-    moved = [moved for record in records for moved in record.moved]
-    results |= {"share_moved": sum(moved) / len(moved) if moved else None, "notes": learned.notes}
+    results["share_moved"] = clip_records.share_moved(records)
+    results["notes"] = figures.explain_missing(results["rows"], learned.notes)
     results |= {"settings": asked, **figures.describe_pipeline(pipe), "num_processes": state.num_processes}
     # `seconds` is the time for `num_measured` clips; a resumed evaluation measures only the remaining ones.
     results |= {"num_measured": num_measured, "seconds": round(time.perf_counter() - start, 1)}

@@ -130,6 +130,12 @@ def record_path(folder: Path, index: int) -> Path:
     return folder / f"{index:05d}{SUFFIX}"
 
 
+def share_moved(records: list[ClipRecord]) -> float | None:
+    """Return the share of the targets that are far from the photo's pose, or `None` if that is not known."""
+    moved = [is_moved for record in records for is_moved in record.moved]
+    return sum(moved) / len(moved) if moved else None
+
+
 def join_features(records: list[ClipRecord]) -> dict[str, dict[str, torch.Tensor]]:
     """Join the features of all clips by metric and set, shape `[N, D]`; sets that some clip lacks are left out."""
     features = [record.features for record in records]

@@ -123,7 +123,7 @@ class Clips(Sequence[Clip]):
         other = (index + 1) % len(self.videos)
         pictures, layers = self._read([frames[i] for i in targets])
         run_pictures, run_layers = self._read([frames[i] for i in run])
-        (reference, other_reference), _ = self._read([frames[0], self.videos[other][1][0]])
+        (reference, *others), _ = self._read([self.videos[i][1][0] for i in dict.fromkeys([index, other])])
         facts = {} if self.config_name is None else self._drawn_facts(index, other, targets)
         return Clip(
             name=name,
@@ -132,7 +132,7 @@ class Clips(Sequence[Clip]):
             frame_indices=targets,
             targets=pictures,
             layers=layers,
-            other_reference=other_reference,
+            other_reference=others[0] if others else None,
             run_indices=run,
             run_targets=run_pictures,
             run_layers=run_layers,
@@ -204,7 +204,8 @@ def load_clips(
 
     Args:
         dataset, split (`str`): A prepared data set and its split, see [`load_prepared`].
-        num_clips (`int`): Number of clips, at least 2 and at most those of the split.
+        num_clips (`int`): Number of clips, at least 1 and at most those of the split. A split of one clip has no
+            other subject, so its clip has no counterpart.
         frames_per_clip (`int`): Target frames per clip, at least 1 and fewer than the clip's frames.
         seed (`int`, *optional*, defaults to 0): Seed for the choice of frames.
         num_consecutive (`int`, *optional*, defaults to 0): Consecutive frames per clip, drawn independently of the
@@ -219,8 +220,8 @@ def load_clips(
     family, _, config_name = dataset.partition("/")
     is_drawn = family == PROCEDURAL and "layers" in rows.column_names
     videos = group_videos(rows)
-    if not 2 <= num_clips <= len(videos):
-        raise ValueError(f"`num_clips` must lie within [2, {len(videos)}] for this split, got {num_clips}.")
+    if not 1 <= num_clips <= len(videos):
+        raise ValueError(f"`num_clips` must lie within [1, {len(videos)}] for this split, got {num_clips}.")
     chosen = list(videos.items())[: num_clips + 1]  # one more, so that every clip has its own counterpart
     for video_id, frames in chosen[:num_clips]:
         longest = len(frames) - 1

@@ -112,6 +112,8 @@ def render_page(results: Mapping[str, Any], views: Iterable[ClipView]) -> str:
     settings, rows, differences = results["settings"], results["rows"], results["model_minus_row"]
     title = escape(f"{settings['model']} on {settings['dataset']}, {settings['split']}")
     clips = "\n".join(map(_clip, views))
+    num_clips = settings["num_clips"]
+    over = "1 clip." if num_clips == 1 else f"{num_clips} clips; mean ± standard error over clips."
     used = {name for by_metric in rows.values() for name, figure in by_metric.items() if figure["mean"] is not None}
     meanings = [(n, f"{_arrow(n)} {METRICS[n].meaning}") for n in METRICS if n in used]
     notes = list(results["notes"].items())
@@ -120,7 +122,7 @@ def render_page(results: Mapping[str, Any], views: Iterable[ClipView]) -> str:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{STYLE}</style></head><body>
 <h1>{title}</h1>
-<p>{escape(str(settings["num_clips"]))} clips; mean ± standard error over clips.</p>
+<p>{escape(over)}</p>
 <h2>Clips</h2>
 <p>The first clips of the split, not selected. <label><input type="checkbox" id="pause"> pause</label></p>
 {clips}
@@ -132,7 +134,7 @@ standard errors.</p>
 {_tables(differences, mark=True)}
 <h2>Meaning of the metrics</h2>
 {_definitions(meanings)}
-<h2>Learned metrics</h2>
+<h2>Learned metrics and missing figures</h2>
 {_definitions(notes)}
 <h2>Settings and versions</h2>
 <pre>{escape("".join(f"{name}: {value}{chr(10)}" for name, value in facts.items()))}</pre>

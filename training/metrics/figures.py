@@ -58,7 +58,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "datasets", "torchmetrics", "
 
 
 def summarize(values: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Figures]:
-    """Average the figures of each of at least two clips; rows and metrics that some clip lacks are left out.
+    """Average the figures of each clip; rows and metrics that some clip lacks are left out.
 
     Returns:
         `dict`: `{"rows": ..., "model_minus_row": ...}`, each with the mean over clips, its standard error and the
@@ -85,7 +85,7 @@ def summarize(values: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, 
 
 
 def add_set_distances(rows: Figures, features: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Add FID and FVD to the rows of [`summarize`], in place; their `n` counts pictures or videos.
+    """Add FID and FVD to the rows of [`summarize`], in place, unless a set has one member; their `n` counts members.
 
     `features` holds the existing features `[N, D]` by metric and set: the predictions in `ROWS`, `true own` and
     `true other`.
@@ -93,10 +93,23 @@ def add_set_distances(rows: Figures, features: Mapping[str, Mapping[str, torch.T
     for name, by_set in features.items():
         for row, by_metric in rows.items():
             prediction, truth = ROWS[row]
-            if prediction in by_set and f"true {truth}" in by_set:
+            if f"true {truth}" in by_set and len(by_set.get(prediction, ())) > 1:
                 distance = frechet_distance(by_set[prediction], by_set[f"true {truth}"])
                 n = len(by_set[prediction])
                 by_metric[name] = {"mean": distance.item(), "standard_error": None, "n": n}
+
+
+def explain_missing(rows: Figures, notes: Mapping[str, str]) -> dict[str, str]:
+    """Return the notes of `LearnedMetrics`, and why rows, distances between sets or standard errors are missing."""
+    reasons = {"own": "needs a second clip in the split", "other": "needs another subject in the same motion"}
+    found = dict(notes)
+    for name in ("fid", "fvd_16f"):
+        if notes.get(name, "").startswith("by ") and name not in rows["model"]:
+            found[name] = "left out: needs sets of at least two pictures or videos"
+    found |= {row: f"left out: {reasons[truth]}" for row, (_, truth) in ROWS.items() if row not in rows}
+    if rows["model"]["psnr"]["n"] == 1:
+        found["standard error"] = "left out: needs a second clip"
+    return found
 
 
 def format_figure(name: str, figure: Mapping | None) -> str:

@@ -17,7 +17,7 @@ _COUNT = ("at least 1", lambda value: value >= 1)
 _NOT_NEGATIVE = ("at least 0", lambda value: value >= 0)
 _GUIDANCE_SCALE = ("a finite number, at least 0", lambda value: 0 <= value < math.inf)
 RULES = {
-    "num_clips": ("at least 2", lambda value: value >= 2),  # each clip is compared with another one
+    "num_clips": _COUNT,
     "frames_per_clip": _COUNT,
     "num_consecutive": ("0 or at least 3", lambda value: value == 0 or value >= 3),  # flicker needs three frames
     "num_inference_steps": _COUNT,
