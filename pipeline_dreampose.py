@@ -1,16 +1,5 @@
-# Copyright 2026 The DreamPose for diffusers authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0 (http://www.apache.org/licenses/LICENSE-2.0)
 """DreamPose (arXiv:2304.06025) as a single-file diffusers pipeline that animates a photo with a pose sequence.
 
 Axes in comments and docstrings: `B` videos, `P` photos of one subject, `F` frames, `T` image tokens, `D` token width,
@@ -98,6 +87,9 @@ _SETTINGS = {
     "adapter": ("image_embed_dim", "num_image_tokens", "latent_channels"),
 }
 
+# Arguments of a call whose default is in the config of the pipeline.
+_DEFAULTS = ("height", "width", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")
+
 
 def _short(value: Any) -> str:
     """Return `repr(value)`, shortened for an error message."""
@@ -107,16 +99,22 @@ def _short(value: Any) -> str:
         return f"a value of {type(value)}"
 
 
+def _check(is_valid: Any, rule: str, got: Any) -> None:
+    """Raise a `ValueError` that says the rule and what was got instead, unless it is followed."""
+    if not is_valid:
+        raise ValueError(f"{rule}; got {got}.")
+
+
 def _to_array(value: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     """Return real numbers as an array in native byte order and memory layout; floating-point tensors as float32."""
     if isinstance(value, torch.Tensor):
         is_dense = value.layout == torch.strided and not value.is_meta and not value.is_nested
-        if not is_dense or value.is_complex() or value.is_quantized:
-            got = f"{value.dtype}, {value.layout} on {value.device}"
-            raise ValueError(f"`{name}` must be a dense tensor of real numbers; got {got}.")
+        got = f"{value.dtype}, {value.layout} on {value.device}"
+        is_real = not value.is_complex() and not value.is_quantized
+        _check(is_dense and is_real, f"`{name}` must be a dense tensor of real numbers", got)
         value = (value.float() if value.is_floating_point() else value).detach().cpu().resolve_neg().numpy()
-    if value.dtype.kind not in "biuf" or value.size == 0:
-        raise ValueError(f"`{name}` must hold real numbers, at least one; got {value.dtype} {value.shape}.")
+    is_real = value.dtype.kind in "biuf" and value.size > 0
+    _check(is_real, f"`{name}` must hold real numbers, at least one", f"{value.dtype} {value.shape}")
     return np.require(value, value.dtype.newbyteorder("="), "CW")
 
 
@@ -130,8 +128,7 @@ def _fitted_size(source_height: int, source_width: int, height: int, width: int)
 
 def _load(image: Image.Image) -> Image.Image:
     """Decode the pixels now, so that a broken file is reported before any model runs."""
-    if 0 in image.size:
-        raise ValueError(f"`image` must have at least one pixel; got {image.width} x {image.height}.")
+    _check(0 not in image.size, "`image` must have at least one pixel", f"{image.width} x {image.height}")
     try:
         image.load()
     # Pillow raises SyntaxError for some broken PNG files, and ValueError or AttributeError for closed ones
@@ -146,17 +143,15 @@ def to_rgb(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
     if isinstance(image, (np.ndarray, torch.Tensor)):
         is_tensor, image = isinstance(image, torch.Tensor), _to_array(image, "image")
         image = np.moveaxis(image, 0, -1) if is_tensor and image.ndim == 3 else image
-        if image.ndim != 3 or image.shape[-1] != 3:
-            rule = "`image` must have three colour channels: `(H, W, 3)` as an array, `(3, H, W)` as a tensor"
-            raise ValueError(f"{rule}; got {image.shape} (channels last).")
+        rule = "`image` must have three colour channels: `(H, W, 3)` as an array, `(3, H, W)` as a tensor"
+        _check(image.ndim == 3 and image.shape[-1] == 3, rule, f"{image.shape} (channels last)")
         if image.dtype != np.uint8:
-            if not (image.min() >= 0 and image.max() <= 1):  # NaN if any value is NaN
-                got = f"{image.dtype} between {image.min()} and {image.max()}"
-                raise ValueError(f"`image` must be 8 bit, or hold finite values in [0, 1]; got {got}.")
+            low, high = image.min(), image.max()  # NaN if any value is NaN
+            rule = "`image` must be 8 bit, or hold finite values in [0, 1]"
+            _check(low >= 0 and high <= 1, rule, f"{image.dtype} between {low} and {high}")
             image = (image * 255).round().astype(np.uint8)
         return Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"`image` must be a PIL image, an array or a tensor; got {type(image)}.")
+    _check(isinstance(image, Image.Image), "`image` must be a PIL image, an array or a tensor", type(image))
     _load(image)
     with suppress(Exception):  # viewers ignore broken EXIF data
         image = ImageOps.exif_transpose(image)
@@ -173,13 +168,9 @@ def to_rgb(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
 def fit_image(image: Image.Image | np.ndarray | torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Fit a photo whole and centred into a canvas, neither stretched nor cut, and repeat its border pixels outwards.
 
-    Args:
-        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One picture: a PIL image of any mode (EXIF rotation
-            is applied, transparent areas become white), an array `(H, W, 3)` or a tensor `(3, H, W)`. Arrays and
-            tensors hold 8-bit values or values in `[0, 1]`, which are rounded to 8 bits. Others raise a `ValueError`.
-        height, width (`int`): Size of the canvas in pixels.
-    Returns:
-        `torch.Tensor`: Pixel values, shape `(3, height, width)`, float32, range `[-1, 1]`, 8-bit levels.
+    The photo is a PIL image of any mode (EXIF rotation is applied, transparent areas become white), an array
+    `(H, W, 3)` or a tensor `(3, H, W)`. Arrays and tensors hold 8-bit values or values in `[0, 1]`, which are rounded
+    to 8 bits. Others raise a `ValueError`. The result is `(3, height, width)`: 8-bit levels in `[-1, 1]`, as float32.
     """
     image = to_rgb(image)
     fitted_height, fitted_width, top, left = _fitted_size(image.height, image.width, height, width)
@@ -191,21 +182,17 @@ def fit_image(image: Image.Image | np.ndarray | torch.Tensor, height: int, width
 
 
 def iuv_to_pose_map(image: Image.Image | np.ndarray) -> torch.Tensor:
-    """Convert one DensePose IUV image to a pose map: U and V in `[0, 1]`, zero outside the body.
+    """Convert one DensePose IUV image to a pose map `(2, H, W)`: U, then V, in `[0, 1]`, zero outside the body.
 
-    Args:
-        image (`PIL.Image.Image` or `np.ndarray`): RGB image, or 8-bit array `(H, W, 3)`, with R = V, G = U and B = I:
-            part code 0 for the background, 1..24 for body parts. Others raise a `ValueError`.
-    Returns:
-        `torch.Tensor`: Shape `(2, H, W)`, float32, range `[0, 1]`; channel 0 is U, channel 1 is V.
+    The image is RGB, or an 8-bit array `(H, W, 3)`, with R = V, G = U and B = I: part code 0 for the background, 1..24
+    for body parts. Others raise a `ValueError`.
     """
     if isinstance(image, Image.Image):
-        if image.mode != "RGB":
-            raise ValueError(f"`image` must be an RGB IUV picture (R = V, G = U, B = I); got mode {image.mode!r}.")
+        _check(image.mode == "RGB", "`image` must be an RGB IUV picture (R = V, G = U, B = I)", f"mode {image.mode!r}")
         image = np.asarray(_load(image))
-    if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
-        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
-        raise ValueError(f"`image` must be an RGB picture or an 8 bit array `(H, W, 3)` of V, U and I; got {got}.")
+    got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
+    is_iuv = getattr(image, "dtype", None) == np.uint8 and image.ndim == 3 and image.shape[-1] == 3 and image.size
+    _check(is_iuv, "`image` must be an RGB picture or an 8 bit array `(H, W, 3)` of V, U and I", got)
     v, u, parts = (torch.from_numpy(image[..., channel].copy()) for channel in range(3))
     if parts.max() > 24:
         got = f"{parts.max().item()}. {why_not_iuv(image)}"
@@ -227,9 +214,9 @@ def why_not_iuv(image: np.ndarray) -> str:
 
 
 def _check_pose_maps(pose_maps: torch.Tensor) -> None:
-    if not isinstance(pose_maps, torch.Tensor) or pose_maps.ndim != 4 or pose_maps.shape[1] != 2:
-        got = tuple(pose_maps.shape) if isinstance(pose_maps, torch.Tensor) else type(pose_maps)
-        raise ValueError(f"`pose_maps` must be a tensor of shape `(F, 2, H, W)`; got {got}.")
+    got = tuple(pose_maps.shape) if isinstance(pose_maps, torch.Tensor) else type(pose_maps)
+    is_clip = isinstance(got, tuple) and len(got) == 4 and got[1] == 2
+    _check(is_clip, "`pose_maps` must be a tensor of shape `(F, 2, H, W)`", got)
 
 
 def fit_pose_maps(pose_maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -252,21 +239,15 @@ def resize_pose_maps(pose_maps: torch.Tensor, h: int, w: int) -> torch.Tensor:
 
 
 def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.Tensor:
-    """Stack the pose maps around one frame along the channels (DreamPose, arXiv:2304.06025).
+    """Stack the pose maps `(F, 2, h, w)` around frame `index` along the channels (DreamPose, arXiv:2304.06025).
 
-    Args:
-        pose_maps (`torch.Tensor`): Shape `(F, 2, h, w)`, range `[0, 1]`, zero outside the body.
-        index (`int`): Centre frame, `0 <= index < F`.
-        radius (`int`, *optional*, defaults to 2): Frames on each side. Past either end, the border frame is repeated.
-    Returns:
-        `torch.Tensor`: Shape `(2 * (2 * radius + 1), h, w)`, earliest frame first, U before V.
+    `radius` is the number of frames on each side. Past either end, the border frame is repeated. The result has shape
+    `(2 * (2 * radius + 1), h, w)`, earliest frame first, U before V.
     """
     _check_pose_maps(pose_maps)
     num_frames = pose_maps.shape[0]
-    if not 0 <= index < num_frames:
-        raise ValueError(f"`index` must be at least 0 and less than the {num_frames} frames; got {index}.")
-    if radius < 0:
-        raise ValueError(f"`radius` must be at least 0; got {radius}.")
+    _check(0 <= index < num_frames, f"`index` must be at least 0 and less than the {num_frames} frames", index)
+    _check(radius >= 0, "`radius` must be at least 0", radius)
     neighbours = [min(max(i, 0), num_frames - 1) for i in range(index - radius, index + radius + 1)]
     return pose_maps[neighbours].flatten(0, 1)
 
@@ -274,14 +255,10 @@ def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.T
 def clip_pixel_values(
     pixel_values: torch.Tensor, image_size: int, feature_extractor: CLIPImageProcessor
 ) -> torch.Tensor:
-    """Convert fitted canvases to CLIP's square input: squeeze the whole canvas, or take its central square.
+    """Convert canvases `(B, 3, H, W)` in `[-1, 1]` to CLIP's normalised input `(B, 3, image_size, image_size)`.
 
-    Args:
-        pixel_values (`torch.Tensor`): Shape `(B, 3, H, W)`, range `[-1, 1]`; rounded to 8 bits, so no gradients pass.
-        image_size (`int`): Side of the square in pixels, as the image encoder expects it.
-        feature_extractor ([`~transformers.CLIPImageProcessor`]): `do_center_crop` selects the central square.
-    Returns:
-        `torch.Tensor`: Shape `(B, 3, image_size, image_size)`, float32, normalised, on the device of `pixel_values`.
+    The whole canvas is squeezed to a square, or its central square is taken if `feature_extractor.do_center_crop` is
+    set. Pixels are rounded to 8 bits, so no gradients pass. The result is float32, on the device of `pixel_values`.
     """
     canvases = ((pixel_values.detach().float() + 1.0) * 127.5).round().clamp(0, 255)
     canvases = canvases.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -344,14 +321,7 @@ class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _source = Path(__file__).read_bytes()
 
     @register_to_config
-    def __init__(
-        self,
-        image_embed_dim: int = 768,
-        num_image_tokens: int = 50,
-        latent_channels: int = 4,
-        pooled_height: int = 40,
-        pooled_width: int = 32,
-    ):
+    def __init__(self, image_embed_dim=768, num_image_tokens=50, latent_channels=4, pooled_height=40, pooled_width=32):
         super().__init__()
         self.vae_projection = nn.Linear(pooled_height * pooled_width, image_embed_dim)
         self.token_mixer = nn.Linear(num_image_tokens + latent_channels, num_image_tokens)
@@ -382,9 +352,10 @@ class DreamPosePipelineOutput(BaseOutput):
     nsfw_content_detected: list[list[bool]] | None = None
 
 
-# Fields of a `LoraConfig` that do not change a loaded LoRA.
-_UNUSED_LORA_FIELDS = """target_modules exclude_modules layers_to_transform layers_pattern lora_dropout task_type
-    auto_mapping peft_version base_model_name_or_path revision inference_mode loftq_config eva_config""".split()
+# Fields of a `LoraConfig` that are checked one by one, or do not change a loaded LoRA.
+_OTHER_LORA_FIELDS = """r lora_alpha rank_pattern alpha_pattern target_modules exclude_modules layers_to_transform
+    layers_pattern lora_dropout task_type auto_mapping peft_version base_model_name_or_path revision inference_mode
+    loftq_config eva_config""".split()
 
 
 def _lora_config(part: str, ranks: dict[str, int], state_dict: dict, metadata: dict, known: dict) -> dict[str, Any]:
@@ -394,41 +365,36 @@ def _lora_config(part: str, ranks: dict[str, int], state_dict: dict, metadata: d
     """
 
     def check(is_valid: bool, name: str, rule: str, value: Any) -> None:
-        if not is_valid:
-            raise ValueError(f"`metadata` of a LoRA must have {rule} as `{part}.{name}`; got {_short(value)}.")
+        _check(is_valid, f"`metadata` of a LoRA must have {rule} as `{part}.{name}`", _short(value))
 
-    def find(name: str, path: str, default: Any) -> Any:
-        pattern = ((key.replace("\\", ""), value) for key, value in (fields.get(name) or {}).items())
-        return next((value for key, value in pattern if f".^{path}".endswith((f".{key}", f"^{key}"))), default)
-
-    fields = {key.removeprefix(f"{part}."): v for key, v in metadata.items() if key.startswith(f"{part}.")}
+    fields = {name: metadata[f"{part}.{name}"] for name in known if metadata.get(f"{part}.{name}") is not None}
     use_dora, *mixed = {f"{part}.{path}.lora_magnitude_vector" in state_dict for path in ranks}
-    if mixed:
-        rule = "`pretrained_model_name_or_path_or_dict` must have DoRA in all layers of a component or in none"
-        raise ValueError(f"{rule}; got it in some of `{part}`.")
+    rule = "`pretrained_model_name_or_path_or_dict` must have DoRA in all layers of a component or in none"
+    _check(not mixed, rule, f"it in some of `{part}`")
     choices = {"use_rslora": [True, False], "use_dora": [use_dora]}
     choices["init_lora_weights"] = [True, False, "gaussian", "eva"]  # others also change the model's weights
-    checked_below = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
-    for name in fields.keys() & known.keys() - {*checked_below, *_UNUSED_LORA_FIELDS}:
-        values = choices.get(name, [known[name], None, False, [], {}])
-        is_plain = isinstance(fields[name], (str, int, float, list, dict, type(None)))
-        rule = " or ".join(repr(value) for value in choices.get(name, [known[name]]))
-        check(is_plain and fields[name] in values, name, rule, fields[name])
-    for name in ("rank_pattern", "alpha_pattern"):
-        pattern = {} if fields.get(name) is None else fields[name]
+    for name, value in fields.items():
+        if name not in _OTHER_LORA_FIELDS:
+            rule = " or ".join(map(repr, choices.get(name, [known[name]])))
+            is_plain = isinstance(value, (str, int, float, list, dict))
+            check(is_plain and value in choices.get(name, [known[name], False, [], {}]), name, rule, value)
+
+    config = {"use_rslora": bool(fields.get("use_rslora")), "use_dora": use_dora, "target_modules": list(ranks)}
+    for name, pattern_name in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        pattern, values = fields.get(pattern_name, {}), {}
         is_short = isinstance(pattern, dict) and len(pattern) <= 2000
         is_literal = is_short and all(re.fullmatch(r"\^?(\w|\\?\.)+", str(key)) for key in pattern)
-        check(is_literal, name, "up to 2,000 names of layers, not regular expressions,", pattern)
-    alphas = {}
-    for path, rank in ranks.items():
-        stated = find("rank_pattern", path, fields.get("r", rank))
-        check(type(stated) is int and stated == rank, "r", f"{rank}, the rank of {path},", stated)
-        alpha = alphas[path] = find("alpha_pattern", path, fields.get("lora_alpha", rank))
-        check(type(alpha) in (int, float) and 0 < alpha <= 1e6, "lora_alpha", "a number above 0, at most 1e6,", alpha)
-    config = {"use_rslora": bool(fields.get("use_rslora")), "use_dora": use_dora, "target_modules": list(ranks)}
-    for name, pattern, values in (("r", "rank_pattern", ranks), ("lora_alpha", "alpha_pattern", alphas)):
+        check(is_literal, pattern_name, "up to 2,000 names of layers, not regular expressions,", pattern)
+        pattern = {str(key).replace("\\", ""): value for key, value in pattern.items()}
+        for path, rank in ranks.items():
+            found = (value for key, value in pattern.items() if f".^{path}".endswith((f".{key}", f"^{key}")))
+            value = values[path] = next(found, fields.get(name, rank))
+            is_number, rule = type(value) in (int, float) and 0 < value <= 1e6, "a number above 0, at most 1e6,"
+            if name == "r":
+                is_number, rule = type(value) is int and value == rank, f"{rank}, the rank of {path},"
+            check(is_number, name, rule, value)
         config[name] = usual = next(iter(values.values()))
-        config[pattern] = {f"^{re.escape(path)}": value for path, value in values.items() if value != usual}
+        config[pattern_name] = {f"^{re.escape(path)}": value for path, value in values.items() if value != usual}
     return config
 
 
@@ -523,8 +489,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         """Return the given range, else the one that `component` carries, else `default`."""
         value = getattr(component, "_dreampose_range", default) if value is None else value
         values = value if isinstance(value, (tuple, list)) else []
-        if [isinstance(v, numbers.Real) and abs(v) <= 1000 for v in values] != [True, True] or value[0] == value[1]:
-            raise ValueError(f"`{name}` must be two different numbers in [-1000, 1000]; got {_short(value)}.")
+        are_numbers = [isinstance(v, numbers.Real) and abs(v) <= 1000 for v in values] == [True, True]
+        is_range = are_numbers and value[0] != value[1]
+        _check(is_range, f"`{name}` must be two different numbers in [-1000, 1000]", _short(value))
         return tuple(value)
 
     @property
@@ -543,9 +510,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         pose_channels = in_channels - latent_channels
         if pose_channels < 2 or pose_channels % 4 != 2:
             rule = f"`unet` must take {latent_channels} latent channels and 2 * (2 * r + 1) pose channels"
-            got = f"e.g. {latent_channels + 10} for five poses; got in_channels={in_channels}"
             advice = "To widen a Stable Diffusion UNet, give `conv_in` new input channels with weights of 0."
-            raise ValueError(f"{rule}, {got}. {advice}")
+            got = f"got in_channels={in_channels}. {advice}"
+            raise ValueError(f"{rule}, e.g. {latent_channels + 10} for five poses; {got}")
         return (pose_channels - 2) // 4
 
     # State of the running call, as diffusers' callbacks and hooks read it
@@ -561,9 +528,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         """Write a self-contained folder: weights, `model_index.json` and the code that loads them."""
         self._check_classes()
         for name, component in self.components.items():
-            if isinstance(component, nn.Module) and any(hasattr(layer, "base_layer") for layer in component.modules()):
-                rule = f"`save_pretrained` cannot save a component with PEFT layers; `{name}` has some"
-                raise ValueError(f"{rule}. Fuse them to keep their effect, then unload them.")
+            layers = component.modules() if isinstance(component, nn.Module) else []
+            rule = "`save_pretrained` takes no PEFT layers: fuse them to keep their effect, then unload them"
+            _check(not any(hasattr(layer, "base_layer") for layer in layers), rule, f"some in `{name}`")
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def _check_classes(self) -> None:
@@ -572,14 +539,12 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         for name, value, own in (("self", self, DreamPosePipeline), ("adapter", adapter, DreamPoseAdapter)):
             # by name and bases, since diffusers may have executed this file again
             found, expected = ((c.__name__, c.__bases__) for c in (type(value), own))
-            if value is not None and found != expected:
-                rule = f"`{name}` must be a {own.__name__} itself to be saved, since only its code is saved"
-                raise ValueError(f"{rule}; got {type(value).__name__}.")
+            rule = f"`{name}` must be a {own.__name__} itself to be saved, since only its code is saved"
+            _check(value is None or found == expected, rule, type(value).__name__)
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """Write `model_index.json` and two copies of this file; drop `_name_or_path` from the components' configs."""
-        if os.path.isfile(save_directory):
-            raise ValueError(f"`save_directory` must be a folder; {save_directory} is a file.")
+        _check(not os.path.isfile(save_directory), "`save_directory` must be a folder", f"the file {save_directory}")
         self._check_classes()
         # The adapter's copy has its own file name, since diffusers caches one module per name.
         copies = {"pipeline_dreampose.py": self._source}
@@ -626,47 +591,44 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     # Subjects: LoRAs of UNet, adapter and VAE
 
     @classmethod
-    def lora_state_dict(
-        cls, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor], **kwargs
-    ):
+    def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict, **kwargs):
         """Read a subject's weights; with `return_lora_metadata=True`, return `(weights, metadata)`.
 
-        Args:
-            pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`):
-                A Hub repository or folder with a safetensors file, the file itself, or the weights by name.
-            kwargs (`dict`, *optional*): `weight_name` (defaults to `"pytorch_lora_weights.safetensors"`), `metadata`
-                of weights by name, and the download options `cache_dir`, `force_download`, `proxies`,
-                `local_files_only`, `token`, `revision` and `subfolder`.
+        Other options are `weight_name` (defaults to `"pytorch_lora_weights.safetensors"`), `metadata` of weights by
+        name, and for a download `cache_dir`, `force_download`, `proxies`, `local_files_only`, `token`, `revision` and
+        `subfolder`.
         """
         return_lora_metadata = kwargs.pop("return_lora_metadata", False)
         weight_name = kwargs.pop("weight_name", None) or LORA_WEIGHT_NAME_SAFE
-        if not weight_name.endswith(".safetensors"):
-            raise ValueError(f"`weight_name` must name a safetensors file; got {weight_name!r}.")
+        _check(weight_name.endswith(".safetensors"), "`weight_name` must name a safetensors file", repr(weight_name))
         names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
-        options = {**dict.fromkeys(names), **kwargs}
-        fixed = {"weight_name": weight_name, "use_safetensors": True, "allow_pickle": False}
-        fixed["user_agent"] = {"file_type": "lora", "framework": "pytorch"}
+        options = {**dict.fromkeys(names), **kwargs, "weight_name": weight_name, "use_safetensors": True}
+        options |= {"allow_pickle": False, "user_agent": {"file_type": "lora", "framework": "pytorch"}}
+        source = pretrained_model_name_or_path_or_dict
+        exists = isinstance(source, dict) or (isinstance(source, (str, os.PathLike)) and os.path.exists(source))
+        is_known = exists or re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))  # the Hub is asked for nothing else
+        rule = "`pretrained_model_name_or_path_or_dict` must be a file, a folder, an id `owner/name` or a dict"
+        _check(is_known, rule, _short(source))
         try:
-            state_dict, metadata = _fetch_state_dict(pretrained_model_name_or_path_or_dict, **fixed, **options)
+            state_dict, metadata = _fetch_state_dict(source, **options)
         except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
             rule = "`pretrained_model_name_or_path_or_dict` must be safetensors, and its metadata JSON"
             raise ValueError(f"{rule}; got {error}.") from error
         metadata = {} if metadata is None else metadata
-        if not isinstance(metadata, dict) or not all(isinstance(name, str) for name in metadata):
-            raise ValueError(f"`metadata` of a LoRA must be a dict with names as keys; got {_short(metadata)}.")
+        is_named = isinstance(metadata, dict) and all(isinstance(name, str) for name in metadata)
+        _check(is_named, "`metadata` of a LoRA must be a dict with names as keys", _short(metadata))
         return (state_dict, metadata) if return_lora_metadata else state_dict
 
     def check_lora(self, state_dict: dict[str, torch.Tensor], metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Raise a `ValueError` unless this is a LoRA of this model; return `LoraConfig` arguments by component."""
         rule = "`pretrained_model_name_or_path_or_dict` must hold a LoRA of this model's `unet`, `adapter` and `vae`"
-        if not state_dict:
-            raise ValueError(f"{rule}; got no weights.")
+        _check(state_dict, rule, "no weights")
         dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
         for key, weight in state_dict.items():
-            is_plain = isinstance(weight, torch.Tensor) and weight.layout == torch.strided and not weight.is_meta
-            if not is_plain or weight.dtype not in dtypes or not torch.isfinite(weight).all():
-                got = weight.dtype if isinstance(weight, torch.Tensor) else type(weight)
-                raise ValueError(f"{rule}, as finite floating-point tensors; got {key!s:.200} of {got}.")
+            kind = weight.dtype if isinstance(weight, torch.Tensor) else type(weight)
+            is_dense = kind in dtypes and weight.layout == torch.strided and not weight.is_meta
+            is_finite = is_dense and torch.isfinite(weight).all()
+            _check(is_finite, f"{rule}, as finite floating-point tensors", f"{key!s:.200} of {kind}")
         layers, ranks = {}, {part: {} for part in self._lora_loadable_modules}
         for part in ranks:
             for path, layer in getattr(self, part).named_modules():
@@ -674,16 +636,16 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     layers[f"{part}.{path.removesuffix('.base_layer')}"] = layer
         for key, weight in state_dict.items():
             path, _, kind = str(key).rpartition(".lora_")
-            layer, down = layers.get(path), state_dict.get(f"{path}.lora_A.weight")
-            if layer is None or down is None or f"{path}.lora_B.weight" not in state_dict:
-                raise ValueError(f"{rule}, `lora_A` and `lora_B` per layer; got {key!s:.99} without layer or partner.")
+            layer, down, up = layers.get(path), *(state_dict.get(f"{path}.lora_{letter}.weight") for letter in "AB")
+            has_partner = layer is not None and down is not None and up is not None
+            _check(has_partner, f"{rule}, `lora_A` and `lora_B` per layer", f"{key!s:.99} without layer or partner")
             is_linear = isinstance(layer, nn.Linear)  # the shape of a quantised weight may differ
             shape = (layer.out_features, layer.in_features) if is_linear else tuple(layer.weight.shape)
             rank, ones = down.shape[0] if down.ndim else 0, (1,) * (len(shape) - 2)
             fitting = {"A.weight": (rank, *shape[1:]), "B.weight": (shape[0], rank, *ones)}
             fitting["magnitude_vector"] = (*ones[1:], shape[0], *ones)  # of DoRA
-            if rank < 1 or tuple(weight.shape) != fitting.get(kind):
-                raise ValueError(f"{rule}; {path} has shape {shape}; got {key} of shape {tuple(weight.shape)}.")
+            is_fitting = rank >= 1 and tuple(weight.shape) == fitting.get(kind)
+            _check(is_fitting, f"{rule}; {path} has shape {shape}", f"{key} of shape {tuple(weight.shape)}")
             part, _, path = path.partition(".")
             ranks[part][path] = rank
 
@@ -695,13 +657,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             logger.warning(f"Unknown metadata of this LoRA is ignored: {_short(unknown)}.")
         return configs
 
-    def load_lora_weights(
-        self,
-        pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor],
-        adapter_name: str | None = None,
-        hotswap: bool = False,
-        **kwargs,
-    ) -> None:
+    def load_lora_weights(self, pretrained_model_name_or_path_or_dict, adapter_name=None, hotswap=False, **kwargs):
         """Attach a subject and activate it. [`LoraBaseMixin.set_adapters`] switches between attached subjects.
 
         Args:
@@ -714,7 +670,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         Raises:
             ValueError: If the weights do not fit this model or the name is not allowed. The pipeline is unchanged.
         """
-        low_cpu_mem_usage = kwargs.pop("low_cpu_mem_usage", True)
+        options = {"hotswap": hotswap, "low_cpu_mem_usage": kwargs.pop("low_cpu_mem_usage", True)}
         if isinstance(pretrained_model_name_or_path_or_dict, dict) and kwargs.get("metadata") is None:
             logger.warning("This LoRA has no `metadata`, so the alpha of each layer is taken to be its rank.")
         kwargs["return_lora_metadata"] = True
@@ -725,16 +681,15 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         configs = self.check_lora(state_dict, metadata)
         # sorted, since diffusers looks for `lora_A` in the first name; copied, since a swap may change its tensors
         state_dict = {key: weight.clone() for key, weight in sorted(state_dict.items())}
-        adapter_name = self._check_adapter_name(adapter_name, hotswap, configs)
-        options = {"adapter_name": adapter_name, "hotswap": hotswap, "low_cpu_mem_usage": low_cpu_mem_usage}
+        adapter_name = self._check_adapter_name(adapter_name, hotswap, list(configs))
         with self._undone_on_error(adapter_name):
             for part, config in configs.items():
-                self._load_lora(part, config, state_dict, **options)
+                self._load_lora(part, config, state_dict, adapter_name, **options)
             for layer in [layer for part in self._lora_loadable_modules for layer in getattr(self, part).modules()]:
                 if hasattr(layer, "lora_A") and not hotswap:
                     layer.set_adapter([adapter_name])
 
-    def _check_adapter_name(self, adapter_name: str | None, hotswap: bool, configs: dict[str, dict[str, Any]]) -> str:
+    def _check_adapter_name(self, adapter_name: str | None, hotswap: bool, parts: list[str]) -> str:
         """Raise a `ValueError` unless a subject may be attached, or replaced, under this name; return the name."""
         attached = self.get_list_adapters()
         if adapter_name is None:
@@ -742,52 +697,51 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             adapter_name = next(name for name in (f"default_{i}" for i in range(len(taken) + 1)) if name not in taken)
         is_name = isinstance(adapter_name, str) and 2 <= len(adapter_name) <= 100 and "." not in adapter_name
         # PEFT finds names inside keys, and stores weights under them in an `nn.ModuleDict`
-        if not is_name or adapter_name[:5] in "lora_" or hasattr(nn.ModuleDict(), adapter_name):
-            rule = "`adapter_name` must have two letters or more, no dots, at most 100 letters, not begin with 'lora_'"
-            raise ValueError(f"{rule} or parts of it, nor be in `nn.ModuleDict`; got {_short(adapter_name)}.")
+        is_name = is_name and adapter_name[:5] not in "lora_" and not hasattr(nn.ModuleDict(), adapter_name)
+        rule = "`adapter_name` must have two letters or more, no dots, at most 100 letters, not begin with 'lora_'"
+        _check(is_name, f"{rule} or parts of it, nor be in `nn.ModuleDict`", _short(adapter_name))
         holders = [part for part in self._lora_loadable_modules if adapter_name in attached.get(part, [])]
-        if not hotswap and holders:
-            raise ValueError(f"`adapter_name` must be new unless `hotswap=True`; {adapter_name!r} is attached.")
-        if hotswap and holders != list(configs):
+        if hotswap:
             rule = f"`hotswap` must replace {adapter_name!r} in the same components {holders}"
-            raise ValueError(f"{rule}; got {list(configs)}.")
-        for part, config in configs.items() if hotswap else ():
-            model = getattr(self, part)
-            old, named = model.peft_config[adapter_name], model.named_modules()
-            layers = {path: layer for path, layer in named if adapter_name in getattr(layer, "lora_A", ())}
-            if any(adapter_name in layer.merged_adapters for layer in layers.values()):
-                raise ValueError(f"`hotswap` needs an unfused subject; {adapter_name!r} is fused into `{part}`.")
-            new = sorted(set(config["target_modules"]) - set(layers))
-            if new or config["use_dora"] or old.use_dora or config["use_rslora"] != old.use_rslora:
-                got = f"other layers {_short(new)}" if new else "DoRA or another rsLoRA flag"
-                raise ValueError(f"`hotswap` needs the same layers and kind of LoRA, no DoRA; got {got} in `{part}`.")
-            keys = [key.rpartition(".lora_") for key in model.state_dict() if adapter_name in key]  # as PEFT looks
-            if any(key[1] and key[2].split(".")[1] != adapter_name for key in keys):
-                rule = "`hotswap` needs a name that no other subject or layer contains"
-                raise ValueError(f"{rule}; got {adapter_name!r}.")
+            _check(holders == parts, rule, parts)
+        else:
+            got = f"{adapter_name!r}, which is attached"
+            _check(not holders, "`adapter_name` must be new unless `hotswap=True`", got)
         return adapter_name
 
-    def _load_lora(self, part: str, config: dict[str, Any], state_dict: dict[str, torch.Tensor], **kwargs) -> None:
+    def _load_lora(self, part: str, config: dict, state_dict: dict, adapter_name: str, **options) -> None:
         """Attach a checked subject to one component, or replace it there."""
-        model, adapter_name, hotswap = getattr(self, part), kwargs["adapter_name"], kwargs["hotswap"]
-
-        def scaling(layer: nn.Module, scale: float) -> float:
-            rank = layer.r[adapter_name]
-            return scale * layer.lora_alpha[adapter_name] / (math.sqrt(rank) if config["use_rslora"] else rank)
-
-        layers = {path: model.get_submodule(path) for path in config["target_modules"] if hotswap}
-        scales = {path: float(layer.scaling[adapter_name] / scaling(layer, 1.0)) for path, layer in layers.items()}
-        if hotswap:  # diffusers keeps the old configuration, and refuses another `alpha_pattern`
-            model.peft_config[adapter_name] = type(model.peft_config[adapter_name])(**config)
+        model, scales = getattr(self, part), {}
+        layers = {path: layer for path, layer in model.named_modules() if adapter_name in getattr(layer, "lora_A", ())}
+        if options["hotswap"]:
+            old, new = model.peft_config[adapter_name], sorted(set(config["target_modules"]) - layers.keys())
+            got = f"other layers {_short(new)}" if new else "DoRA or another rsLoRA flag"
+            has_dora, is_same = config["use_dora"] or old.use_dora, config["use_rslora"] == old.use_rslora
+            rule = "`hotswap` needs the same layers and kind of LoRA, no DoRA"
+            _check(is_same and not new and not has_dora, rule, f"{got} in `{part}`")
+            is_fused = any(adapter_name in layer.merged_adapters for layer in layers.values())
+            _check(not is_fused, "`hotswap` needs an unfused subject", f"{adapter_name!r} fused into `{part}`")
+            keys = [key.rpartition(".lora_") for key in model.state_dict() if adapter_name in key]  # as PEFT looks
+            is_unique = not any(key[1] and key[2].split(".")[1] != adapter_name for key in keys)
+            _check(is_unique, "`hotswap` needs a name that no other subject or layer contains", repr(adapter_name))
+            for path in config["target_modules"]:
+                rank, alpha = layers[path].r[adapter_name], layers[path].lora_alpha[adapter_name]
+                usual = alpha / (math.sqrt(rank) if old.use_rslora else rank)
+                scales[path] = float(layers[path].scaling[adapter_name] / usual)
+            # diffusers keeps the old configuration, and refuses another `alpha_pattern`
+            model.peft_config[adapter_name] = type(old)(**config)
         metadata = {f"{part}.{name}": value for name, value in config.items()}
-        model.load_lora_adapter(state_dict, prefix=part, metadata=metadata, _pipeline=self, **kwargs)
-        # PEFT 0.21 keeps `r` and `lora_alpha`, from which `set_adapters` computes scalings, and forgets the set scale.
-        for path, layer in layers.items():
-            name = f"^{re.escape(path)}"
+        options |= {"adapter_name": adapter_name, "metadata": metadata, "_pipeline": self}
+        model.load_lora_adapter(state_dict, prefix=part, **options)
+        # PEFT 0.21 swaps neither `r` nor `lora_alpha`, from which scalings are computed, and forgets the set scale.
+        for path, scale in scales.items():
+            layer, name = layers[path], f"^{re.escape(path)}"
             layer.r[adapter_name] = config["rank_pattern"].get(name, config["r"])
             layer.lora_alpha[adapter_name] = config["alpha_pattern"].get(name, config["lora_alpha"])
-            old, new = layer.scaling[adapter_name], scaling(layer, scales[path])
-            layer.scaling[adapter_name] = old.fill_(new) if isinstance(old, torch.Tensor) else new
+            scaling = layer.scaling[adapter_name]
+            layer.set_scale(adapter_name, scale)
+            if isinstance(scaling, torch.Tensor):  # after `enable_lora_hotswap`
+                layer.scaling[adapter_name] = scaling.fill_(layer.scaling[adapter_name])
             for linear in (layer.lora_A[adapter_name], layer.lora_B[adapter_name]):
                 if not isinstance(linear.weight, nn.Parameter):  # PEFT leaves plain tensors where the rank has grown
                     linear.weight = nn.Parameter(linear.weight, requires_grad=False)
@@ -796,21 +750,21 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def _undone_on_error(self, adapter_name: str) -> Iterator[None]:
         """Give all models their modules, hooks and settings, and the subject its weights, back if the block fails."""
         models = nn.ModuleList(model for model in self.components.values() if isinstance(model, nn.Module))
-        weights = {p: p.detach().clone() for name, p in models.named_parameters() if f".{adapter_name}." in name}
+        changed = [p for name, p in models.named_parameters() if f".{adapter_name}." in name]
         saved = {}
         for module in models.modules():
             saved[module] = {name: type(v)(v) if type(v) in (dict, list) else v for name, v in vars(module).items()}
-            scales = saved[module].get("scaling")  # tensors after `enable_lora_hotswap`, which a swap changes in place
-            for scale in scales.values() if isinstance(scales, dict) else ():
-                weights |= {scale: scale.clone()} if isinstance(scale, torch.Tensor) else {}
+            if hasattr(module, "lora_A"):  # scales are tensors after `enable_lora_hotswap`, changed in place by a swap
+                changed += [scale for scale in module.scaling.values() if isinstance(scale, torch.Tensor)]
+        copies = [tensor.detach().clone() for tensor in changed]
         try:
             yield
         except BaseException:
             for module, attributes in saved.items():
                 vars(module).clear()
                 vars(module).update(attributes)
-            for parameter, weight in weights.items():
-                parameter.data = weight
+            for tensor, copy in zip(changed, copies):
+                tensor.data = copy
             raise
 
     @classmethod
@@ -829,8 +783,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         """Write a subject: its layers, their `LoraConfig`s as dicts, and facts about the run, such as `base_model`."""
         layers = {"unet": unet_lora_layers, "adapter": adapter_lora_layers, "vae": vae_lora_layers}
         layers = {part: weights for part, weights in layers.items() if weights}
-        if not layers:
-            raise ValueError("`unet_lora_layers`, `adapter_lora_layers` or `vae_lora_layers` must be given; got none.")
+        _check(layers, "`unet_lora_layers`, `adapter_lora_layers` or `vae_lora_layers` must be given", "none")
         metadata = {"unet": unet_lora_adapter_metadata, "adapter": adapter_lora_adapter_metadata}
         metadata |= {"vae": vae_lora_adapter_metadata, "dreampose": run_metadata}
         cls._save_lora_weights(save_directory, layers, metadata, weight_name=weight_name)
@@ -859,19 +812,17 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             ("unet", "out_channels", "vae", latent_channels),
         ):
             got = getattr(getattr(self, name).config, setting)
-            if got != expected:
-                raise ValueError(f"`{name}` must fit `{other}`: {setting} must be {expected}; got {got}.")
+            _check(got == expected, f"`{name}` must fit `{other}`: {setting} must be {expected}", got)
 
     def _check_settings(self, *names: str) -> None:
         """Raise a `ValueError` unless the components `names` are of a kind that the pipeline can use."""
         for name in names:
             component = getattr(self, name)
-            settings = getattr(component, "config", component)
+            settings, got = getattr(component, "config", component), type(component).__name__
             missing = [setting for setting in _SETTINGS[name] if not hasattr(settings, setting)]
-            if missing:
-                raise ValueError(f"`{name}` must have the settings {missing}; got {type(component).__name__}.")
-            if name == "vae" and any(isinstance(layer, nn.Conv3d) for layer in component.modules()):
-                raise ValueError(f"`vae` must encode single pictures, not videos; got {type(component).__name__}.")
+            _check(not missing, f"`{name}` must have the settings {missing}", got)
+            takes_videos = name == "vae" and any(isinstance(layer, nn.Conv3d) for layer in component.modules())
+            _check(not takes_videos, "`vae` must encode single pictures, not videos", got)
 
     def _check_scheduler(self) -> None:
         """Raise a `ValueError` if a property of the scheduler makes it unusable."""
@@ -899,17 +850,17 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         except Exception as error:
             rule = f"`num_inference_steps` must be a number that {name} can do"
             raise ValueError(f"{rule}; got {num_inference_steps} ({error}).") from error
-        if not (0 <= min(timesteps) and max(timesteps) < limit and timesteps[0] > timesteps[-1]):
-            rule = f"`scheduler` and `num_inference_steps` must give falling timesteps from {limit - 1} to 0"
-            raise ValueError(f"{rule}; got {timesteps[0]:g} to {timesteps[-1]:g} of {name}.")
+        rule = f"`scheduler` and `num_inference_steps` must give falling timesteps from {limit - 1} to 0"
+        is_falling = 0 <= min(timesteps) and max(timesteps) < limit and timesteps[0] > timesteps[-1]
+        _check(is_falling, rule, f"{timesteps[0]:g} to {timesteps[-1]:g} of {name}")
 
     @contextmanager
     def hold_scheduler(self, num_inference_steps: int, device: torch.device):
         """Reserve the scheduler, which holds the state of one call; check and yield the number of timesteps."""
         key, token = id(self.scheduler), object()
-        if self._held_schedulers.setdefault(key, token) is not token:  # one atomic operation
-            rule = "`scheduler` must not serve two calls at once: give each thread its own pipeline and scheduler"
-            raise ValueError(f"{rule}; got a {type(self.scheduler).__name__} that is in use.")
+        is_free = self._held_schedulers.setdefault(key, token) is token  # one atomic operation
+        rule = "`scheduler` must not serve two calls at once: give each thread its own pipeline and scheduler"
+        _check(is_free, rule, f"a {type(self.scheduler).__name__} that is in use")
         try:
             self.check_timesteps(num_inference_steps)
             yield len(self.set_timesteps(num_inference_steps, device))
@@ -920,9 +871,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         """Raise a `ValueError` unless VAE and UNet can downsample `height` and `width` (pixels) without remainder."""
         multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         for name, value in (("height", height), ("width", width)):
-            if not isinstance(value, numbers.Integral) or value <= 0 or value % multiple != 0 or value > 2**14:
-                also = " and at most 16384" if isinstance(value, numbers.Integral) and value > 2**14 else ""
-                raise ValueError(f"`{name}` must be a positive multiple of {multiple}{also}; got {_short(value)}.")
+            is_size = isinstance(value, numbers.Integral) and 0 < value <= 2**14 and value % multiple == 0
+            _check(is_size, f"`{name}` must be a positive multiple of {multiple}, at most {2**14}", _short(value))
 
     def check_numbers(self, num_inference_steps, image_guidance_scale, pose_guidance_scale, chunk_size) -> None:
         """Raise a `ValueError` unless steps, scales and chunk size are in their ranges."""
@@ -933,16 +883,15 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             ("pose_guidance_scale", pose_guidance_scale, numbers.Real, 0, 1000),
             ("chunk_size", chunk_size, numbers.Integral, 1, sys.maxsize),
         ):
-            if not isinstance(value, kind) or not least <= value <= most:
-                whole = "whole" if kind is numbers.Integral else "finite"
-                raise ValueError(f"`{name}` must be a {whole} number from {least} to {most}; got {_short(value)}.")
+            whole = "whole" if kind is numbers.Integral else "finite"
+            is_inside = isinstance(value, kind) and least <= value <= most
+            _check(is_inside, f"`{name}` must be a {whole} number from {least} to {most}", _short(value))
 
     def check_output(self, output_type, return_dict, callback_on_step_end, tensor_inputs) -> None:
         """Raise a `ValueError` unless the output and the callback are of a known kind."""
-        if not isinstance(output_type, str) or output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent'; got {_short(output_type)}.")
-        if not isinstance(return_dict, (bool, np.bool_)):
-            raise ValueError(f"`return_dict` must be True or False; got {_short(return_dict)}.")
+        is_known = isinstance(output_type, str) and output_type in ("pil", "np", "pt", "latent")
+        _check(is_known, "`output_type` must be 'pil', 'np', 'pt' or 'latent'", _short(output_type))
+        _check(isinstance(return_dict, (bool, np.bool_)), "`return_dict` must be True or False", _short(return_dict))
         if callback_on_step_end is not None:
             try:
                 is_class = isinstance(callback_on_step_end, type)  # instead of an object of the class
@@ -951,9 +900,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 rule = "`callback_on_step_end` must be a function of pipeline, step, timestep and tensors"
                 raise ValueError(f"{rule}; got {_short(callback_on_step_end)}.") from error
         known, names = self._callback_tensor_inputs, tensor_inputs if isinstance(tensor_inputs, (list, tuple)) else [0]
-        if not all(isinstance(name, str) and name in known for name in names):
-            rule = f"`callback_on_step_end_tensor_inputs` must be a list with names among {known}"
-            raise ValueError(f"{rule}; got {_short(tensor_inputs)}.")
+        are_known = all(isinstance(name, str) and name in known for name in names)
+        _check(are_known, f"`callback_on_step_end_tensor_inputs` must be a list of {known}", _short(tensor_inputs))
 
     def check_video_inputs(self, batch_size, num_frames, latent_size, frame_indices, latents, generator) -> list[int]:
         """Check the arguments that depend on the number of videos and frames; return the indices to render."""
@@ -962,24 +910,24 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             indices = [operator.index(i) for i in itertools.islice(indices, num_frames + 1)]
         except (TypeError, ValueError, RuntimeError):
             indices = []
-        if not indices or len(set(indices)) != len(indices) or min(indices) < 0 or max(indices) >= num_frames:
-            rule = f"`frame_indices` must be one or more different integers in range({num_frames})"
-            raise ValueError(f"{rule}; got {_short(frame_indices)}.")
+        is_selection = indices and len(set(indices)) == len(indices) and set(indices) <= set(range(num_frames))
+        rule = f"`frame_indices` must be one or more different integers in range({num_frames})"
+        _check(is_selection, rule, _short(frame_indices))
         if latents is not None:
             cell_shape = (self.vae.config.latent_channels, *latent_size)
             shapes = [(1, *cell_shape), (num_frames, *cell_shape), (batch_size, num_frames, *cell_shape)]
-            if not isinstance(latents, torch.Tensor) or tuple(latents.shape) not in shapes:
-                got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents)
-                raise ValueError(f"`latents` must have one of the shapes {shapes}; got {got}.")
+            got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents)
+            _check(got in shapes, f"`latents` must have one of the shapes {shapes}", got)
             values = _to_array(latents, "latents")
-            if values.dtype.kind != "f" or not np.abs(values).max() <= 1e4:
-                got = f"{latents.dtype} between {values.min()} and {values.max()}"
-                raise ValueError(f"`latents` must be finite floating-point noise, at most 1e4 in size; got {got}.")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"`generator` must be one, or one per video ({batch_size}); got {len(generator)}.")
-        for one in generator if isinstance(generator, list) else [generator]:
-            if not isinstance(one, torch.Generator) and generator is not None:
-                raise ValueError(f"`generator` must be a torch.Generator or a list of them; got {type(one)}.")
+            is_noise = values.dtype.kind == "f" and np.abs(values).max() <= 1e4
+            got = f"{latents.dtype} between {values.min()} and {values.max()}"
+            _check(is_noise, "`latents` must be finite floating-point noise, at most 1e4 in size", got)
+        generators = generator if isinstance(generator, list) else [generator] * batch_size
+        count = len(generators)
+        _check(count == batch_size, f"`generator` must be one, or one per video ({batch_size})", count)
+        for one in generators:
+            is_generator = isinstance(one, torch.Generator) or generator is None
+            _check(is_generator, "`generator` must be a torch.Generator or a list of them", type(one))
         return indices
 
     # Preparation
@@ -990,8 +938,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             image = list(image)
         subjects = list(image) if isinstance(image, (list, tuple)) else [image]
         subjects = [list(photos) if isinstance(photos, (list, tuple)) else [photos] for photos in subjects]
-        if not subjects or not all(subjects):
-            raise ValueError(f"`image` must hold at least one photo of each subject; got {_short(image)}.")
+        _check(subjects and all(subjects), "`image` must hold at least one photo of each subject", _short(image))
         return [torch.stack([fit_image(photo, height, width) for photo in photos]) for photos in subjects]
 
     def prepare_pose_maps(self, pose_maps: Any, height: int, width: int, batch_size: int) -> torch.Tensor:
@@ -1001,25 +948,25 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             is_tensor, pose_maps = False, [*(pose_maps if pose_maps.ndim == 4 else map(list, pose_maps))]
         if is_tensor:
             pose_maps = _to_array(pose_maps, "pose_maps")
-            if pose_maps.ndim not in (4, 5) or pose_maps.shape[-3] != 2 or pose_maps.dtype.kind != "f":
-                rule = "`pose_maps` must be floating point with the shape (F, 2, H, W) or (B, F, 2, H, W)"
-                raise ValueError(f"{rule}; got {pose_maps.dtype} {pose_maps.shape}.")
+            is_clip = pose_maps.ndim in (4, 5) and pose_maps.shape[-3] == 2 and pose_maps.dtype.kind == "f"
+            rule = "`pose_maps` must be floating point with the shape (F, 2, H, W) or (B, F, 2, H, W)"
+            _check(is_clip, rule, f"{pose_maps.dtype} {pose_maps.shape}")
             low, high = pose_maps.min(), pose_maps.max()  # NaN if any value is NaN
-            if not (low >= 0 and high <= 1):
-                raise ValueError(f"`pose_maps` must lie in [0, 1] and be finite; got values between {low} and {high}.")
+            is_inside = low >= 0 and high <= 1
+            _check(is_inside, "`pose_maps` must lie in [0, 1] and be finite", f"values between {low} and {high}")
             videos = list(pose_maps) if pose_maps.ndim == 5 else [pose_maps]
-        elif isinstance(pose_maps, (list, tuple)) and len(pose_maps) > 0:
+        else:
+            is_list = isinstance(pose_maps, (list, tuple)) and len(pose_maps) > 0
+            _check(is_list, "`pose_maps` must be a tensor, an array or a list of IUV images", type(pose_maps))
             is_nested = [isinstance(frames, (list, tuple)) for frames in pose_maps]
-            if any(is_nested) and not all(is_nested):
-                raise ValueError("`pose_maps` must be a list of IUV images or a list of such lists; got a mixture.")
+            is_uniform = all(is_nested) or not any(is_nested)
+            _check(is_uniform, "`pose_maps` must be a list of IUV images or a list of such lists", "a mixture")
             videos = list(pose_maps) if all(is_nested) else [pose_maps]
             lengths = [len(frames) for frames in videos]
-            if len(set(lengths)) > 1 or lengths[0] == 0:
-                raise ValueError(f"`pose_maps` must hold equally many frames per video, at least 1; got {lengths}.")
-        else:
-            raise ValueError(f"`pose_maps` must be a tensor, an array or a list of IUV images; got {type(pose_maps)}.")
-        if len(videos) not in (1, batch_size):
-            raise ValueError(f"`pose_maps` must be one sequence, or one per video ({batch_size}); got {len(videos)}.")
+            is_equal = len(set(lengths)) == 1 and lengths[0] > 0
+            _check(is_equal, "`pose_maps` must hold equally many frames per video, at least 1", lengths)
+        is_whole = len(videos) in (1, batch_size)
+        _check(is_whole, f"`pose_maps` must be one sequence, or one per video ({batch_size})", len(videos))
 
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         prepared, sizes = [], set()
@@ -1030,8 +977,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 raise ValueError(str(error).replace("`image`", f"`pose_maps[{index}]`", 1)) from error
             sizes.add(tuple(pose_map.shape[-2:]))
             prepared.append(resize_pose_maps(fit_pose_maps(pose_map[None], height, width), *latent_size))
-        if len(sizes) > 1:
-            raise ValueError(f"`pose_maps` must all have the same size; got (H, W) of {sorted(sizes)}.")
+        _check(len(sizes) == 1, "`pose_maps` must all have the same size", f"(H, W) of {sorted(sizes)}")
         videos = torch.cat(prepared).unflatten(0, (len(videos), -1))
         return videos.cpu().expand(batch_size, -1, -1, -1, -1)
 
@@ -1040,9 +986,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         models = (self.vae, self.image_encoder, self.feature_extractor)
         image_embeds, image_latents = encode_reference(pixel_values, *models, self.config.image_range)
         size = (self.vae.config.latent_channels, *(side // self.vae_scale_factor for side in pixel_values.shape[-2:]))
-        if tuple(image_latents.shape[1:]) != size:
-            got = f"{tuple(image_latents.shape[1:])} from {type(self.vae).__name__}"
-            raise ValueError(f"`vae` must encode these pictures to latents of shape {size}; got {got}.")
+        got = tuple(image_latents.shape[1:])
+        rule = f"`vae` must encode these pictures to latents of shape {size}"
+        _check(got == size, rule, f"{got} from {type(self.vae).__name__}")
         encoder_hidden_states = self.adapter(image_embeds.to(self.adapter.dtype), image_latents.to(self.adapter.dtype))
         return encoder_hidden_states.to(self.unet.dtype), image_latents
 
@@ -1058,13 +1004,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         self._num_timesteps = len(self.scheduler.timesteps)
         return self.scheduler.timesteps
 
-    def prepare_latents(
-        self,
-        image_latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        generator: torch.Generator | None = None,
-        latents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def prepare_latents(self, image_latents, timesteps, generator=None, latents=None) -> torch.Tensor:
         """Return the start of one video, float32 `(1 or F, C, h, w)`: the photo's latents `(1, C, h, w)`, noised.
 
         All frames share the noise. If unit noise is given as `latents`, it is that at the first noise level instead.
@@ -1075,9 +1015,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         noise = randn_tensor(image_latents.shape, generator=generator, device=device, dtype=torch.float32)
         return self.scheduler.add_noise(image_latents.float(), noise, timesteps[:1])
 
-    def prepare_pose_windows(
-        self, pose_maps: torch.Tensor, frame_indices: Sequence[int], device: torch.device
-    ) -> torch.Tensor:
+    def prepare_pose_windows(self, pose_maps: torch.Tensor, frame_indices: Sequence[int], device) -> torch.Tensor:
         """Turn `(F, 2, h, w)` in `[0, 1]` into windows `(frames, 2 * (2 * r + 1), h, w)` in `config.pose_range`."""
         low, high = self.config.pose_range
         windows = torch.stack([pose_window(pose_maps, index, self.pose_radius) for index in frame_indices])
@@ -1116,15 +1054,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         clip_input = clip_pixel_values(frames * 2.0 - 1.0, image_size, self.feature_extractor)
         return self.safety_checker(images=frames, clip_input=clip_input.to(device, self.safety_checker.dtype))
 
-    def predict_noise(
-        self,
-        latents: torch.Tensor,
-        t: torch.Tensor,
-        windows: torch.Tensor,
-        states: torch.Tensor,
-        null_states: torch.Tensor | None,
-        branches: list[tuple[float, bool, bool]],
-    ) -> torch.Tensor:
+    def predict_noise(self, latents, t, windows, states, null_states, branches) -> torch.Tensor:
         """Predict the noise (or the scheduler's other `prediction_type`) of a chunk of frames, with guidance.
 
         `latents` and the result have shape `(F, C, h, w)`, `windows` `(F, 2 * (2 * r + 1), h, w)`, and all states
@@ -1171,8 +1101,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 The pose sequence of all videos: DensePose U and V as `(F, 2, H, W)` in `[0, 1]`, or a list of `F` IUV
                 images (R = V, G = U, B = I), or these as one 8-bit array `(F, H, W, 3)`. Or one sequence per video:
                 `(B, F, 2, H, W)`, `(B, F, H, W, 3)`, or `B` such lists. The poses are fitted in like the photo.
-            height (`int`, *optional*, defaults to `config.default_height`): Height of the frames in pixels.
-            width (`int`, *optional*, defaults to `config.default_width`): Width of the frames in pixels.
+            height, width (`int`, *optional*, default to those in the config): Size of the frames in pixels.
             num_inference_steps (`int`, *optional*, defaults to `config.default_num_inference_steps`): Denoising steps.
             image_guidance_scale (`float`, *optional*, defaults to `config.default_image_guidance_scale`):
                 How strongly the frames follow the photo: `s_I` of the paper, from 0 to 1000. 1 means no guidance. At
@@ -1199,21 +1128,16 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         Examples:
 
         Returns:
-            [`DreamPosePipelineOutput`] or `tuple`:
-                The frames and the safety checker's flags (`None` without a safety checker).
+            [`DreamPosePipelineOutput`] or `tuple`: The frames and the safety checker's flags (`None` without one).
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
         # 0. Default values from the config
-        height = self.config.default_height if height is None else height
-        width = self.config.default_width if width is None else width
-        if num_inference_steps is None:
-            num_inference_steps = self.config.default_num_inference_steps
-        if image_guidance_scale is None:
-            image_guidance_scale = self.config.default_image_guidance_scale
-        if pose_guidance_scale is None:
-            pose_guidance_scale = self.config.default_pose_guidance_scale
+        given = (height, width, num_inference_steps, image_guidance_scale, pose_guidance_scale)
+        height, width, num_inference_steps, image_guidance_scale, pose_guidance_scale = (
+            self.config[f"default_{name}"] if value is None else value for name, value in zip(_DEFAULTS, given)
+        )
 
         # 1. Check and prepare all inputs, before any model runs
         self.check_components()

@@ -335,7 +335,7 @@ def test_folders_without_a_pipeline_are_refused(inputs, tmp_path):
 
 
 def test_sizes_that_do_not_divide_are_refused(inputs, tmp_path):
-    with pytest.raises(ValueError, match="`height` must be a positive multiple of 4; got 30"):
+    with pytest.raises(ValueError, match="`height` must be a positive multiple of 4, at most 16384; got 30"):
         run(inputs, height=30, output=tmp_path / "video.mp4")
 
 

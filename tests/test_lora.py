@@ -303,10 +303,17 @@ def test_wrong_files_and_names_are_refused(subjects, tmp_path):
     save_file(load_file(subjects / "anna" / FILE), tmp_path / FILE)
     pipe.load_lora_weights(tmp_path, adapter_name="anna")
     assert pipe.unet.peft_config["anna"].r == RANK
-    with pytest.raises(ValueError, match="`adapter_name` must be new unless `hotswap=True`; 'anna' is attached"):
+    with pytest.raises(ValueError, match="`adapter_name` must be new unless `hotswap=True`; got 'anna', which is attached"):
         pipe.load_lora_weights(subjects / "anna", adapter_name="anna")
     with pytest.raises(ValueError, match="`unet_lora_layers`, .* must be given; got none"):
         DreamPosePipeline.save_lora_weights(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "no/such/folder", "/nowhere", "", 5, None, ["someone/anna"]])
+def test_a_source_that_is_neither_here_nor_an_id_is_refused_without_asking_the_hub(monkeypatch, source):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", None)  # nobody may be asked
+    with pytest.raises(ValueError, match="`pretrained_model_name_or_path_or_dict` must be a file, a folder, an id"):
+        get_dummy_pipeline().load_lora_weights(source)
 
 
 # Hard inputs: a refused load changes nothing, metadata is checked, scales survive a hotswap
@@ -457,7 +464,7 @@ def test_hotswap_of_a_fused_subject_is_refused(subjects):
     pipe.load_lora_weights(subjects / "anna", adapter_name="anna")
     pipe.fuse_lora()
     fused = render(pipe)
-    with pytest.raises(ValueError, match="`hotswap` needs an unfused subject; 'anna' is fused into `unet`"):
+    with pytest.raises(ValueError, match="`hotswap` needs an unfused subject; got 'anna' fused into `unet`"):
         pipe.load_lora_weights(subjects / "carl", adapter_name="anna", hotswap=True)
     assert torch.equal(render(pipe), fused) and pipe.fused_loras == {"anna"}
     pipe.unfuse_lora()

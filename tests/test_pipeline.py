@@ -624,8 +624,8 @@ def wrong_inputs():
     maps = torch.zeros(3, 2, HEIGHT, WIDTH)
     nan, iuv, photo = maps.clone(), get_dummy_iuv(), get_dummy_image()
     nan[0, 0, 0, 0] = torch.nan
-    yield "height", 30, "`height` must be a positive multiple of 4; got 30"
-    yield "width", 0, "`width` must be a positive multiple of 4; got 0"
+    yield "height", 30, "`height` must be a positive multiple of 4, at most 16384; got 30"
+    yield "width", 0, "`width` must be a positive multiple of 4, at most 16384; got 0"
     yield "height", 32.0, "`height` .* got 32.0"
     yield "num_inference_steps", 0, "`num_inference_steps` must be a whole number from 1 to 1000; got 0"
     yield "num_inference_steps", 2.5, "`num_inference_steps` .* got 2.5"

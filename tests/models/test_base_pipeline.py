@@ -49,7 +49,7 @@ def test_a_new_adapter_returns_the_image_tokens_exactly(pipeline):
     "change, message",
     [
         ({}, None),
-        ({"height": 34}, "`height` must be a positive multiple of 4; got 34"),
+        ({"height": 34}, "`height` must be a positive multiple of 4, at most 16384; got 34"),
         ({"pose_radius": 1}, "`pose_radius` must be the model's own, 2, got 1"),
         ({"image_range": (0.0, 1.0)}, r"`image_range` of a pipeline to be trained must be \(-1, 1\), got"),
         ({"pose_range": (-1.0, 1.0)}, r"`pose_range` of a pipeline to be trained must be \(0, 1\), got"),
