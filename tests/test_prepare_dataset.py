@@ -265,3 +265,86 @@ def test_bad_input_is_one_clear_error(inputs, undisturbed, tmp_path, capsys):
         prepare_dataset.main(parse("--output_dir", tmp_path / "o", *inputs, "--densepose", "a.pt"))
     with pytest.raises(ValueError, match="`output_dir` must keep the settings .* max_gap 5, now 2"):
         prepare_dataset.main(parse("--output_dir", undisturbed, *inputs, "--max_gap", 2))
+
+
+@pytest.fixture
+def frames_and_iuv(tmp_path):
+    """Arguments that name two clips of ten pictures, numbered from 100, with the IUV of all but number 103."""
+    for clip, shade in (("ann", 100), ("bob", 140)):
+        for kind in ("frames", "iuv"):
+            (tmp_path / kind / clip).mkdir(parents=True)
+        for number in range(100, 110):
+            Image.new("RGB", (32, 32), (shade, number, 9)).save(tmp_path / "frames" / clip / f"{number}.png")
+            if number != 103:
+                Image.new("RGB", (32, 32), (number, shade, 7)).save(tmp_path / "iuv" / clip / f"{number}.png")
+    return ["--frames_dir", tmp_path / "frames", "--iuv_dir", tmp_path / "iuv", "--output_dir", tmp_path / "out"]
+
+
+def test_frames_and_their_iuv_become_rows_whose_clips_end_in_held_out_frames(frames_and_iuv, tmp_path, capsys):
+    prepare_dataset.main(parse(*frames_and_iuv, "--holdout_frames", 0.2, "--square_pixels", "4:5"))
+    rows = rows_of(tmp_path / "out")
+    numbers = {split: [(row["video_id"], row["frame_index"]) for row in rows[split]] for split in rows}
+    assert numbers["train"] == [(clip, number) for clip in ("ann", "bob") for number in range(100, 108)]
+    assert numbers["test"] == [(clip, number) for clip in ("ann", "bob") for number in (108, 109)]
+    assert {row["split"] for row in rows["test"]} == {"test"}
+    for row in rows["train"][:8]:
+        shown = 102 if row["frame_index"] == 103 else row["frame_index"]  # the gap copies its earlier neighbour
+        assert row["image"].shape == row["iuv"].shape == (40, 32, 3) and (row["iuv"] == (shown, 100, 7)).all()
+        assert np.abs(row["image"].astype(int) - (100, row["frame_index"], 9)).max() <= 3  # JPEG
+    printed = capsys.readouterr().out
+    assert "train: 2 clips, 16 frames, 2 of them filled" in printed
+    assert "test: 4 frames at the ends of these clips. It shows the subjects of the training set." in printed
+    with pytest.raises(ValueError, match="`output_dir` must keep the settings .* holdout_frames 0.2, now None"):
+        prepare_dataset.main(parse(*frames_and_iuv, "--square_pixels", "4:5"))
+
+
+def test_clips_are_drawn_for_the_splits_and_keep_them(frames_and_iuv, tmp_path):
+    prepare_dataset.main(parse(*frames_and_iuv, "--test_clips", 1))
+    rows = rows_of(tmp_path / "out")
+    assert {row["video_id"] for row in rows["train"]} | {row["video_id"] for row in rows["test"]} == {"ann", "bob"}
+    assert len(rows["train"]) == len(rows["test"]) == 10
+    with pytest.raises(ValueError, match="`output_dir` must keep the split of each clip, got '.*', .* is train now"):
+        prepare_dataset.main(parse(*frames_and_iuv))
+
+
+def test_a_dry_run_prints_the_table_and_writes_nothing(frames_and_iuv, tmp_path, capsys):
+    (tmp_path / "frames" / "cat").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "frames" / "cat" / "1.png")
+    for number in range(104, 109):  # more than `max_gap` in a row with number 103
+        (tmp_path / "iuv" / "bob" / f"{number}.png").unlink()
+    before = num_files(tmp_path)
+    prepare_dataset.main(parse(*frames_and_iuv, "--holdout_frames", 0.2, "--dry_run"))
+    assert num_files(tmp_path) == before and not (tmp_path / "out").exists()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["clip", "split", "frames", "size", "gaps"],
+        ["ann", "train,", "end", "test", "10", "32x32", "1"],
+        ["bob", "dropped"],
+    ]
+    assert lines[3] == "bob would be dropped: `max_gap` must be at least 6 for the gap at frame 3, got 5."
+    assert lines[4] == "clips without poses in --iuv_dir are left out: ['cat']"
+
+
+def test_frames_with_long_gaps_drop_the_clip(frames_and_iuv, tmp_path, capsys):
+    for number in range(101, 108):
+        (tmp_path / "frames" / "ann" / f"{number}.png").unlink()
+    prepare_dataset.main(parse(*frames_and_iuv))
+    assert "dropped ann: `frames_dir` must be consecutive frames" in capsys.readouterr().out
+    assert {row["video_id"] for row in rows_of(tmp_path / "out")["train"]} == {"bob"}
+
+
+def test_pictures_are_seen_by_densepose_where_their_numbers_leave_a_gap(frames_and_iuv, inputs, tmp_path):
+    (tmp_path / "frames" / "ann" / "104.png").unlink()
+    prepare_dataset.main(parse(*frames_and_iuv[:2], *inputs[2:], *frames_and_iuv[4:]))
+    rows = rows_of(tmp_path / "out")["train"]
+    assert [row["frame_index"] for row in rows if row["video_id"] == "ann"] == [
+        100,
+        101,
+        102,
+        103,
+        105,
+        *range(106, 110),
+    ]
+    middle = [row["iuv"][16, 16].tolist() for row in rows]
+    expected = [row["image"][16, 16].tolist() for row in rows]
+    assert all(abs(a - b) <= 3 for pair in zip(middle, expected) for a, b in zip(*pair))

@@ -149,6 +149,7 @@ def _resize(frame: np.ndarray, size: tuple[int, int], stretch: bool) -> np.ndarr
     height, width = frame.shape[:2]
     if (width, height) == size:
         return frame
-    if not stretch and abs(width * size[1] - height * size[0]) > max(width, height, *size):
+    # Sides may be rounded by half a pixel.
+    if not stretch and 2 * abs(width * size[1] - height * size[0]) > max(width, height, *size):
         raise ClipDropped(f"its poses are {width}x{height} pixels, of another proportion than its frames, {size}.")
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.NEAREST))
