@@ -2,7 +2,8 @@
 # Licensed under the Apache License, Version 2.0
 """Stage 2 of DreamPose: train a LoRA of UNet, adapter and VAE decoder on photos of one subject (arXiv:2304.06025).
 
-accelerate launch training/finetune.py --pretrained_model_name_or_path MODEL --instance_data_dir PHOTOS
+python training/finetune.py --pretrained_model_name_or_path MODEL --instance_data_dir PHOTOS --output_dir OUTPUT
+accelerate launch --multi_gpu --num_processes 4 training/finetune.py ...    # on 4 GPUs
 """
 
 from collections.abc import Sequence
@@ -35,9 +36,9 @@ def check(options: tuple) -> dict[str, Any]:
 
     subject, lora, decoder, _, run, hub, sample = options
     if subject.pretrained_model_name_or_path is None:
-        raise ValueError("`pretrained_model_name_or_path` must be a DreamPose pipeline's folder or Hub id, got None.")
-    if run.validation_steps is not None:
-        raise ValueError(f"`validation_steps` must be none for a subject, got {run.validation_steps}.")
+        raise ValueError(
+            "`pretrained_model_name_or_path` is missing: give the folder or Hub id of a DreamPose pipeline."
+        )
     if sample.hub_sample and lora.train_mode != "lora":
         raise ValueError(f"`hub_sample` must go with the `train_mode` lora, which alone draws, got {lora.train_mode}.")
     if sample.hub_sample and hub.hub_picture is not None:

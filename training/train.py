@@ -2,7 +2,8 @@
 # Licensed under the Apache License, Version 2.0
 """Stage 1 of DreamPose: train UNet and adapter on a fashion data set (arXiv:2304.06025).
 
-accelerate launch training/train.py --preset paper --train_data FOLDER --output_dir OUTPUT
+python training/train.py --preset paper --train_data FOLDER --output_dir OUTPUT
+accelerate launch --multi_gpu --num_processes 4 training/train.py ...    # on 4 GPUs
 """
 
 from collections.abc import Sequence
@@ -51,20 +52,19 @@ def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", options: tupl
     pipeline.vae.requires_grad_(False)
     if model.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
-    if run.channels_last:
-        module.to(memory_format=torch.channels_last)
+    module.to(memory_format=torch.channels_last if run.channels_last else torch.preserve_format)
     if model.torch_compile_backend is not None:
         pipeline.unet.compile(backend=model.torch_compile_backend)
     shape = LatentShape.of(pipeline.vae, data.height, data.width)
     frozen = [pipeline.vae] if model.train_image_encoder else [pipeline.vae, pipeline.image_encoder]
     with held_in(weight_dtype(accelerator), frozen):
-        validate = None
-        if run.validation_steps is not None and accelerator.is_main_process:
+        validate, every = None, held_out.validation_steps
+        if every is not None and accelerator.is_main_process:
             # Validation shows whole pictures, as the pipeline does, even if training crops.
             whole = PairSettings(pairs.pose_radius, bad_rows=pairs.bad_rows)
             source = (data.train_data, shape, run.seed, whole, pairs.streaming)
             clips = data_samples.open_held_out(*source, held_out.num_validation_pairs)
-            validate = build_validation(pipeline, clips, accelerator, run.output_dir, run.seed, **vars(held_out))
+            validate = build_validation(pipeline, clips, accelerator, run.output_dir, run.seed, **held_out.sizes())
         source = (data.train_data, shape, run.seed, pairs.settings(objective.noise_offset))
         if pairs.streaming:
             samples = data_samples.open_stream(accelerator, *source)
@@ -76,7 +76,7 @@ def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", options: tupl
             samples = data_samples.cache_samples(accelerator, pipeline, samples, *cache)
         loss_fn = StageOneLoss(pipeline, scheduler, shape, **objective.loss_arguments())
         arguments = run.loop_arguments(None if pairs.streaming else len(samples), accelerator.num_processes)
-        train(accelerator, module, loss_fn, samples, validate=validate, **arguments)
+        train(accelerator, module, loss_fn, samples, validate=validate, validation_steps=every, **arguments)
     module.to(memory_format=torch.contiguous_format)
     return arguments["max_train_steps"]
 
@@ -84,6 +84,7 @@ def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", options: tupl
 def main(options: tuple) -> None:
     """Load and widen the model, train it, write a pipeline folder to `output_dir`, and push it if asked to."""
     from training.engine.checkpoints import starting_state
+    from training.engine.errors import naming_data_set
     from training.engine.session import open_session
     from training.hub.model_card import try_write_card, write_run_card
     from training.hub.repositories import try_make_repo, try_push
@@ -92,18 +93,17 @@ def main(options: tuple) -> None:
 
     model, data, pairs, _, run, _, hub = options
     spare_inputs("output_dir", [run.output_dir], [model.pretrained_model_name_or_path, data.train_data])
-    start = starting_state(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)
-    if pairs.streaming:
-        run.loop_arguments(None)
-    session = {"settings": option_values(*options), "first_step": start["global_step"], **run.session_arguments()}
-    with open_session(**session) as accelerator:
+    start = starting_state(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)["global_step"]
+    run.loop_arguments(None if pairs.streaming else 1)  # refuses a stream without a number of steps
+    with open_session(settings=option_values(*options), first_step=start, **run.session_arguments()) as accelerator:
         source = (model.pretrained_model_name_or_path, data.height, data.width, pairs.pose_radius, model.revision)
         pipeline = load_base_pipeline(*source, model.image_encoder_name_or_path).to(accelerator.device)
         is_main, repo_id = accelerator.is_main_process, hub.hub_model_id
         if is_main:
             print(save_options(run.output_dir, *options).read_text())
             repo_id = try_make_repo(repo_id, hub.hub_private_repo) or repo_id if hub.push_to_hub else repo_id
-        num_steps = fit(accelerator, pipeline, options) if run.max_train_steps != 0 else 0
+        with naming_data_set("train_data"):
+            num_steps = fit(accelerator, pipeline, options) if run.max_train_steps != 0 else 0
         if not is_main:
             return
         pipeline.save_pretrained(run.output_dir)

@@ -2,7 +2,8 @@
 # Licensed under the Apache License, Version 2.0
 """Train the small model's own VAE and image encoder from nothing, and build the pipeline that stage 1 starts from.
 
-accelerate launch training/train_encoders.py --preset tiny_vae --output_dir FOLDER
+python training/train_encoders.py --preset tiny_vae --output_dir FOLDER
+accelerate launch --num_processes 2 training/train_encoders.py ...    # two processes
 """
 
 from collections.abc import Sequence
@@ -58,7 +59,8 @@ def train_vae(accelerator: "Accelerator", encoder: EncoderOptions, data: DataOpt
     def validate(module, global_step):
         return {"psnr": module.measure_psnr(held_out)}
 
-    arguments = {"validate": validate} | run.loop_arguments(len(frames), accelerator.num_processes)
+    arguments = {"validate": validate, "validation_steps": encoder.validation_steps}
+    arguments |= run.loop_arguments(len(frames), accelerator.num_processes)
     train(accelerator, module, named_loss, frames, **arguments)
     if accelerator.is_main_process:
         normalize_latents(vae, *measure_latents(vae, read_pictures(dataset, shape, 512).to(vae.device)))
@@ -90,19 +92,17 @@ def main(options: tuple) -> None:
     from transformers import CLIPVisionModel
 
     from training.engine.checkpoints import starting_state
+    from training.engine.errors import naming_data_set
     from training.engine.session import open_session
     from training.models.small_model import build_pipeline
 
     encoder, data, run = options
     folders = {"vae_dir": encoder.vae_dir, "image_encoder_dir": encoder.image_encoder_dir}
     for name, folder in folders.items() if encoder.component == "pipeline" else ():
-        if folder is None or not (Path(folder) / "config.json").is_file():
+        if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"`{name}` must be the folder of a trained model, got {folder!r}.")
-    if encoder.component != "vae" and run.validation_steps is not None:
-        raise ValueError(f"`validation_steps` must be none except for the VAE, got {run.validation_steps}.")
-    start = starting_state(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)
-    session = {"settings": option_values(*options), "first_step": start["global_step"], **run.session_arguments()}
-    with open_session(**session) as accelerator:
+    start = starting_state(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)["global_step"]
+    with open_session(settings=option_values(*options), first_step=start, **run.session_arguments()) as accelerator:
         if accelerator.is_main_process:
             print(save_options(run.output_dir, *options).read_text())
         if encoder.component == "pipeline":
@@ -112,7 +112,8 @@ def main(options: tuple) -> None:
             build_pipeline(vae, image_encoder, *sizes).save_pretrained(run.output_dir)
         else:
             train_encoder = train_vae if encoder.component == "vae" else train_clip
-            train_encoder(accelerator, encoder, data, run)
+            with naming_data_set("train_data"):
+                train_encoder(accelerator, encoder, data, run)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from training.subject.phases import trained_phases
 # CPU, and write no checkpoints.
 NOT_TAKEN = (
     *("pretrained_model_name_or_path", "revision", "instance_data_dir", "densepose", "person", "height", "width"),
-    *("quantize_base", "output_dir", "resume_from_checkpoint", "validation_steps", "checkpointing_steps", "report_to"),
+    *("quantize_base", "output_dir", "resume_from_checkpoint", "checkpointing_steps", "report_to"),
     *("mixed_precision", "allow_tf32", "channels_last", "checkpoints_total_limit", "gradient_checkpointing"),
 )
 METRICS = ("psnr", "ssim", "l1", "foreground_psnr", "silhouette_iou", "cloth_psnr")

@@ -204,9 +204,9 @@ def test_resolve_finds_or_refuses(tmp_path):
     assert resolve_checkpoint(tmp_path, "latest") == second
     assert resolve_checkpoint(tmp_path, str(second)) == second
     assert resolve_checkpoint(tmp_path / "elsewhere", first) == first
-    with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond .*000002"):
+    with pytest.raises(ValueError, match="`output_dir` must not hold a checkpoint that .* got .*000002. To continue"):
         resolve_checkpoint(tmp_path, None)
-    with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond .*000002"):
+    with pytest.raises(ValueError, match="`output_dir` must not hold a checkpoint that .* got .*000002. To continue"):
         resolve_checkpoint(tmp_path, first)
     with pytest.raises(ValueError, match="`resume_from_checkpoint` must be 'latest' or a whole .*, got newest"):
         resolve_checkpoint(tmp_path, "newest")

@@ -59,8 +59,9 @@ def test_the_help_of_a_trainer_shows_each_option_once_and_the_most_used_first(na
     first, *others = sections
     assert sections[first] == ["--help", "--preset", "--config", *(f"--{name}" for name in module.MOST_USED)]
     assert len(module.MOST_USED) == 10
-    titles = {kind.__doc__.split("\n")[0].rstrip("."): set(kind.__dataclass_fields__) for kind in module.OPTIONS}
-    assert others == [title for title, names in titles.items() if names - set(module.MOST_USED)]
+    titles = {kind.__doc__.partition(":")[0]: set(kind.__dataclass_fields__) for kind in module.OPTIONS}
+    expected = [title.lower() for title, names in titles.items() if names - set(module.MOST_USED)]
+    assert [title.partition(" (")[0].lower() for title in others] == expected
     names = {f"--{name}" for kind in module.OPTIONS for name in kind.__dataclass_fields__}
     switches = {option for option in shown if option.startswith("--no_")}
     assert set(shown) - switches - {"--help", "--preset", "--config"} == names
@@ -74,12 +75,21 @@ def test_the_help_of_a_command_has_named_groups(module, others, capsys):
     assert len(sections["most used"]) <= 10
 
 
+def test_the_help_repeats_no_type_and_offers_only_what_is_taken(capsys):
+    assert "--vae_channels INT ...  " in help_of(train_encoders, capsys)
+    shown = {name: help_of(module, capsys) for name, module in TRAINERS.items()}
+    assert {name for name, text in shown.items() if "--validation_steps" in text} == {"train", "train_encoders"}
+    for module in TRAINERS.values():
+        first, second = module.__doc__.strip().splitlines()[2:4]
+        assert first.startswith("python training/") and second.startswith("accelerate launch ")
+
+
 def test_the_help_shows_the_defaults_of_the_preset(capsys, tmp_path):
     (tmp_path / "more.yaml").write_text("seed: 41\n")
     plain = help_of(train, capsys)
-    assert "Peak learning rate. (default: 5e-06)" in plain and re.search(r"--seed INT .*\(default: 0\)", plain)
+    assert "peak learning rate (default: 5e-06)" in plain and re.search(r"--seed INT .*\(default: 0\)", plain)
     preset = help_of(train, capsys, "--preset", "tiny", "--config", str(tmp_path / "more.yaml"))
-    assert "Peak learning rate. (default: 0.001)" in preset
+    assert "peak learning rate (default: 0.001)" in preset
     assert re.search(r"--seed INT .*\(default: 41\)", preset)
 
 

@@ -85,10 +85,10 @@ def test_none_booleans_and_lists(tmp_path):
     [
         ("learning_rat: 1e-5", "`learning_rat` in .* is no option of this command. Did you mean `learning_rate`?"),
         ("12: 3", "`12` in .* is no option of this command.$"),
-        ("height: null", "`height` in .* must be of type int, got None"),
-        ("height: [8, 16]", r"`height` in .* must be of type int, got \[8, 16\]"),
-        ("height: {a: 1}", "`height` in .* must be of type int, got {'a': 1}"),
-        ("mixed_precision: no", r"`mixed_precision` in .* must be of type str \| None, got False"),
+        ("height: null", "`height` in .* must be a whole number, got None"),
+        ("height: [8, 16]", r"`height` in .* must be a whole number, got \[8, 16\]"),
+        ("height: {a: 1}", "`height` in .* must be a whole number, got {'a': 1}"),
+        ("mixed_precision: no", "`mixed_precision` in .* must be text or null, got False. .* in quotes"),
         ("- height", "`config` must hold one mapping of options, got list"),
         ("height: [", "`config` must be a readable YAML file"),
     ],
@@ -121,9 +121,44 @@ def test_a_bad_flag_is_refused_by_name(capsys, arguments, message):
 
 
 def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(tmp_path, capsys):
+    config = write(tmp_path, "train_batch_size: many")
     with pytest.raises(SystemExit):
-        parse(STAGE_1, ["--config", write(tmp_path, "train_batch_size: many")])
-    assert "argument --train_batch_size: invalid int value: 'many'" in capsys.readouterr().err
+        parse(STAGE_1, ["--config", config])
+    said = capsys.readouterr().err
+    assert f"in the file {config}: argument --train_batch_size: invalid int value: 'many'" in said
+    with pytest.raises(SystemExit):
+        parse(STAGE_1, ["--train_batch_size", "many", "--config", write(tmp_path, "height: 8")])
+    assert config not in capsys.readouterr().err, "the value is not in the file"
+
+
+def test_a_value_out_of_range_names_the_preset_or_file_that_has_it(tmp_path):
+    config = write(tmp_path, "height: 7\nwidth: 64\n")
+    with pytest.raises(ValueError, match=f"`height` must be .* got 7. `height` comes from the file {config}.$"):
+        parse(STAGE_1, ["--config", config])
+    with pytest.raises(ValueError, match="`height` must be a positive multiple of 8, got 9.$"):
+        parse(STAGE_1, ["--config", config, "--height", "9"])
+    with pytest.raises(
+        ValueError, match="`lr_warmup_steps` must be 0 .*. `lr_warmup_steps` comes from the preset tiny.$"
+    ):
+        parse(STAGE_1, ["--preset", "tiny", "--lr_scheduler", "constant"])
+
+
+@pytest.mark.parametrize(
+    ("words", "keeps"),
+    [
+        ([], True),
+        (["--pretrained_model_name_or_path", "CompVis/stable-diffusion-v1-4"], True),
+        (["--pretrained_model_name_or_path", "someone/other"], False),
+        (["--config", "model.yaml"], False),
+    ],
+)
+def test_a_revision_goes_with_its_model(words, keeps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.yaml").write_text("pretrained_model_name_or_path: someone/other\n")
+    model, *_ = parse(STAGE_1, ["--preset", "paper", *words])
+    assert (model.revision is not None) == keeps
+    model, *_ = parse(STAGE_1, ["--preset", "paper", *words, "--revision", "main"])
+    assert model.revision == "main"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +224,7 @@ def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(tmp_path, capsys
         (DecoderOptions, {"decoder_learning_rate": 0.0}, "`decoder_learning_rate` must be .* above 0, got 0.0"),
         (SubjectObjectiveOptions, {"pose_dropout_prob": 1.1}, r"`pose_dropout_prob` must be within \[0, 1\], got 1.1"),
         (SubjectTrainOptions, {"learning_rate": 0.0}, "`learning_rate` must be a finite number above 0, got 0.0"),
-        (HubOptions, {"push_to_hub": True}, "`hub_model_id` must name a repository with `push_to_hub`, got None"),
+        (HubOptions, {"push_to_hub": True}, "`hub_model_id` is missing: with `push_to_hub`"),
         (HubOptions, {"hub_picture": "no/such.png"}, "`hub_picture` must be a file of .*, got 'no/such.png'"),
         (HubOptions, {"hub_picture": __file__}, "`hub_picture` must be a file of .png, .* got '.*test_options.py'"),
         (HubOptions, {"hub_model_id": "a/b/c"}, "`hub_model_id` must be a repository's id on the Hub, got 'a/b/c'"),
@@ -207,7 +242,11 @@ def test_the_parser_passes_range_errors_on():
 
 def test_options_are_frozen_and_each_has_help():
     for kind in (*STAGE_1, *STAGE_2, EncoderOptions):
-        assert all(item.metadata["help"].endswith(".") for item in dataclasses.fields(kind))
+        for item in dataclasses.fields(kind):
+            text = item.metadata["help"]
+            word = text.split()[0]
+            assert not text.endswith(".") and ". " not in text, item.name
+            assert word[0].islower() or not word[:2].istitle(), f"{item.name} begins in lower case, but for names"
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(kind(), dataclasses.fields(kind)[0].name, None)
 
@@ -290,7 +329,7 @@ def test_loop_arguments_are_the_loop_s_keywords():
     keywords = inspect.signature(train).parameters
     arguments = TrainOptions().loop_arguments(100)
     taken = {name for name, parameter in keywords.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    assert set(arguments) == taken - {"validate", "tracker_prefix", "first_tracker_step"}
+    assert set(arguments) == taken - {"validate", "validation_steps", "tracker_prefix", "first_tracker_step"}
 
 
 def test_session_arguments_are_the_session_s():
@@ -323,5 +362,5 @@ def test_steps_follow_from_epochs_unless_given():
     assert run.loop_arguments(50, num_processes=2)["max_train_steps"] == 10
     assert dataclasses.replace(run, max_train_steps=7).loop_arguments(50)["max_train_steps"] == 7
     assert dataclasses.replace(run, max_train_steps=7).loop_arguments(None)["max_train_steps"] == 7
-    with pytest.raises(ValueError, match="`max_train_steps` must be given with `streaming`, got none"):
+    with pytest.raises(ValueError, match="`max_train_steps` is missing: with `streaming`"):
         run.loop_arguments(None)

@@ -20,16 +20,22 @@ def test_resume_points_of_both_phases(tmp_path):
         path.mkdir(parents=True)
         (path / "state.json").write_text(json.dumps({"global_step": 2, "files": {}}))
     assert resume_points(tmp_path, checkpoints["decoder"]) == {"denoiser": "latest", "decoder": checkpoints["decoder"]}
-    with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond .*decoder/checkpoint-000002"):
+    with pytest.raises(
+        ValueError, match="`output_dir` must not hold a checkpoint that .* got .*decoder/checkpoint-000002"
+    ):
         resume_points(tmp_path, checkpoints["denoiser"])
     shutil.move(tmp_path / "decoder", tmp_path / "elsewhere")
     assert resume_points(tmp_path, checkpoints["denoiser"], ["denoiser"]) == {"denoiser": checkpoints["denoiser"]}
     with pytest.raises(ValueError, match="`resume_from_checkpoint` must be 'latest' or a checkpoint in a folder"):
         resume_points(tmp_path, tmp_path / "checkpoint-000002")
     for point in (None, "latest"):  # a trained phase is not dropped silently
-        with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint of .*, got .*denoiser/checkpoint"):
+        with pytest.raises(
+            ValueError, match="`max_train_steps` must not be 0, since `output_dir` holds .*denoiser/checkpoint"
+        ):
             resume_points(tmp_path, point, ["decoder"])
-    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be of a phase that trains, got .*denoiser"):
+    with pytest.raises(
+        ValueError, match="`max_train_steps` must not be 0 with a checkpoint of this phase, .*denoiser"
+    ):
         resume_points(tmp_path, checkpoints["denoiser"], ["decoder"])
 
 

@@ -136,8 +136,8 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: st
     newer = [other for other in newer if find_checkpoint_fault(other) is None]
     if newer:
         raise ValueError(
-            f"`output_dir` must hold no checkpoint beyond the starting step of the run, got {newer[-1]}: resume"
-            " from it with `--resume_from_checkpoint latest`, or choose another folder."
+            f"`output_dir` must not hold a checkpoint that the run would overwrite, got {newer[-1]}. To continue from"
+            " it, give `--resume_from_checkpoint latest`; to start a new run, choose another `--output_dir`."
         )
     return path
 
@@ -170,7 +170,8 @@ def check_last_step(global_step: int, max_train_steps: int) -> None:
     """Raise a `ValueError` if a run would end before the checkpoint from which it resumes."""
     if global_step > max_train_steps:
         raise ValueError(
-            f"`max_train_steps` must be at least the checkpoint's step, {global_step}, got {max_train_steps}."
+            f"`max_train_steps` must be at least the checkpoint's step, {global_step}, got {max_train_steps}: it"
+            " counts from the start of the run."
         )
 
 

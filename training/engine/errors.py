@@ -17,4 +17,7 @@ def naming_data_set(argument: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(re.sub("^(The data set|`dataset`) ", f"`{argument}` ", str(error))) from error
+        text, found = re.subn("^(The data set|`dataset`) ", f"`{argument}` ", str(error))
+        if not found:
+            raise
+        raise ValueError(text) from error

@@ -51,7 +51,7 @@ def open_session(
         first_step (`int`, *optional*, defaults to 0): Step at which the run starts or resumes, for the trackers.
     Raises:
         ValueError: If another run uses `output_dir`, a tracker or bitsandbytes is missing, a tracker does not start,
-            or accelerate uses anything but one process or DDP.
+            fp16 is asked of a CPU, or accelerate uses anything but one process or DDP.
         RunStopped: If the disk is full.
     """
     trackers = installed_trackers(report_to)
@@ -68,6 +68,9 @@ def open_session(
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         # These split weights and optimizer states into pieces, which our checkpoints cannot join.
         raise ValueError(f"accelerate must run one process or DDP, got {accelerator.distributed_type}.")
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        # accelerate would train in float32 there, beside frozen weights in float16.
+        raise ValueError("`mixed_precision` must be no or bf16 on a CPU, which cannot train in fp16, got fp16.")
     for name, is_needed in (("use_8bit_adam", use_8bit_adam), ("quantize_base", quantize_base)):
         if is_needed:
             check_bitsandbytes(name, accelerator.device)

@@ -39,8 +39,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if takes_no_value or not action.option_strings:
             return ", ".join(action.option_strings) or super()._format_action_invocation(action)
         kind = getattr(action.type, "__name__", "str")
-        value = {"int": "INT", "float": "FLOAT", "Path": "PATH"}.get(kind, "TEXT")
-        return f"{action.option_strings[-1]} {self._format_args(action, value)}"
+        value = {"int": "INT", "count": "INT", "float": "FLOAT", "Path": "PATH"}.get(kind, "TEXT")
+        value = self._format_args(action, value)
+        if action.nargs == "+":
+            value = f"{value.partition(' ')[0]} ..."  # argparse would repeat it: INT [INT ...]
+        return f"{action.option_strings[-1]} {value}"
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import logging
 import os
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from training.engine.messages import one_line, shorten
 from training.options.command import CommandParser, hide_broken_torchvision, with_underscores
+from training.options.needs import find_idle_option
 
 
 logger = logging.getLogger(__name__)
@@ -34,21 +36,37 @@ MAX_CONFIG_SIZE, MAX_CONFIG_DEPTH = 100_000, 2  # characters; a mapping and its 
 class OptionParser(CommandParser, HfArgumentParser):
     """A parser of option dataclasses.
 
-    Its help begins with the options named in `first`. The first line of each dataclass's docstring titles its section.
+    Its help begins with the options named in `first`. The first line of each dataclass's docstring, `Name: content.`,
+    titles its section.
     """
 
     def __init__(self, dataclass_types: Sequence[type], first: Sequence[str] = (), **arguments: Any):
         usage = "%(prog)s [--preset NAME] [--config FILE] [--OPTION VALUE ...]"
         super().__init__(dataclass_types, usage=usage, allow_abbrev=False, **arguments)
+        self.source = None  # the file whose options are being parsed
         self.sections = {"most used": ["help", *FILE_OPTIONS, *first]}
         for kind in dataclass_types:
             names = [item.name for item in dataclasses.fields(kind) if item.name not in first]
-            self.sections[kind.__doc__.split("\n")[0].rstrip(".")] = names
+            title, _, content = kind.__doc__.split("\n")[0].rstrip(".").partition(": ")
+            self.sections[f"{title.lower() if title.istitle() else title} ({content})"] = names
         for action in self._actions:
             # `HfArgumentParser` adds a spelling with hyphens, which `CommandParser` understands for all options.
             action.option_strings = [word for word in action.option_strings if word == with_underscores(word)]
             if action.nargs == 0 and action.dest != "help":
-                action.help = f"Turn `--{action.dest}` off."
+                action.help = f"turn --{action.dest} off"
+            elif action.dest.endswith("_dir"):
+                action.metavar = "FOLDER"
+
+    def error(self, message: str) -> None:
+        """End the program as argparse does. The message names the file if its options are being parsed."""
+        super().error(message if self.source is None else f"in {self.source}: {message}")
+
+    def given(self, words: Sequence[str], source: str | None = None) -> dict[str, Any]:
+        """Parse words, of the file `source` or of the command line, and return the options that they name."""
+        self.source = source
+        values = vars(self.parse_args(words, argparse.Namespace(**{action.dest: self for action in self._actions})))
+        self.source = None
+        return {name: value for name, value in values.items() if value is not self}
 
     def format_help(self) -> str:
         """Return the help text: usage, description, the first options, then a section for each dataclass."""
@@ -71,6 +89,8 @@ def parse(
 ) -> tuple:
     """Parse a command line into one instance of each dataclass: defaults < `--preset` < `--config` < flags.
 
+    A revision belongs to the model beside it: a file or command line that names another model drops it.
+
     Args:
         dataclass_types (`Sequence[type]`): Option dataclasses without a field in common.
         argv (`Sequence[str]`, *optional*): Arguments without the program's name; `sys.argv[1:]` if `None`.
@@ -81,29 +101,55 @@ def parse(
         `tuple`: The instances, in the order of `dataclass_types`.
     Raises:
         ValueError: If a value is out of range, a preset or file cannot be read, or it holds an unknown key.
-        SystemExit: By the parser, for an unknown flag or a value of the wrong type.
+        SystemExit: By the parser, for an unknown flag, a value of the wrong type, or a flag that has no effect.
     """
     files = CommandParser(add_help=False, allow_abbrev=False)
     parser = OptionParser(dataclass_types, first, description=description)
     files_by_preset = {path.stem: path for path in sorted((PRESETS_DIR / presets).glob("*.yaml"))}
     for target in (files, parser):
-        target.add_argument("--preset", choices=list(files_by_preset), help="Settings that ship with the project.")
-        target.add_argument("--config", help="YAML file with lines `name: value`. It overrides the preset.")
+        target.add_argument("--preset", choices=list(files_by_preset), help="settings that ship with the project")
+        target.add_argument(
+            "--config", metavar="FILE", help="YAML file with lines `name: value`; it overrides the preset"
+        )
     hints = {name: hint for kind in dataclass_types for name, hint in typing.get_type_hints(kind).items()}
     _accept_none(parser, hints)
     named, flags = files.parse_known_args(argv)
-    arguments = []
-    if named.preset is not None:
-        arguments += read_config(files_by_preset[named.preset], hints)
-    if named.config is not None:
-        arguments += read_config(named.config, hints)
-    if {"-h", "--help"} & set(flags):
-        parser.set_defaults(**vars(parser.parse_known_args(arguments)[0]))  # those of the preset and the file
-    parser.parse_args([*arguments, *flags])  # refuses unknown options before any value is checked
+    sources = {} if named.preset is None else {f"the preset {named.preset}": files_by_preset[named.preset]}
+    sources |= {} if named.config is None else {f"the file {named.config}": named.config}
+    values, origins = {}, {}
+    for source, path in sources.items():
+        given = parser.given(read_config(path, hints), source)
+        values = _override(values, given)
+        origins |= dict.fromkeys(given, source)
+    parser.set_defaults(**values)  # for `--help`
+    given = parser.given(flags)  # refuses unknown options before any value is checked
+    values = _override(values, given)
     hide_broken_torchvision()  # checks of values import torch and diffusers
-    # Without `look_for_args_file=False` a file next to the script would be read silently.
-    *options, _ = parser.parse_args_into_dataclasses([*arguments, *flags], look_for_args_file=False)
-    return tuple(options)
+    groups = _build(dataclass_types, values, {name: where for name, where in origins.items() if name not in given})
+    idle = find_idle_option(given, option_values(*groups), option_values(*(kind() for kind in dataclass_types)))
+    if idle is not None:
+        parser.error(idle)
+    return groups
+
+
+def _override(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with those given in their place, and without the revision of a model that is replaced."""
+    model = "pretrained_model_name_or_path"
+    kept = values if given.get(model, values.get(model)) == values.get(model) else values | {"revision": None}
+    return kept | given
+
+
+def _build(dataclass_types: Sequence[type], values: dict[str, Any], origins: dict[str, str]) -> tuple:
+    """Build the dataclasses. An error about a value that comes from a preset or file names it by `origins`."""
+    names = {kind: [item.name for item in dataclasses.fields(kind) if item.name in values] for kind in dataclass_types}
+    try:
+        return tuple(kind(**{name: values[name] for name in names[kind]}) for kind in dataclass_types)
+    except ValueError as error:
+        named = [name for name in dict.fromkeys(re.findall(r"`(\w+)`", str(error))) if name in origins]
+        if not named:
+            raise
+        found = " and ".join(f"`{name}` comes from {origins[name]}" for name in named)
+        raise ValueError(f"{error} {found}.") from error
 
 
 def read_config(path: str | os.PathLike, hints: dict[str, Any]) -> list[str]:
@@ -121,7 +167,10 @@ def read_config(path: str | os.PathLike, hints: dict[str, Any]) -> list[str]:
             advice = f" Did you mean `{close[0]}`?" if close else ""
             raise ValueError(f"`{one_line(name, 100)}` in {path} is no option of this command.{advice}")
         if not _is_possible(value, hints[name]):
-            raise ValueError(f"`{name}` in {path} must be of type {_describe(hints[name])}, got {shorten(value)}.")
+            # YAML reads a bare `no` as False, where `mixed_precision: "no"` was meant.
+            advice = " Put text such as no, yes, on and off in quotes." if isinstance(value, bool) else ""
+            rule = _describe(hints[name])
+            raise ValueError(f"`{name}` in {path} must be {rule}, got {shorten(value)}.{advice}")
         if isinstance(value, list):
             arguments += [f"--{name}", *map(str, value)]
         else:
@@ -205,7 +254,6 @@ def _is_possible(value: Any, hint: Any) -> bool:
     if value is None:
         return _takes_none(hint)
     if isinstance(value, bool):
-        # YAML reads a bare `no` as False, where `mixed_precision: "no"` was meant.
         return hint is bool
     if not isinstance(value, str | int | float | list):  # a date
         return False
@@ -215,7 +263,15 @@ def _is_possible(value: Any, hint: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    """Return a type in words."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(arguments)}"
+    if typing.get_origin(hint) is list:
+        return f"a list, each item {_describe(arguments[0])}"
+    if arguments:
+        return " or ".join(_describe(kind) for kind in arguments)
+    return {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}.get(hint, "text")
 
 
 def _accept_none(parser: argparse.ArgumentParser, hints: dict[str, Any]) -> None:

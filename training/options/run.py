@@ -23,54 +23,53 @@ from training.options.fields import (
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Run: steps, optimizer, learning rate, checkpoints and logs."""
+    """Run: steps, checkpoints, logs, learning rate and optimizer."""
 
-    output_dir: str = option("output", "Folder for checkpoints, logs, options and the finished weights.")
-    num_train_epochs: int = option(5, "Number of passes over the data set if `max_train_steps` is `none`.")
+    output_dir: str = option("output", "folder for checkpoints, logs, options and the finished weights")
     max_train_steps: int | None = option(
-        None, "Number of optimizer steps. It overrides `num_train_epochs`. With 0, stage 1 only widens the pipeline."
+        None, "number of optimizer steps, in place of `num_train_epochs`; with 0, train.py only adds the pose channels"
     )
-    train_batch_size: int = option(4, "Samples per batch on each process.")
-    gradient_accumulation_steps: int = option(1, "Batches per optimizer step.")
-    learning_rate: float = option(5e-6, "Peak learning rate.")
+    num_train_epochs: int = option(5, "number of passes over the data set, if `max_train_steps` is none")
+    train_batch_size: int = option(4, "samples per batch on each process")
+    gradient_accumulation_steps: int = option(1, "batches per optimizer step")
+    learning_rate: float = option(5e-6, "peak learning rate")
+    mixed_precision: str | None = option(
+        None, "no, fp16 (not on a CPU) or bf16; by default that of `accelerate config`"
+    )
+    resume_from_checkpoint: str | None = option(
+        None, "checkpoint folder to resume from, or `latest` for the newest one in `output_dir`, if there is one"
+    )
+    checkpointing_steps: int | None = option(500, "number of steps between checkpoints; the last step has one too")
+    checkpoints_total_limit: int | None = option(2, "number of newest checkpoints to keep; none keeps all")
+    logging_steps: int = option(10, "number of steps between log lines, which show means over these steps")
+    report_to: str | None = option(
+        None, "tracker in addition to `log.jsonl`: tensorboard, wandb, or all that are installed"
+    )
+    seed: int = option(0, "seed of all random draws, also those of the data")
+    dataloader_num_workers: int = option(0, "number of processes that load data; 0 loads in the training process")
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = option("constant", "Schedule of the learning rate.")
-    lr_warmup_steps: int = option(0, "Optimizer steps before the learning rate reaches its peak.")
-    lr_num_cycles: int = option(1, "Number of times that `cosine_with_restarts` falls from the peak.")
-    lr_power: float = option(1.0, "Exponent of `polynomial`.")
-    adam_beta1: float = option(0.9, "Decay of AdamW's first moment; momentum of Muon.")
-    adam_beta2: float = option(0.999, "Decay of AdamW's second moment.")
-    adam_weight_decay: float = option(1e-2, "Weight decay of AdamW and Muon.")
-    adam_epsilon: float = option(1e-8, "Epsilon of AdamW.")
+    ] = option("constant", "schedule of the learning rate")
+    lr_warmup_steps: int = option(0, "number of steps before the learning rate reaches its peak")
+    lr_num_cycles: int = option(1, "number of times that `cosine_with_restarts` falls from the peak")
+    lr_power: float = option(1.0, "exponent of `polynomial`")
     optimizer: Literal["adamw", "muon"] = option(
         "adamw",
-        "Optimizer. `muon` takes orthogonal steps for weights with at least 32 rows and columns; set `adam_beta1` to"
-        " 0.95 with it.",
+        "optimizer; muon takes orthogonal steps for weights with at least 32 rows and columns, and works best with"
+        " `adam_beta1` 0.95",
     )
-    use_8bit_adam: bool = option(False, "Store AdamW's moments in 8 bit. This needs CUDA and bitsandbytes.")
-    max_grad_norm: float | None = option(1.0, "Clip gradients to this norm over all trained weights.")
-    ema_decay: float | None = option(None, "Decay of the moving average of the weights; `none` keeps no average.")
-    seed: int = option(0, "Seed of all random draws, including the data.")
-    dataloader_num_workers: int = option(0, "Number of processes that load data; 0 loads in the training process.")
-    checkpointing_steps: int | None = option(500, "Write a checkpoint every this many steps and after the last step.")
-    checkpoints_total_limit: int | None = option(2, "Number of newest checkpoints to keep; `none` keeps all.")
-    resume_from_checkpoint: str | None = option(
-        None, "Resume from this checkpoint folder, or from the newest with `latest`, which starts anew without one."
-    )
-    logging_steps: int = option(10, "Log the means over this many steps.")
-    validation_steps: int | None = option(
-        None, "Validate every this many steps and after the last step; `none` never validates."
-    )
+    adam_beta1: float = option(0.9, "decay of AdamW's first moment, or momentum of Muon")
+    adam_beta2: float = option(0.999, "decay of AdamW's second moment")
+    adam_weight_decay: float = option(1e-2, "weight decay of AdamW and Muon")
+    adam_epsilon: float = option(1e-8, "epsilon of AdamW")
+    use_8bit_adam: bool = option(False, "store AdamW's moments in 8 bit; this needs CUDA and bitsandbytes")
+    max_grad_norm: float | None = option(1.0, "largest norm of the gradient over all trained weights; none: no limit")
+    ema_decay: float | None = option(None, "decay of the moving average of the weights; none keeps no average")
     max_nonfinite_steps: int = option(
-        5, "Stop after this many consecutive steps with a loss or gradient that is not finite."
+        5, "stop after this many steps in a row whose loss or gradient is infinite or not a number"
     )
-    report_to: str | None = option(
-        None, "Tracker in addition to `log.jsonl`: `tensorboard`, `wandb`, or `all` installed ones."
-    )
-    mixed_precision: str | None = option(None, "`no`, `fp16` or `bf16`; `none` uses accelerate's configuration.")
-    allow_tf32: bool = option(False, "Use TensorFloat-32 for float32 matrices on CUDA: faster, less exact.")
-    channels_last: bool = option(False, "Use the channels_last layout for convolutions: faster on most devices.")
+    allow_tf32: bool = option(False, "use TensorFloat-32 for float32 matrices on CUDA: faster, less exact")
+    channels_last: bool = option(False, "use the channels_last layout for convolutions: faster on most devices")
 
     def __post_init__(self):
         from training.engine.optimizer import check_optimizer
@@ -78,7 +77,7 @@ class TrainOptions:
         check_counts(
             self,
             *("num_train_epochs", "train_batch_size", "gradient_accumulation_steps"),
-            *("checkpointing_steps", "checkpoints_total_limit", "logging_steps", "validation_steps"),
+            *("checkpointing_steps", "checkpoints_total_limit", "logging_steps"),
             *("max_nonfinite_steps", "lr_num_cycles"),
         )
         check_positive(self, "learning_rate", "adam_epsilon", "lr_power")
@@ -114,7 +113,10 @@ class TrainOptions:
         arguments = {name: value for name, value in vars(self).items() if name not in others}
         if self.max_train_steps is None:
             if num_samples is None:
-                raise ValueError("`max_train_steps` must be given with `streaming`, got none.")
+                raise ValueError(
+                    "`max_train_steps` is missing: with `streaming` the length of an epoch is unknown, so give the"
+                    " number of steps."
+                )
             num_steps = self.num_train_epochs * num_samples / self.global_batch_size(num_processes)
             arguments["max_train_steps"] = math.ceil(num_steps)
         return arguments
@@ -131,26 +133,26 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class HubOptions:
-    """Hub: where the finished model is published."""
+    """Publishing: the finished model on the Hub, and its card."""
 
-    push_to_hub: bool = option(False, "Push the finished model and its card to the Hub.")
-    hub_model_id: str | None = option(None, "Repository on the Hub: `you/name`, or `name` for your own.")
-    hub_private_repo: bool = option(True, "Make a new repository private.")
+    push_to_hub: bool = option(False, "push the finished model and its card to the Hub")
+    hub_model_id: str | None = option(None, "repository on the Hub: `you/name`, or `name` for your own")
+    hub_private_repo: bool = option(True, "make a new repository private")
     hub_picture: str | None = option(
         None,
-        "Picture for the card. Show only people who agreed. Without it, stage 1 on `procedural` data shows its last"
-        " validation, and stage 2 shows the pictures that `hub_sample` allows.",
+        "picture for the card; show only people who agreed; without it the card shows the last validation (train.py"
+        " on procedural data) or the pictures that `hub_sample` allows (finetune.py)",
     )
     hub_license: str | None = option(
         None,
-        "Licence for the card, by its name on the Hub. A model that starts from Stable Diffusion 1.x has one already.",
+        "licence for the card, by its name on the Hub; a model that starts from Stable Diffusion 1.x already has one",
     )
 
     def __post_init__(self):
         from training.hub.model_card import PICTURE_SUFFIXES, is_repo_id
 
         if self.push_to_hub and not self.hub_model_id:
-            raise ValueError(f"`hub_model_id` must name a repository with `push_to_hub`, got {self.hub_model_id!r}.")
+            raise ValueError("`hub_model_id` is missing: with `push_to_hub`, give the repository's name on the Hub.")
         check(self, "a repository's id on the Hub", is_repo_id, "hub_model_id")
         names = ", ".join(PICTURE_SUFFIXES)
         is_picture = lambda value: Path(value).is_file() and Path(value).suffix.lower() in PICTURE_SUFFIXES  # noqa: E731

@@ -9,7 +9,6 @@ from training.data.pair_settings import PairSettings
 from training.options.fields import (
     LARGEST,
     check,
-    check_choice,
     check_counts,
     check_folder,
     check_limit,
@@ -25,29 +24,31 @@ class ModelOptions:
 
     pretrained_model_name_or_path: str = option(
         "CompVis/stable-diffusion-v1-4",
-        "Folder or Hub id of the Stable Diffusion 1.x or DreamPose pipeline to start from.",
+        "folder or Hub id of the Stable Diffusion 1.x or DreamPose pipeline to start from",
     )
-    revision: str | None = option(None, "Branch, tag or commit of that pipeline on the Hub.")
+    revision: str | None = option(None, "branch, tag or commit of that pipeline on the Hub")
     image_encoder_name_or_path: str = option(
         "openai/clip-vit-base-patch32",
-        "CLIP vision model to add to Stable Diffusion. A DreamPose pipeline brings its own.",
+        "CLIP vision model to add to Stable Diffusion; a DreamPose pipeline has its own",
     )
     train_image_encoder: bool = option(
-        False, "Train the image encoder too. Use it only for an encoder without pretrained weights."
+        False, "train the image encoder too; meant for an encoder without pretrained weights"
     )
     train_adapter: bool = option(
-        True, "Train the adapter. An untrained one passes CLIP's tokens through and ignores the VAE's (an ablation)."
+        True, "train the adapter; an untrained one passes CLIP's tokens through and ignores the VAE's (an ablation)"
     )
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
     torch_compile_backend: str | None = option(
-        None, "Compile the UNet with this backend of torch.compile, usually `inductor`; `none` does not compile."
+        None, "backend of torch.compile that compiles the UNet, usually inductor; none does not compile"
     )
 
     def __post_init__(self):
         if self.torch_compile_backend is not None:
             import torch
 
-            check_choice(self, "torch_compile_backend", torch.compiler.list_backends(exclude_tags=()))
+            backends = torch.compiler.list_backends(exclude_tags=())
+            rule = "a backend of torch.compile, such as inductor or eager"
+            check(self, rule, lambda name: name in backends, "torch_compile_backend")
 
     def trained_parts(self) -> list[str]:
         """Return the names of the trained parts for a model card."""
@@ -59,9 +60,11 @@ class ModelOptions:
 class DataOptions:
     """Data: the training pictures and their size."""
 
-    train_data: str = option("procedural", "Folder of parquet files, Hub id of a data set, or `procedural`.")
-    height: int = option(640, "Height of the pictures in pixels.")
-    width: int = option(512, "Width of the pictures in pixels.")
+    train_data: str = option(
+        "procedural", "folder of parquet files, Hub id of a data set, or `procedural` for drawn figures"
+    )
+    height: int = option(640, "height of the pictures in pixels")
+    width: int = option(512, "width of the pictures in pixels")
 
     def __post_init__(self):
         check_size(self)
@@ -71,26 +74,28 @@ class DataOptions:
 class PairOptions:
     """Samples: how frames of a clip become a reference, a target and a pose window."""
 
-    pose_radius: int = option(2, "Number of poses on each side of the target's own pose; 2 gives a window of five.")
+    pose_radius: int = option(2, "number of poses on each side of the target's own pose; 2 gives a window of five")
     reference_frames: Literal["any", "first"] = option(
-        "any", "Draw the reference from all frames of a clip, or always take the first."
+        "any", "draw the reference from all frames of a clip, or always take the first"
     )
     max_reference_distance: int | None = option(
-        None, "With `any`: draw the reference from the frames at most this far from the target."
+        None, "with `reference_frames` any: largest distance of the reference from the target, in frames"
     )
     fit: Literal["whole", "crop"] = option(
-        "whole", "Fit a picture of another aspect whole and continue its borders, or crop its middle."
+        "whole", "show a picture of another aspect ratio whole with continued borders, or crop its middle"
     )
     min_crop_scale: float = option(
-        1.0, "Below 1: crop target and poses at random to at least this share of each side."
+        1.0, "smallest share of each side in random crops of target and poses; 1 does not crop"
     )
     bad_rows: Literal["raise", "skip"] = option(
-        "raise", "Stop at a row that cannot be used, or skip it and log the share of skipped rows."
+        "raise", "stop at a row that cannot be used, or skip it and log the share of skipped rows"
     )
     latent_cache_dir: str | None = option(
-        None, "Folder of the latent cache. Pictures are encoded once, and training then reads no picture."
+        None, "folder of the latent cache: pictures are encoded once, and training then reads no picture"
     )
-    streaming: bool = option(False, "Stream the training data, one video at a time, and store none of it on the disk.")
+    streaming: bool = option(
+        False, "read the training data as a stream, one video at a time, and store none of it on the disk"
+    )
 
     def __post_init__(self):
         settings = self.settings()
@@ -116,15 +121,15 @@ class PairOptions:
 class ObjectiveOptions:
     """Objective: conditioning dropout, noise, timesteps and loss weights."""
 
-    image_dropout_prob: float = option(0.05, "Share of samples with the black picture in place of the photo.")
-    pose_dropout_prob: float = option(0.05, "Share of samples without poses.")
-    joint_dropout_prob: float = option(0.05, "Share of samples without photo and poses.")
-    snr_gamma: float | None = option(None, "Gamma of min-SNR loss weights, usually 5.0; `none` for equal weights.")
-    noise_offset: float = option(0.0, "Scale of extra noise that is constant over each channel.")
+    image_dropout_prob: float = option(0.05, "share of samples with the black picture in place of the photo")
+    pose_dropout_prob: float = option(0.05, "share of samples without poses")
+    joint_dropout_prob: float = option(0.05, "share of samples without photo and poses")
+    snr_gamma: float | None = option(None, "gamma of min-SNR loss weights, usually 5.0; none for equal weights")
+    noise_offset: float = option(0.0, "scale of extra noise that is constant over each channel")
     high_noise_fraction: float | None = option(
-        None, "Share of the timesteps drawn from `high_noise_start` upwards; `none` draws all timesteps equally."
+        None, "share of the timesteps drawn from `high_noise_start` upwards; none draws all timesteps equally"
     )
-    high_noise_start: int = option(200, "First timestep of the range that `high_noise_fraction` favours.")
+    high_noise_start: int = option(200, "first timestep of the range whose share is `high_noise_fraction`")
 
     def __post_init__(self):
         drops = ("image_dropout_prob", "pose_dropout_prob", "joint_dropout_prob")
@@ -143,12 +148,19 @@ class ObjectiveOptions:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """Validation: held-out pairs and a clip, every `validation_steps` steps."""
+    """Validation: measurements of held-out pairs, and an animated held-out clip."""
 
-    num_validation_pairs: int = option(16, "Number of held-out frames for L1, PSNR and SSIM.")
-    num_validation_frames: int = option(16, "Number of animated frames of the held-out clip.")
-    validation_inference_steps: int = option(10, "Denoising steps per frame in validation.")
+    validation_steps: int | None = option(
+        None, "number of steps between validations; the last step has one too; none never validates"
+    )
+    num_validation_pairs: int = option(16, "number of held-out frames for L1, PSNR and SSIM")
+    num_validation_frames: int = option(16, "number of animated frames of the held-out clip")
+    validation_inference_steps: int = option(10, "denoising steps per frame in validation")
 
     def __post_init__(self):
-        check_counts(self, "num_validation_pairs", "num_validation_frames")
+        check_counts(self, "validation_steps", "num_validation_pairs", "num_validation_frames")
         check_counts(self, "validation_inference_steps", limit=1000)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the keyword arguments for [`training.metrics.validation.build_validation`]."""
+        return {name: value for name, value in vars(self).items() if name != "validation_steps"}

@@ -28,39 +28,39 @@ class SubjectOptions:
     """Subject: the model to start from, the photos and the other subjects."""
 
     pretrained_model_name_or_path: str | None = option(
-        None, "Folder or Hub id of the DreamPose pipeline to start from, usually the output of stage 1."
+        None, "folder or Hub id of the DreamPose pipeline to start from, usually the output of train.py"
     )
-    revision: str | None = option(None, "Branch, tag or commit of that pipeline on the Hub.")
+    revision: str | None = option(None, "branch, tag or commit of that pipeline on the Hub")
     instance_data_dir: str = option(
-        "photos", "Folder of the subject's photos: `<stem>.jpg` or `.png`, each with its IUV picture `<stem>_iuv.png`."
+        "photos", "folder of the subject's photos, such as `a.jpg`, each with its IUV picture, such as `a_iuv.png`"
     )
-    densepose: str | None = option(None, f"Model that makes the missing IUV pictures. {DENSEPOSE_HELP}.")
-    person: Literal[PERSON_RULES] = option(PERSON_RULES[0], "With `densepose`: the person to use among several.")
-    height: int | None = option(None, "Height of the pictures in pixels; `none` for the model's own.")
-    width: int | None = option(None, "Width of the pictures in pixels; `none` for the model's own.")
+    densepose: str | None = option(None, f"model that makes the missing IUV pictures; {DENSEPOSE_HELP}")
+    person: Literal[PERSON_RULES] = option(PERSON_RULES[0], "with `densepose`: the person to use among several")
+    height: int | None = option(None, "height of the pictures in pixels; by default the model's own")
+    width: int | None = option(None, "width of the pictures in pixels; by default the model's own")
     fit: Literal["whole", "crop"] = option(
-        "whole", "Fit a photo of another aspect whole and continue its borders, or crop its middle."
+        "whole", "show a photo of another aspect ratio whole with continued borders, or crop its middle"
     )
     reference_frames: Literal["any", "first"] = option(
         "any",
-        "Use any photo as the reference, or the first by name, which suits a model whose stage 1 took the first frames"
-        " of clips. The same holds for the clips of `prior_dataset`.",
+        "draw the reference from all photos, or always take the first by name; choose as in the training of the model;"
+        " it holds for the clips of `prior_dataset` too",
     )
     min_crop_scale: float = option(
-        1.0, "Below 1: crop reference and target at random to at least this share of each side. Use it if stage 1 did."
+        1.0, "smallest share of each side in random crops of reference and target; 1 does not crop"
     )
     prior_dataset: str | None = option(
         None,
-        "Prepared data set of other subjects, as for `--train_data` of stage 1. It keeps what the model knows of"
-        " people. Rows that cannot be used are skipped.",
+        "data set of other people, as for `--train_data` of train.py, so that the model does not forget them; rows"
+        " that cannot be used are skipped",
     )
-    prior_prob: float = option(0.25, "Share of samples from `prior_dataset`, if one is given.")
+    prior_prob: float = option(0.25, "share of samples from `prior_dataset`, if one is given")
     num_cached_crops: int = option(
         64,
-        "Number of crops of each photo, and of samples from `prior_dataset`, that are encoded once before the first"
-        " phase. 0 encodes a new crop in each step.",
+        "number of crops of each photo, and of samples from `prior_dataset`, that are encoded once before training;"
+        " 0 encodes a new crop in each step",
     )
-    gradient_checkpointing: bool = option(True, "Recompute activations in the backward pass: less memory, slower.")
+    gradient_checkpointing: bool = option(True, "recompute activations in the backward pass: less memory, slower")
 
     def __post_init__(self):
         check_choice(self, "person", PERSON_RULES)
@@ -81,18 +81,18 @@ class LoraOptions:
     """LoRA: the weights to train."""
 
     train_mode: Literal["lora", "full"] = option(
-        "lora", "Train a LoRA, which is a small file, or all weights of UNet, adapter and VAE decoder."
+        "lora", "train a LoRA, which is a small file, or all weights of UNet, adapter and VAE decoder"
     )
-    rank: int = option(16, "LoRA: rank of each layer.")
-    lora_alpha: int | None = option(None, "LoRA: its scale is `lora_alpha / rank`; `none` uses the rank.")
-    use_rslora: bool = option(False, "LoRA: use the scale `lora_alpha / sqrt(rank)` instead.")
-    use_dora: bool = option(False, "LoRA: train the norms of the weights separately (DoRA).")
+    rank: int = option(16, "rank of each LoRA layer")
+    lora_alpha: int | None = option(None, "the scale of the LoRA is `lora_alpha / rank`; by default 1")
+    use_rslora: bool = option(False, "use the scale `lora_alpha / sqrt(rank)` instead")
+    use_dora: bool = option(False, "train the norms of the weights separately (DoRA)")
     lora_convolutions: bool = option(
-        False, "LoRA: adapt the UNet's convolutions in addition to its attention; 58 MB instead of 21 at full size."
+        False, "adapt the UNet's convolutions in addition to its attention; 58 MB instead of 21 at full size"
     )
-    lora_conv_in: bool = option(False, "LoRA: adapt the UNet's first layer too, which reads the poses.")
+    lora_conv_in: bool = option(False, "adapt the UNet's first layer too, which reads the poses")
     quantize_base: bool = option(
-        False, "LoRA: store the UNet's linear layers in 4 bit (NF4). This needs CUDA and bitsandbytes."
+        False, "store the UNet's frozen linear layers in 4 bit (NF4); this needs CUDA and bitsandbytes"
     )
 
     def __post_init__(self):
@@ -113,8 +113,8 @@ class LoraOptions:
 class DecoderOptions:
     """Decoder: the second phase, which trains the VAE's decoder."""
 
-    decoder_max_train_steps: int = option(100, "Number of optimizer steps for the VAE decoder; 0 skips this phase.")
-    decoder_learning_rate: float = option(5e-5, "Peak learning rate of the VAE decoder.")
+    decoder_max_train_steps: int = option(100, "number of optimizer steps for the VAE decoder; 0 skips this phase")
+    decoder_learning_rate: float = option(5e-5, "peak learning rate of the VAE decoder")
 
     def __post_init__(self):
         check_not_negative(self, "decoder_max_train_steps")
@@ -130,30 +130,30 @@ class DecoderOptions:
 class SubjectObjectiveOptions(ObjectiveOptions):
     """Objective: as in stage 1, but without conditioning dropout."""
 
-    image_dropout_prob: float = option(0.0, "Share of samples with the black picture in place of the photo.")
-    pose_dropout_prob: float = option(0.0, "Share of samples without poses.")
-    joint_dropout_prob: float = option(0.0, "Share of samples without photo and poses.")
+    image_dropout_prob: float = option(0.0, "share of samples with the black picture in place of the photo")
+    pose_dropout_prob: float = option(0.0, "share of samples without poses")
+    joint_dropout_prob: float = option(0.0, "share of samples without photo and poses")
 
 
 @dataclass(frozen=True)
 class SubjectTrainOptions(TrainOptions):
-    """Run: steps, optimizer, learning rate, checkpoints and logs."""
+    """Run: steps, checkpoints, logs, learning rate and optimizer."""
 
     max_train_steps: int | None = option(
-        100, "Number of optimizer steps for UNet and adapter. It overrides `num_train_epochs`. 0 skips this phase."
+        100, "number of optimizer steps for UNet and adapter, in place of `num_train_epochs`; 0 skips this phase"
     )
-    train_batch_size: int = option(1, "Samples per batch on each process; 1 needs the least memory.")
-    gradient_accumulation_steps: int = option(4, "Batches per optimizer step.")
-    learning_rate: float = option(1e-4, "Peak learning rate of UNet and adapter.")
+    train_batch_size: int = option(1, "samples per batch on each process; 1 needs the least memory")
+    gradient_accumulation_steps: int = option(4, "batches per optimizer step")
+    learning_rate: float = option(1e-4, "peak learning rate of UNet and adapter")
 
 
 @dataclass(frozen=True)
 class SubjectSampleOptions:
-    """Samples: the photos' poses rendered without and with the subject, in `OUTPUT/before_after.png`."""
+    """Pictures: the photos' poses rendered without and with the LoRA, in `before_after.png`."""
 
-    sample_inference_steps: int = option(10, "Denoising steps of these pictures; 0 draws none.")
+    sample_inference_steps: int = option(10, "denoising steps of these pictures; 0 draws none")
     hub_sample: bool = option(
-        False, "Show these pictures on the card and push them. Use it only if the people shown agreed."
+        False, "show these pictures on the card and push them; use it only if the people shown agreed"
     )
 
     def __post_init__(self):

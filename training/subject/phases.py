@@ -28,7 +28,9 @@ from training.subject.crop_cache import CachedSubjectPairs
 from training.subject.photos import SubjectPairs
 
 
-PHASES = ("denoiser", "decoder")  # in this order; each has its checkpoints in a folder of its name
+# The phases in their order, each with the option of its number of steps. Its checkpoints are in a folder of its name.
+STEPS = {"denoiser": "max_train_steps", "decoder": "decoder_max_train_steps"}
+PHASES = tuple(STEPS)
 
 
 def trained_phases(max_train_steps: int | None, decoder_max_train_steps: int) -> list[str]:
@@ -66,12 +68,16 @@ def resume_points(
             )
         points |= {"decoder": None} if phase == "denoiser" else {"denoiser": "latest"}
         if phase not in phases:
-            raise ValueError(f"`resume_from_checkpoint` must be of a phase that trains, got {resume_from_checkpoint}.")
+            raise ValueError(
+                f"`{STEPS[phase]}` must not be 0 with a checkpoint of this phase, got `resume_from_checkpoint`"
+                f" {resume_from_checkpoint}."
+            )
     for phase in set(PHASES) - set(phases):
         if checkpoints := list_checkpoints(Path(output_dir) / phase):
             raise ValueError(
-                f"`output_dir` must hold no checkpoint of a phase that is skipped, got {checkpoints[-1]}: the subject"
-                " would lose it. To keep it, pass the phase's steps and `--resume_from_checkpoint latest`."
+                f"`{STEPS[phase]}` must not be 0, since `output_dir` holds a checkpoint of this phase,"
+                f" {checkpoints[-1]}, which the subject would lose. To keep it, give its number of steps and"
+                " `--resume_from_checkpoint latest`; to do without it, choose another `--output_dir`."
             )
     points = {phase: points[phase] for phase in phases}
     for phase, point in points.items():
