@@ -11,6 +11,9 @@ from PIL import Image
 from docs.pictures.draw import DRAWN, FOLDER, draw_figure, viridis_parts
 from pipeline_dreampose import iuv_to_pose_map
 from tests.launch import ROOT
+from training import prepare_dataset
+from training.data.frame_pairs import FramePairs, LatentShape
+from training.data.samples import load_prepared
 from training.poses.channel_order import find_channel_order
 
 
@@ -50,3 +53,25 @@ def test_what_the_documents_commands_write_is_ignored_by_git():
     command = ["git", "check-ignore", *(f"{name}/" if "." not in name[1:] else name for name in sorted(written))]
     ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert {name.rstrip("/") for name in ignored} == written
+
+
+def test_the_rows_that_the_lines_in_training_md_write_can_be_trained_on(tmp_path, monkeypatch):
+    """They equal the rows of the command, but for the pictures' encoding."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
+    for clip in ("ann", "bob"):
+        for kind, blue in (("frames", 200), ("iuv", 7)):
+            (tmp_path / kind / clip).mkdir(parents=True)
+            for number in range(98, 102):
+                Image.new("RGB", (32, 40), (number, 90, blue)).save(tmp_path / kind / clip / f"{number:06d}.png")
+    (tmp_path / "splits.csv").write_text("ann,train\nbob,test\n")
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    words = "--frames_dir frames --iuv_dir iuv --split_file splits.csv --output_dir out"
+    prepare_dataset.main(prepare_dataset.parse_args(words.split()))
+    for split, clip in (("train", "ann"), ("test", "bob")):
+        written, prepared = (load_prepared(folder, split) for folder in ("rows", "out/frames"))
+        assert written.features == prepared.features and written["video_id"] == [clip] * 4
+        for name in ("video_id", "frame_index", "split", "iuv"):
+            assert list(written[name]) == list(prepared[name])
+        pairs = FramePairs(written, LatentShape(4, 10, 8, 40, 32), 0)
+        assert pairs[0]["target_image"].shape == (3, 40, 32)

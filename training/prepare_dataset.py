@@ -70,7 +70,7 @@ def prepare(options: argparse.Namespace) -> None:
             preparation.open_data_set(folder, data_set_settings(options.settings, densepose, options.holdout_frames))
             if options.ubc_fashion:
                 ids = [name for split in options.splits for name in read_video_ids(split)]
-                download_videos(ids, folder / "videos")
+                download_videos(ids, folder / "videos", max_video_mb=options.max_video_mb)
     tasks, notes = find_tasks(options)
     todo = preparation.unfinished(tasks, folder)
     state.wait_for_everyone()  # all processes must share out the same list
@@ -93,11 +93,12 @@ def find_tasks(options: argparse.Namespace) -> "tuple[list[ClipTask], list[str]]
     """Return the clips to prepare, and sentences about everything that is passed over or does not match."""
     from training.data import clip_splits, clip_tasks
 
-    if options.frames_dir:
+    if options.ubc_fashion:
+        tasks, notes = clip_tasks.find_ubc_fashion(options.output_dir / "videos"), []
+    elif options.frames_dir:
         tasks, notes = clip_tasks.find_frame_folders(options.frames_dir)
     else:
-        tasks, notes = clip_tasks.find_videos(options.video_dir or options.output_dir / "videos")
-    notes = [] if options.ubc_fashion else notes  # the folder of the download holds its records too
+        tasks, notes = clip_tasks.find_videos(options.video_dir)
     if options.iuv_dir:
         tasks, more = clip_tasks.find_poses(tasks, options.iuv_dir)
         notes += more

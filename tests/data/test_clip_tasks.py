@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from training.data.clip_splits import draw_splits, read_split_file, share_out
-from training.data.clip_tasks import ClipTask, find_frame_folders, find_poses, find_videos
+from training.data.clip_tasks import ClipTask, find_frame_folders, find_poses, find_ubc_fashion, find_videos
 from training.data.ubc_fashion import read_video_ids
 from training.media.pictures import write_video
 
@@ -25,10 +25,18 @@ def test_videos_are_found_by_their_content_or_suffix_and_others_are_named(tmp_pa
     (tmp_path / f"{seller}.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
     (tmp_path / "broken.Mp4").write_text("no video")
     (tmp_path / "notes.txt").write_text("no video")
+    for name in ("a.part", "a.rejected"):  # of a download
+        (tmp_path / name).write_bytes((tmp_path / "a.mp4").read_bytes())
+    Image.new("RGB", (16, 16)).save(tmp_path / "cover.png")
     tasks, notes = find_videos(tmp_path)
     splits = {task.video_id: task.split for task in tasks}
     assert splits == dict.fromkeys(("a", "b", "broken", "no suffix"), "train") | {seller: "test"}
-    assert notes == ["passed over in --video_dir, since they are no videos: ['notes.txt']"]
+    assert notes == [
+        "passed over in --video_dir, since they are no videos: ['a.part', 'a.rejected', 'cover.png', 'notes.txt']"
+    ]
+    assert [(task.video_id, task.split) for task in find_ubc_fashion(tmp_path)] == [(seller, "test")]
+    with pytest.raises(ValueError, match="`ubc_fashion` must have videos in .*, got none. A run without --dry_run"):
+        find_ubc_fashion(tmp_path / "videos")
     (tmp_path / "a.mkv").write_text("")
     with pytest.raises(ValueError, match="`video_dir` must hold clips of different names, got 'a.mkv' and 'a.mp4'"):
         find_videos(tmp_path)

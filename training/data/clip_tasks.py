@@ -11,6 +11,7 @@ import av
 
 from training.data.ubc_fashion import SPLITS, read_video_ids
 from training.data.video_download import file_digest
+from training.data.video_download import find_videos as find_downloaded
 from training.engine.messages import shorten
 from training.media.pictures import (
     PICTURE_SUFFIXES,
@@ -22,6 +23,10 @@ from training.media.pictures import (
 )
 from training.poses.matching import POSE_SUFFIXES
 from training.poses.pose_files import VIDEO_SUFFIXES
+
+
+# Pictures, and what `download_videos` leaves of a video that is not complete or was refused.
+_NO_VIDEO_SUFFIXES = (*(suffix for suffix in PICTURE_SUFFIXES if suffix != ".gif"), ".part", ".rejected")
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,25 @@ def find_videos(folder: Path) -> tuple[list[ClipTask], list[str]]:
     split_of = {name: split for split in SPLITS for name in read_video_ids(split)}
     tasks, others = [], []
     for file in sorted(filter(is_visible_file, folder.iterdir())):
-        if file.suffix.lower() in VIDEO_SUFFIXES or _is_video(file):
+        suffix = file.suffix.lower()
+        if suffix in VIDEO_SUFFIXES or (suffix not in _NO_VIDEO_SUFFIXES and _is_video(file)):
             tasks.append(ClipTask(file, file.stem, split_of.get(file.stem, "train")))
         else:
             others.append(file.name)
     _check_clips(tasks, "video_dir", folder)
     return tasks, _name_passed_over("video_dir", "no videos", others)
+
+
+def find_ubc_fashion(folder: Path) -> list[ClipTask]:
+    """Return the videos that [`download_videos`] got. Raise a `ValueError` if there are none."""
+    split_of = {name: split for split in SPLITS for name in read_video_ids(split)}
+    videos = find_downloaded(split_of, folder).videos if folder.is_dir() else {}
+    if not videos:
+        advice = (
+            f"A run without --dry_run downloads them; {folder / 'missing.json'} then lists those that did not arrive"
+        )
+        raise ValueError(f"`ubc_fashion` must have videos in {str(folder)!r}, got none. {advice}.")
+    return [ClipTask(path, name, split_of[name]) for name, path in videos.items()]
 
 
 def _is_video(file: Path) -> bool:
