@@ -56,7 +56,7 @@ def test_what_the_documents_commands_write_is_ignored_by_git():
 
 
 def test_the_rows_that_the_lines_in_training_md_write_can_be_trained_on(tmp_path, monkeypatch):
-    """They equal the rows of the command, but for the pictures' encoding."""
+    """They equal the rows of the command, except for the pictures' encoding."""
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
     for clip in ("ann", "bob"):
         for kind, blue in (("frames", 200), ("iuv", 7)):

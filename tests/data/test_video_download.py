@@ -290,13 +290,13 @@ def test_a_part_that_nobody_requested_is_never_taken_as_the_whole(server, tmp_pa
 
 
 def answer(*headers, status="200 OK", body=(b"",)):
-    """Return a fault of the server: this answer."""
+    """Return a fault that makes the server send this answer."""
     start = "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode("latin-1")
     return lambda: itertools.chain([start], body)
 
 
 def slowly(content):
-    """Yield one byte in ten milliseconds."""
+    """Yield one byte every ten milliseconds."""
     for number in content:
         time.sleep(0.01)
         yield bytes([number])

@@ -85,7 +85,7 @@ def test_pieces_of_weights_are_refused(tmp_path, monkeypatch):
 
 
 def test_fp16_is_refused_on_a_cpu(tmp_path, monkeypatch):
-    """accelerate would train in float32, beside frozen weights in float16."""
+    """accelerate would train in float32, next to frozen weights in float16."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with pytest.raises(ValueError, match="`mixed_precision` must be no or bf16 on a CPU, .*, got fp16"):
         with open_session(tmp_path / "run", {}, mixed_precision="fp16"):

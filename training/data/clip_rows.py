@@ -68,7 +68,7 @@ def clip_rows(
 
 
 class _Chosen(Sequence):
-    """The items of a sequence at some places, made when they are read."""
+    """Items of a sequence at chosen places, read when they are accessed."""
 
     def __init__(self, items: Sequence, places: Sequence[int]):
         self.items, self.places = items, places

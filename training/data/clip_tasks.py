@@ -71,7 +71,7 @@ class ClipTask:
 
 
 def find_videos(folder: Path) -> tuple[list[ClipTask], list[str]]:
-    """Return a folder's videos in any container that PyAV reads, and sentences about what is passed over.
+    """Return a folder's videos in any container that PyAV reads, and sentences about skipped files.
 
     Their split is that of UBC Fashion's lists, and `train` for all others. A broken file with the suffix of a video
     stays in the list, so that the report names it.
@@ -109,7 +109,7 @@ def _is_video(file: Path) -> bool:
 
 
 def find_frame_folders(folder: Path) -> tuple[list[ClipTask], list[str]]:
-    """Return the clips of a folder with one folder of pictures per clip, and sentences about what is passed over.
+    """Return the clips of a folder with one folder of pictures per clip, and sentences about skipped files.
 
     Raises:
         ValueError: If the folder holds pictures instead of folders.

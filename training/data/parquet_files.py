@@ -97,7 +97,7 @@ def find_files(folder: str, split: str, hint: str = "") -> list[Path]:
 
 
 def _is_hidden(path: Path) -> bool:
-    """Return whether `datasets` passes over a file for its name or that of its folder."""
+    """Return whether `datasets` ignores a file because of its name or its folder's name."""
     return any(part.startswith((".", "__")) for part in path.parts)
 
 

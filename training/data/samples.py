@@ -89,7 +89,7 @@ def _load_folder(folder: str, split: str, streaming: bool, hint: str) -> dataset
 def _with_pictures(
     rows: datasets.Dataset | datasets.IterableDataset, name: str
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Check the columns, and let `image` and `iuv` be decoded, also if another tool wrote them."""
+    """Check the columns, and mark `image` and `iuv` for decoding, also in files of other tools."""
     if rows.features is None:  # `FrameStream` checks such a stream
         return rows
     check_columns(rows.features, repr(name))

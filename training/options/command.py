@@ -65,7 +65,7 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args([*map(with_underscores, words[:end]), *words[end:]], namespace)
 
     def refuse(self, argv: Sequence[str] | None, names: Sequence[str], rule: str) -> None:
-        """End in an error if a command line gives one of the named options, of which the message says the `rule`."""
+        """End in an error that states the `rule` if a command line gives one of the named options."""
         unset = object()
         given = self.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
         for name in names:

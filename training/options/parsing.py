@@ -133,7 +133,7 @@ def parse(
 
 
 def _override(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with those given in their place, and without the revision of a model that is replaced."""
+    """Return the values overridden by the given ones, and without the revision of a replaced model."""
     model = "pretrained_model_name_or_path"
     kept = values if given.get(model, values.get(model)) == values.get(model) else values | {"revision": None}
     return kept | given

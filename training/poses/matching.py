@@ -122,7 +122,7 @@ def _match(
 
 
 def _count_video_frames(pose_numbers: Sequence[int], num_frames: int) -> range:
-    """Return the numbers of a video's frames, from 0 or from 1 as the poses show."""
+    """Return the numbers of a video's frames, which start at 0 or 1 like those of the poses."""
     low, high = min(pose_numbers), max(pose_numbers)
     if low == 0:
         return range(num_frames)
