@@ -105,25 +105,28 @@ def _check(is_valid: Any, rule: str, got: Any) -> None:
         raise ValueError(f"{rule}; got {got}.")
 
 
-def _to_array(value: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
-    """Return real numbers as an array in native byte order and memory layout; floating-point tensors as float32."""
+def _to_array(value: np.ndarray | torch.Tensor, name: str, limits: tuple[float, float], rule: str) -> np.ndarray:
+    """Return real numbers, 8 bit or within limits, as a native array; a floating-point tensor becomes float32."""
     if isinstance(value, torch.Tensor):
         is_dense = value.layout == torch.strided and not value.is_meta and not value.is_nested
+        is_real = is_dense and not value.is_complex() and not value.is_quantized
         got = f"{value.dtype}, {value.layout} on {value.device}"
-        is_real = not value.is_complex() and not value.is_quantized
-        _check(is_dense and is_real, f"`{name}` must be a dense tensor of real numbers", got)
+        _check(is_real, f"`{name}` must be a dense tensor of real numbers", got)
         value = (value.float() if value.is_floating_point() else value).detach().cpu().resolve_neg().numpy()
     is_real = value.dtype.kind in "biuf" and value.size > 0
     _check(is_real, f"`{name}` must hold real numbers, at least one", f"{value.dtype} {value.shape}")
+    low, high = value.min(), value.max()  # NaN if any value is NaN
+    is_inside = value.dtype == np.uint8 or (limits[0] <= low and high <= limits[1])
+    _check(is_inside, f"`{name}` must {rule}", f"{value.dtype} between {low} and {high}")
     return np.require(value, value.dtype.newbyteorder("="), "CW")
 
 
-def _fitted_size(source_height: int, source_width: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """Scale a source to fit whole and centred into `height` x `width`; return its new height, width, top and left."""
-    scale = min(height / source_height, width / source_width)
-    fitted_height = min(height, max(1, round(source_height * scale)))
-    fitted_width = min(width, max(1, round(source_width * scale)))
-    return fitted_height, fitted_width, (height - fitted_height) // 2, (width - fitted_width) // 2
+def _fit(source_size: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """Scale a source to fit whole and centred into a canvas; return its new size and the left to bottom padding."""
+    scale = min(side / source for source, side in zip(source_size, size))
+    height, width = (min(side, max(1, round(source * scale))) for source, side in zip(source_size, size))
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return (height, width), (left, size[1] - width - left, top, size[0] - height - top)
 
 
 def _load(image: Image.Image) -> Image.Image:
@@ -141,16 +144,12 @@ def _load(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
     """Convert one picture, of any form that [`fit_image`] takes, to 8-bit RGB; lay transparent areas over white."""
     if isinstance(image, (np.ndarray, torch.Tensor)):
-        is_tensor, image = isinstance(image, torch.Tensor), _to_array(image, "image")
+        is_tensor = isinstance(image, torch.Tensor)
+        image = _to_array(image, "image", (0, 1), "be 8 bit, or hold finite values in [0, 1]")
         image = np.moveaxis(image, 0, -1) if is_tensor and image.ndim == 3 else image
         rule = "`image` must have three colour channels: `(H, W, 3)` as an array, `(3, H, W)` as a tensor"
         _check(image.ndim == 3 and image.shape[-1] == 3, rule, f"{image.shape} (channels last)")
-        if image.dtype != np.uint8:
-            low, high = image.min(), image.max()  # NaN if any value is NaN
-            rule = "`image` must be 8 bit, or hold finite values in [0, 1]"
-            _check(low >= 0 and high <= 1, rule, f"{image.dtype} between {low} and {high}")
-            image = (image * 255).round().astype(np.uint8)
-        return Image.fromarray(image)
+        return Image.fromarray(image if image.dtype == np.uint8 else (image * 255).round().astype(np.uint8))
     _check(isinstance(image, Image.Image), "`image` must be a PIL image, an array or a tensor", type(image))
     _load(image)
     with suppress(Exception):  # viewers ignore broken EXIF data
@@ -173,10 +172,9 @@ def fit_image(image: Image.Image | np.ndarray | torch.Tensor, height: int, width
     to 8 bits. Others raise a `ValueError`. The result is `(3, height, width)`: 8-bit levels in `[-1, 1]`, as float32.
     """
     image = to_rgb(image)
-    fitted_height, fitted_width, top, left = _fitted_size(image.height, image.width, height, width)
+    (fitted_height, fitted_width), (left, right, top, bottom) = _fit((image.height, image.width), (height, width))
     if image.size != (fitted_width, fitted_height):
         image = image.resize((fitted_width, fitted_height), Image.Resampling.LANCZOS)
-    bottom, right = height - fitted_height - top, width - fitted_width - left
     canvas = torch.from_numpy(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge"))
     return canvas.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
 
@@ -225,9 +223,8 @@ def fit_pose_maps(pose_maps: torch.Tensor, height: int, width: int) -> torch.Ten
     `(F, 2, H, W)` becomes `(F, 2, height, width)`, by nearest neighbour, which never mixes two body parts.
     """
     _check_pose_maps(pose_maps)
-    fitted_height, fitted_width, top, left = _fitted_size(*pose_maps.shape[-2:], height, width)
-    pose_maps = resize_pose_maps(pose_maps, fitted_height, fitted_width)
-    return F.pad(pose_maps, (left, width - fitted_width - left, top, height - fitted_height - top))
+    fitted_size, padding = _fit(pose_maps.shape[-2:], (height, width))
+    return F.pad(resize_pose_maps(pose_maps, *fitted_size), padding)
 
 
 def resize_pose_maps(pose_maps: torch.Tensor, h: int, w: int) -> torch.Tensor:
@@ -918,10 +915,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             shapes = [(1, *cell_shape), (num_frames, *cell_shape), (batch_size, num_frames, *cell_shape)]
             got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents)
             _check(got in shapes, f"`latents` must have one of the shapes {shapes}", got)
-            values = _to_array(latents, "latents")
-            is_noise = values.dtype.kind == "f" and np.abs(values).max() <= 1e4
-            got = f"{latents.dtype} between {values.min()} and {values.max()}"
-            _check(is_noise, "`latents` must be finite floating-point noise, at most 1e4 in size", got)
+            values = _to_array(latents, "latents", (-1e4, 1e4), "be finite noise, at most 1e4 in size")
+            _check(values.dtype.kind == "f", "`latents` must be floating-point noise", latents.dtype)
         generators = generator if isinstance(generator, list) else [generator] * batch_size
         count = len(generators)
         _check(count == batch_size, f"`generator` must be one, or one per video ({batch_size})", count)
@@ -947,13 +942,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         if is_tensor and pose_maps.dtype == np.uint8 and pose_maps.ndim in (4, 5) and pose_maps.shape[-1] == 3:
             is_tensor, pose_maps = False, [*(pose_maps if pose_maps.ndim == 4 else map(list, pose_maps))]
         if is_tensor:
-            pose_maps = _to_array(pose_maps, "pose_maps")
+            pose_maps = _to_array(pose_maps, "pose_maps", (0, 1), "lie in [0, 1] and be finite")
             is_clip = pose_maps.ndim in (4, 5) and pose_maps.shape[-3] == 2 and pose_maps.dtype.kind == "f"
             rule = "`pose_maps` must be floating point with the shape (F, 2, H, W) or (B, F, 2, H, W)"
             _check(is_clip, rule, f"{pose_maps.dtype} {pose_maps.shape}")
-            low, high = pose_maps.min(), pose_maps.max()  # NaN if any value is NaN
-            is_inside = low >= 0 and high <= 1
-            _check(is_inside, "`pose_maps` must lie in [0, 1] and be finite", f"values between {low} and {high}")
             videos = list(pose_maps) if pose_maps.ndim == 5 else [pose_maps]
         else:
             is_list = isinstance(pose_maps, (list, tuple)) and len(pose_maps) > 0
@@ -1020,12 +1012,6 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         low, high = self.config.pose_range
         windows = torch.stack([pose_window(pose_maps, index, self.pose_radius) for index in frame_indices])
         return (low + (high - low) * windows).to(device)
-
-    def prepare_extra_step_kwargs(self, seeds: Sequence[int], device: torch.device) -> dict[str, Any]:
-        """Return one generator per frame if the scheduler draws noise, so that no frame depends on its neighbours."""
-        if "generator" not in inspect.signature(self.scheduler.step).parameters:
-            return {}
-        return {"generator": [torch.Generator(device=device).manual_seed(seed) for seed in seeds]}
 
     @staticmethod
     def guidance_branches(image_guidance_scale: float, pose_guidance_scale: float) -> list[tuple[float, bool, bool]]:
@@ -1157,6 +1143,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
         frames = [[] for _ in range(batch_size)] if output_type == "pil" else None
         null_states = None
+        step_draws_noise = "generator" in inspect.signature(self.scheduler.step).parameters
         checks_safety = self.safety_checker is not None and output_type != "latent"
         nsfw_content_detected = [[] for _ in range(batch_size)] if checks_safety else None
         with (
@@ -1193,7 +1180,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     timesteps = self.set_timesteps(num_inference_steps, device)
                     chunk_latents = start[chunk]
                     windows = self.prepare_pose_windows(pose_maps[b], chunk, device)
-                    step_kwargs = self.prepare_extra_step_kwargs([seeds[index] for index in chunk], draw_device)
+                    generators = [torch.Generator(draw_device).manual_seed(seeds[index]) for index in chunk]
+                    step_kwargs = {"generator": generators} if step_draws_noise else {}
                     self._image_guidance_scale, self._pose_guidance_scale = image_guidance_scale, pose_guidance_scale
 
                     # 6. Denoise the chunk; the null image is encoded when a guidance branch first needs it
