@@ -410,5 +410,5 @@ def test_neither_base_nor_photos_are_overwritten(base, photos, tmp_path):
 
 def test_stable_diffusion_is_sent_to_stage_one(photos, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    with pytest.raises(ValueError, match="must be a DreamPose pipeline, such as stage 1 writes, got .*StableDiff"):
+    with pytest.raises(ValueError, match="must be a DreamPose pipeline, such as train.py writes, got .*StableDiff"):
         main(parse_args(arguments(tmp_path, photos, tmp_path / "out")))

@@ -610,5 +610,5 @@ def test_an_overflow_that_a_fused_optimizer_passes_over_is_not_averaged(norm, av
 def test_another_optimizer_s_checkpoint_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("training.engine.muon.MIN_MATRIX_SIZE", 4)
     run(tmp_path, max_train_steps=2)
-    with pytest.raises(ValueError, match="The checkpoint's optimizer must be that of the run, Muon, got AdamW"):
+    with pytest.raises(ValueError, match="`optimizer` must be that of the checkpoint, AdamW, got Muon: give that one"):
         run(tmp_path, max_train_steps=4, resume_from_checkpoint="latest", optimizer="muon")

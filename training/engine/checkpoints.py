@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_PREFIX = "checkpoint-"
 # Folders with this prefix are being written or deleted; nothing ever reads them.
 _TEMPORARY_PREFIX = ".tmp-checkpoint-"
+_OTHER_OPTIONS = "Give the options of the run before, which are in its `options.yaml`, or another `--output_dir`."
 
 
 def checkpoint_name(global_step: int) -> str:
@@ -278,12 +279,14 @@ def restore_tensors(current: Mapping[str, torch.Tensor], saved: Mapping[str, tor
         some = ", ".join(sorted(set().union(*differing.values()))[:3])
         raise ValueError(
             f"The checkpoint's {what} must come from the same kind of training (parts, LoRA), got {counts} tensors:"
-            f" {some} and so on."
+            f" {some} and so on. {_OTHER_OPTIONS}"
         )
     for name, value in current.items():
         if value.shape != saved[name].shape:
             shapes = f"{tuple(saved[name].shape)} for {tuple(value.shape)}"
-            raise ValueError(f"The checkpoint's {what} must fit the model, got `{name}` of shape {shapes}.")
+            raise ValueError(
+                f"The checkpoint's {what} must fit the model, got `{name}` of shape {shapes}. {_OTHER_OPTIONS}"
+            )
     with torch.no_grad():
         for name, value in current.items():
             value.copy_(saved[name])

@@ -294,7 +294,8 @@ class _Run:
         if self.num_nonfinite_in_row >= self.settings.max_nonfinite_steps:
             raise RunStopped(
                 f"Training stopped at step {self.state.global_step}: no finite loss and gradient in the last"
-                f" {self.num_nonfinite_in_row} steps. Checkpoints in {self.settings.output_dir} were written earlier."
+                f" {self.num_nonfinite_in_row} steps. The checkpoints in {self.settings.output_dir} are from before; a"
+                " lower `--learning_rate` may help."
             )
 
     def validate(self, only_missing: bool = False) -> None:

@@ -63,8 +63,8 @@ class RunState:
         used = type(self.optimizer).__name__
         if state.get("optimizer", used) != used:
             raise ValueError(
-                f"The checkpoint's optimizer must be that of the run, {used}, got {state['optimizer']}: resume with"
-                " that one, or choose another `output_dir`."
+                f"`optimizer` must be that of the checkpoint, {state['optimizer']}, got {used}: give that one, or"
+                " choose another `--output_dir`."
             )
         restore_tensors(collect_module_tensors(self.module), tensors["model"], "model weights")
         restore_optimizer_state(self.optimizer, self.trained, tensors["optimizer"])

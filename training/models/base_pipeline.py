@@ -101,7 +101,9 @@ def load_dreampose_index(
     index = load_index(name, revision, argument)
     kind = index.get("_class_name")
     if kind != "DreamPosePipeline":
-        raise ValueError(f"`{argument}` must be a DreamPose pipeline, such as stage 1 writes, got {name!r}, a {kind}.")
+        raise ValueError(
+            f"`{argument}` must be a DreamPose pipeline, such as train.py writes, got {name!r}, a {kind}."
+        )
     return index
 
 
@@ -160,7 +162,10 @@ def load_base_pipeline(
     pipeline.check_size(height, width)
     for option, value in {"image_range": (-1, 1), "pose_range": (0, 1)}.items():
         if tuple(pipeline.config[option]) != value:
-            raise ValueError(f"`{option}` of a pipeline to be trained must be {value}, got {pipeline.config[option]}.")
+            raise ValueError(
+                f"`{option}` of a pipeline to be trained must be {value}, got {pipeline.config[option]}: converted"
+                " weights of the release can be animated, but not trained."
+            )
     pipeline.register_to_config(default_height=height, default_width=width)
     return pipeline
 

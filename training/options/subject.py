@@ -34,7 +34,7 @@ class SubjectOptions:
     instance_data_dir: str = option(
         "photos", "folder of the subject's photos, such as `a.jpg`, each with its IUV picture, such as `a_iuv.png`"
     )
-    densepose: str | None = option(None, f"model that makes the missing IUV pictures; {DENSEPOSE_HELP}")
+    densepose: str | None = option(None, f"for photos without an IUV picture: {DENSEPOSE_HELP}")
     person: Literal[PERSON_RULES] = option(PERSON_RULES[0], "with `densepose`: the person to use among several")
     height: int | None = option(None, "height of the pictures in pixels; by default the model's own")
     width: int | None = option(None, "width of the pictures in pixels; by default the model's own")
@@ -84,7 +84,7 @@ class LoraOptions:
         "lora", "train a LoRA, which is a small file, or all weights of UNet, adapter and VAE decoder"
     )
     rank: int = option(16, "rank of each LoRA layer")
-    lora_alpha: int | None = option(None, "the scale of the LoRA is `lora_alpha / rank`; by default 1")
+    lora_alpha: int | None = option(None, "numerator of the LoRA's scale, `lora_alpha / rank`; by default the rank")
     use_rslora: bool = option(False, "use the scale `lora_alpha / sqrt(rank)` instead")
     use_dora: bool = option(False, "train the norms of the weights separately (DoRA)")
     lora_convolutions: bool = option(

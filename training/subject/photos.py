@@ -74,7 +74,9 @@ def open_photo(path: Path) -> Image.Image:
 def _read_row(path: Path) -> dict:
     iuv_path = iuv_path_of(path)
     if not iuv_path.is_file():
-        raise ValueError(f"`instance_data_dir` must hold the IUV picture of each photo, got no {iuv_path}.")
+        raise ValueError(
+            f"`instance_data_dir` must hold the IUV picture of each photo, got no {iuv_path}: `--densepose` makes it."
+        )
     photo, iuv = open_photo(path), open_photo(iuv_path)
     if photo.size != iuv.size:
         raise ValueError(
