@@ -76,15 +76,15 @@ hub-id:
 	@echo "make hub-tiny needs HUB_ID=you/dreampose-tiny" >&2; exit 1
 
 benchmark: $(VENV)/.installed-test  ## measure a frame and a training step at half size (hours on a CPU)
-	$(BIN)/python -m benchmarks.speed.sampling --size half
-	$(BIN)/python -m benchmarks.speed.training_step --size half
+	$(BIN)/python -m benchmarks.speed.sampling --size half --device cpu --output benchmarks/speed/sampling_half_cpu.json
+	$(BIN)/python -m benchmarks.speed.training_step --size half --device cpu --output benchmarks/speed/training_step_half_cpu.json
 
 STEP_ON_GPU = $(BIN)/python -m benchmarks.speed.training_step --size full --device cuda --mixed_precision bf16 --batch_size 8 \
 	--num_workers 1 --steps 8 --repeats 3
 benchmark-gpu: $(VENV)/.installed-test  ## measure a training step at full size on a GPU (minutes; needs bitsandbytes)
-	$(STEP_ON_GPU)
+	$(STEP_ON_GPU) --output benchmarks/speed/training_step_full_cuda.json
 	$(STEP_ON_GPU) --gradient_checkpointing --output benchmarks/speed/training_step_full_cuda_checkpointing.json
-	$(BIN)/python -m benchmarks.speed.training_memory
+	$(BIN)/python -m benchmarks.speed.training_memory --output benchmarks/speed/training_memory_full_cuda.json
 
 # Other subjects for stage 2: the first 200 clips of the small model's training data.
 runs/prior/train.parquet: | $(VENV)/.installed-test
@@ -103,12 +103,12 @@ reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## test the paper's
 		--train_mode full --learning_rate 3e-4
 	$(BIN)/python -m benchmarks.subjects.gains $(SUBJECTS) --num_subjects 20 --num_photos 1 --output benchmarks/subjects/gains_control.json \
 		-- $(STAGE_TWO) --prior_prob 0.9999 --decoder_max_train_steps 0
-	$(BIN)/python -m benchmarks.subjects.sweep -- $(STAGE_TWO)
+	$(BIN)/python -m benchmarks.subjects.sweep --output benchmarks/subjects/sweep.json -- $(STAGE_TWO)
 	$(BIN)/python -m benchmarks.subjects.gains $(CURVE) --output benchmarks/subjects/curve.json -- --prior_dataset runs/prior $(FOUR) \
 		--max_train_steps 500 --decoder_max_train_steps 300
 	$(BIN)/python -m benchmarks.subjects.gains $(CURVE) --output benchmarks/subjects/curve_paper.json -- --preset paper $(FOUR)
 	$(BIN)/python -m benchmarks.subjects.bound $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects/bound.json
-	$(BIN)/python -m benchmarks.claims.ablation
+	$(BIN)/python -m benchmarks.claims.ablation --output benchmarks/claims/ablation.json
 
 community:  ## write the file and README section for diffusers' examples/community
 	mkdir -p $(COMMUNITY)

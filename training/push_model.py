@@ -24,8 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> str:
     """Push the folder; return the address of the repository."""
-    from training.hub.model_card import is_repo_id
-    from training.hub.repositories import push_folder
+    from training.hub.repositories import is_repo_id, push_folder
 
     if not is_repo_id(options.hub_model_id):
         rule = "be OWNER/NAME or NAME, of letters, digits, `-`, `_` and `.`"

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.claims.ablation_arms import ARMS, SCALES, Held, arm_settings, compare_noise, draw_data, run_arm
 from benchmarks.claims.ablation_report import format_table, judge, values_of, values_of_subjects
 from benchmarks.kept_jobs import run_missing
-from benchmarks.scripts import package_versions, run_script
+from benchmarks.scripts import count, package_versions, parse_benchmark, run_script
 from training.hub.repositories import load_pipeline
 from training.media.animation import model_digest
 from training.media.settings_file import has_settings, write_json
@@ -25,22 +25,31 @@ from training.options.command import CommandParser
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("measurement").add_argument
     add("--model", default="model_card/tiny", help="pipeline that gives the encoders; noise is compared on it")
-    add("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    add("--seeds", nargs="+", type=int, default=[0, 1])
-    add("--num_train", type=int, default=1000, help="drawn clips for training")
-    add("--max_train_steps", type=int, help="default: from ablation.yaml")
-    add("--num_clips", type=int, default=20, help="held-out clips to measure")
-    add("--frames_per_clip", type=int, default=3)
-    add("--num_consecutive", type=int, default=4, help="consecutive frames per clip")
-    add("--num_inference_steps", type=int, default=15)
+    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="changes to the method to train; all by default")
+    add("--seeds", nargs="+", type=int, default=[0, 1], help="seeds to train each arm with")
+    add("--num_train", type=count, default=1000, help="drawn clips for training")
+    add("--max_train_steps", type=count, help="optimizer steps of each training (default: that of ablation.yaml)")
+    add("--num_clips", type=count, default=20, help="held-out clips to measure")
+    add("--frames_per_clip", type=count, default=3, help="target frames per clip")
+    add("--num_consecutive", type=count, default=4, help="consecutive frames per clip")
+    add("--num_inference_steps", type=count, default=15, help="denoising steps per frame")
     subjects = Path(__file__).parents[1] / "subjects" / "gains.json"
-    add("--subjects", type=Path, default=subjects, help="report of stage 2")
-    add("--num_processes", type=int, default=os.cpu_count(), help="arms that run at the same time, one thread each")
-    add("--work_dir", type=Path, default=Path("runs/ablation"))
-    add("--output", type=Path, default=Path(__file__).with_suffix(".json"), help="JSON; the table is next to it")
-    return parser.parse_args(argv)
+    add(
+        "--subjects",
+        type=Path,
+        default=subjects,
+        help="report of stage 2 (default: the project's, gains.json)",
+    )
+    add("--num_processes", type=count, default=os.cpu_count(), help="arms that run at the same time, one thread each")
+    add(
+        "--work_dir",
+        type=Path,
+        default=Path("runs/ablation"),
+        help="folder that keeps data and finished arms",
+    )
+    return parse_benchmark(parser, argv, "benchmarks/claims/ablation.json", ", with the table next to it")
 
 
 def run_arms(options: argparse.Namespace, held: Held) -> dict[tuple[str, int], dict]:

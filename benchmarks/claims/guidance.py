@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from benchmarks.claims.clip_sampling import load_model_and_clips, measure_missing, sample_clips
-from benchmarks.scripts import package_versions, run_script
+from benchmarks.scripts import package_versions, parse_benchmark, run_script
 from pipeline_dreampose import DreamPosePipeline
 from training.media.animation import model_digest, write_frame
 from training.media.charts import heat_map
@@ -37,17 +37,16 @@ METRICS = {"psnr": 2, "silhouette_iou": 3}  # digits in the heat maps; the silho
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("measurement").add_argument
     add("--model", default="model_card/tiny", help="pipeline folder or Hub id")
     add_clip_options(parser, split="validation", num_clips=8, frames_per_clip=2)
-    add("--image_scales", nargs="+", type=float, default=SCALES)
-    add("--pose_scales", nargs="+", type=float, default=SCALES)
-    add("--num_inference_steps", type=int, help="default: the model's own")
-    add("--device", default="cpu")
+    add("--image_scales", nargs="+", type=float, default=SCALES, help="image guidance scales to pair")
+    add("--pose_scales", nargs="+", type=float, default=SCALES, help="pose guidance scales to pair")
+    add("--num_inference_steps", type=int, help="denoising steps per frame (default: the model's own)")
+    add("--device", default="cpu", help="cpu, cuda, mps, ...")
     add("--scale", type=int, default=2, help="factor by which the pictures are enlarged")
-    add_resume_options(parser, "pairs")
-    add("--output", type=Path, default=Path(__file__).with_suffix(".json"), help="JSON; two PNGs are put next to it")
-    return parser.parse_args(argv)
+    add_resume_options(parser.add_argument_group("after a stop"), "pairs")
+    return parse_benchmark(parser, argv, "benchmarks/claims/guidance.json", ", with two pictures next to it")
 
 
 def measure_pair(

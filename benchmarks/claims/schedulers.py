@@ -12,13 +12,12 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import diffusers
 import torch
 
 from benchmarks.claims.clip_sampling import load_model_and_clips, measure_missing, sample_clips
-from benchmarks.scripts import package_versions, run_script
+from benchmarks.scripts import package_versions, parse_benchmark, run_script
 from pipeline_dreampose import DreamPosePipeline
 from training.media.animation import model_digest
 from training.media.charts import heat_map
@@ -42,17 +41,15 @@ DEFAULT = ["DDIM", "PNDM", "DPM-Solver++", "UniPC"]
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("measurement").add_argument
     add("--model", default="model_card/tiny", help="pipeline folder or Hub id")
     add_clip_options(parser, split="validation", num_clips=8, frames_per_clip=2)
-    add("--schedulers", nargs="+", choices=SCHEDULERS, default=DEFAULT)
-    add("--steps", nargs="+", type=int, default=[4, 6, 10, 15, 25, 50, 100])
+    add("--schedulers", nargs="+", choices=SCHEDULERS, default=DEFAULT, help="schedulers to measure")
+    add("--steps", nargs="+", type=int, default=[4, 6, 10, 15, 25, 50, 100], help="numbers of denoising steps")
     add("--reference_steps", type=int, default=100, help="steps of DDIM, with which all are compared")
-    add("--device", default="cpu")
-    add_resume_options(parser, "videos")
-    output = "JSON file; the heat map is written next to it as PNG"
-    add("--output", type=Path, default=Path(__file__).with_suffix(".json"), help=output)
-    return parser.parse_args(argv)
+    add("--device", default="cpu", help="cpu, cuda, mps, ...")
+    add_resume_options(parser.add_argument_group("after a stop"), "videos")
+    return parse_benchmark(parser, argv, "benchmarks/claims/schedulers.json", ", with a heat map next to it")
 
 
 def measure_clips(pipe: DreamPosePipeline, clips: Sequence[Clip], name: str, steps: int) -> list[float]:
@@ -68,7 +65,8 @@ def print_report(report: dict, names: list[str], steps: list[int]) -> None:
     print(" " * 14, *(f"{number:>13d}" for number in steps))
     for name in names:
         cells = [report["rows"][name][number]["minus_reference"] for number in steps]
-        print(f"{name:14}", *(f"{c['mean']:+6.2f} ± {c['standard_error']:.2f}" for c in cells))
+        errors = ["" if c["standard_error"] is None else f" ± {c['standard_error']:.2f}" for c in cells]
+        print(f"{name:14}", *(f"{c['mean']:+6.2f}{error:7}" for c, error in zip(cells, errors, strict=True)))
 
 
 def main(options: argparse.Namespace) -> dict:

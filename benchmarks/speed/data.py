@@ -14,7 +14,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from benchmarks.scripts import machine_facts, measure_in_turn, package_versions, run_script
+from benchmarks.scripts import count, machine_facts, measure_in_turn, package_versions, parse_benchmark, run_script
 from benchmarks.speed.data_layouts import (
     ReleaseSamples,
     open_pairs,
@@ -29,18 +29,17 @@ from training.options.command import CommandParser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = CommandParser(description=__doc__)
-    add = parser.add_argument
+    parser = CommandParser(usage="%(prog)s --frames FOLDER --iuv FOLDER [--OPTION VALUE ...]", description=__doc__)
+    add = parser.add_argument_group("measurement").add_argument
     add("--frames", type=Path, required=True, help="folder of one clip's frames")
     add("--iuv", type=Path, required=True, help="folder of their IUV pictures, with the same names")
-    add("--height", type=int, default=640)
-    add("--width", type=int, default=512)
-    add("--num_workers", type=int, default=2)
-    add("--num_samples", type=int, default=200, help="samples that each loader reads, for speed and again for memory")
-    add("--repeats", type=int, default=3, help="rounds; the fastest counts")
-    add("--length_factor", type=int, default=8, help="length of the long data set, in clips, for memory")
-    add("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    return parser.parse_args(argv)
+    add("--height", type=count, default=640, help="height of the samples in pixels")
+    add("--width", type=count, default=512, help="width of the samples in pixels")
+    add("--num_workers", type=int, default=2, help="data workers of each loader")
+    add("--num_samples", type=count, default=200, help="samples that each loader reads for each figure")
+    add("--repeats", type=count, default=3, help="rounds; the fastest counts")
+    add("--length_factor", type=count, default=8, help="length of the long data set, in clips, for memory")
+    return parse_benchmark(parser, argv, "benchmarks/speed/data.json")
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict:

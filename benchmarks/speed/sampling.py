@@ -9,34 +9,38 @@ release at its own.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 
-from benchmarks.scripts import machine_facts, package_versions, run_script
+from benchmarks.scripts import count, machine_facts, package_versions, parse_benchmark, run_script
 from benchmarks.speed.sampling_procedures import SIZES, build_pipeline, build_runs, measure_lengths, measure_runs
+from training.engine.devices import check_device
 from training.media.settings_file import write_json
 from training.options.command import CommandParser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    add = parser.add_argument
-    add("--size", choices=SIZES, default="half")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    add("--num_frames", type=int, default=4, help="frames of a video, all in one chunk")
-    add("--steps", type=int, default=25)
-    add("--release_steps", type=int, default=100, help="steps that the release's README uses")
-    add("--repeats", type=int, default=5)
-    add("--lengths", type=int, nargs="*", default=[16, 64], help="video lengths that are measured too, on the CPU")
-    add("--compile", action="store_true", help="torch.compile the UNet")
-    add("--output", type=Path, help="JSON, by default next to this script")
-    return parser.parse_args(argv)
+    add = parser.add_argument_group("measurement").add_argument
+    add("--size", choices=SIZES, default="half", help="size of the model and its frames; full is Stable Diffusion's")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps, ...")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="number format of the weights")
+    add("--num_frames", type=count, default=4, help="frames of a video, all in one chunk")
+    add("--steps", type=count, default=25, help="denoising steps of (a), (b) and (d)")
+    add("--release_steps", type=count, default=100, help="steps that the release's README uses")
+    add("--repeats", type=count, default=5, help="rounds; each measures all once, and the median counts")
+    add("--lengths", type=count, nargs="*", default=[16, 64], help="video lengths to measure as well, on a CPU only")
+    add("--compile", action="store_true", help="compile the UNet with torch.compile")
+    name = "sampling_{size}_{device}.json"
+    options = parse_benchmark(parser, argv, "benchmarks/speed/sampling_half_cpu.json", name=name)
+    if options.device != "cpu":
+        parser.refuse(argv, ["lengths"], "only with `--device cpu`")
+    return options
 
 
 def main(options: argparse.Namespace) -> dict:
     """Measure, print and write the report, and return it."""
+    check_device(options.device)
     size, device = options.size, options.device
     pipe = build_pipeline(size, device, getattr(torch, options.dtype))
     runs = build_runs(pipe, size, options.num_frames, options.steps, options.release_steps, options.compile)
@@ -61,10 +65,9 @@ def main(options: argparse.Namespace) -> dict:
         "peak_bytes": torch.cuda.max_memory_allocated() if on_cuda else None,
         "lengths": measure_lengths(size, options.lengths) if device == "cpu" else {},
     }
-    output = options.output or Path(__file__).with_name(f"sampling_{size}_{device}.json")
-    write_json(output, report)
+    write_json(options.output, report)
     print(*(f"{name:20} {value:.4f}" for name, value in {**median, **ratios}.items()), sep="\n")
-    print(f"Wrote {output}.")
+    print(f"Wrote {options.output}.")
     return report
 
 

@@ -12,12 +12,11 @@ loop is within 0.1 % of this floor.
 import argparse
 import gc
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from benchmarks.scripts import machine_facts, package_versions, run_script
+from benchmarks.scripts import machine_facts, package_versions, parse_benchmark, run_script
 from benchmarks.speed.training_procedures import build_trained, measure_steps, run_floor
 from training.engine.devices import check_bitsandbytes
 from training.engine.precision import held_in
@@ -31,9 +30,7 @@ NUM_STEPS = 4
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    output = Path(__file__).with_name("training_memory_full_cuda.json")
-    parser.add_argument("--output", type=Path, default=output, help="JSON, by default next to this script")
-    return parser.parse_args(argv)
+    return parse_benchmark(parser, argv, "benchmarks/speed/training_memory_full_cuda.json")
 
 
 def measure() -> list[dict]:

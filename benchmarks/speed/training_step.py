@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from benchmarks.scripts import machine_facts, package_versions, run_script
+from benchmarks.scripts import count, machine_facts, package_versions, parse_benchmark, run_script
 from benchmarks.speed.sampling_procedures import SIZES
 from benchmarks.speed.training_procedures import (
     build_trained,
@@ -30,6 +30,7 @@ from benchmarks.speed.training_procedures import (
     run_release,
     run_training,
 )
+from training.engine.devices import check_device
 from training.engine.precision import held_in, weight_dtype
 from training.media.settings_file import write_json
 from training.options.command import CommandParser
@@ -37,21 +38,22 @@ from training.options.command import CommandParser
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    add, device = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
-    add("--size", choices=SIZES, default="half")
-    add("--device", choices=("cpu", "cuda", "mps"), default=device)
-    add("--mixed_precision", choices=("no", "bf16"), default="no")
-    add("--gradient_checkpointing", action="store_true")
+    add = parser.add_argument_group("measurement").add_argument
+    add("--size", choices=SIZES, default="half", help="size of the model and its frames; full is Stable Diffusion's")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda", "mps"), default=device, help="device that trains")
+    add("--mixed_precision", choices=("no", "bf16"), default="no", help="number format of a step")
+    add("--gradient_checkpointing", action="store_true", help="compute activations twice, to save memory")
     add("--use_8bit_adam", action="store_true", help="8-bit Adam of bitsandbytes, on CUDA")
     add("--channels_last", action="store_true", help="memory layout of the UNet")
-    add("--batch_size", type=int, default=4)
+    add("--batch_size", type=count, default=4, help="samples per step")
     # 0 is the default of training/train.py; the release uses 1.
     add("--num_workers", type=int, default=0, help="data workers of (a), (b) and (c)")
-    add("--num_frames", type=int, default=16, help="frames of the clip that is drawn as data")
-    add("--steps", type=int, default=2, help="timed steps per round, after one warm-up step")
-    add("--repeats", type=int, default=5, help="rounds; each runs (a) to (d) once")
-    add("--output", type=Path, help="JSON, by default next to this script")
-    return parser.parse_args(argv)
+    add("--num_frames", type=count, default=16, help="frames of the clip that is drawn as data")
+    add("--steps", type=count, default=2, help="timed steps per round, after one warm-up step")
+    add("--repeats", type=count, default=5, help="rounds; each runs (a) to (d) once")
+    name = "training_step_{size}_{device}.json"
+    return parse_benchmark(parser, argv, "benchmarks/speed/training_step_half_cpu.json", name=name)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict:
@@ -91,16 +93,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
 
 def main(options: argparse.Namespace) -> dict:
     """Measure, print and write the report, and return it."""
+    check_device(options.device)
     machine = machine_facts("processor", "cores", "load", "threads", "device", device=options.device)
     machine |= package_versions("torch", "diffusers")
     settings = {name: value for name, value in vars(options).items() if name != "output"}
     with tempfile.TemporaryDirectory() as folder:
         report = {"settings": settings, "machine": machine, **measure(options, Path(folder))}
-    output = options.output or Path(__file__).with_name(f"training_step_{options.size}_{options.device}.json")
-    write_json(output, report)
+    write_json(options.output, report)
     figures = {**report["median_samples_a_second"], **report["ratios"]}
     print(*(f"{name:20} {value:.4f}" for name, value in figures.items()), sep="\n")
-    print(f"Wrote {output}.")
+    print(f"Wrote {options.output}.")
     return report
 
 

@@ -6,7 +6,7 @@ The baseline is the model's frames of `benchmarks.subjects.gains` before stage 2
 photo shows is taken from the nearest point in the photos. In `oracle`, it is taken only where it is closer to the
 truth, which no model can know.
 
-    python -m benchmarks.subjects.bound --num_subjects 20 --output benchmarks/subjects/bound.json
+    python -m benchmarks.subjects.bound --num_subjects 20
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from benchmarks.kept_jobs import kept_path, run_missing
-from benchmarks.scripts import format_mean, run_script
+from benchmarks.scripts import format_mean, parse_benchmark, run_script
 from benchmarks.subjects.trials import (
     RECORDS_VERSION,
     Examination,
@@ -45,7 +45,7 @@ NUM_PHOTOS = (1, 4)
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     add_subject_options(parser, Path("runs/subject_bound"))
-    return parser.parse_args(argv)
+    return parse_benchmark(parser, argv, "benchmarks/subjects/bound.json")
 
 
 def take_from_photos(photos: Sequence[Frame], iuv: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,8 +106,8 @@ def main(options: argparse.Namespace) -> dict:
     report = {"settings": {name: getattr(options, name) for name in names} | {"digest": digest}, "gains": gains}
     for name, by_metric in gains.items():
         print(f"{name:10}", "  ".join(f"{metric} {format_mean(value)}" for metric, value in by_metric.items()))
-    if options.output is not None:
-        write_json(options.output, report)
+    write_json(options.output, report)
+    print(f"Wrote {options.output}.")
     return report
 
 

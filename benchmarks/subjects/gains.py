@@ -5,7 +5,7 @@
 Each subject is learnt from one photo and from four. Every finished trial is kept in `--work_dir`, so a stopped run
 resumes when it is started again. Options after `--` are those of training/finetune.py.
 
-    python -m benchmarks.subjects.gains --output results.json [options] -- [options of finetune.py]
+    python -m benchmarks.subjects.gains [options] -- [options of finetune.py]
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.scripts import format_mean, machine_facts, package_versions, run_script
+from benchmarks.scripts import count, format_mean, machine_facts, package_versions, parse_benchmark, run_script
 from benchmarks.subjects.many_trials import (
     parse_stage_two,
     plan_trials,
@@ -47,14 +47,14 @@ CURVES = {  # phase -> title, and the group and metric of each curve
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = CommandParser(description=__doc__)
+    parser = CommandParser(usage="%(prog)s [--OPTION VALUE ...] -- [OPTIONS OF finetune.py]", description=__doc__)
     add_subject_options(parser, Path("runs/subjects"))
-    add = parser.add_argument
-    add("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4])
+    add = parser.add_argument_group("training").add_argument
+    add("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4], help="photos to learn from")
     add("--num_clips", type=int, default=0, help="learn from this many clips of other motions instead of photos")
-    add("--curve_steps", type=int, help="also measure after every CURVE_STEPS steps, and draw curves next to the JSON")
+    add("--curve_steps", type=count, help="also measure after every so many steps, and draw curves")
     words, finetune = split_words(argv)
-    options = parser.parse_args(words)
+    options = parse_benchmark(parser, words, "benchmarks/subjects/gains.json", ", with any curves next to it")
     options.finetune = parse_stage_two(METHOD_OPTIONS, finetune)
     if len(set(options.num_photos)) < len(options.num_photos):
         raise ValueError(f"`num_photos` must be numbers that differ, got {options.num_photos}.")
@@ -109,10 +109,10 @@ def main(options: argparse.Namespace) -> dict:
         },
     }
     print_report(report)
-    if options.output is not None:
-        write_json(options.output, report)
-        if options.curve_steps is not None:
-            draw_curves(report).save(options.output.with_suffix(".png"), optimize=True)
+    write_json(options.output, report)
+    if options.curve_steps is not None:
+        draw_curves(report).save(options.output.with_suffix(".png"), optimize=True)
+    print(f"Wrote {options.output}.")
     return report
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.scripts import machine_facts, package_versions, run_script
+from benchmarks.scripts import count, machine_facts, package_versions, parse_benchmark, run_script
 from benchmarks.speed.sampling_procedures import SIZES, build_pipeline, timed
 from pipeline_dreampose import DreamPosePipeline
+from training.engine.devices import check_device
 from training.media.settings_file import write_json
 from training.models.lora import attached_lora, build_lora_configs, collect_lora, write_subject_file
 from training.options.command import CommandParser
@@ -25,11 +26,11 @@ from training.options.subject import LoraOptions
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--num_subjects", type=int, default=4, help="number of loaded subjects, 2 or more")
-    parser.add_argument("--device", default="cpu", help="device of the base")
-    parser.add_argument("--output", type=Path, help="JSON, by default next to this script")
-    options = parser.parse_args(argv)
+    add = parser.add_argument_group("measurement").add_argument
+    add("--size", choices=SIZES, default="full", help="size of the base; full is Stable Diffusion's")
+    add("--num_subjects", type=count, default=4, help="number of loaded subjects, 2 or more")
+    add("--device", default="cpu", help="device of the base: cpu, cuda, mps, ...")
+    options = parse_benchmark(parser, argv, "benchmarks/subjects/loading_full.json", name="loading_{size}.json")
     if options.num_subjects < 2:
         raise ValueError(f"`num_subjects` must be 2 or more, got {options.num_subjects}.")
     return options
@@ -45,6 +46,7 @@ def write_subject(pipe: DreamPosePipeline, folder: Path, seed: int) -> int:
 
 def main(options: argparse.Namespace) -> dict:
     """Measure, print and write the report, and return it."""
+    check_device(options.device)
     pipe = build_pipeline(options.size, options.device, torch.float32)
     names = [f"subject_{number}" for number in range(options.num_subjects)]
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +65,7 @@ def main(options: argparse.Namespace) -> dict:
     }
     print("load", *(f"{v:.2f}" for v in loads), "s; set_adapters", *(f"{v:.3f}" for v in switches), "s;")
     print(f"replaced (hotswap) in {another:.2f} s; {max(sizes) / 1e6:.1f} MB per file")
-    write_json(options.output or Path(__file__).with_name(f"loading_{options.size}.json"), report)
+    write_json(options.output, report)
     return report
 
 

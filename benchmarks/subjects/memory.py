@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.scripts import package_versions, run_script
+from benchmarks.scripts import count, package_versions, parse_benchmark, run_script
 from benchmarks.speed.sampling_procedures import SIZES
 from benchmarks.subjects.memory_counting import Setting, count_setting, measure_setting
 from training.engine.devices import check_bitsandbytes
@@ -33,12 +33,17 @@ from training.options.subject import LoraOptions, SubjectOptions, SubjectTrainOp
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--device", choices=("meta", "cuda", "cpu"), default="meta", help="meta counts, cuda measures")
-    parser.add_argument("--steps", type=int, default=3, help="optimizer steps to measure in each phase")
-    parser.add_argument("--settings", nargs="+", choices=build_settings(), default=list(build_settings()))
-    parser.add_argument("--output", type=Path, help="JSON, by default next to this script")
-    return parser.parse_args(argv)
+    add = parser.add_argument_group("measurement").add_argument
+    add("--size", choices=SIZES, default="full", help="size of the model; full is Stable Diffusion's")
+    add("--device", choices=("meta", "cuda", "cpu"), default="meta", help="meta counts, cuda measures")
+    add("--steps", type=count, default=3, help="optimizer steps to measure in each phase, on cuda or cpu")
+    settings = build_settings()
+    add("--settings", nargs="+", choices=settings, default=list(settings), help="settings to count; all by default")
+    name = "memory_{device}.json"
+    options = parse_benchmark(parser, argv, "benchmarks/subjects/memory.json", name=name)
+    if options.device == "meta":
+        parser.refuse(argv, ["steps"], "only with `--device cuda` or `--device cpu`")
+    return options
 
 
 def build_settings() -> dict[str, Setting]:
@@ -78,10 +83,10 @@ def main(options: argparse.Namespace) -> dict:
         print(f"{name:30}", *shown, flush=True)
     kind = "counted on the meta device" if options.device == "meta" else f"measured on {options.device}"
     facts = {"kind": kind, "size": options.size, "device": torch.cuda.get_device_name() if on_cuda else None}
-    suffix = "" if options.device == "meta" else f"_{options.device}"
-    output = options.output or Path(__file__).with_name(f"memory{suffix}.json")
-    write_json(output, facts | {"versions": package_versions("torch", "diffusers", "peft"), "settings": report})
-    print(f"Wrote {output}.")
+    write_json(
+        options.output, facts | {"versions": package_versions("torch", "diffusers", "peft"), "settings": report}
+    )
+    print(f"Wrote {options.output}.")
     return report
 
 

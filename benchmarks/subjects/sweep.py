@@ -5,7 +5,7 @@
 Only variations that set `decoder_max_train_steps` train the decoder. Every finished trial is kept in `--work_dir`, so
 a stopped run resumes when it is started again. Options after `--` are those of training/finetune.py.
 
-    python -m benchmarks.subjects.sweep [options] -- [options of finetune.py]
+    python -m benchmarks.subjects.sweep [options] -- --prior_dataset FOLDER [options of finetune.py]
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from benchmarks.scripts import run_script
+from benchmarks.scripts import parse_benchmark, run_script
 from benchmarks.subjects.many_trials import (
     compare_with_first,
     format_sweep,
@@ -40,15 +40,16 @@ CURVES = {"other poses": "foreground_psnr", "the photos' own poses": "own_pose_f
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = CommandParser(description=__doc__)
+    parser = CommandParser(usage="%(prog)s [--OPTION VALUE ...] -- [OPTIONS OF finetune.py]", description=__doc__)
     add_subject_options(parser, Path("runs/subjects"))
-    add = parser.add_argument
-    add("--num_photos", type=int, choices=range(1, 5), default=1)
-    variations = Path(__file__).with_suffix(".yaml")
-    add("--variations", type=Path, default=variations, help="YAML file: name -> options that differ")
-    parser.set_defaults(split="validation", num_subjects=8, output=Path(__file__).with_suffix(".json"))
+    add = parser.add_argument_group("training").add_argument
+    add("--num_photos", type=int, choices=range(1, 5), default=1, help="photos to learn from")
+    names = "YAML file with the options that differ, by a variation's name (default: sweep.yaml)"
+    add("--variations", type=Path, default=Path(__file__).with_suffix(".yaml"), help=names)
+    parser.set_defaults(split="validation", num_subjects=8)
     words, finetune = split_words(argv)
-    options = parser.parse_args(words)
+    beside = ", with the table and the curves next to it"
+    options = parse_benchmark(parser, words, "benchmarks/subjects/sweep.json", beside)
     if options.num_subjects < 2:
         raise ValueError(f"`num_subjects` must be 2 or more, for a standard error, got {options.num_subjects}.")
     options.finetune = read_variations(options.variations, finetune)

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from benchmarks.scripts import count
 from pipeline_dreampose import DreamPosePipeline
 from training.data.frame_pairs import FramePairs
 from training.data.frame_stream import FEATURES
@@ -43,15 +44,14 @@ _CLIP_POSITION = 2000  # first motion that a filmed subject is learnt from
 
 def add_subject_options(parser: argparse.ArgumentParser, work_dir: Path) -> None:
     """Add the options of the benchmarks that measure drawn subjects one by one."""
-    add = parser.add_argument
+    add = parser.add_argument_group("measurement").add_argument
     add("--model", default="model_card/tiny", help="pipeline folder or Hub id")
     add("--split", choices=("validation", "test"), default="test", help="split of the drawn subjects")
-    add("--num_subjects", type=int, default=20)
+    add("--num_subjects", type=count, default=20, help="number of subjects to measure")
     add("--first_subject", type=int, default=0, help="number of the first subject")
-    add("--num_inference_steps", type=int, default=10)
-    add("--num_processes", type=int, default=os.cpu_count(), help="jobs that run at the same time, one thread each")
-    add("--work_dir", type=Path, default=work_dir, help="keeps a file for each finished job")
-    add("--output", type=Path, help="JSON")
+    add("--num_inference_steps", type=count, default=10, help="denoising steps per frame")
+    add("--num_processes", type=count, default=os.cpu_count(), help="jobs that run at the same time, one thread each")
+    add("--work_dir", type=Path, default=work_dir, help="folder that keeps a file for each finished job")
 
 
 def numbers_of_subjects(options: argparse.Namespace) -> range:

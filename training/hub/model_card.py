@@ -17,13 +17,11 @@ from typing import Any
 import yaml
 from diffusers.utils.hub_utils import populate_model_card
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from training.data.samples import PROCEDURAL
 from training.engine.messages import markdown_text
 from training.engine.run_log import read_figures
-from training.hub.repositories import CARD_NAME, PICTURE_SUFFIXES, SAMPLE_STEM
+from training.hub.repositories import CARD_NAME, PICTURE_SUFFIXES, SAMPLE_STEM, is_repo_id
 from training.media.pictures import copy_without_metadata
 from training.metrics.validation import strip_path
 
@@ -334,15 +332,6 @@ def _is_public(name: str, value: Any) -> bool:
     # A choice is one short word, a commit is longer.
     rule = r"\w[\w.-]{0,39}" if name == "revision" else r"[A-Za-z]\w{0,23}"
     return re.fullmatch(rule, value) is not None and not value.startswith("hf_") and not Path(value).exists()
-
-
-def is_repo_id(name: str) -> bool:
-    """Tell whether this is a valid name of a repository on the Hub: `OWNER/NAME`, or `NAME` for the token's owner."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def is_drawn(dataset: str) -> bool:

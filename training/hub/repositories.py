@@ -26,7 +26,7 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from pipeline_dreampose import DreamPosePipeline
 from training.engine.devices import check_device
@@ -158,6 +158,15 @@ def class_name(index: Path) -> str:
         return "whose model_index.json names no pipeline class"
     name = name[-1] if isinstance(name, list) and name else name
     return name if isinstance(name, str) else "whose model_index.json names no pipeline class"
+
+
+def is_repo_id(name: str) -> bool:
+    """Tell whether this is a valid name of a repository on the Hub: `OWNER/NAME`, or `NAME` for the token's owner."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def make_repo(repo_id: str, *, private: bool = True) -> str:

@@ -48,12 +48,13 @@ LIMITS |= {"scale": 16, "chunk_size": 10**6, "subject": 2**31, "motion": 2**31, 
 
 
 def add_clip_options(parser: argparse.ArgumentParser, split: str, num_clips: int, frames_per_clip: int) -> None:
-    """Add a group with `--dataset` and, with these defaults, `--split`, `--num_clips` and `--frames_per_clip`."""
+    """Add a group for the clips, with these defaults of `--split`, `--num_clips` and `--frames_per_clip`."""
     add = parser.add_argument_group("held-out clips").add_argument
     add("--dataset", default="procedural", help="`procedural`, a prepared folder or a Hub id")
     add("--split", default=split, help="split of the data set")
     add("--num_clips", type=int, default=num_clips, help="number of clips, from the first")
     add("--frames_per_clip", type=int, default=frames_per_clip, help="target frames per clip")
+    add("--photo_split", help="split whose first frame of each clip is the photo; by default that of `--split`")
 
 
 def add_loading_options(add: Callable[..., argparse.Action]) -> None:
@@ -71,10 +72,10 @@ def parse_loading(parser: CommandParser, argv: Sequence[str] | None) -> argparse
     return options
 
 
-def add_resume_options(parser: argparse.ArgumentParser, unit: str) -> None:
-    """Add `--resume` and `--overwrite`; `unit` names the finished parts of a stopped run."""
-    parser.add_argument("--resume", action="store_true", help=f"keep the {unit} that a stopped run measured")
-    parser.add_argument("--overwrite", action="store_true", help=f"delete the {unit} that a stopped run measured")
+def add_resume_options(group: argparse._ActionsContainer, unit: str) -> None:
+    """Add `--resume` and `--overwrite` to a group; `unit` names the finished parts of a stopped run."""
+    group.add_argument("--resume", action="store_true", help=f"keep the {unit} that a stopped run measured")
+    group.add_argument("--overwrite", action="store_true", help=f"delete the {unit} that a stopped run measured")
 
 
 def check_ranges(options: argparse.Namespace) -> None:
