@@ -3,7 +3,8 @@
 """Latent cache: outputs of stage 1's frozen encoders, computed once and stored in shards on disk.
 
 At full size the VAE's encodings are half the cost of a training step (two of 1.41 TFLOP, and a UNet pass of 1.04).
-Neither building a cache nor training with it holds more than one shard in memory.
+Neither building a cache nor training with it holds more than one shard in memory. Rows are recognised by the data
+set's fingerprint, which for a folder of parquet files is a digest of their bytes, see [`load_prepared`].
 
 FOLDER/facts.json                          everything that the encodings depend on
 FOLDER/shard-00000-of-00012.safetensors    encodings of 1024 rows; the file appears when it is complete

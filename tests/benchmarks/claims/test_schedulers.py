@@ -27,6 +27,14 @@ def test_the_report(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.png"]
 
 
+def test_one_clip_has_no_standard_error(capsys):
+    figure = {"mean": 1.0, "standard_error": None, "n": 1}
+    rows = {"DDIM": {1: {"minus_reference": figure}}}
+    schedulers.print_report({"settings": {"reference_steps": 4}, "reference": figure, "rows": rows}, ["DDIM"], [1])
+    printed = capsys.readouterr().out
+    assert "DDIM" in printed and "+1.00" in printed and "±" not in printed
+
+
 @pytest.mark.slow
 def test_a_stopped_run_resumes(tmp_path, monkeypatch):
     get_dummy_pipeline().save_pretrained(tmp_path / "model")
