@@ -303,7 +303,9 @@ def test_wrong_files_and_names_are_refused(subjects, tmp_path):
     save_file(load_file(subjects / "anna" / FILE), tmp_path / FILE)
     pipe.load_lora_weights(tmp_path, adapter_name="anna")
     assert pipe.unet.peft_config["anna"].r == RANK
-    with pytest.raises(ValueError, match="`adapter_name` must be new unless `hotswap=True`; got 'anna', which is attached"):
+    with pytest.raises(
+        ValueError, match="`adapter_name` must be new unless `hotswap=True`; got 'anna', which is attached"
+    ):
         pipe.load_lora_weights(subjects / "anna", adapter_name="anna")
     with pytest.raises(ValueError, match="`unet_lora_layers`, .* must be given; got none"):
         DreamPosePipeline.save_lora_weights(tmp_path)
