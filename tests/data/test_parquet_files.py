@@ -136,7 +136,7 @@ def test_a_truncated_file_is_named(tmp_path, kept, streaming):
 @pytest.mark.parametrize(
     ("streaming", "match"),
     [
-        (False, "^The data set must have files that can be read, got '.*/train/b.parquet': "),
+        (False, "^The data set must have files that can be loaded, got '.*/train/b.parquet': "),
         (True, "^`stream` must have files that can be read, but its shard 2 of 2 cannot: "),
     ],
 )

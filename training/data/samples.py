@@ -82,7 +82,7 @@ def _load_folder(folder: str, split: str, streaming: bool, hint: str) -> dataset
         rows = _with_pictures(datasets.load_dataset(**source, streaming=streaming), folder)
     except (*READ_ERRORS, datasets.exceptions.DatasetsError) as error:
         file, reason = damaged_file(files) or (folder, one_line(error.__cause__ or error, 200))
-        raise ValueError(f"The data set must have files that can be read, got {str(file)!r}: {reason}") from error
+        raise ValueError(f"The data set must have files that can be loaded, got {str(file)!r}: {reason}") from error
     return rows if streaming else rows.cast_column("iuv", Picture(), new_fingerprint=content)
 
 
