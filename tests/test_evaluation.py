@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -219,6 +220,22 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, column):
     clips = load_clips(write_frames(tmp_path, frames), "test", 2, 1)
     with pytest.raises(ValueError, match="`dataset` must hold readable pictures, got frame 1 of video 'a': "):
         clips[0]
+
+
+def test_the_photo_may_come_from_the_split_that_holds_the_beginning_of_the_clip(tmp_path):
+    frames = [{"image": get_dummy_image(k), "iuv": get_dummy_iuv(k)} for k in range(8)]
+    folder = write_frames(tmp_path / "held out", frames[4:])
+    other = write_frames(tmp_path / "other", frames[:4])
+    (shard,) = Path(other).rglob("*.parquet")
+    shard.rename(next(Path(folder).rglob("*.parquet")).with_name("train-00000-of-00001.parquet"))
+    usual, held_out = (load_clips(folder, "test", 1, 2, photo_split=name)[0] for name in (None, "train"))
+    assert usual.reference.tobytes() == frames[4]["image"].tobytes()
+    assert usual.photo_iuv.tobytes() == usual.iuv[0].tobytes() == frames[4]["iuv"].tobytes()
+    assert held_out.reference.tobytes() == frames[0]["image"].tobytes()
+    assert held_out.photo_iuv.tobytes() == frames[0]["iuv"].tobytes()
+    assert held_out.targets[0].tobytes() == usual.targets[0].tobytes()
+    with pytest.raises(ValueError, match="`photo_split` must have the clips of the split train, but .* lacks"):
+        load_clips("procedural/smoke", "train", 1, 2, photo_split="test")
 
 
 def test_an_output_that_is_a_file_is_refused_at_once(tmp_path):

@@ -40,10 +40,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_consecutive", type=int, default=6, help="consecutive frames per clip, for temporal metrics; 0: none")
     add("--identity_encoder", help="CLIP image encoder for the identity distance; by default the model's own")
     add("--inception", type=Path, help="TorchScript Inception, for FID; loading it runs its code, so trust its source")
-    i3d = (
-        "TorchScript I3D, for FVD-16f: needs `--num_consecutive 16` and clips of at least 17 frames, but `procedural`"
-    )
-    add("--i3d", type=Path, help=f"{i3d} has 16; loading it runs its code, so trust its source")
+    i3d = "TorchScript I3D, for FVD-16f: needs `--num_consecutive 16` and clips of 17 frames (`procedural` has 16)"
+    add("--i3d", type=Path, help=f"{i3d}; loading it runs its code, so trust its source")
     add("--num_pictures", type=int, default=8, help="clips shown in evaluation.png and evaluation.html")
     add("--scale", type=int, default=3, help="whole factor that enlarges evaluation.png")
     return parse_loading(parser, argv)
@@ -58,7 +56,8 @@ def open_evaluation(options: argparse.Namespace, asked: dict, is_main: bool) -> 
     from training.metrics.learned import LearnedMetrics
 
     chosen = options.num_clips, options.frames_per_clip, options.seed, options.num_consecutive
-    clips = load_clips(options.dataset, options.split, *chosen, default_size(options.model, options.revision))
+    chosen += default_size(options.model, options.revision), options.photo_split
+    clips = load_clips(options.dataset, options.split, *chosen)
     pipe = load_pipeline(options.model, options.device, options.dtype, options.lora, options.revision)
     pipe.set_progress_bar_config(disable=True)
     learned = LearnedMetrics(pipe, options.identity_encoder, options.inception, options.i3d, options.num_consecutive)

@@ -118,7 +118,7 @@ def predict_run(
 
 def warp_clip(clip: Clip, frame_indices: Sequence[int]) -> torch.Tensor:
     """Warp a clip's photo to some of its frames by their exact UV: shape `[T, 3, H, W]`, range `[0, 1]`."""
-    return torch.stack([warp_photo(clip.reference, clip.iuv[0], clip.match(i)) for i in frame_indices])
+    return torch.stack([warp_photo(clip.reference, clip.photo_iuv, clip.match(i)) for i in frame_indices])
 
 
 @torch.no_grad()

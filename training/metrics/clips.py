@@ -27,13 +27,14 @@ KEPT_POSES = 64  # cached per clip; an evaluation reads fewer, those around its 
 
 @dataclass(frozen=True)
 class Clip:
-    """One subject in one motion. Its first frame is the photo, `reference`.
+    """One subject in one motion, and a photo of that subject, `reference`, by default the first frame.
 
     `iuv` has all frames of the clip, so that pose windows are complete. `frame_indices` are the positions of the
     `targets` in it, `run_indices` those of the consecutive `run_targets`. Only drawn clips have `layers` and
     `run_layers` (mode L: 0 background, 1 body and tight clothing, 2 loose cloth, 3 loose hair) and `moved` (whether a
     target is a quarter turn or a clear arm movement away from the photo). The counterpart, `other_*`, is another
-    subject: its photo and, for drawn clips, its clothes and hair on this body in this motion.
+    subject: its photo and, for drawn clips, its clothes and hair on this body in this motion. `photo_poses` holds the
+    photo's IUV, which is read at its first use; by default it is the first of `iuv`.
     """
 
     name: str
@@ -49,12 +50,18 @@ class Clip:
     run_indices: Sequence[int] = ()
     run_targets: Sequence[Image.Image] = ()
     run_layers: Sequence[Image.Image] | None = None
+    photo_poses: Sequence[Image.Image] | None = None
     _matches: dict[int, SurfaceMatch] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    @property
+    def photo_iuv(self) -> Image.Image:
+        """The photo's IUV picture."""
+        return (self.photo_poses or self.iuv)[0]
 
     def match(self, index: int) -> SurfaceMatch:
         """Find where the photo shows the body of frame `index`; the result is cached."""
         if index not in self._matches:
-            self._matches[index] = match_surface(self.iuv[index], self.iuv[0])
+            self._matches[index] = match_surface(self.iuv[index], self.photo_iuv)
         return self._matches[index]
 
 
@@ -98,12 +105,14 @@ class Clips(Sequence[Clip]):
 
     Reading raises a `ValueError` if the poses or layers of a frame have another size than its picture. `rows` is the
     split with one row per frame. `videos` has the name of each clip and the row numbers of its frames, and one more
-    clip if there is one: the last one's counterpart. `config_name` is that of `ProceduralFashion` for drawn clips.
+    clip if there is one: the last one's counterpart. `photos` has the rows of the photos, and the row number of each
+    clip's photo in the order of `videos`. `config_name` is that of `ProceduralFashion` for drawn clips.
     """
 
     rows: datasets.Dataset
     split: str
     videos: list[tuple[str, list[int]]]
+    photos: tuple[datasets.Dataset, list[int]]
     num_clips: int
     frames_per_clip: int
     num_consecutive: int
@@ -121,13 +130,15 @@ class Clips(Sequence[Clip]):
         targets = draw_targets(len(frames), self.frames_per_clip, np.random.default_rng([self.seed, index]))
         run = draw_run(len(frames), self.num_consecutive, np.random.default_rng([self.seed, index, 1]))
         other = (index + 1) % len(self.videos)
-        pictures, layers = self._read([frames[i] for i in targets])
-        run_pictures, run_layers = self._read([frames[i] for i in run])
-        (reference, *others), _ = self._read([self.videos[i][1][0] for i in dict.fromkeys([index, other])])
+        pictures, layers = self._read(self.rows, [frames[i] for i in targets])
+        run_pictures, run_layers = self._read(self.rows, [frames[i] for i in run])
+        photos, photo_rows = self.photos
+        (reference, *others), _ = self._read(photos, [photo_rows[i] for i in dict.fromkeys([index, other])])
         facts = {} if self.config_name is None else self._drawn_facts(index, other, targets)
         return Clip(
             name=name,
             reference=reference,
+            photo_poses=ClipPoses(photos, [photo_rows[index]], self.size),
             iuv=ClipPoses(self.rows, frames, self.size),
             frame_indices=targets,
             targets=pictures,
@@ -139,10 +150,12 @@ class Clips(Sequence[Clip]):
             **facts,
         )
 
-    def _read(self, frames: Sequence[int]) -> tuple[list[Image.Image], list[Image.Image] | None]:
+    def _read(
+        self, rows: datasets.Dataset, frames: Sequence[int]
+    ) -> tuple[list[Image.Image], list[Image.Image] | None]:
         """Read the pictures of some rows and, if the split has them, the layers."""
         names = ("image", "iuv", "layers", "frame_index", "video_id")
-        columns = self.rows.select_columns([name for name in names if name in self.rows.column_names])
+        columns = rows.select_columns([name for name in names if name in rows.column_names])
         read = [_read_row(columns, row) for row in frames]
         for frame in read:
             sizes = {name: frame[name].size for name in ("image", "iuv", "layers") if name in frame}
@@ -196,6 +209,7 @@ def load_clips(
     seed: int = 0,
     num_consecutive: int = 0,
     size: tuple[int, int] | None = None,
+    photo_split: str | None = None,
 ) -> Clips:
     """Load the first clips of a split with randomly drawn target frames; the photo is a clip's first frame.
 
@@ -212,11 +226,14 @@ def load_clips(
             targets: 0, or at least 3 and fewer than the clip's frames.
         size (`tuple[int, int]`, *optional*): Width and height that frames are fitted to, as the trainer fits them.
             Frames of that size stay as they are, and all frames do if it is `None`.
+        photo_split (`str`, *optional*): Split whose first frame of each clip is the photo; `split` by default. It is
+            for splits that hold the end of a clip whose beginning is in another split.
     Raises:
         ValueError: If there is no such data set or it holds fewer clips or frames.
     """
     with naming_data_set("dataset"):
         rows = load_prepared(dataset, split, hint="Or choose another: `--split NAME`.")
+        photos = rows if photo_split in (None, split) else load_prepared(dataset, photo_split)
     family, _, config_name = dataset.partition("/")
     is_drawn = family == PROCEDURAL and "layers" in rows.column_names
     videos = group_videos(rows)
@@ -234,7 +251,16 @@ def load_clips(
                 f"`num_consecutive` must be 0 or lie within [3, {longest}] for {video_id}, got {num_consecutive}."
             )
     config_name = (config_name or ProceduralFashion.DEFAULT_CONFIG_NAME) if is_drawn else None
-    return Clips(rows, split, chosen, num_clips, frames_per_clip, num_consecutive, seed, config_name, size)
+    first_rows = {video_id: frames[0] for video_id, frames in group_videos(photos).items()}
+    missing = [video_id for video_id, _ in chosen if video_id not in first_rows]
+    if missing:
+        raise ValueError(
+            f"`photo_split` must have the clips of the split {split}, but {photo_split} lacks {missing[0]!r}."
+        )
+    chosen_photos = photos, [first_rows[video_id] for video_id, _ in chosen]
+    return Clips(
+        rows, split, chosen, chosen_photos, num_clips, frames_per_clip, num_consecutive, seed, config_name, size
+    )
 
 
 def draw_targets(num_frames: int, count: int, rng: np.random.Generator) -> list[int]:
