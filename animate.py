@@ -30,9 +30,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("most used").add_argument
     add("--model", required=True, help="pipeline folder or Hub id")
     add("--image", required=True, type=Path, metavar="PHOTO", help="photo of the person, facing the camera")
-    poses = "folder of IUV pictures (R = V, G = U, B = I) or of the release's *_densepose.npy, lossless video, or .npy"
+    poses = (
+        "folder of IUV pictures (R = V, G = U, B = I) or *_densepose.npy files, a lossless IUV video, or a .npy file"
+    )
     add("--poses", required=True, type=Path, help=poses)
-    output = ".mp4, .gif or a folder of PNGs (default: animation.mp4); a strip of pictures is written next to it"
+    output = ".mp4, .gif or a folder of PNGs (default: animation.mp4), with a strip of pictures as .png next to it"
     add("--output", type=Path, metavar="VIDEO", help=output)
     add("--lora", help="a subject trained on that model: file, folder or Hub id")
     add("--image_guidance_scale", type=float, metavar="SCALE", help="how closely the video follows the photo")
@@ -40,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_inference_steps", type=int, metavar="STEPS", help="denoising steps per frame")
     add("--fps", type=float, default=30, help="frames per second")
     add("--resume", action="store_true", help="continue a stopped run with its remaining frames")
-    add("--overwrite", action="store_true", help="start a stopped run again, and replace files that no run wrote")
+    add("--overwrite", action="store_true", help="delete a stopped run's frames; replace files of any origin")
     add = parser.add_argument_group("sampling (the model's own values are the defaults)").add_argument
     add("--height", type=int, help="height of the frames in pixels")
     add("--width", type=int, help="width of the frames in pixels")
@@ -51,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--scale", type=int, default=1, help="enlarge what is written by a whole factor")
     add("--strip_frames", type=int, default=8, help="number of frames in the PNG strip")
     add("--gif", action="store_true", help="also write a GIF")
-    grid = "instead of a video, draw the middle frame with all pairs of scales, as in 1,2,5 1,3 (default: grid.png)"
+    grid = "draw no video but its middle frame with all pairs of scales, such as 1,2,5 1,3, to grid.png or `--output`"
     add("--grid", nargs=2, type=scales, metavar=("IMAGE_SCALES", "POSE_SCALES"), help=grid)
     options = parse_loading(parser, argv)
     options.output = options.output or Path("grid.png" if options.grid else "animation.mp4")

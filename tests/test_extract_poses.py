@@ -161,7 +161,7 @@ def test_a_size_that_is_too_small_for_the_people_is_refused(tmp_path, monkeypatc
         "training.poses.clip_poses.read_dump", lambda path, max_gap: [("0.png", [person]), ("1.png", [])]
     )
     words = ["--input", "dump.pkl", "--output_dir", tmp_path / "poses"]
-    with pytest.raises(ValueError, match=r"`size` must hold people down to 75 and to 50 .*, got \[64, 80\]"):
+    with pytest.raises(ValueError, match=r"`size` must be at least \[75, 50\], since .*, got \[64, 80\]"):
         run(*words, "--size", 64, 80)
     with pytest.raises(ValueError, match=r"`size` must have up to 89478485 pixels, got \[20000, 20000\]"):
         run(*words, "--size", 20000, 20000)

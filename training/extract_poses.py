@@ -31,7 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     source = "video or folder of pictures with --densepose; without it, a detectron2 dump (.pkl) or existing IUV"
     add("--input", required=True, type=Path, help=source)
     add("--output_dir", required=True, type=Path, help="folder for the IUV frames")
-    add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="size of a dump's pictures, which it lacks")
+    add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="size of a dump's pictures in pixels")
     order = "channel order of existing IUV pictures: R, G, B hold V, U, I or I, U, V; auto finds it"
     add("--channel_order", choices=["auto", *CHANNEL_ORDERS], default="auto", help=order)
     add_pose_options(parser, needs_densepose=False)

@@ -14,8 +14,10 @@ from training.options.command import CommandParser, run_command
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of a command line."""
-    parser = CommandParser(usage="%(prog)s --folder FOLDER --hub_model_id OWNER/NAME", description=__doc__)
-    add = parser.add_argument_group("most used").add_argument
+    parser = CommandParser(
+        usage="%(prog)s --folder FOLDER --hub_model_id ID [--no_hub_private_repo]", description=__doc__
+    )
+    add = parser.add_argument_group("push").add_argument
     add("--folder", type=Path, required=True, help="folder of the pipeline, or of the subject's LoRA")
     add("--hub_model_id", metavar="ID", required=True, help="repository on the Hub: OWNER/NAME, or NAME for your own")
     add("--no_hub_private_repo", action="store_true", help="make a new repository public")

@@ -58,7 +58,7 @@ def measure() -> list[dict]:
 
 def main(options: argparse.Namespace) -> dict:
     """Measure, print and write the report, and return it."""
-    check_bitsandbytes("SETTINGS", "cuda" if torch.cuda.is_available() else "cpu")
+    check_bitsandbytes("benchmarks.speed.training_memory", "cuda" if torch.cuda.is_available() else "cpu")
     machine = machine_facts("device", device="cuda") | package_versions("torch", "diffusers", "bitsandbytes")
     report = {"machine": machine, "settings": measure()}
     write_json(options.output, report)

@@ -44,8 +44,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda", "mps"), default=device, help="device that trains")
     add("--mixed_precision", choices=("no", "bf16"), default="no", help="number format of a step")
     add("--gradient_checkpointing", action="store_true", help="compute activations twice, to save memory")
-    add("--use_8bit_adam", action="store_true", help="8-bit Adam of bitsandbytes, on CUDA")
-    add("--channels_last", action="store_true", help="memory layout of the UNet")
+    add("--use_8bit_adam", action="store_true", help="use the 8-bit Adam of bitsandbytes, on CUDA")
+    add("--channels_last", action="store_true", help="use the channels-last memory layout in the UNet")
     add("--batch_size", type=count, default=4, help="samples per step")
     # 0 is the default of training/train.py; the release uses 1.
     add("--num_workers", type=int, default=0, help="data workers of (a), (b) and (c)")

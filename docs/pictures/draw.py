@@ -8,7 +8,6 @@ All people are drawn figures. The guidance grid is sampled with the small model;
 script needs the extra `training`.
 """
 
-import argparse
 import colorsys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from training.data.procedural_scene import Frame, render_clip
 from training.hub.repositories import load_pipeline
 from training.media.animation import render_grid
 from training.media.pictures import picture_grid, read_photo
+from training.options.command import CommandParser
 from training.poses.pose_files import read_poses
 
 
@@ -121,7 +121,7 @@ DRAWN = {"densepose_iuv.png": draw_densepose_iuv, "photos.png": draw_photos, "po
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()  # `--help` draws nothing
+    CommandParser(description=__doc__).parse_args()  # `--help` draws nothing
     for name, draw in (DRAWN | {"guidance_grid.png": draw_guidance_grid}).items():
         draw().save(FOLDER / name, optimize=True)
         print(FOLDER / name)

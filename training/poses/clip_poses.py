@@ -75,9 +75,9 @@ def read_dumped_poses(path: str | os.PathLike, height: int, width: int, settings
     clip = [detections for _, detections in read_dump(path, settings.max_gap)]
     ends = np.array([detection.box[2:] for detections in clip for detection in detections]).reshape(-1, 2)
     if len(ends) and (ends.max(axis=0) > (width + 2, height + 2)).any():
-        right, bottom = ends.max(axis=0)
+        reach = ends.max(axis=0)[::-1].tolist()
         raise ValueError(
-            f"`size` must hold people down to {bottom} and to {right} at the right, got {[height, width]}."
+            f"`size` must be at least {reach}, since people in the dump reach that far, got {[height, width]}."
         )
     return follow_through_clip(clip, height, width, settings)
 
