@@ -17,7 +17,7 @@ if sys.platform == "win32":
 
 
 def run_in_child(function):
-    """Run a function in a fork, since a process never excludes itself; return its error's message, or ""."""
+    """Run a function in a fork; return its error's message, or ""."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -94,6 +94,39 @@ def test_a_lock_that_its_owner_removes_meanwhile_is_made_anew(tmp_path, monkeypa
         assert "must not be in use" in run_in_child(lambda: hold(file))
 
 
+def test_a_second_run_in_one_process_is_refused_until_the_first_ends(tmp_path):
+    file = tmp_path / "run" / LOCK_NAME
+    (tmp_path / "link").symlink_to("run")
+    with locked_output(file, "output_dir"):
+        for same in (file, tmp_path / "link" / LOCK_NAME):
+            with pytest.raises(ValueError, match=f"`output_dir` must not be in use .* where process {os.getpid()}"):
+                hold(same)
+        assert "must not be in use" in run_in_child(lambda: hold(file)), "the refused run has freed the lock"
+    hold(file)
+
+
+@pytest.mark.parametrize("kind", ["text", "long number", "link", "link to a number", "dead link", "pipe", "folder"])
+def test_what_is_no_lock_is_refused_and_not_touched(tmp_path, kind):
+    file, other = tmp_path / LOCK_NAME, tmp_path / "notes.txt"
+    other.write_text("1234" if kind == "link to a number" else "the user's")
+    if kind.startswith("link"):
+        file.symlink_to(other.name)
+    elif kind == "dead link":
+        file.symlink_to("gone.txt")
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.write_text("the user's" if kind == "text" else "1" * 30)
+    before = [(path.name, path.lstat().st_mode, path.lstat().st_size) for path in sorted(tmp_path.iterdir())]
+    text = other.read_text()
+    with pytest.raises(ValueError, match=f"`output_dir` must leave the name {LOCK_NAME} to the lock of a run, got '"):
+        hold(file)
+    after = [(path.name, path.lstat().st_mode, path.lstat().st_size) for path in sorted(tmp_path.iterdir())]
+    assert after == before and other.read_text() == text
+
+
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_two_commands_with_one_output(tmp_path, monkeypatch, is_folder):
     """Files of one stem share the strip and the GIF. Only the main process of a launch locks."""
@@ -145,6 +178,8 @@ def test_two_trainings_in_one_folder(tmp_path):
 )
 def test_commands_refuse_an_output_in_use_before_they_do_anything(tmp_path, name):
     main, output = importlib.import_module(name).main, tmp_path / "out"
-    options = argparse.Namespace(output=output, output_dir=output, model_dir=tmp_path / "model", sample_dir=output)
+    options = argparse.Namespace(
+        dry_run=False, output=output, output_dir=output, model_dir=tmp_path / "model", sample_dir=output
+    )
     with locked_output(output / LOCK_NAME, "output"), locked_output(tmp_path / ".out.lock", "output"):
         assert "must not be in use by another run" in run_in_child(lambda: main(options))
