@@ -23,16 +23,28 @@ def shorten(value: Any) -> str:
 
 
 def one_line(text: Any, limit: int = 2000) -> str:
-    """Return a text as one line, with ` ... ` in place of its middle if it is longer than `limit` characters."""
-    words = " ".join(str(text).split())
+    """Return a text as one line, with ` ... ` in place of its middle if it is longer than `limit` characters.
+
+    Characters that control a terminal are escaped, such as `\\x1b` for the one that starts a colour.
+    """
+    words = _printable_words(text)
     return words if len(words) <= limit else f"{words[: limit // 2]} ... {words[-limit // 2 :]}"
 
 
 def markdown_text(text: Any) -> str:
     """Escape a text for a line or a table cell of Markdown, so that it neither breaks the table nor adds markup."""
-    words = " ".join(str(text).split())
-    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", words)
+    words = _printable_words(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # An underscore between letters or digits, as in the name of a file, is no markup.
+    return re.sub(r"([\\`*~\[\]|]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", words)
+
+
+def _printable_words(text: Any) -> str:
+    """Return a text on one line, with escapes in place of characters that cannot be printed."""
+    try:
+        words = " ".join(str(text).split())
+    except Exception:  # for example an integer of thousands of digits
+        words = shorten(text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
 
 @contextmanager
