@@ -208,10 +208,30 @@ def test_resolve_finds_or_refuses(tmp_path):
         resolve_checkpoint(tmp_path, None)
     with pytest.raises(ValueError, match="`output_dir` must not hold a checkpoint that .* got .*000002. To continue"):
         resolve_checkpoint(tmp_path, first)
-    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be 'latest' or a whole .*, got newest"):
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be 'latest' or a whole .*, got 'newest'"):
         resolve_checkpoint(tmp_path, "newest")
     break_file(second)
     assert resolve_checkpoint(tmp_path, first) == first
+
+
+def test_a_checkpoint_of_another_step_than_in_its_name_is_not_whole(tmp_path, caplog):
+    """It would be the newest one, and the log's records after its real step would stay."""
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    copied = shutil.copytree(first, tmp_path / checkpoint_name(9))
+    reason = "its name has the step 9, and `global_step` in state.json is 1"
+    assert find_latest_checkpoint(tmp_path) == second and reason in caplog.text
+    with pytest.raises(ValueError, match=f"`resume_from_checkpoint` must .*{reason}.*older whole .* {second}"):
+        resolve_checkpoint(tmp_path, copied)
+    rotate_checkpoints(tmp_path, 2)
+    assert list_checkpoints(tmp_path) == [first, second, copied], "it does not count as one of two"
+    other = shutil.copytree(first, tmp_path / "best")
+    assert resolve_checkpoint(tmp_path / "elsewhere", other) == other, "a name without a step says nothing"
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(save(tmp_path, 1))
+    with pytest.raises(ValueError, match=r"`resume_from_checkpoint` must .*, got '' \(it is empty\)"):
+        resolve_checkpoint(tmp_path / "elsewhere", "")
 
 
 def test_nothing_starts_anew_where_all_checkpoints_are_broken(tmp_path):
@@ -304,7 +324,7 @@ def test_a_flipped_bit_is_found_and_the_next_older_checkpoint_offered(tmp_path, 
     flip_bit(newer / "model.safetensors")
     assert "model.safetensors has changed since it was written" in find_checkpoint_fault(newer)
     assert find_latest_checkpoint(tmp_path) == older and str(newer) in caplog.text
-    with pytest.raises(ValueError, match=f"000002 .model.*has changed.* The next older whole checkpoint is {older}"):
+    with pytest.raises(ValueError, match=f"000002' .model.*has changed.* The next older whole checkpoint is {older}"):
         resolve_checkpoint(tmp_path, newer)
     with pytest.raises(ValueError, match="`path` must be a whole checkpoint, got .*has changed"):
         load_checkpoint(newer)

@@ -1,6 +1,7 @@
 """The log of a run whose file was edited or damaged."""
 
 import json
+import os
 
 import pytest
 
@@ -35,3 +36,12 @@ def test_a_line_that_is_no_record_is_named_and_dropped(tmp_path, caplog, line, r
     assert record.message.startswith(f"Dropping line 2 of {path}, ") and reason in record.message
     append_log(tmp_path, 2, {"loss": float("nan")})
     assert path.read_text().splitlines()[0] == GOOD and [json.loads(GOOD)] == read_log(tmp_path)[:1]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_log_that_is_no_file_is_refused(tmp_path, make):
+    make(tmp_path / "log.jsonl")
+    for read in (read_log, lambda folder: read_figures(folder, 1, ""), lambda folder: start_log(folder, 0)):
+        with pytest.raises(ValueError, match="`output_dir` must hold a log .*, got '.*log.jsonl': it is no file.$"):
+            read(tmp_path)
+    assert os.listdir(tmp_path) == ["log.jsonl"]

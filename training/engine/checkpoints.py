@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from training.engine.errors import RunStopped
+from training.engine.messages import shorten
 from training.engine.state_file import (
     HASHES,
     STATE_NAME,
@@ -66,11 +67,15 @@ def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
 def find_checkpoint_fault(path: str | os.PathLike, check_hashes: bool = True) -> str | None:
     """Return why a checkpoint is not whole, or `None` if it is: all files are there, readable and of the right size.
 
-    With `check_hashes`, the content of the files must be what was written, unless an older version wrote them.
+    A folder that is named like a checkpoint must be of the step in its name. With `check_hashes`, the content of the
+    files must be what was written, unless an older version wrote them.
     """
     path = Path(path)
     try:
         state = read_state(path)
+        if checkpoint_step(path) not in (None, state["global_step"]):
+            found = shorten(state["global_step"])
+            return f"its name has the step {checkpoint_step(path)}, and `global_step` in {STATE_NAME} is {found}"
         for name, size in state["files"].items():
             if (path / name).stat().st_size != size:
                 return f"{name} has {(path / name).stat().st_size} bytes instead of {size}"
@@ -126,10 +131,11 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: st
     start = -1
     path = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
     if path is not None:
-        fault = find_checkpoint_fault(path)
+        text = os.fspath(resume_from_checkpoint)
+        fault = find_checkpoint_fault(path) if text else "it is empty"  # `Path("")` is the current folder
         if fault is not None:
             raise ValueError(
-                f"`resume_from_checkpoint` must be 'latest' or a whole checkpoint, got {path} ({fault})."
+                f"`resume_from_checkpoint` must be 'latest' or a whole checkpoint, got {shorten(text)} ({fault})."
                 + _offer_older(path)
             )
         start = read_state(path)["global_step"]

@@ -34,7 +34,7 @@ def why_unreachable(name: str | Path, repo_type: str = "model") -> str | None:
     For any other name, return the reason why it cannot be read.
     """
     try:
-        if Path(name).exists():
+        if str(name) and Path(name).exists():  # `Path("")` is the current folder
             return None
         validate_repo_id(str(name))
         if (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=str(name), repo_type=repo_type)).is_dir():

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from training.engine.messages import shorten
+
 
 try:
     import resource
@@ -93,7 +95,7 @@ def read_log(output_dir: str | os.PathLike) -> list[dict[str, float]]:
     """Return the records of the log in the order of their steps, an empty list without a log.
 
     Raises:
-        ValueError: If a line is no record.
+        ValueError: If the log cannot be read, or a line is no record.
     """
     path = Path(output_dir) / LOG_NAME
     lines = _read_lines(path)
@@ -105,7 +107,13 @@ def read_log(output_dir: str | os.PathLike) -> list[dict[str, float]]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
+        return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        rule = "`output_dir` must hold a log that can be read"
+        raise ValueError(f"{rule}, got {shorten(str(path))}: {error}.") from error
 
 
 def _find_line_fault(line: str) -> str | None:
