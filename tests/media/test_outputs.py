@@ -28,6 +28,12 @@ def test_outputs_that_cannot_be_written_are_refused_and_nothing_changes(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="`output` must be a folder that can be written, got '', which is empty.$"):
+        check_output("output", "")
+
+
 def test_outputs_that_can_be_written_pass(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in (".", "new", "new/er", tmp_path / ("é" * 60), tmp_path):

@@ -22,13 +22,15 @@ def check_output(argument: str, path: str | os.PathLike, is_folder: bool = True)
     """Check that a folder, or a file, can be written at `path`, without changing anything.
 
     Raises:
-        ValueError: If the path is of the other kind, below a file, read-only or too long. It names `argument`.
+        ValueError: If the path is empty, of the other kind, below a file, read-only or too long. It names `argument`.
     """
-    path, reason = Path(path), None
+    text, path, reason = os.fspath(path), Path(path), None
     whole = path.absolute()
     found = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
     is_new, is_in_folder, new_names = found != whole, found.is_dir(), whole.relative_to(found).parts
-    if "\0" in str(path):
+    if not text:
+        reason = "which is empty"
+    elif "\0" in text:
         reason = "which has a null character"
     elif len(os.fsencode(whole)) > MAX_PATH or any(len(os.fsencode(name)) > MAX_NAME for name in new_names):
         reason = f"which is too long: a name may have {MAX_NAME} bytes, and the path {MAX_PATH}"
@@ -42,7 +44,7 @@ def check_output(argument: str, path: str | os.PathLike, is_folder: bool = True)
         reason = f"but {shorten(str(found))} is read-only"
     if reason is not None:
         kind = "a folder" if is_folder else "a file"
-        raise ValueError(f"`{argument}` must be {kind} that can be written, got {shorten(str(path))}, {reason}.")
+        raise ValueError(f"`{argument}` must be {kind} that can be written, got {shorten(text)}, {reason}.")
 
 
 def check_outputs(argument: str, paths: Sequence[Path], overwrite: bool | None = None) -> None:
