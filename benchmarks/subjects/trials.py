@@ -55,9 +55,10 @@ def add_subject_options(parser: argparse.ArgumentParser, work_dir: Path) -> None
 
 
 def numbers_of_subjects(options: argparse.Namespace) -> range:
-    """Return the numbers of the chosen subjects. Raise a `ValueError` if there are none."""
-    if options.num_subjects < 1:
-        raise ValueError(f"`num_subjects` must be 1 or more, got {options.num_subjects}.")
+    """Return the numbers of the chosen subjects. Raise a `ValueError` if there are none, or some are negative."""
+    for name, least in (("num_subjects", 1), ("first_subject", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"`{name}` must be {least} or more, got {getattr(options, name)}.")
     return range(options.first_subject, options.first_subject + options.num_subjects)
 
 

@@ -1,5 +1,6 @@
 """Command lines of all benchmarks: help, default output and bad values."""
 
+import argparse
 import importlib
 import re
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.scripts import OUTPUT_DIR, run_script
+from benchmarks.subjects.trials import numbers_of_subjects
 from tests.launch import ROOT
 
 
@@ -85,3 +87,12 @@ def test_a_bad_command_ends_in_one_line(name, words, message, monkeypatch, capsy
     assert ": error: " in text and "\n" not in text and len(text) < 500
     assert re.search(message, text), text
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_subjects", 0), ("first_subject", -1)])
+def test_subjects_have_numbers(name, value):
+    options = argparse.Namespace(num_subjects=2, first_subject=1)
+    assert list(numbers_of_subjects(options)) == [1, 2]
+    setattr(options, name, value)
+    with pytest.raises(ValueError, match=f"`{name}` must be . or more, got {value}"):
+        numbers_of_subjects(options)
