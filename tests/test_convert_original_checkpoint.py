@@ -603,6 +603,32 @@ def test_a_flipped_bit_in_a_zip_file_is_refused(tmp_path):
         read_checkpoint(path, "unet")
 
 
+def test_no_flipped_bit_in_a_zip_file_s_directory_ends_in_a_traceback(tmp_path):
+    path = tmp_path / "unet.pth"
+    torch.save({"a": torch.ones(8)}, path)
+    content = path.read_bytes()
+    num_refused = 0
+    for index in range(content.rfind(b"PK\x06\x06"), len(content)):  # the three records at the end
+        for bit in range(8):
+            path.write_bytes(content[:index] + bytes([content[index] ^ 1 << bit]) + content[index + 1 :])
+            try:
+                assert read_checkpoint(path, "unet")["a"].eq(1).all(), "bits that nothing uses"
+            except ValueError as error:
+                assert str(error).startswith("`unet` must be ") and "got 'unet.pth': " in str(error)
+                num_refused += 1
+    assert num_refused > 100
+
+
+def test_a_file_without_checksums_is_read_with_a_warning(tmp_path, caplog):
+    path = tmp_path / "unet.pth"
+    torch.save({"a": torch.ones(8)}, path)
+    assert read_checkpoint(path, "unet")["a"].eq(1).all() and not caplog.records
+    torch.save({"a": torch.ones(8)}, path, _use_new_zipfile_serialization=False)
+    assert read_checkpoint(path, "unet")["a"].eq(1).all()
+    (record,) = caplog.records
+    assert record.message == "unet.pth is in torch's old format, which has no checksums: damage in it would not show."
+
+
 def test_a_compressed_zip_file_is_refused(tmp_path):
     """torch would read compressed bytes as weights, and a decompression bomb would fill the memory."""
     path, packed = tmp_path / "unet.pth", tmp_path / "packed.pth"

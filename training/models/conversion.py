@@ -6,6 +6,7 @@ The release is github.com/johannakarras/DreamPose at 5bf30b7.
 """
 
 import inspect
+import logging
 import math
 import re
 import zipfile
@@ -28,6 +29,9 @@ from training.models.lora import write_subject_file
 from training.models.lora_extraction import extract_lora
 
 
+logger = logging.getLogger(__name__)
+
+ZIP_START = b"PK\x03\x04"  # of a file that torch reads as a zip
 # Value ranges of pictures (black, white) or pose maps (0, 1) that the weights may have been trained with.
 RANGES = {"minus_one_one": (-1.0, 1.0), "zero_one": (0.0, 1.0)}
 PART_NAMES = {"unet": "UNet", "adapter": "adapter", "vae": "VAE"}  # in cards
@@ -57,7 +61,8 @@ def read_checkpoint(path: Path, part: str) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise ValueError(f"`{part}` must be an existing file, got {str(path)!r}.")
-    is_zip = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        is_zip = file.read(len(ZIP_START)) == ZIP_START
     if is_zip:
         _check_zip(path, part)
     try:
@@ -74,6 +79,8 @@ def read_checkpoint(path: Path, part: str) -> dict[str, torch.Tensor]:
     renamed = dict(_rename(str(name), tensor, part) for name, tensor in weights.items())
     if len(renamed) < len(weights):
         raise ValueError(f"`{part}` must hold every weight once, got {path.name!r} with some under two names.")
+    if not is_zip:
+        logger.warning(f"{path.name} is in torch's old format, which has no checksums: damage in it would not show.")
     return renamed
 
 
