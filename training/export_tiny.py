@@ -40,6 +40,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_frames", type=int, default=32, help="frames of the sample's motion")
     options = parser.parse_args(argv)
     check_ranges(options)
+    if options.model_dir == options.sample_dir:
+        parser.error(f"`--sample_dir` must be another folder than `--model_dir`, got {str(options.sample_dir)!r}.")
     if options.pipeline is None:
         parser.refuse(argv, STORED_SCALES, "only with `--pipeline`")
     if options.pipeline is None and options.runs is None:
@@ -71,10 +73,8 @@ def export_training(runs: Path, folder: Path) -> None:
         shutil.copyfile(runs / name / "options.yaml", folder / f"{name}.yaml")
         shutil.copyfile(runs / name / LOG_NAME, folder / f"{name}.jsonl")
     records = read_log(runs / "stage1")
-    charts = [
-        line_chart({"stage 1": [(record["step"], record[value]) for record in records if value in record]}, title)
-        for value, title in CURVES.items()
-    ]
+    curves = {title: [(r["step"], r[name]) for r in records if name in r] for name, title in CURVES.items()}
+    charts = [line_chart({"stage 1": points}, title) for title, points in curves.items()]
     picture_grid([charts]).save(folder / "curves.png", optimize=True)
     print(f"Wrote {folder}.")
 
