@@ -76,7 +76,8 @@ def test_the_help_of_a_command_has_named_groups(module, others, capsys):
 
 
 def test_the_help_repeats_no_type_and_offers_only_what_is_taken(capsys):
-    assert "--vae_channels INT ...  " in help_of(train_encoders, capsys)
+    text = help_of(train_encoders, capsys)
+    assert "--vae_channels INT ...  " in text and "(default: 48 96 128)" in text
     shown = {name: help_of(module, capsys) for name, module in TRAINERS.items()}
     assert {name for name, text in shown.items() if "--validation_steps" in text} == {"train", "train_encoders"}
     for module in TRAINERS.values():

@@ -49,6 +49,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         text = action.help or ""
         if action.nargs == 0 or action.default is None or action.default is False or "default" in text:
             return text
+        if isinstance(action.default, list):
+            return f"{text} (default: {' '.join(map(str, action.default))})"  # as it is typed
         return f"{text} (default: %(default)s)"
 
 
