@@ -90,11 +90,12 @@ def main(options: argparse.Namespace) -> list:
     state = PartialState(cpu=options.device == "cpu")
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
     pipe = load_pipeline(options.model, options.device or state.device, options.dtype, options.lora, options.revision)
+    animation.check_call(pipe, options.chunk_size, **call_options)
     if options.grid:
         if state.is_main_process:
-            call_options |= {"scale": options.scale, "seed": options.seed}
             record_files(written)
-            animation.render_grid(pipe, image, poses, *options.grid, **call_options).save(options.output)
+            how = *options.grid, options.seed, options.scale
+            animation.write_frame(animation.render_grid(pipe, image, poses, *how, **call_options), options.output)
             print(f"{options.output}: frame {len(poses) // 2}, image scales downwards, pose scales to the right")
         return []
     settings = {"seed": options.seed, "image": animation.digest([image]), "poses": animation.digest(poses)}
@@ -103,8 +104,7 @@ def main(options: argparse.Namespace) -> list:
         if state.is_main_process:
             animation.open_frames(folder, settings, options.resume, overwrite=options.overwrite)
             record_files(written)  # now, so that a resumed run may write them
-    call_options |= {"chunk_size": options.chunk_size, "seed": options.seed}
-    animation.render_frames(pipe, image, poses, folder, **call_options)
+    animation.render_frames(pipe, image, poses, folder, options.seed, options.chunk_size, **call_options)
     frames = animation.read_frames(folder, len(poses))
     state.wait_for_everyone()  # before the folder is removed
     if state.is_main_process:

@@ -335,8 +335,11 @@ def test_folders_without_a_pipeline_are_refused(inputs, tmp_path):
 
 
 def test_sizes_that_do_not_divide_are_refused(inputs, tmp_path):
-    with pytest.raises(ValueError, match="`height` must be a positive multiple of 4, at most 16384; got 30"):
-        run(inputs, height=30, output=tmp_path / "video.mp4")
+    for more in ([], ["--grid", "1", "1"]):
+        output = tmp_path / ("grid.png" if more else "video.mp4")
+        with pytest.raises(ValueError, match="`height` must be a positive multiple of 4, at most 16384; got 30"):
+            run(inputs, *more, height=30, output=output)
+        assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from training.options.clips import check_clip_options
 
 
 SUFFIX = ".values.json"
+NAMES = r"[^.].*"  # any names before the suffix
 
 
 def load_model_and_clips(options: argparse.Namespace) -> tuple[DreamPosePipeline, Clips]:
@@ -60,7 +61,7 @@ def measure_missing(
         measures (`Mapping[str, Callable]`): By name, a function whose result JSON can hold.
         overwrite (`bool`): Delete the measurements of a stopped run.
     """
-    open_frames(folder, settings, resume, SUFFIX, unit, overwrite)
+    open_frames(folder, settings, resume, SUFFIX, unit, overwrite, NAMES)
     values = {}
     for name, measure in tqdm(measures.items()):
         path = folder / f"{name}{SUFFIX}"

@@ -3,7 +3,14 @@ import os
 import pytest
 from PIL import Image
 
-from training.media.outputs import RECORD_NAME, check_output, check_picture_folder, write_picture_folder
+from training.media.outputs import (
+    RECORD_NAME,
+    check_output,
+    check_outputs,
+    check_picture_folder,
+    record_files,
+    write_picture_folder,
+)
 
 
 def test_outputs_that_cannot_be_written_are_refused_and_nothing_changes(tmp_path, monkeypatch):
@@ -32,6 +39,14 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="`output` must be a folder that can be written, got '', which is empty.$"):
         check_output("output", "")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that takes no files")
+def test_a_folder_that_takes_no_files_is_refused():
+    """Its permissions are those of any folder, and root has them everywhere."""
+    for path, is_folder in (("/proc/video.mp4", False), ("/proc", True)):
+        with pytest.raises(ValueError, match=f"`output` must be a f.* got '{path}', but '/proc' (takes no|is read)"):
+            check_output("output", path, is_folder)
 
 
 def test_outputs_that_can_be_written_pass(tmp_path, monkeypatch):
@@ -81,3 +96,62 @@ def test_a_stopped_run_leaves_a_record_of_what_it_wrote(tmp_path):
     check_picture_folder("output", tmp_path)
     write_picture_folder(pictures(1), tmp_path)
     assert names(tmp_path) == [RECORD_NAME, "00000.png"]
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_pictures_are_never_written_through_a_link(tmp_path, is_recorded):
+    folder = tmp_path / "folder"
+    write_picture_folder(pictures(1), folder)
+    (tmp_path / "notes.txt").write_text("the user's")
+    (folder / "00001.png").symlink_to("../notes.txt")
+    if is_recorded:
+        (folder / RECORD_NAME).write_text("00000.png\n00001.png\n")
+        write_picture_folder(pictures(2), folder)
+        assert not os.path.islink(folder / "00001.png") and names(folder) == [RECORD_NAME, "00000.png", "00001.png"]
+    else:
+        with pytest.raises(ValueError, match="with 00001.png, which no run recorded"):
+            write_picture_folder(pictures(2), folder)
+    assert (tmp_path / "notes.txt").read_text() == "the user's"
+
+
+@pytest.mark.parametrize("kind", ["link", "dead link", "pipe", "folder"])
+def test_a_record_that_is_no_file_is_refused(tmp_path, kind):
+    folder, record = tmp_path / "folder", tmp_path / "folder" / RECORD_NAME
+    folder.mkdir()
+    (tmp_path / "notes.txt").write_text("video.mp4")
+    (folder / "video.mp4").write_text("the user's")
+    if kind == "pipe":
+        os.mkfifo(record)
+    elif kind == "folder":
+        record.mkdir()
+    else:
+        record.symlink_to("../notes.txt" if kind == "link" else "../gone.txt")
+    for check in (
+        lambda: check_outputs("output", [folder / "video.mp4"]),
+        lambda: check_picture_folder("output", folder),
+        lambda: write_picture_folder(pictures(1), folder, "output"),
+    ):
+        with pytest.raises(ValueError, match=f"`output` must leave the name {RECORD_NAME} to the record"):
+            check()
+    with pytest.raises(ValueError, match=f"must leave the name {RECORD_NAME}"):
+        record_files([folder / "new.mp4"])
+    assert names(folder) == [RECORD_NAME, "video.mp4"] and names(tmp_path) == ["folder", "notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "video.mp4"
+
+
+def test_a_folder_with_a_picture_s_name_is_refused_and_a_half_written_picture_goes(tmp_path):
+    write_picture_folder(pictures(1), tmp_path)
+    (tmp_path / f".00001.png.{'0a' * 16}.partial").touch()
+    (tmp_path / ".notes.partial").write_text("the user's")
+    write_picture_folder(pictures(1), tmp_path)
+    assert names(tmp_path) == [RECORD_NAME, ".notes.partial", "00000.png"]
+    (tmp_path / "00000.png").unlink()
+    (tmp_path / "00000.png").mkdir()
+    with pytest.raises(ValueError, match="`output` must be a folder whose numbered PNGs .* with 00000.png"):
+        write_picture_folder(pictures(1), tmp_path, "output")
+
+
+def test_a_picture_beyond_99999_is_the_user_s_too(tmp_path):
+    (tmp_path / "100000.png").write_text("the user's")
+    with pytest.raises(ValueError, match="with 100000.png, which no run recorded"):
+        check_picture_folder("output", tmp_path)

@@ -305,6 +305,16 @@ def test_a_gif_holds_its_frames(tmp_path):
         assert gif.n_frames == 2 and gif.size == (8, 10) and gif.info["duration"] == 100 and gif.info["loop"] == 0
 
 
+@pytest.mark.parametrize("name", ["moving.gif", "moving.mp4"])
+def test_videos_are_never_written_through_a_link(tmp_path, name):
+    (tmp_path / "notes.txt").write_text("the user's")
+    for link in (name, f".{name}.partial", ".moving.partial.mp4"):
+        (tmp_path / link).symlink_to("notes.txt")
+    pictures.write_frames([picture("red"), picture("blue")], tmp_path / name)
+    assert (tmp_path / "notes.txt").read_text() == "the user's" and not os.path.islink(tmp_path / name)
+    assert len(list(pictures.iterate_pictures(tmp_path / name))) == 2
+
+
 def test_the_suffix_says_what_frames_become(tmp_path):
     for name in ("a.mp4", "a.gif", "a"):
         pictures.write_frames([picture("red"), picture("blue")], tmp_path / name)

@@ -8,6 +8,7 @@ a killed run can resume.
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map
 from training.engine.messages import shorten
-from training.media.outputs import check_output
-from training.media.pictures import enlarge, picture_grid, write_frames
-from training.media.settings_file import has_settings, write_json
+from training.media.outputs import FRAME_NUMBER, check_output, write_frame
+from training.media.pictures import UnreadablePictures, enlarge, open_picture, picture_grid, write_frames
+from training.media.settings_file import has_settings, partial_pattern, write_json
 
 
 SETTINGS_NAME = "settings.json"
@@ -55,28 +56,47 @@ def model_digest(pipe: DreamPosePipeline) -> str:
     return hashed.hexdigest()[:16]
 
 
-def finished_frames(folder: Path, suffix: str = ".png") -> list[Path]:
-    """Return the finished frames in a folder of an unfinished video, which need not exist."""
-    return [path for path in folder.glob(f"*{suffix}") if path.name[0] != "." and path.name != SETTINGS_NAME]
+def finished_frames(folder: Path, suffix: str = ".png", stem: str = FRAME_NUMBER) -> list[Path]:
+    """Return the finished frames in a folder of an unfinished video, which need not exist.
+
+    Their names are those that a run gives: the regular expression `stem`, then `suffix`. Other files are the user's.
+    """
+    return _matching(folder, f"(?:{stem}){re.escape(suffix)}")
 
 
-def check_frames(folder: Path, resume: bool, overwrite: bool, suffix: str = ".png", unit: str = "frames") -> None:
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    return [path for path in folder.glob("*") if re.fullmatch(pattern, path.name)]
+
+
+def check_frames(
+    folder: Path,
+    resume: bool,
+    overwrite: bool,
+    suffix: str = ".png",
+    unit: str = "frames",
+    stem: str = FRAME_NUMBER,
+) -> None:
     """Check that a run with finished frames has `resume`, which keeps them, or `overwrite`, which deletes them.
 
     Raises:
-        ValueError: If there are finished frames and neither is given, or frames without the settings of a run, or if
-            the folder's parent cannot be written.
+        ValueError: If there are finished frames and neither is given, or frames without the settings of a run, or a
+            folder with a frame's name, or if the folder or its parent cannot be written.
     """
     check_output("output", folder.parent)
-    num, where = len(finished_frames(folder, suffix)), shorten(str(folder))
-    if num and not (folder / SETTINGS_NAME).is_file():
+    if os.path.lexists(folder):
+        check_output("output", folder)
+    frames, where = finished_frames(folder, suffix, stem), shorten(str(folder))
+    other = next((path.name for path in frames if not path.is_file()), None)
+    if other is not None:
+        raise ValueError(f"`output` must have {unit} that are files, got {where}, where {other} is none.")
+    if frames and not (folder / SETTINGS_NAME).is_file():
         raise ValueError(
             f"`output` must have no {unit} but those of a run, got {where}, which has no {SETTINGS_NAME} of a run."
         )
-    if num and not resume and not overwrite:
+    if frames and not resume and not overwrite:
         raise ValueError(
-            f"{where} holds {unit} of a stopped run ({num}). Give `--resume` to continue that run, or `--overwrite` to"
-            " delete them and start again."
+            f"{where} holds {unit} of a stopped run ({len(frames)}). Give `--resume` to continue that run, or"
+            " `--overwrite` to delete them and start again."
         )
 
 
@@ -87,27 +107,29 @@ def open_frames(
     suffix: str = ".png",
     unit: str = "frames",
     overwrite: bool = False,
+    stem: str = FRAME_NUMBER,
 ) -> None:
     """Start a folder for the frames of an unfinished video, or `resume` the existing one, which keeps its frames.
 
-    `settings` hold everything that the pixels depend on, as JSON. Each frame is a file with the `suffix`; messages
-    call them `unit`. `overwrite` deletes finished frames.
+    `settings` hold everything that the pixels depend on, as JSON. Each frame is a file with a name as in
+    [`finished_frames`]; messages call them `unit`. `overwrite` deletes finished frames.
 
     Raises:
         ValueError: If the frames to keep were made with other settings, or as in `check_frames`.
     """
-    check_frames(folder, resume, overwrite, suffix, unit)
+    check_frames(folder, resume, overwrite, suffix, unit, stem)
     if resume and has_settings(folder / SETTINGS_NAME, settings, "resume"):
         return
-    remove_frames(folder, suffix)
+    remove_frames(folder, suffix, stem)
     write_json(folder / SETTINGS_NAME, settings)
 
 
-def remove_frames(folder: Path, suffix: str = ".png") -> None:
+def remove_frames(folder: Path, suffix: str = ".png", stem: str = FRAME_NUMBER) -> None:
     """Delete a run's files in the folder of `open_frames`, and the folder unless it holds other files."""
     if not (folder / SETTINGS_NAME).is_file():
         return
-    for path in [*finished_frames(folder, suffix), *folder.glob(".*.partial"), folder / SETTINGS_NAME]:
+    partial = partial_pattern(f"(?:{stem}){re.escape(suffix)}|{re.escape(SETTINGS_NAME)}")
+    for path in [*finished_frames(folder, suffix, stem), *_matching(folder, partial), folder / SETTINGS_NAME]:
         path.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()
@@ -117,11 +139,29 @@ def frame_path(folder: Path, index: int) -> Path:
     return folder / f"{index:05d}.png"
 
 
-def write_frame(frame: Image.Image, path: Path) -> None:
-    """Write a PNG under a temporary name and rename it when it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    frame.save(partial, "PNG")
-    os.replace(partial, path)
+def _is_whole(path: Path) -> bool:
+    """Return whether a frame is there and can be read."""
+    try:
+        with open_picture(path) as frame:
+            frame.load()
+            return frame.format == "PNG"
+    except UnreadablePictures:
+        return False
+
+
+def check_call(pipe: DreamPosePipeline, chunk_size: int = 8, **call_options: Any) -> None:
+    """Check a call's size, steps and scales, before anything is written. `None` is the pipeline's default.
+
+    `call_options` hold all five under the names of the pipeline's arguments.
+
+    Raises:
+        ValueError: If the pipeline refuses one of them.
+    """
+    values = {key: pipe.config[f"default_{key}"] if value is None else value for key, value in call_options.items()}
+    pipe.check_size(values.pop("height"), values.pop("width"))
+    pipe.check_numbers(**values, chunk_size=chunk_size)
+    with pipe.hold_scheduler(values["num_inference_steps"], pipe.device):
+        pass
 
 
 def render_frames(
@@ -133,13 +173,13 @@ def render_frames(
     chunk_size: int = 8,
     **call_options,
 ) -> None:
-    """Render the missing frames of a folder from `open_frames`, which all processes see and share among them.
+    """Render the missing and the damaged frames of a folder from `open_frames`, which all processes share.
 
     `poses` are those of all frames, and `call_options` further arguments of the pipeline. `chunk_size` frames are
     denoised together; a kill loses at most this many.
     """
     state = PartialState()
-    missing = [index for index in range(len(poses)) if not frame_path(folder, index).exists()]
+    missing = [index for index in range(len(poses)) if not _is_whole(frame_path(folder, index))]
     state.wait_for_everyone()  # all processes must share out the same list
     share = np.array_split(np.array(missing, dtype=int), state.num_processes)[state.process_index].tolist()
     pipe.set_progress_bar_config(disable=True)
@@ -235,4 +275,4 @@ def write_outputs(
     shown = [enlarge(frame, scale) for frame in frames]
     for path in paths[:-1]:
         write_frames(shown, path, fps)
-    draw_strip(image, poses, shown, strip_frames).save(paths[-1])
+    write_frame(draw_strip(image, poses, shown, strip_frames), paths[-1])

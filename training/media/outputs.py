@@ -4,16 +4,20 @@
 
 import os
 import re
+import stat
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from training.engine.messages import shorten
+from training.media.settings_file import partial_path, partial_pattern
 
 
 RECORD_NAME = ".dreampose_frames"  # in a folder: the names of the files that runs wrote there, one per line
-NUMBERED = re.compile(r"[0-9]{5}\.png")
+FRAME_NUMBER = "[1-9]?[0-9]{5}"  # in the name of a frame's file, with zeros in front up to five digits
+NUMBERED = re.compile(rf"{FRAME_NUMBER}\.png")
 # In bytes. File systems take 255 and 4095, and partial files and checkpoints have longer names than the output.
 MAX_NAME, MAX_PATH = 200, 3500
 
@@ -42,9 +46,20 @@ def check_output(argument: str, path: str | os.PathLike, is_folder: bool = True)
         reason = "which is a folder" if is_in_folder else "which is a file"
     elif not os.access(found, os.W_OK | (os.X_OK if is_in_folder else 0)):
         reason = f"but {shorten(str(found))} is read-only"
+    elif is_in_folder and not _takes_files(found):
+        reason = f"but {shorten(str(found))} takes no files"
     if reason is not None:
         kind = "a folder" if is_folder else "a file"
         raise ValueError(f"`{argument}` must be {kind} that can be written, got {shorten(text)}, {reason}.")
+
+
+def _takes_files(folder: Path) -> bool:
+    """Return whether a file can be made in a folder. Permissions do not tell: `/proc` has those of any folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def check_outputs(argument: str, paths: Sequence[Path], overwrite: bool | None = None) -> None:
@@ -60,7 +75,7 @@ def check_outputs(argument: str, paths: Sequence[Path], overwrite: bool | None =
             check_picture_folder(argument, path)
             continue
         check_output(argument, path, is_folder=False)
-        if path.exists() and not overwrite and path.name not in _recorded(path.parent):
+        if path.exists() and not overwrite and path.name not in _recorded(path.parent, argument):
             advice = "" if overwrite is None else ", or give `--overwrite` to replace it"
             raise ValueError(
                 f"`{argument}` must replace only files of earlier runs, got {shorten(str(path))}, which no run"
@@ -80,11 +95,17 @@ def record_files(paths: Iterable[Path]) -> None:
                 record.write(f"{path.name}\n")
 
 
-def _recorded(folder: Path) -> set[str]:
-    """Return the names in a folder's record; none without one."""
+def _recorded(folder: Path, argument: str = "path") -> set[str]:
+    """Return the names in a folder's record; none without one. Refuse a link, a pipe or a folder of its name."""
+    record = folder / RECORD_NAME
     try:
-        return set((folder / RECORD_NAME).read_text(encoding="utf-8", errors="replace").splitlines())
-    except FileNotFoundError:
+        if not stat.S_ISREG(record.lstat().st_mode):
+            raise ValueError(
+                f"`{argument}` must leave the name {RECORD_NAME} to the record of what runs wrote, got"
+                f" {shorten(str(folder))}, where it is something else: move it away or name another `{argument}`."
+            )
+        return set(record.read_text(encoding="utf-8", errors="replace").splitlines())
+    except (FileNotFoundError, NotADirectoryError):
         return set()
 
 
@@ -92,17 +113,26 @@ def check_picture_folder(argument: str, path: str | os.PathLike) -> None:
     """Check that [`write_picture_folder`] can write a folder, and that its numbered PNGs are all from earlier runs.
 
     Raises:
-        ValueError: If it cannot, or a numbered PNG is not in the folder's record. The message names `argument`.
+        ValueError: If it cannot, or a numbered PNG is not in the folder's record or no file. The message names
+            `argument`.
     """
     folder = Path(path)
     check_output(argument, folder)
-    numbered = {file.name for file in folder.glob("*.png") if NUMBERED.fullmatch(file.name)}
-    foreign = sorted(numbered - _recorded(folder))
+    recorded = _recorded(folder, argument)
+    numbered = [file for file in folder.glob("*.png") if NUMBERED.fullmatch(file.name)]
+    foreign = sorted(file.name for file in numbered if file.name not in recorded or file.is_dir())
     if foreign:
         raise ValueError(
             f"`{argument}` must be a folder whose numbered PNGs are of an earlier run, which may replace them, got"
             f" {shorten(str(path))} with {foreign[0]}, which no run recorded. Move it away or name another folder."
         )
+
+
+def write_frame(frame: Image.Image, path: Path) -> None:
+    """Write a PNG under a temporary name and rename it when it is whole. A link of that name is replaced."""
+    partial = partial_path(path)
+    frame.save(partial, "PNG")
+    os.replace(partial, path)
 
 
 def write_picture_folder(frames: Iterable[Image.Image], path: str | os.PathLike, argument: str = "path") -> int:
@@ -118,15 +148,16 @@ def write_picture_folder(frames: Iterable[Image.Image], path: str | os.PathLike,
     folder.mkdir(parents=True, exist_ok=True)
     before, written = _recorded(folder), []
     others = {name for name in before if not NUMBERED.fullmatch(name)}
+    leftovers = [file for file in folder.glob(".*") if re.fullmatch(partial_pattern(NUMBERED.pattern), file.name)]
     with (folder / RECORD_NAME).open("a", encoding="utf-8") as record:
         for index, frame in enumerate(frames):
             written.append(f"{index:05d}.png")
             record.write(written[-1] + "\n")
             record.flush()
-            frame.save(folder / written[-1])
-    for name in before.difference(others, written):
-        (folder / name).unlink(missing_ok=True)
-    partial = folder / f"{RECORD_NAME}.partial"
+            write_frame(frame, folder / written[-1])
+    for file in [*leftovers, *(folder / name for name in before.difference(others, written))]:
+        file.unlink(missing_ok=True)
+    partial = partial_path(folder / RECORD_NAME)
     partial.write_text("".join(f"{name}\n" for name in [*sorted(others), *written]), encoding="utf-8")
     os.replace(partial, folder / RECORD_NAME)
     return len(written)

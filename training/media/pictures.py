@@ -21,6 +21,7 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
 from pipeline_dreampose import to_rgb
 from training.media.outputs import write_picture_folder
+from training.media.settings_file import partial_path
 
 
 class UnreadablePictures(ValueError):
@@ -320,8 +321,8 @@ def write_video(frames: Sequence[Image.Image], path: str | os.PathLike, fps: flo
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial.mp4")
-    with av.open(partial, "w", options={"fflags": "+bitexact"}) as container:
+    partial = partial_path(path)
+    with av.open(partial, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(_video_encoder(), rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height = (side + side % 2 for side in frames[0].size)
         stream.pix_fmt = "yuv420p"
@@ -343,9 +344,15 @@ def _video_encoder() -> str:
 
 
 def write_gif(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:
-    """Write frames of one size as an endless GIF. The format rounds the time of a frame to 10 ms."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=1000 / fps, loop=0)
+    """Write frames of one size as an endless GIF. The format rounds the time of a frame to 10 ms.
+
+    The file gets its name when it is whole.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    frames[0].save(partial, "GIF", save_all=True, append_images=frames[1:], duration=1000 / fps, loop=0)
+    os.replace(partial, path)
 
 
 def write_frames(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:

@@ -66,6 +66,11 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
+def partial_pattern(pattern: str) -> str:
+    """Return a regular expression for the names of [`partial_path`], from one for the names of the files."""
+    return rf"\.(?:{pattern})(?:\.[0-9a-f]{{32}})?\.partial"
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove half-written files (`.*.partial`) of killed runs below a folder, which need not exist.
 
