@@ -1,0 +1,111 @@
+"""Frames of an unfinished video: which files count as a run's, and what a resumed run renders again."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline_dreampose import DreamPosePipeline
+from tests.tiny_components import NUM_FRAMES, get_dummy_image, get_dummy_iuv, get_dummy_pipeline
+from training.media import animation
+
+
+SETTINGS = {"seed": 0}
+OTHERS = ["cover.png", "0.png", "000001.png", "20240115.png", ".00000.png", ".notes.partial", "00001.png.bak"]
+OWN = ["00000.png", "123456.png", ".00001.png.partial", f".00002.png.{'0a' * 16}.partial"]
+OWN.append(f".settings.json.{'0a' * 16}.partial")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_only_names_that_a_run_writes_count_as_frames_and_are_deleted(tmp_path):
+    folder = tmp_path / "frames"
+    animation.open_frames(folder, SETTINGS, resume=False)
+    for name in [*OTHERS, *OWN]:
+        (folder / name).write_text("content")
+    assert {path.name for path in animation.finished_frames(folder)} == set(OWN[:2])
+    with pytest.raises(ValueError, match=r"holds frames of a stopped run \(2\)"):
+        animation.check_frames(folder, resume=False, overwrite=False)
+    animation.open_frames(folder, SETTINGS, resume=False, overwrite=True)
+    assert names(folder) == sorted([*OTHERS, "settings.json"])
+    animation.remove_frames(folder)
+    assert names(folder) == sorted(OTHERS)
+
+
+def test_the_users_files_stand_in_no_run_s_way(tmp_path):
+    (tmp_path / "cover.png").write_text("the user's")
+    animation.check_frames(tmp_path, resume=False, overwrite=False)
+
+
+def test_records_have_the_run_s_suffix_and_stem(tmp_path):
+    for name in ("00000.safetensors", "model.safetensors", "1, 3.values.json", "notes.json"):
+        (tmp_path / name).touch()
+    assert [path.name for path in animation.finished_frames(tmp_path, ".safetensors")] == ["00000.safetensors"]
+    pairs = animation.finished_frames(tmp_path, ".values.json", "[^.].*")
+    assert [path.name for path in pairs] == ["1, 3.values.json"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "dead link"])
+def test_what_has_a_frame_s_name_and_is_no_file_is_refused(tmp_path, kind):
+    folder = tmp_path / "frames"
+    animation.open_frames(folder, SETTINGS, resume=False)
+    path = folder / "00000.png"
+    path.mkdir() if kind == "folder" else path.symlink_to("gone")
+    for how in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
+        with pytest.raises(
+            ValueError, match="`output` must have frames that are files, got .* where 00000.png is none"
+        ):
+            animation.check_frames(folder, **how)
+    assert names(folder) == ["00000.png", "settings.json"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "frames").touch()
+    with pytest.raises(ValueError, match="`output` must be a folder that can be written, got .*which is a file"):
+        animation.check_frames(tmp_path / "frames", resume=False, overwrite=False)
+
+
+def test_frames_that_cannot_be_read_are_rendered_again(tmp_path, monkeypatch):
+    pipe, poses = get_dummy_pipeline(), [get_dummy_iuv(i) for i in range(NUM_FRAMES)]
+    animation.open_frames(tmp_path, SETTINGS, resume=False)
+    animation.render_frames(pipe, get_dummy_image(), poses, tmp_path)
+    before = [np.asarray(frame) for frame in animation.read_frames(tmp_path, NUM_FRAMES)]
+    whole = (tmp_path / "00000.png").read_bytes()
+    (tmp_path / "00000.png").write_bytes(b"")
+    (tmp_path / "00001.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "00002.png").write_text("no picture")
+    get_dummy_image().save(tmp_path / "00003.png", "JPEG")
+    asked, call = [], DreamPosePipeline.__call__
+
+    def count(self, *arguments, **options):
+        asked.extend(options["frame_indices"])
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(DreamPosePipeline, "__call__", count)
+    animation.render_frames(pipe, get_dummy_image(), poses, tmp_path)
+    assert asked == [0, 1, 2, 3]
+    after = [np.asarray(frame) for frame in animation.read_frames(tmp_path, NUM_FRAMES)]
+    np.testing.assert_array_equal(after, before)
+
+
+def test_a_frame_replaces_a_link_and_spares_what_the_link_names(tmp_path):
+    (tmp_path / "notes.txt").write_text("the user's")
+    for name in ("00000.png", ".00000.png.partial"):
+        (tmp_path / name).symlink_to("notes.txt")
+    animation.write_frame(Image.new("RGB", (2, 2)), tmp_path / "00000.png")
+    assert (tmp_path / "notes.txt").read_text() == "the user's"
+    assert not os.path.islink(tmp_path / "00000.png") and Image.open(tmp_path / "00000.png").size == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("height", 30), ("num_inference_steps", 1001), ("pose_guidance_scale", -1.0)]
+)
+def test_what_the_pipeline_refuses_is_refused_before_anything_is_written(name, value):
+    names = ("height", "width", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")
+    pipe, options = get_dummy_pipeline(), dict.fromkeys(names)
+    animation.check_call(pipe, **options)
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        animation.check_call(pipe, **options | {name: value})
