@@ -91,11 +91,30 @@ def test_none_booleans_and_lists(tmp_path):
         ("mixed_precision: no", "`mixed_precision` in .* must be text or null, got False. .* in quotes"),
         ("- height", "`config` must hold one mapping of options, got list"),
         ("height: [", "`config` must be a readable YAML file"),
+        ("height: 8\nwidth: 8\nheight: 16", "config.yaml: `height` in line 3 would replace another value: give each"),
+        ("height: 8\n'height': 16", "config.yaml: `height` in line 2 would replace another value: give each key once"),
+        ("<<: {height: 8}\nheight: 16", "config.yaml: `<<` in line 1 would replace another value: give each key once"),
+        ("train_data: 2024-13-45", "config.yaml: `train_data` in line 1 has an impossible number or date.$"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         parse(STAGE_1, ["--config", write(tmp_path, text)])
+
+
+@pytest.mark.parametrize(
+    "start, end, message",
+    [
+        ("learning_rate: 0x1", "", "`learning_rate` in .*config.yaml must be a number, got a value of int.$"),
+        ("height: [0b1", "]", "`height` in .*config.yaml must be a whole number, got a value of list.$"),
+        ("? 0x1", "\n: 8", "`a value of int` in .*config.yaml is no option of this command.$"),
+        ("height: 1", "", "config.yaml: `height` in line 1 has an impossible number or date.$"),
+    ],
+)
+def test_a_huge_number_in_a_file_is_refused_by_name(tmp_path, start, end, message):
+    """Python does not write integers of more than 4300 digits, though it reads binary and hexadecimal ones."""
+    with pytest.raises(ValueError, match=message):
+        parse(STAGE_1, ["--config", write(tmp_path, start + "0" * 50_000 + end)])
 
 
 def test_a_missing_file_is_refused():
@@ -325,11 +344,14 @@ def test_the_tiny_presets_lead_from_one_to_the_next():
     assert f"--pipeline {run.output_dir} " in (ROOT / "Makefile").read_text()
 
 
+SET_BY_PHASES = {"tracker_prefix", "first_tracker_step", "description"}
+
+
 def test_loop_arguments_are_the_loop_s_keywords():
     keywords = inspect.signature(train).parameters
     arguments = TrainOptions().loop_arguments(100)
     taken = {name for name, parameter in keywords.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    assert set(arguments) == taken - {"validate", "validation_steps", "tracker_prefix", "first_tracker_step"}
+    assert set(arguments) == taken - {"validate", "validation_steps", *SET_BY_PHASES}
 
 
 def test_session_arguments_are_the_session_s():

@@ -163,9 +163,10 @@ def read_config(path: str | os.PathLike, hints: dict[str, Any]) -> list[str]:
     arguments = []
     for name, value in read_mapping(path).items():
         if name not in hints:
-            close = difflib.get_close_matches(str(name)[:100], hints, n=1)
+            text = one_line(name, 100)
+            close = difflib.get_close_matches(text, hints, n=1)
             advice = f" Did you mean `{close[0]}`?" if close else ""
-            raise ValueError(f"`{one_line(name, 100)}` in {path} is no option of this command.{advice}")
+            raise ValueError(f"`{text}` in {path} is no option of this command.{advice}")
         if not _is_possible(value, hints[name]):
             # YAML reads a bare `no` as False, where `mixed_precision: "no"` was meant.
             advice = " Put text such as no, yes, on and off in quotes." if isinstance(value, bool) else ""
@@ -183,7 +184,8 @@ def read_mapping(path: str | os.PathLike, argument: str = "config") -> dict:
     """Read a YAML file with one mapping of scalars and lists of scalars.
 
     Raises:
-        ValueError: If the file cannot be read, is too large, or holds anything else: deeper nesting, aliases, tags.
+        ValueError: If the file cannot be read, is too large, has a key twice, or holds anything else: deeper nesting,
+            aliases, tags.
     """
     try:
         if not Path(path).is_file():
@@ -193,13 +195,35 @@ def read_mapping(path: str | os.PathLike, argument: str = "config") -> dict:
         if len(text) > MAX_CONFIG_SIZE:
             raise ValueError(f"it has more than {MAX_CONFIG_SIZE} characters")
         _check_events(text)
-        content = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:  # `ValueError`: text that is not UTF-8, an impossible date
+        content = yaml.load(text, Loader=_OptionLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:  # `ValueError`: also text that is not UTF-8
         raise ValueError(f"`{argument}` must be a readable YAML file, got {path}: {one_line(error, 500)}.") from error
     if not isinstance(content, dict):
         found = type(content).__name__
         raise ValueError(f"`{argument}` must hold one mapping of options, got {found} in {shorten(str(path))}.")
     return content
+
+
+class _OptionLoader(yaml.SafeLoader):
+    """A safe loader that names the key of an impossible value, and refuses a key that would replace another value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Build one mapping."""
+        names = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):  # refused by the library
+                continue
+            place = f"`{one_line(key.value, 100)}` in line {key.start_mark.line + 1}"
+            if key.value in names or key.tag == "tag:yaml.org,2002:merge":
+                raise ValueError(f"{place} would replace another value: give each key once")
+            names.add(key.value)
+            try:
+                self.construct_object(key)
+                if not isinstance(value, yaml.MappingNode):
+                    self.construct_object(value, deep=True)
+            except ValueError as error:
+                raise ValueError(f"{place} has an impossible number or date") from error
+        return super().construct_mapping(node, deep)
 
 
 def _check_events(text: str) -> None:
@@ -255,11 +279,15 @@ def _is_possible(value: Any, hint: Any) -> bool:
         return _takes_none(hint)
     if isinstance(value, bool):
         return hint is bool
-    if not isinstance(value, str | int | float | list):  # a date
+    is_list = isinstance(value, list)
+    if not all(map(_is_text_or_number, value if is_list else [value])):
         return False
-    if isinstance(value, list) and not all(isinstance(item, str | int | float) for item in value):
-        return False
-    return isinstance(value, list) == (typing.get_origin(hint) is list)
+    return is_list == (typing.get_origin(hint) is list)
+
+
+def _is_text_or_number(value: Any) -> bool:
+    """Tell this from a date or a mapping, and from an integer beyond all floats, which cannot become an argument."""
+    return isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() <= 1024)
 
 
 def _describe(hint: Any) -> str:
