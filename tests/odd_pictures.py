@@ -25,7 +25,7 @@ def bomb(width, height):
 
 # Files that every reader refuses, and what it says.
 REFUSED = {
-    "eps": (EPS, "cannot identify image file"),
+    "eps": (EPS, "it is damaged, or in none of the formats AVIF"),
     "bomb": (bomb(20_000, 9500), "it has 190000000 pixels, and the limit is 89478485"),
     "smaller bomb": (bomb(10_000, 9500), "it has 95000000 pixels, and the limit is 89478485"),
 }

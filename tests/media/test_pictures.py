@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import struct
 from fractions import Fraction
 
@@ -155,7 +156,26 @@ def test_transparent_videos_are_laid_over_white(tmp_path, name, codec, options):
         assert np.abs(levels[8:40, 4:24] - (255, 0, 0)).max() < 20 and levels[8:40, 40:60].min() > 235
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "aac"), ("a.wav", "pcm_s16le")])
+@pytest.mark.parametrize("matrix", [(0, 0, 0, 0), (1, 0, 0, 0), (1, 1, 1, 1)])
+def test_a_display_matrix_that_leaves_no_area_is_ignored(tmp_path, matrix):
+    pictures.write_video([picture(size=(64, 48))] * 2, tmp_path / "stored.mp4")
+    with_matrix(tmp_path / "stored.mp4", tmp_path / "turned.mp4", *matrix)
+    shown = next(pictures.iterate_pictures(tmp_path / "turned.mp4"))
+    stored = next(pictures.iterate_pictures(tmp_path / "stored.mp4"))
+    assert shown.size == (64, 48) and shown.tobytes() == stored.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "aac"),
+        ("a.mkv", "aac"),
+        ("a.wav", "pcm_s16le"),
+        ("a.aiff", "pcm_s16be"),
+        ("a.ac3", "ac3"),
+        ("a.au", "pcm_s16be"),
+    ],
+)
 def test_sound_without_pictures_is_named_as_such(tmp_path, name, codec):
     write_sound(tmp_path / name, codec)
     with pytest.raises(pictures.UnreadablePictures, match=f"got '.*{name}': it has sound, but no pictures"):
@@ -197,6 +217,47 @@ def test_a_video_is_read_in_any_usual_container_with_a_suffix_in_any_case(tmp_pa
         written = written.rename(tmp_path / other)
         frames = [np.asarray(frame).astype(int) for frame in pictures.iterate_pictures(written)]
         assert len(frames) == 2 and all(np.abs(frame - stripes).mean() < 8 for frame in frames)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.mp4", b"hello world\n" * 50),
+        ("a.txt", b"hello world\n" * 50),
+        ("a.mp4", b""),
+        ("a.mkv", b"\x1aE\xdf\xa3" + bytes(200)),
+        ("a.png", b"hello world\n" * 50),
+    ],
+)
+def test_what_is_no_video_or_picture_is_refused_in_one_clear_sentence(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    kind = "readable picture" if name == "a.png" else "folder or a readable video"
+    expected = f"`input` must be a {kind}, got '{path}': it is damaged, or in none of the formats "
+    with pytest.raises(pictures.UnreadablePictures, match=f"^{re.escape(expected)}") as raised:
+        next(pictures.iterate_pictures(path))
+    assert str(raised.value).count(str(tmp_path)) == 1
+
+
+def test_a_video_that_breaks_off_is_refused_without_an_error_s_number(tmp_path):
+    write_stripes(tmp_path / "a.avi", "mpeg4")
+    data = bytearray((tmp_path / "a.avi").read_bytes())
+    start = data.index(b"movi")
+    data[start + 12 : start + 400] = b"\xff" * 388
+    (tmp_path / "a.avi").write_bytes(data)
+    with pytest.raises(pictures.UnreadablePictures, match=r"a.avi': it cannot be decoded \(Invalid data found"):
+        list(pictures.iterate_pictures(tmp_path / "a.avi"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".png", "x" * 300 + ".mp4", "a\0b", "a\0b.png"])
+def test_a_name_that_cannot_exist_is_refused_as_one_that_does_not(name):
+    for argument, read in (
+        ("image", pictures.read_photo),
+        ("input", lambda path: next(pictures.iterate_pictures(path))),
+    ):
+        with pytest.raises(pictures.UnreadablePictures, match=f"`{argument}` must be a f.*does not exist"):
+            read(name)
+    pictures.spare_inputs("output", ["video.mp4"], [name])
 
 
 def test_a_container_outside_the_list_is_named_as_such(tmp_path):

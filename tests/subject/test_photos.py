@@ -193,7 +193,7 @@ def test_photos_of_a_folder(tmp_path):
             lambda folder: Image.new("L", (24, 32)).save(folder / "a_iuv.png"),
             "must hold IUV pictures, got .*a_iuv.png: .*mode 'L'",
         ),
-        (lambda folder: (folder / "a.png").write_text("no"), "readable pictures, got .*a.png: cannot identify"),
+        (lambda folder: (folder / "a.png").write_text("no"), "readable pictures, got .*a.png: it is damaged, or in"),
     ],
 )
 def test_errors_of_a_folder_name_the_file(tmp_path, spoil, message):

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, ImageSequence
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, ImageSequence, UnidentifiedImageError
 
 from pipeline_dreampose import to_rgb
+from training.engine.messages import shorten
 from training.media.outputs import write_picture_folder
 from training.media.settings_file import partial_path
 
@@ -33,7 +34,8 @@ PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # make FFmpeg fetch addresses.
 PICTURE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 VIDEO_FORMATS = "apng,asf,avi,flv,gif,matroska,mov,mpeg,mpegts,nut,ogg"
-_AUDIO_FORMATS = "aac,flac,mp3,wav"  # to say that such a file has no pictures
+# To say that such a file has no pictures.
+_AUDIO_FORMATS = "aac,ac3,aiff,amr,ape,au,caf,dts,eac3,flac,mp3,tta,w64,wav,wv"
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # about 89 million; a larger picture may be a decompression bomb
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_picture` refuses it
 # FFmpeg's own decoders of these codecs leave out the alpha channel.
@@ -58,7 +60,7 @@ def open_picture(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
     Raise [`UnreadablePictures`] with the reason if it is none, has more than `MAX_PIXELS`, or the `with` block fails.
     """
     Image.init()
-    if isinstance(source, (str, os.PathLike)) and not Path(source).is_file():
+    if isinstance(source, (str, os.PathLike)) and not os.path.isfile(source):
         raise UnreadablePictures("it is not a file")  # opening a pipe would wait
     try:
         with Image.open(source, formats=[name for name in PICTURE_FORMATS if name in Image.OPEN]) as image:
@@ -68,8 +70,17 @@ def open_picture(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:  # Pillow raises it for twice as many
         num_pixels = re.search("[0-9]+", str(error))[0]
         raise UnreadablePictures(f"it has {num_pixels} pixels, and the limit is {MAX_PIXELS}") from error
+    except UnidentifiedImageError as error:  # its text repeats the path
+        raise UnreadablePictures(f"it is damaged, or in none of the formats {', '.join(PICTURE_FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise errors of many types for broken files
-        raise UnreadablePictures(str(error) or type(error).__name__) from error
+        raise UnreadablePictures(why_unreadable(error)) from error
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return the text of an error of the system, FFmpeg or Pillow without its number and path."""
+    if isinstance(error, av.error.FFmpegError):
+        return f"it cannot be decoded ({error.strerror or 'FFmpeg gives no reason'})"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -87,9 +98,9 @@ def read_photo(path: str | os.PathLike, argument: str = "image") -> Image.Image:
 
     Raise [`UnreadablePictures`], which names the `argument`, if `path` is no file or no picture.
     """
-    if not Path(path).is_file():
-        missing = "" if Path(path).exists() else ", which does not exist"
-        raise UnreadablePictures(f"`{argument}` must be a file, got {str(path)!r}{missing}.")
+    if not os.path.isfile(path):  # a `Path` would raise an error for a name that is too long
+        missing = "" if os.path.exists(path) else ", which does not exist"
+        raise UnreadablePictures(f"`{argument}` must be a file, got {shorten(str(path))}{missing}.")
     try:
         with open_picture(path) as image:
             image.load()
@@ -122,9 +133,9 @@ def iterate_pictures(path: str | os.PathLike) -> Iterator[Image.Image]:
     cannot be read.
     """
     path = Path(path)
-    if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir():
+    if path.suffix.lower() in PICTURE_SUFFIXES and not os.path.isdir(path):
         yield read_photo(path, "input")
-    elif path.is_dir():
+    elif os.path.isdir(path):
         files = list_files(path, PICTURE_SUFFIXES)
         if not files:
             raise UnreadablePictures(f"`input` must hold pictures ({', '.join(PICTURE_SUFFIXES)}), got {str(path)!r}.")
@@ -136,7 +147,7 @@ def iterate_pictures(path: str | os.PathLike) -> Iterator[Image.Image]:
                 yield from (shown_picture(frame, aspect) for frame in decode_video(container))
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise UnreadablePictures(
-                f"`input` must be a folder or a readable video, got {str(path)!r}: {error}."
+                f"`input` must be a folder or a readable video, got {shorten(str(path))}: {why_unreadable(error)}."
             ) from error
 
 
@@ -145,17 +156,19 @@ def open_video(
 ) -> av.container.InputContainer:
     """Open a local file as a video in one of `VIDEO_FORMATS`, or in the `format` alone.
 
-    Raise [`UnreadablePictures`] if it is no file (an address or a pipe) or in another format, or FFmpeg's error.
+    Raise [`UnreadablePictures`] if it is no file (an address or a pipe), in another format, or cannot be opened.
     """
     path = Path(path).absolute()  # FFmpeg reads a relative path with a colon as an address
-    if not path.is_file():
-        raise UnreadablePictures("it is not a file" if path.exists() else "it does not exist")
+    if not os.path.isfile(path):
+        raise UnreadablePictures("it is not a file" if os.path.exists(path) else "it does not exist")
     formats = format or VIDEO_FORMATS
     lists = {"protocol_whitelist": "file", "format_whitelist": f"{formats},{_AUDIO_FORMATS}"}
     try:
         return av.open(path, format=format, options=lists | (options or {}), metadata_errors="ignore")
-    except av.error.ArgumentError as error:
+    except (av.error.ArgumentError, av.error.InvalidDataError) as error:
         raise UnreadablePictures(f"it is damaged, or in none of the formats {formats}") from error
+    except av.error.FFmpegError as error:
+        raise UnreadablePictures(why_unreadable(error)) from error
 
 
 def video_stream(container: av.container.InputContainer) -> av.VideoStream:
@@ -212,7 +225,9 @@ def shown_picture(frame: av.VideoFrame, aspect: Fraction = Fraction(1)) -> Image
     if matrix is None:
         return picture
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
-    largest = max(map(abs, (a, b, c, d))) or 1
+    if a * d == b * c:  # it would squeeze the picture into a line or a point, so players ignore it
+        return picture
+    largest = max(map(abs, (a, b, c, d)))
     signs = tuple(round(value / largest) for value in (a, b, c, d))
     if signs not in _ORIENTATIONS:  # a rotation by another angle than a quarter turn
         return picture.rotate(frame.rotation, expand=True)
@@ -307,7 +322,7 @@ def spare_inputs(name: str, outputs: Sequence[str | os.PathLike], inputs: Sequen
     `name` is the argument that says where to write. Inputs that are no files or folders, such as Hub ids, are ignored.
     """
     for output in map(Path, outputs):
-        for path in (Path(path) for path in inputs if path is not None and Path(path).exists()):
+        for path in (Path(path) for path in inputs if path is not None and os.path.exists(path)):
             taken = [path.resolve(), *([] if path.is_dir() else [path.resolve().parent])]
             if output.resolve() in taken:
                 raise ValueError(f"`{name}` must spare what is read, but {str(output)!r} writes over {str(path)!r}.")
