@@ -82,7 +82,16 @@ CASES = [
     (ANIMATE, "--output .", "`--output` must end in .mp4"),
     (ANIMATE, "--output ..", "`--output` must end in .mp4"),
     (ANIMATE, "--output /", "`--output` must end in .mp4"),
-    (ANIMATE, "--output ''", "`--output` must end in .mp4"),
+    *((base, f"--{name} ''", f"argument --{name}: must be a path, got ''$") for base, name in (
+        (ANIMATE, "output"), (ANIMATE, "poses"), (EVALUATE, "output"), (EXTRACT, "input"), (EXTRACT, "output_dir"),
+        (PREPARE, "output_dir"), (PREPARE, "video_dir"), (CONVERT, "unet"), (CONVERT, "output_dir"),
+        (EXPORT, "sample_dir"), (PUSH, "folder"),
+    )),
+    *((ANIMATE, f"--output new.mp4 --{name} ''", f"`{name}` must .*, got '': there is no such folder, and it is no id")
+      for name in ("model", "lora")),
+    *((base, f"--{name} ''", f"`{name}` must be a folder that can be written, got '', which is empty.$")
+      for base, name in ((TRAIN, "output_dir"), (FINETUNE, "output_dir"), (ENCODERS, "output_dir"),
+                         (TRAIN, "latent_cache_dir"))),
     (ANIMATE, "--output file", "`output` must be a folder that can be written, got 'file', which is a file"),
     (ANIMATE, "--output folder.mp4", "`output` must be a file .*, which is a folder"),
     (ANIMATE, "--output file/a.mp4", "`output` must be a file .*, which is below the file"),
@@ -153,6 +162,8 @@ CASES = [
     (FINETUNE, "--num_cached_crops 99999999999", "`num_cached_crops` must be at most"),
     (FINETUNE, "--sample_inference_steps 5000", "`sample_inference_steps` must be at most 1000"),
     (FINETUNE, "--instance_data_dir none", "`instance_data_dir` must"),
+    (FINETUNE, "--instance_data_dir ''", "`instance_data_dir` must be a folder of photos, got ''"),
+    (TRAIN, "--resume_from_checkpoint ''", "`resume_from_checkpoint` must .*, got ''"),
     (FINETUNE, "--pretrained_model_name_or_path none", "`pretrained_model_name_or_path` is missing"),
     (ENCODERS, "--component decoder", "invalid choice: 'decoder'"),
     (ENCODERS, "--vae_channels 0", "`vae_channels` must be"),
@@ -221,7 +232,7 @@ CASES = [
     (PUSH, "--folder photos", "which has no model_index.json"),
     (PUSH, "", "the following arguments are required: --folder"),
     *((PUSH, f"--folder model --hub_model_id {name}", "^script.py: error: `hub_model_id` must be OWNER/NAME .{,300}$")
-      for name in ("a/b/c", LONG * 5, "''", "a--b")),
+      for name in ("a/b/c", LONG * 5, "''", "a--b", "'a b/c'")),
 ]  # fmt: skip
 
 

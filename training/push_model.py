@@ -8,7 +8,6 @@ python training/push_model.py --folder model_card/tiny --hub_model_id you/dreamp
 import argparse
 from pathlib import Path
 
-from training.engine.messages import shorten
 from training.options.command import CommandParser, run_command
 
 
@@ -26,11 +25,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> str:
     """Push the folder; return the address of the repository."""
-    from training.hub.repositories import is_repo_id, push_folder
+    from training.hub.repositories import push_folder
 
-    if not is_repo_id(options.hub_model_id):
-        rule = "be OWNER/NAME or NAME, of letters, digits, `-`, `_` and `.`"
-        raise ValueError(f"`hub_model_id` must {rule}, got {shorten(options.hub_model_id)}.")
     address = push_folder(options.folder, options.hub_model_id, private=not options.no_hub_private_repo)
     print(f"Pushed {options.folder} to {address}.")
     return address

@@ -51,6 +51,8 @@ def offline(monkeypatch, tmp_path):
         ("user/name", "there is no such folder, and the Hub cannot be reached"),
         ("name", "there is no such folder, and the Hub cannot be reached"),
         ("a/b/c", "there is no such folder, and it is no id on the Hub"),
+        ("", "there is no such folder, and it is no id on the Hub"),
+        ("a/", "there is no such folder, and it is no id on the Hub"),
         ("x" * 5000, "there is no such folder, and it is no id on the Hub"),
         ("a\0b", "there is no such folder, and it is no id on the Hub"),
         (__file__, "it is a file"),

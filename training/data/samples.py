@@ -67,6 +67,8 @@ def load_prepared(
 def _why_missing(name: str) -> str | None:
     """Return why no data set of the Hub has this name, or `None` if one may; see [`why_unreachable`]."""
     namespace, _, last = name.rpartition("/")
+    if not last:  # of which `datasets` makes no folder's name
+        return why_unreachable(name, "dataset")
     folder = f"{namespace}___{camelcase_to_snakecase(last)}" if namespace else camelcase_to_snakecase(last)
     if os.path.isdir(os.path.join(datasets.config.HF_DATASETS_CACHE, folder)):
         return None

@@ -222,8 +222,12 @@ def push_folder(
         `str`: Address of the repository.
     Raises:
         PushError: If the push fails; the message names a command that pushes the files later.
-        ValueError: If `folder` holds neither pipeline nor subject and `allow_patterns` is `None`.
+        ValueError: If `repo_id` is no valid id, or `folder` holds neither pipeline nor subject and `allow_patterns` is
+            `None`.
     """
+    if not is_repo_id(repo_id):
+        rule = "be OWNER/NAME or NAME, of letters, digits, `-`, `_` and `.`"
+        raise ValueError(f"`hub_model_id` must {rule}, got {shorten(repo_id)}.")
     folder, kind = Path(folder), "pipeline"
     if allow_patterns is None and (folder / LORA_WEIGHT_NAME_SAFE).is_file() and not (folder / INDEX_NAME).exists():
         allow_patterns, kind = subject_patterns(folder), "subject"

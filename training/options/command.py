@@ -59,6 +59,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **arguments: Any):
         super().__init__(*args, **{"formatter_class": HelpFormatter} | arguments)
+        self.register("type", Path, _read_path)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         """Parse arguments after writing `--a-b` as `--a_b`."""
@@ -79,6 +80,12 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         """End the program as argparse does, with a long message shortened."""
         super().error(one_line(message))
+
+
+def _read_path(text: str) -> Path:
+    if not text:  # `Path("")` is the current folder
+        raise argparse.ArgumentTypeError("must be a path, got ''")
+    return Path(text)
 
 
 def with_underscores(word: str) -> str:

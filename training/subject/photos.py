@@ -40,8 +40,8 @@ def find_photos(instance_data_dir: str | os.PathLike) -> list[Path]:
         ValueError: If there is no photo, two photos share a stem, or an IUV picture has no photo; names the file.
     """
     folder = Path(instance_data_dir)
-    if not folder.is_dir():
-        raise ValueError(f"`instance_data_dir` must be a folder of photos, got {str(folder)!r}.")
+    if not os.fspath(instance_data_dir) or not folder.is_dir():  # `Path("")` is the current folder
+        raise ValueError(f"`instance_data_dir` must be a folder of photos, got {os.fspath(instance_data_dir)!r}.")
     pictures = sorted(list_files(folder, PHOTO_SUFFIXES))
     photos = [path for path in pictures if not path.stem.endswith(IUV_ENDING)]
     if not photos:
