@@ -39,11 +39,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lora", help="a subject trained on that model: file, folder or Hub id")
     add("--image_guidance_scale", type=float, metavar="SCALE", help="how closely the video follows the photo")
     add("--pose_guidance_scale", type=float, metavar="SCALE", help="how closely the video follows the poses")
-    add("--num_inference_steps", type=int, metavar="STEPS", help="denoising steps per frame")
     add("--fps", type=float, default=30, help="frames per second")
     add("--resume", action="store_true", help="continue a stopped run with its remaining frames")
     add("--overwrite", action="store_true", help="delete a stopped run's frames; replace files of any origin")
     add = parser.add_argument_group("sampling (the model's own values are the defaults)").add_argument
+    add("--num_inference_steps", type=int, metavar="STEPS", help="denoising steps per frame")
     add("--height", type=int, help="height of the frames in pixels")
     add("--width", type=int, help="width of the frames in pixels")
     add("--seed", type=int, default=0, help="seed of the noise that all frames share")

@@ -60,8 +60,9 @@ def main(options: tuple) -> None:
     from training.models.base_pipeline import four_bit_arguments, load_subject_base
     from training.models.lora import build_lora_configs
     from training.subject.phases import PHASES, phase_arguments, train_subject
-    from training.subject.photos import open_pairs, open_photos
+    from training.subject.photos import find_photos, open_pairs, open_photos
     from training.subject.results import TITLE, write_subject
+    from training.subject.summary import next_command, summarize_run
 
     subject, lora, decoder, objective, run, hub, sample = options
     points, folder, name = check(options), Path(run.output_dir), subject.pretrained_model_name_or_path
@@ -73,33 +74,35 @@ def main(options: tuple) -> None:
         photos = open_photos(accelerator, subject.instance_data_dir, subject.densepose, subject.person)
         is_main = accelerator.is_main_process
         if is_main:
-            print(save_options(folder, *options).read_text())
+            print(f"All options are in {save_options(folder, *options)}.")
         repo_id = try_make_repo(hub.hub_model_id, hub.hub_private_repo) if hub.push_to_hub and is_main else None
         loading = four_bit_arguments(weight_dtype(accelerator)) if lora.quantize_base else {}
         pipeline = load_subject_base(name, subject.revision, subject.height, subject.width, **loading)
         commit = find_commit(name, subject.revision)  # before another process may fetch a newer one
         pipeline.to(accelerator.device)
-        if subject.gradient_checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
-            pipeline.vae.enable_gradient_checkpointing()
+        for model in (pipeline.unet, pipeline.vae) if subject.gradient_checkpointing else ():
+            model.enable_gradient_checkpointing()
         settings = subject.settings(pipeline.pose_radius, objective.noise_offset)
         samples = open_pairs(pipeline, photos, run.seed, settings, subject.prior_dataset, subject.prior_prob)
         common = run.loop_arguments(len(samples), accelerator.num_processes)
         arguments = phase_arguments(folder, points, common, decoder.loop_arguments())
+        files, batch_size = find_photos(subject.instance_data_dir), run.global_batch_size(accelerator.num_processes)
+        if is_main:
+            print(*summarize_run(pipeline, files, arguments, batch_size, vars(subject) | vars(run)), sep="\n")
         configs = build_lora_configs(**lora.config_arguments()) if lora.train_mode == "lora" else None
         special = (objective.loss_arguments(), run.channels_last, subject.num_cached_crops)
         layers = train_subject(accelerator, pipeline, samples, arguments, configs, *special)
         if is_main:
-            repo_id = repo_id or hub.hub_model_id
             num_steps = {phase: values["max_train_steps"] for phase, values in arguments.items()}
             facts = {"base_model": name, "revision": commit, "rank": lora.rank, "lora_alpha": lora.lora_alpha}
-            facts |= {"seed": run.seed, "num_samples": run.global_batch_size(accelerator.num_processes)}
-            facts |= {"repo_id": repo_id, "picture": hub.hub_picture, "license": hub.hub_license}
-            facts |= {"prior_dataset": subject.prior_dataset, "prior_prob": subject.prior_prob}
-            facts |= {"options_yaml": format_options(*options), **vars(sample)}
+            facts |= {"seed": run.seed, "num_samples": batch_size, "repo_id": repo_id or hub.hub_model_id}
+            facts |= {"picture": hub.hub_picture, "license": hub.hub_license, "options_yaml": format_options(*options)}
+            facts |= {"prior_dataset": subject.prior_dataset, "prior_prob": subject.prior_prob, **vars(sample)}
             patterns = write_subject(folder, pipeline, layers, photos, num_steps, **facts)
             if hub.push_to_hub:
-                try_push(folder, repo_id, private=hub.hub_private_repo, commit_message=TITLE, allow_patterns=patterns)
+                how = {"private": hub.hub_private_repo, "commit_message": TITLE, "allow_patterns": patterns}
+                try_push(folder, facts["repo_id"], **how)
+            print(f"Next: {next_command(folder, name, files[0], bool(layers))}")
 
 
 if __name__ == "__main__":

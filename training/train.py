@@ -42,19 +42,13 @@ def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", options: tupl
     from training.engine.loop import train
     from training.engine.precision import held_in, weight_dtype
     from training.metrics.validation import build_validation
-    from training.models.denoiser import Denoiser, StageOneLoss
+    from training.models.denoiser import StageOneLoss, build_denoiser
     from training.models.objective import build_noise_scheduler
 
     model, data, pairs, objective, run, held_out, _ = options
     scheduler = build_noise_scheduler(pipeline.scheduler.config, objective.snr_gamma)
-    parts = (pipeline.unet, pipeline.adapter, pipeline.image_encoder)
-    module = Denoiser(*parts, model.train_image_encoder, model.train_adapter)
-    pipeline.vae.requires_grad_(False)
-    if model.gradient_checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
-    module.to(memory_format=torch.channels_last if run.channels_last else torch.preserve_format)
-    if model.torch_compile_backend is not None:
-        pipeline.unet.compile(backend=model.torch_compile_backend)
+    how = (model.gradient_checkpointing, run.channels_last, model.torch_compile_backend)
+    module = build_denoiser(pipeline, model.train_image_encoder, model.train_adapter, *how)
     shape = LatentShape.of(pipeline.vae, data.height, data.width)
     frozen = [pipeline.vae] if model.train_image_encoder else [pipeline.vae, pipeline.image_encoder]
     with held_in(weight_dtype(accelerator), frozen):
@@ -90,8 +84,14 @@ def main(options: tuple) -> None:
     from training.hub.repositories import try_make_repo, try_push
     from training.media.pictures import spare_inputs
     from training.models.base_pipeline import load_base_pipeline
+    from training.models.run_costs import describe_run
 
     model, data, pairs, _, run, _, hub = options
+    if model.dry_run:
+        size, is_cached = (data.height, data.width), pairs.latent_cache_dir is not None
+        known = (data.train_data, run.loop_arguments, size, is_cached, model.gradient_checkpointing)
+        print(*describe_run(model.pretrained_model_name_or_path, *known), sep="\n")
+        return
     spare_inputs("output_dir", [run.output_dir], [model.pretrained_model_name_or_path, data.train_data])
     start = starting_state(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)["global_step"]
     run.loop_arguments(None if pairs.streaming else 1)  # refuses a stream without a number of steps

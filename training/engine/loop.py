@@ -88,6 +88,7 @@ def train(
     max_nonfinite_steps: int = 5,
     tracker_prefix: str = "",
     first_tracker_step: int = 0,
+    description: str = "training",
 ) -> nn.Module:
     """Train every parameter of `module` that requires gradients; checkpoint, log, validate, resume.
 
@@ -126,6 +127,7 @@ def train(
         max_nonfinite_steps (`int`): Stop after this many steps in a row without a finite loss or gradient.
         tracker_prefix, first_tracker_step (`str`, `int`):
             Prefix of names and offset of steps in the trackers, for a second training in the same trackers.
+        description (`str`): What trains, for the progress bar.
     Returns:
         `nn.Module`: `module`, unwrapped, with the averaged weights if `ema_decay` is given.
     Raises:
@@ -211,7 +213,8 @@ class _Run:
     def fit(self, batches, stop) -> None:
         settings = self.settings
         steps = {"total": settings.max_train_steps, "initial": self.state.global_step, "unit": "step"}
-        with tqdm(**steps, dynamic_ncols=True, disable=not self.accelerator.is_main_process) as progress:
+        steps |= {"desc": settings.description, "dynamic_ncols": True}
+        with tqdm(**steps, disable=not self.accelerator.is_main_process) as progress:
             if self.state.global_step > 0:
                 self.validate(only_missing=True)
             while self.state.global_step < settings.max_train_steps:

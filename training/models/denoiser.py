@@ -85,6 +85,25 @@ class Denoiser(nn.Module):
         return self.unet(torch.cat([noisy_latents, pose_window], dim=1), timesteps, states).sample
 
 
+def build_denoiser(
+    pipeline: DreamPosePipeline,
+    train_image_encoder: bool = False,
+    train_adapter: bool = True,
+    gradient_checkpointing: bool = False,
+    channels_last: bool = False,
+    torch_compile_backend: str | None = None,
+) -> Denoiser:
+    """Return a pipeline's denoiser, ready to train in place; the VAE is frozen. See the options of stage 1."""
+    pipeline.vae.requires_grad_(False)
+    denoiser = Denoiser(pipeline.unet, pipeline.adapter, pipeline.image_encoder, train_image_encoder, train_adapter)
+    if gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+    denoiser.to(memory_format=torch.channels_last if channels_last else torch.preserve_format)
+    if torch_compile_backend is not None:
+        pipeline.unet.compile(backend=torch_compile_backend)
+    return denoiser
+
+
 class StageOneLoss:
     """The denoising loss as a function of (module, batch), for `training.engine.loop`.
 

@@ -38,6 +38,7 @@ class ModelOptions:
         True, "train the adapter; an untrained one passes CLIP's tokens through and ignores the VAE's (an ablation)"
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
+    dry_run: bool = option(False, "print samples, time, memory and disk of the run, and start nothing")
     torch_compile_backend: str | None = option(
         None, "backend of torch.compile that compiles the UNet, usually inductor; none does not compile"
     )

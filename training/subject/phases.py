@@ -31,6 +31,7 @@ from training.subject.photos import SubjectPairs
 # The phases in their order, each with the option of its number of steps. Its checkpoints are in a folder of its name.
 STEPS = {"denoiser": "max_train_steps", "decoder": "decoder_max_train_steps"}
 PHASES = tuple(STEPS)
+TITLES = {"denoiser": "UNet and adapter", "decoder": "VAE decoder"}
 
 
 def trained_phases(max_train_steps: int | None, decoder_max_train_steps: int) -> list[str]:
@@ -97,6 +98,7 @@ def phase_arguments(
     """
     arguments = {
         phase: {**common, "output_dir": Path(output_dir) / phase, "resume_from_checkpoint": point}
+        | {"description": TITLES[phase]}
         for phase, point in points.items()
     }
     if "decoder" in arguments:

@@ -18,13 +18,14 @@ from tqdm.auto import tqdm
 from pipeline_dreampose import DreamPosePipeline, to_rgb
 from training.hub.model_card import find_hub_id, try_write_card, write_subject_card
 from training.hub.repositories import BEFORE_AFTER_NAME, subject_patterns
-from training.media.pictures import picture_grid
+from training.media.pictures import enlarge, picture_grid
 from training.models.lora import ADAPTER_NAME, write_subject_file
 
 
 logger = logging.getLogger(__name__)
 
 TITLE = "Upload a DreamPose subject"  # commit message on the Hub
+SHOWN_HEIGHT = 320  # pixels, of a picture in `before_after.png`, unless the model's are larger
 TITLES = ("pose", "photo", "before", "after")
 CAPTION = "The training poses, rendered from the first photo: without the subject (before) and with it (after)"
 
@@ -123,6 +124,9 @@ def draw_before_after(
             after = sample()
         finally:
             pipeline.unload_lora_weights()
+    # A small model's pictures are enlarged by a whole factor, so that they can be seen.
+    scale = max(1, round(SHOWN_HEIGHT / before[0].height))
+    before, after = ([enlarge(picture, scale) for picture in row] for row in (before, after))
     size = before[0].size
     pose_row = [ImageOps.pad(pose, size, Image.Resampling.NEAREST) for pose in poses]
     photo_row = [ImageOps.pad(photo, size, Image.Resampling.LANCZOS, color="white") for photo in pictures]
