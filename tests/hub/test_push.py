@@ -684,7 +684,14 @@ def test_only_files_of_the_pipeline_are_pushed(tmp_path):
     (tmp_path / "unet" / "diffusion_pytorch_model.fp16-00001-of-00002.safetensors").write_bytes(b"")
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json").write_text("{}")
     saved += [path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("unet/*fp16*")]
-    for name in (".env", "unet/.env", "unet/a.txt", "vae/model.bin", "unet/my.safetensors", "vae/.git/config.json"):
+    (tmp_path / "image_encoder" / "model.bf16.safetensors").write_bytes(b"")
+    saved += ["image_encoder/model.bf16.safetensors"]
+    ends = (".secret.safetensors", "-key.safetensors", ".safetensors.index.key.json")
+    strays = [f"unet/diffusion_pytorch_model{end}" for end in ends]
+    strays += ["unet/model.fp16.safetensors", "vae/model.safetensors", "scheduler/model.safetensors"]
+    strays += ["image_encoder/diffusion_pytorch_model.safetensors", ".env", "unet/.env", "unet/a.txt"]
+    strays += ["vae/model.bin", "unet/my.safetensors", "vae/.git/config.json"]
+    for name in strays:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("HF_TOKEN=...")
     text = "![a](there.png) ![b](missing.png) ![c](https://example.com/x.png) [d](training/.env) ![e](.hidden.png)"
@@ -722,13 +729,13 @@ def test_only_pictures_evaluation_and_training_files_of_a_card_are_pushed(tmp_pa
     for name in ("evaluation", "training"):
         (folder / name).mkdir(parents=True)
     names = ["a.png", "b c.png", "d.JPG", "e.gif", "w.webp", "evaluation/evaluation.json", "evaluation/x.png"]
-    names += ["training/stage1.yaml", "training/x.jsonl"]
+    names += ["training/stage1.yaml", "training/x.jsonl", "evaluation/secret.key", "training/id_rsa"]
     for name in [*names, "options.yaml", "log.jsonl", "evil.json", "../outside.png", "evaluation/../secret.txt"]:
         (folder / name).write_text("")
     (folder / "README.md").write_text(
         "---\nwidget:\n- text: a\n  output:\n    url: w.webp\n- text: b\n  output:\n    url: ../outside.png\n---\n"
         "![a](a.png \"A title\") ![a](./a.png) ![d](d.JPG 'x') [e]( <e.gif> ) [j](evaluation/evaluation.json)"
-        "[y](training/stage1.yaml)"
+        "[y](training/stage1.yaml) [k](evaluation/secret.key) [i](training/id_rsa)"
         '[o](options.yaml) [l](log.jsonl "x") [e](evil.json) [p](../outside.png) [q](evaluation/../secret.txt)'
         f"[r]({folder}/a.png) [s](https://example.com/a.png) [m](missing.png) [t](#use)"
     )

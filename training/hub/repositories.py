@@ -46,11 +46,11 @@ OWN_PICTURES = {BEFORE_AFTER_NAME, *(SAMPLE_STEM + suffix for suffix in PICTURE_
 PLACEHOLDERS = ("path/to/this/folder", "you/dreampose-tiny")
 INDEX_NAME = "model_index.json"
 CODE_NAME = "pipeline_dreampose.py"
-# Names of the files that `save_pretrained` writes into the folder of a component.
-SAVED_FILES = (
-    r"(config|scheduler_config|preprocessor_config|processor_config|quantization_config)\.json|dreampose_adapter\.py"
-    r"|(diffusion_pytorch_model|model)([.-][\w.-]+)?\.safetensors(\.index(\.\w+)?\.json)?"
-)
+# Names of the files besides weights that `save_pretrained` writes into the folder of a component.
+SAVED_FILES = r"((scheduler|preprocessor|processor|quantization)_)?config\.json|dreampose_adapter\.py"
+VARIANT = r"(\.(fp16|bf16|fp32|ema|non_ema))?"  # the usual ones of `save_pretrained(variant=...)`
+# Of files in `evaluation/` and `training/` that a card may link to.
+RECORD_SUFFIXES = (*PICTURE_SUFFIXES, ".json", ".jsonl", ".md", ".yaml", ".yml", ".html", ".log")
 COPY_NAME = "pipeline.py"  # where `custom_pipeline="you/name"` looks for the code
 # Meaning of the Hub's answers to a push; a message adds the Hub's own words.
 MEANINGS = {
@@ -259,17 +259,26 @@ def try_push(folder: Path, repo_id: str, **options: Any) -> None:
 def pipeline_patterns(folder: Path) -> list[str]:
     """Return patterns of a saved pipeline's files: index, components, code and [`card_patterns`].
 
-    Other files in a component's folder, such as `.env`, are not among them. A folder without a pipeline raises a
-    `ValueError`.
+    Other files in a component's folder, such as `.env` or weights of another name, are not among them. A folder
+    without a pipeline raises a `ValueError`.
     """
     _check_pipeline_folder("folder", folder)
     names = [glob.escape(name) for name in (INDEX_NAME, CODE_NAME, COPY_NAME) if (folder / name).is_file()]
     index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if isinstance(value, list) and re.fullmatch(r"[a-z]\w*", name)]
     check_links("folder", folder, parts)
-    files = sorted(path for part in parts for path in (folder / part).glob("*") if path.is_file())
-    saved = [path.relative_to(folder).as_posix() for path in files if re.fullmatch(SAVED_FILES, path.name)]
+    saved = sorted(f"{part}/{name}" for part in parts for name in _saved_files(folder / part))
     return names + card_patterns(folder) + [glob.escape(name) for name in saved]
+
+
+def _saved_files(part: Path) -> list[str]:
+    """Return the names of the files in a component's folder that `save_pretrained` writes there."""
+    rule, config = SAVED_FILES, part / "config.json"
+    if config.is_file():  # a scheduler has neither it nor weights
+        is_of_diffusers = '"_class_name"' in config.read_text(encoding="utf-8", errors="replace")
+        stem = "diffusion_pytorch_model" if is_of_diffusers else "model"  # as transformers names weights
+        rule += rf"|{stem}({VARIANT}(-\d{{5}}-of-\d{{5}})?\.safetensors|\.safetensors\.index{VARIANT}\.json)"
+    return [path.name for path in part.glob("*") if path.is_file() and re.fullmatch(rule, path.name)]
 
 
 def check_links(argument: str, folder: Path, names: Iterable[str]) -> None:
@@ -287,7 +296,7 @@ def subject_patterns(folder: Path) -> list[str]:
 
 
 def card_patterns(folder: Path) -> list[str]:
-    """Return patterns of a folder's card, the pictures on it and the files in `evaluation/` and `training/` that it
+    """Return patterns of a folder's card, the pictures on it and the records in `evaluation/` and `training/` that it
     links to; none without a card. A push sends no other file, even if the card links to it.
     """
     if not (folder / CARD_NAME).is_file():
@@ -303,7 +312,8 @@ def _may_be_shown(folder: Path, name: str) -> bool:
     # `Path.is_file` fails for a name that is too long, such as the data of an embedded picture.
     if path.is_absolute() or any(part.startswith(".") for part in path.parts) or not os.path.isfile(folder / name):
         return False
-    return path.suffix.lower() in PICTURE_SUFFIXES or path.parts[0] in ("evaluation", "training")
+    suffixes = RECORD_SUFFIXES if path.parts[0] in ("evaluation", "training") else PICTURE_SUFFIXES
+    return path.suffix.lower() in suffixes
 
 
 def _widget_addresses(text: str) -> list[str]:
