@@ -39,9 +39,8 @@ def test_the_paper_s_five_epochs_take_about_four_hours_of_an_h200(monkeypatch):
     data, samples, time, memory, disk = plan(monkeypatch, cached=True)
     assert data == "data:       339 clips, 120,000 frames ('data')"
     assert samples == "samples:    600,000 in 37,500 steps of 16, 5.0 epochs"
-    assert time == (
-        "time:       3.9 hours on one H200 with --mixed_precision bf16, 43 samples per second from a latent cache (measured)"
-    )
+    assert time.startswith("time:       3.9 hours on one H200 with --mixed_precision bf16, 43 samples per second")
+    assert time.endswith("from a latent cache (measured)")
     assert memory.startswith("GPU memory: 25.2 GB (measured); the least is 9.3 GB, by --train_batch_size 1")
     assert disk == "disk:       10.3 GB per checkpoint (2 kept), 20.3 GB for the latent cache"
 

@@ -77,8 +77,8 @@ def describe_run(
     disk += f", {_format_bytes(cache_bytes(num_frames, size))} for the latent cache" if cached else ""
     return [
         *lines,
-        f"time:       {_format_hours(num_samples / rate)} on one H200 with --mixed_precision bf16, {rate:.0f} samples per "
-        f"second from {source} ({how})",
+        f"time:       {_format_hours(num_samples / rate)} on one H200 with --mixed_precision bf16, {rate:.0f} samples "
+        f"per second from {source} ({how})",
         f"GPU memory: {_describe_memory(batch, gradient_checkpointing, scale)}",
         f"disk:       {disk}",
     ]
