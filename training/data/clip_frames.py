@@ -61,7 +61,7 @@ class ClipFrames:
     @cached_property
     def numbers(self) -> list[int] | None:
         """Numbers in the pictures' names; `None` for a video, or if no single number counts the pictures."""
-        return frame_numbers(self.names) if self.names else None
+        return frame_numbers(self.names, "frames_dir") if self.names else None
 
     def places(self, max_gap: int) -> list[int]:
         """Return the place of each picture in the clip, where a missing number has a place too; `[]` for a video.

@@ -2,22 +2,68 @@
 # Licensed under the Apache License, Version 2.0
 """Frames that a clip lacks: finding them by the numbers in file names, and filling them from their neighbours."""
 
+import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
-def frame_numbers(names: Sequence[str]) -> list[int] | None:
-    """Return the number that counts the frames in their file names, or `None` if no single number does."""
+logger = logging.getLogger(__name__)
+
+
+def frame_numbers(names: Sequence[str], argument: str = "poses") -> list[int] | None:
+    """Return the number that counts the frames in their sorted file names, or `None` if no number does.
+
+    Of several numbers, such as the frame and its time, that one counts which rises from each file to the next, mostly
+    by its smallest step, and whose step is the smallest. Errors name the `argument`.
+
+    Raises:
+        ValueError: If two files have the same numbers, or a file is named unlike most others. Such a file, often a
+            cover or a copy, is refused, since it would be shown as a frame.
+    """
     parts = [re.split(r"([0-9]+)", Path(name).stem) for name in names]
-    if len({tuple(part[::2]) for part in parts}) != 1:  # the text around the numbers differs
+    texts = [tuple(part[::2]) for part in parts]  # the text around the numbers
+    _check_alike(names, texts, argument)
+    if len(set(texts)) > 1:
         return None
-    columns = zip(*(map(int, part[1::2]) for part in parts))
-    counting = [list(column) for column in columns if len(set(column)) > 1]
-    return counting[0] if len(counting) == 1 else None
+    rows = [tuple(map(int, part[1::2])) for part in parts]
+    for index, (first, second) in enumerate(pairwise(rows)):
+        if first == second and (first or names[index] == names[index + 1]):
+            number = f"the number {'_'.join(map(str, first))}" if first else "one name"
+            raise ValueError(
+                f"`{argument}` must have one file per frame, got {number} twice: {names[index]!r} and "
+                f"{names[index + 1]!r}."
+            )
+    columns = [list(column) for column in zip(*rows) if len(set(column)) > 1]
+    counting = columns if len(columns) == 1 else filter(_counts, columns)
+    return min(counting, key=_smallest_step, default=None)
+
+
+def _check_alike(names: Sequence[str], texts: Sequence[tuple[str, ...]], argument: str) -> None:
+    usual, count = Counter(texts).most_common(1)[0]
+    others = [name for name, text in zip(names, texts) if text != usual]
+    if others and len(usual) > 1 and count > len(others):
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ValueError(
+            f"`{argument}` must have files whose names differ only in their numbers, got {others[0]!r}{more} beside "
+            f"{names[texts.index(usual)]!r}. Move it away, or name it like the others if it is a frame."
+        )
+
+
+def _smallest_step(numbers: Sequence[int]) -> int:
+    return min(second - first for first, second in pairwise(numbers))
+
+
+def _counts(numbers: Sequence[int]) -> bool:
+    """Return whether numbers rise from each file to the next, and mostly by their smallest step."""
+    step = _smallest_step(numbers)
+    return step > 0 and 2 * sum(second - first == step for first, second in pairwise(numbers)) > len(numbers) - 1
 
 
 def insert_missing(
@@ -25,23 +71,22 @@ def insert_missing(
 ) -> list[Any]:
     """Insert `missing` for each number that the sorted `names` leave out. Errors name the `argument`.
 
-    The smallest distance of two numbers is the step of the clip, so that 0, 5, 10 leaves nothing out.
+    The smallest distance of two numbers is the step of the clip, so that 0, 5, 10 leaves nothing out. Log a notice if
+    no number counts the frames.
 
     Raises:
-        ValueError: If two files have one number, or more than `max_gap` numbers in a row are missing.
+        ValueError: As in [`frame_numbers`], or if more than `max_gap` numbers in a row are missing.
     """
-    numbers = frame_numbers(names)
+    numbers = frame_numbers(names, argument) if names else None
     if numbers is None:
+        if len(names) > 1:
+            logger.warning(
+                f"No number counts the files of `{argument}`, such as {names[0]!r} and {names[1]!r}: they are taken as"
+                " consecutive frames."
+            )
         return list(frames)
-    distances = [second - first for first, second in zip(numbers, numbers[1:])]
-    step = min(distances)
-    if step == 0:
-        index = distances.index(0)
-        raise ValueError(
-            f"`{argument}` must have one file per frame, got the number {numbers[index]} twice: {names[index]!r} and "
-            f"{names[index + 1]!r}."
-        )
-    lengths = [round(distance / step) - 1 for distance in distances]
+    step = _smallest_step(numbers)
+    lengths = [round(Fraction(second - first, step)) - 1 for first, second in pairwise(numbers)]
     too_long = [i for i, length in enumerate(lengths) if length > max_gap]
     if too_long:
         gaps = ", ".join(f"{numbers[i] + step}..{numbers[i + 1] - step}" for i in too_long[:3])

@@ -112,8 +112,6 @@ def _match(
     if numbers is None:
         numbers = _count_video_frames(pose_numbers, num_frames)
     by_number = dict(zip(pose_numbers, poses))
-    if len(by_number) < len(poses):
-        raise ClipDropped("two of its poses have the same number.")
     unused = sorted(set(by_number) - set(numbers))
     if len(unused) == len(by_number):
         ends = f"{numbers[0]} to {numbers[-1]}", f"{min(by_number)} to {max(by_number)}"
