@@ -348,3 +348,13 @@ def test_pictures_are_seen_by_densepose_where_their_numbers_leave_a_gap(frames_a
     middle = [row["iuv"][16, 16].tolist() for row in rows]
     expected = [row["image"][16, 16].tolist() for row in rows]
     assert all(abs(a - b) <= 3 for pair in zip(middle, expected) for a, b in zip(*pair))
+
+
+def test_the_card_says_that_held_out_frames_show_the_subjects_of_the_training_set(frames_and_iuv, loopback, tmp_path):
+    words = ["--holdout_frames", 0.2, "--push_to_hub", "someone/ann-and-bob", "--include_images"]
+    prepare_dataset.main(parse(*frames_and_iuv, *words))
+    download(loopback.files("datasets/someone/ann-and-bob"), tmp_path / "hub")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "- test: 4 frames at the ends of these clips. It shows the subjects of the training set." in card
+    rows = datasets.load_dataset(str(tmp_path / "hub"))
+    assert {split: len(rows[split]) for split in rows} == {"train": 16, "test": 4}
