@@ -336,6 +336,7 @@ def test_a_run_pushes_its_pipeline_and_card(base, tmp_path):
         (["--height", "88", "--width", "60"], "`width` must be a positive multiple of 8"),
         (["--pose_radius", "1"], "`pose_radius` must be the model's own, 2, got 1"),
         (["--train_data", "procedural/huge"], "^`train_data` must be one of"),
+        (["--train_data", "a/b/c"], "^`train_data` must be a folder of parquet files .*, got 'a/b/c'"),
         (["--min_crop_scale", "0.5", "--latent_cache_dir", "x"], "`min_crop_scale` must be 1 with `latent_cache_dir`"),
         (["--learning_rate", "0"], "`learning_rate` must be a finite number above 0"),
         (["--lr_warmup_steps", "9"], "`lr_warmup_steps` must be 0 with `lr_scheduler` constant.*, got 9"),
