@@ -1,4 +1,5 @@
 import functools
+import os
 import pickle
 import sys
 import types
@@ -173,15 +174,95 @@ def test_a_dump_in_torch_s_old_format_is_read(save_dump):
             },
             "up to 89478485 pixels, got one of 20000 x 20000",
         ),
-        ({"labels": torch.zeros(4, 4)}, r"must be integers \[H, W\] and \[2, H, W\], got torch.float32 \[4, 4\]"),
-        ({"uv": torch.zeros(2, 3, 4)}, r"got torch.int64 \[4, 4\] and \[2, 3, 4\]"),
-        ({"box": (float("nan"), 0.0, 4.0, 4.0)}, "`boxes` must be finite, got .nan, 0.0"),
-        ({"box": (float("inf"), 0.0, 4.0, 4.0)}, "`boxes` must be finite, got .inf, 0.0"),
+        ({"labels": torch.zeros(4, 4)}, r"integers \[H, W\] and floats \[2, H, W\], got torch.float32 \[4, 4\]"),
+        ({"labels": torch.zeros(0, 4, dtype=torch.int64)}, r"must be integers \[H, W\] .* got torch.int64 \[0, 4\]"),
+        ({"labels": torch.zeros(4, 4, dtype=torch.complex64)}, r"must be integers .* got torch.complex64 \[4, 4\]"),
+        ({"labels": [[1, 2]], "uv": torch.zeros(2, 1, 2)}, r"must be integers .* got \[\[1, 2\]\] and torch.float32"),
+        ({"uv": torch.zeros(2, 3, 4)}, r"got torch.int64 \[4, 4\] and torch.float32 \[2, 3, 4\]"),
+        ({"uv": torch.full((2, 4, 4), float("nan"))}, "`uv` must be U and V, about 0 to 1, got nan..nan"),
+        ({"uv": torch.full((2, 4, 4), float("inf"))}, "`uv` must be U and V, about 0 to 1, got inf..inf"),
+        ({"uv": torch.full((2, 4, 4), 200.0)}, "`uv` must be U and V, about 0 to 1, got 200..200"),
+        ({"uv": torch.zeros(2, 4, 4, dtype=torch.complex64)}, r"and floats \[2, H, W\], .* torch.complex64"),
+        ({"uv": torch.zeros(2, 4, 4, dtype=torch.uint8)}, r"and floats \[2, H, W\], .* torch.uint8"),
+        ({"uv": torch.zeros(2, 4, 4).to_sparse()}, r"and floats \[2, H, W\], got"),
+        ({"box": (float("nan"), 0.0, 4.0, 4.0)}, r"`pred_boxes_XYXY` must be finite, got \[\[nan, 0.0"),
+        ({"box": (float("inf"), 0.0, 4.0, 4.0)}, r"`pred_boxes_XYXY` must be finite, got \[\[inf, 0.0"),
+        ({"box": (0.0, 0.0)}, r"`pred_boxes_XYXY` must hold four numbers per person, got torch.float32 \[1, 2\]"),
+        ({"box": (0.0, 0.0, 4.0)}, r"`pred_boxes_XYXY` must hold four numbers per person, got torch.float32 \[1, 3\]"),
+        ({"box": (0.0, 0.0, 4.0, 4j)}, "`pred_boxes_XYXY` must hold four numbers per person, got torch.complex64"),
+        ({"scores": torch.tensor([float("nan")])}, r"`scores` must be finite, got \[nan\]"),
+        ({"scores": torch.tensor([[0.5]])}, r"`scores` must hold one number per person, got torch.float32 \[1, 1\]"),
+        ({"scores": torch.tensor(0.5)}, r"`scores` must hold one number per person, got torch.float32 \[\]"),
+        ({"scores": 5}, r"`scores` must hold one number per person, got torch.int64 \[\]"),
+        ({"scores": "high"}, "`scores` must hold one number per person, got 'high'"),
+        (
+            {"scores": torch.tensor([0.5, 0.4])},
+            "`pred_densepose` must have one .* got 1 results for 2 scores and 1 boxes",
+        ),
+        ({"name": 7}, "entry 0: `file_name` must be the path of a picture, got 7"),
+        ({"name": "9" * 5000}, "entry 0: `file_name` must be the path of a picture, got '9999"),
     ],
 )
 def test_bad_values_in_a_dump_are_refused(save_dump, faults, reason):
     with pytest.raises(ValueError, match=f"`path` must be a dump of .* got 'dump.pkl': .*{reason}"):
         read_dump(save_dump(lambda result: [entry(result, **faults)]))
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        (5, "it holds one int, not a list with one entry per picture"),
+        ({"a": torch.zeros(1)}, "it holds one dict, not a list"),
+        ([5], "entry 0: it must be a dict, got 5"),
+        ([{}], "entry 0: it lacks `file_name`"),
+        ([{"file_name": "0.png"}], "entry 0: it lacks `scores`"),
+        ([{"file_name": "0.png", "scores": None}], "entry 0: `scores` must hold one number per person, got None"),
+        ([{"file_name": "0.png", "scores": [10**30]}], "entry 0: `scores` must hold one number per person, got"),
+        (
+            [{"file_name": "0.png", "scores": []}, {"file_name": "1.png", "scores": [1]}],
+            "entry 1: it lacks `pred_boxes",
+        ),
+        ([{"file_name": "0.png", "scores": [1], "pred_boxes_XYXY": [[0, 0, 1, 1]]}], "entry 0: it lacks `pred_densep"),
+        (
+            [{"file_name": "0.png", "scores": [1], "pred_boxes_XYXY": [[0, 0, 1, 1]], "pred_densepose": 3}],
+            "entry 0: `pred_densepose` must have one result per person, got 3 for 1 scores and 1 boxes",
+        ),
+        (
+            [{"file_name": "0.png", "scores": [1], "pred_boxes_XYXY": [[0, 0, 1, 1]], "pred_densepose": [3]}],
+            "entry 0: a result lacks `labels`",
+        ),
+    ],
+)
+def test_what_an_entry_lacks_is_named(tmp_path, entries, reason):
+    torch.save(entries, tmp_path / "dump.pkl")
+    with pytest.raises(ValueError, match=f"`path` must be a dump of .* got 'dump.pkl': {reason}"):
+        read_dump(tmp_path / "dump.pkl")
+
+
+def test_u_and_v_slightly_outside_their_range_are_clipped(save_dump):
+    uv = torch.tensor([-0.2, 1.3])[:, None, None].expand(2, 4, 4)
+    path = save_dump(lambda result: [entry(result, labels=torch.ones(4, 4, dtype=torch.int64), uv=uv)])
+    ((_, (detection,)),) = read_dump(path)
+    assert detection.iuv[..., 1].max() == 1 and detection.iuv[..., 0].min() == 255
+
+
+def test_a_dump_that_is_no_file_is_refused_at_once(tmp_path):
+    (tmp_path / "folder.pkl").mkdir()
+    os.mkfifo(tmp_path / "pipe.pkl")
+    for name, reason in (
+        ("folder.pkl", "which is not a file"),
+        ("pipe.pkl", "which is not a file"),
+        ("x" * 300 + ".pkl", "which does not exist"),
+    ):
+        with pytest.raises(ValueError, match=f"`path` must be a file, got .*, {reason}"):
+            read_dump(tmp_path / name)
+
+
+def test_a_picture_that_a_dump_lists_twice_is_refused(save_dump):
+    for names in (["0.png", "0.png"], ["a.png", "a.png"], ["0.png", "1.png", "1.png"]):
+        path = save_dump(lambda result: [entry(result, name) for name in names])
+        with pytest.raises(ValueError, match="`path` must have one file per frame, got .* twice"):
+            read_dump(path)
 
 
 def test_a_dump_over_several_folders_is_refused(save_dump):

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch.serialization import safe_globals
 
+from training.engine.messages import shorten
 from training.media.pictures import MAX_PIXELS, natural_order
 from training.poses.clip_settings import PERSON_RULES, PoseSettings
 from training.poses.gaps import insert_missing
@@ -30,6 +31,10 @@ from training.poses.gaps import insert_missing
 _DUMP_CLASSES = ("DensePoseChartResult", "DensePoseChartResultWithConfidences")
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # of torch.save before its ZIP files
 _NUM_CODES = 25
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# U and V are in [0, 1], but DensePose regresses them freely, so some lie outside. Levels up to 255 are another scale.
+_MAX_UV = 10
 # What to do about the classes that other dumps hold, by a part of the class's name.
 _ADVICE = {
     "DensePoseResult": "a detectron2 of 2020 or later writes `DensePoseChartResult`",
@@ -108,8 +113,8 @@ def detections_from_torchscript(output: Mapping[str, torch.Tensor] | Sequence[to
 
 
 def _check_box(box: torch.Tensor) -> None:
-    if not torch.isfinite(torch.as_tensor(box)).all():
-        raise ValueError(f"`boxes` must be finite, got {box.tolist()}.")
+    if box.shape != (4,) or not torch.isfinite(box).all():
+        raise ValueError(f"`boxes` must be finite, four numbers each, got {shorten(box.tolist())}.")
 
 
 def _check_size(height: int, width: int) -> None:
@@ -130,23 +135,25 @@ def read_dump(
         `list`: File name and detections of each picture, in the order of the numbers in the names. A number that the
             names leave out gives `None` and no detections.
     Raises:
-        ValueError: If the file is not such a dump, holds anything else (no code in it is run), its pictures are in
-            several folders, or their names leave out more than `max_gap` numbers in a row.
+        ValueError: If the file is not such a dump, holds anything else (no code in it is run) or numbers out of their
+            range, its pictures are in several folders or listed twice, or their names leave out more than `max_gap`
+            numbers in a row.
     """
+    if not os.path.isfile(path):  # opening a pipe would wait
+        reason = "which is not a file" if os.path.exists(path) else "which does not exist"
+        raise ValueError(f"`path` must be a file, got {shorten(str(path))}, {reason}.")
     allowed = [(_ChartResult, f"densepose.structures.chart_result.{name}") for name in _DUMP_CLASSES]
     allowed += [(_ChartResult, f"densepose.structures.{name}") for name in _DUMP_CLASSES]
     try:
         with safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol
             entries = torch.load(path, map_location="cpu", weights_only=True)
-        frames = [(str(entry["file_name"]), _read_dump_entry(entry)) for entry in entries]
-    except FileNotFoundError as error:
-        raise ValueError(f"`path` must be a file, got {str(path)!r}, which does not exist.") from error
     except Exception as error:  # the file may hold anything
-        raise ValueError(
-            f"`path` must be a dump of detectron2's `apply_net.py` that holds only tensors and chart results, got "
-            f"{Path(path).name!r}: {_why_not_a_dump(path, error)}"
-        ) from error
+        raise _not_a_dump(path, _why_not_a_dump(path, error)) from error
+    try:
+        frames = _read_dump_entries(entries)
+    except ValueError as error:
+        raise _not_a_dump(path, str(error)) from error
     folders = sorted({str(Path(name).parent) for name, _ in frames})
     if len(folders) > 1:
         raise ValueError(
@@ -155,6 +162,13 @@ def read_dump(
         )
     frames = sorted(frames, key=lambda frame: natural_order(Path(frame[0])))
     return insert_missing([name for name, _ in frames], frames, max_gap, missing=(None, []), argument="path")
+
+
+def _not_a_dump(path: str | os.PathLike, reason: str) -> ValueError:
+    return ValueError(
+        "`path` must be a dump of detectron2's `apply_net.py` that holds only tensors and chart results, got "
+        f"{Path(path).name!r}: {reason}"
+    )
 
 
 def _why_not_a_dump(path: str | os.PathLike, error: Exception) -> str:
@@ -195,26 +209,85 @@ def _class_in_pickle(file: BinaryIO) -> str | None:
     return names[0] if names else "plain data"
 
 
-def _read_dump_entry(entry: Mapping[str, Any]) -> list[Detection]:
-    if len(entry["scores"]) == 0:
+def _read_dump_entries(entries: Any) -> list[tuple[str, list[Detection]]]:
+    """Return file name and detections of each picture. A `ValueError` says what an entry lacks."""
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError(f"it holds one {type(entries).__name__}, not a list with one entry per picture.")
+    frames = []
+    for index, entry in enumerate(entries):
+        try:
+            if not isinstance(entry, Mapping):
+                raise ValueError(f"it must be a dict, got {shorten(entry)}.")
+            name = _get(entry, "file_name")
+            if not isinstance(name, str) or not 0 < len(name) < 4096:
+                raise ValueError(f"`file_name` must be the path of a picture, got {shorten(name)}.")
+            frames.append((name, _read_people(entry)))
+        except ValueError as error:
+            raise ValueError(f"entry {index}: {error}") from error
+    return frames
+
+
+def _get(entry: Mapping[str, Any], name: str, owner: str = "it") -> Any:
+    if name not in entry:
+        raise ValueError(f"{owner} lacks `{name}`.")
+    return entry[name]
+
+
+def _read_people(entry: Mapping[str, Any]) -> list[Detection]:
+    scores = _read_numbers(entry, "scores", "one number per person", ())
+    if len(scores) == 0:
         return []  # without a person, detectron2 writes no `pred_densepose`
-    detections = []
-    for box, score, result in zip(entry["pred_boxes_XYXY"], entry["scores"], entry["pred_densepose"], strict=True):
-        labels, uv = result.labels, result.uv
-        if labels.ndim != 2 or labels.is_floating_point() or uv.shape != (2, *labels.shape):
-            shapes = f"{labels.dtype} {list(labels.shape)} and {list(uv.shape)}"
-            raise ValueError(f"`labels` and `uv` must be integers [H, W] and [2, H, W], got {shapes}.")
-        _check_box(box)
-        _check_size(*labels.shape)
-        if labels.numel() and not 0 <= labels.min() <= labels.max() < _NUM_CODES:
-            raise ValueError(
-                f"`labels` must be part codes 0..{_NUM_CODES - 1}, got {int(labels.min())}..{int(labels.max())}."
-            )
-        left, top = (int(float(value)) for value in box[:2])
-        height, width = labels.shape
-        iuv = _to_iuv(labels, *uv.float())
-        detections.append(Detection((left, top, left + width, top + height), iuv, float(score)))
-    return detections
+    boxes = _read_numbers(entry, "pred_boxes_XYXY", "four numbers per person", (4,))
+    results = _get(entry, "pred_densepose")
+    if not isinstance(results, (list, tuple)) or not len(results) == len(boxes) == len(scores):
+        got = f"{len(results)} results" if isinstance(results, (list, tuple)) else shorten(results)
+        raise ValueError(
+            f"`pred_densepose` must have one result per person, got {got} for {len(scores)} scores and {len(boxes)}"
+            " boxes."
+        )
+    return [_read_person(box, float(score), result) for box, score, result in zip(boxes, scores, results)]
+
+
+def _read_numbers(entry: Mapping[str, Any], name: str, rule: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return finite numbers `[N, *shape]` of an entry."""
+    value = _get(entry, name)
+    try:
+        numbers = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"`{name}` must hold {rule}, got {shorten(value)}.") from error
+    numbers = numbers.reshape(0, *shape) if numbers.shape[:1] == (0,) else numbers
+    if not _is_plain(numbers, _FLOATS + _INTEGERS) or numbers.shape[1:] != shape or numbers.ndim == 0:
+        raise ValueError(f"`{name}` must hold {rule}, got {numbers.dtype} {list(numbers.shape)}.")
+    if not torch.isfinite(numbers).all():
+        raise ValueError(f"`{name}` must be finite, got {shorten(numbers.tolist())}.")
+    return numbers
+
+
+def _is_plain(value: Any, dtypes: Sequence[torch.dtype]) -> bool:
+    """Return whether a value is a tensor of one of the data types that holds its numbers in memory."""
+    is_tensor = isinstance(value, torch.Tensor)
+    return is_tensor and value.dtype in dtypes and value.layout == torch.strided and not value.is_meta
+
+
+def _read_person(box: torch.Tensor, score: float, result: Any) -> Detection:
+    labels, uv = (_get(getattr(result, "__dict__", {}), name, "a result") for name in ("labels", "uv"))
+    is_plain = _is_plain(labels, _INTEGERS) and _is_plain(uv, _FLOATS)
+    if not is_plain or labels.ndim != 2 or not labels.numel() or uv.shape != (2, *labels.shape):
+        got = " and ".join(
+            f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else shorten(value)
+            for value in (labels, uv)
+        )
+        raise ValueError(f"`labels` and `uv` must be integers [H, W] and floats [2, H, W], got {got}.")
+    _check_size(*labels.shape)
+    if not 0 <= labels.min() <= labels.max() < _NUM_CODES:
+        raise ValueError(
+            f"`labels` must be part codes 0..{_NUM_CODES - 1}, got {int(labels.min())}..{int(labels.max())}."
+        )
+    if not uv.abs().max() <= _MAX_UV:  # also for NaN
+        raise ValueError(f"`uv` must be U and V, about 0 to 1, got {float(uv.min()):g}..{float(uv.max()):g}.")
+    left, top = (int(float(value)) for value in box[:2])
+    height, width = labels.shape
+    return Detection((left, top, left + width, top + height), _to_iuv(labels, *uv.float()), score)
 
 
 def paste(detection: Detection, height: int, width: int) -> np.ndarray:
