@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import struct
 import zipfile
 
 import pytest
@@ -617,6 +618,18 @@ def test_no_flipped_bit_in_a_zip_file_s_directory_ends_in_a_traceback(tmp_path):
                 assert str(error).startswith("`unet` must be ") and "got 'unet.pth': " in str(error)
                 num_refused += 1
     assert num_refused > 100
+
+
+def test_an_entry_beyond_the_end_of_a_zip_file_is_refused(tmp_path):
+    """Python raises an error without a text for it."""
+    path = tmp_path / "unet.pth"
+    torch.save({"a": torch.ones(8)}, path)
+    content = bytearray(path.read_bytes())
+    last = content.rfind(b"PK\x01\x02")  # in the directory: the last entry, with its two sizes 20 bytes later
+    content[last + 20 : last + 28] = struct.pack("<II", 1000, 1000)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="`unet` must be an undamaged file of `torch.save`, got 'unet.pth': EOFError"):
+        read_checkpoint(path, "unet")
 
 
 def test_a_file_without_checksums_is_read_with_a_warning(tmp_path, caplog):
