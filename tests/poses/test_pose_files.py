@@ -229,6 +229,44 @@ def test_broken_arrays_are_one_short_error(tmp_path, data, reason):
         assert len(str(error.value)) < 400 + len(str(path)) and "\n" not in str(error.value)
 
 
+def test_lossless_webp_is_read_and_lossy_webp_refused(tmp_path):
+    frames = [get_dummy_iuv(i) for i in range(2)]
+    for index, frame in enumerate(frames):
+        frame.save(tmp_path / f"{index}.webp", lossless=True, exif=b"Exif\0\0" if index else b"")
+    assert [frame.tobytes() for frame in read_poses(tmp_path)] == [frame.tobytes() for frame in frames]
+    for how in ({"lossless": False}, {"lossless": True, "save_all": True, "append_images": frames[:1]}):
+        frames[1].save(tmp_path / "1.webp", **how)
+        with pytest.raises(ValueError, match="must be lossless pictures, .* got lossy or animated WebP in .*1.webp"):
+            read_poses(tmp_path)
+    for index, frame in enumerate(frames):
+        frame.save(tmp_path / f"{index}.png")
+    assert len(read_poses(tmp_path)) == 2, "beside PNGs, WebP files are the clip's pictures"
+    (tmp_path / "1.webp").rename(tmp_path / "1.png")
+    with pytest.raises(ValueError, match="got lossy or animated WebP in .*1.png"):
+        read_poses(tmp_path)
+
+
+def test_a_pose_file_that_cannot_exist_is_refused(tmp_path):
+    for name in ("x" * 300, "x" * 300 + ".npy", "x" * 300 + ".mkv", "a\0b"):
+        with pytest.raises(ValueError, match="`poses` must be a folder of IUV pictures, .* which does not exist"):
+            read_poses(name)
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(ValueError, match="`poses` must be a folder of IUV pictures, .*pipe.npy'.$"):
+        read_poses(tmp_path / "pipe.npy")
+
+
+def test_a_damaged_pose_video_is_named_once_and_without_an_error_s_number(tmp_path):
+    frames = [get_dummy_iuv(i) for i in range(4)]
+    write_video(tmp_path / "poses.avi", "png", "rgb24", frames)
+    data = bytearray((tmp_path / "poses.avi").read_bytes())
+    start = data.index(b"IHDR")
+    data[start : start + 40] = b"\xff" * 40
+    (tmp_path / "poses.avi").write_bytes(data)
+    with pytest.raises(ValueError, match="`poses` must be a readable video, .* it cannot be decoded ") as raised:
+        read_poses(tmp_path / "poses.avi")
+    assert "Errno" not in str(raised.value) and str(raised.value).count(str(tmp_path)) == 1
+
+
 def test_jpeg_poses_are_refused_with_the_reason(tmp_path):
     get_dummy_iuv().save(tmp_path / "0.jpg", quality=95)
     with pytest.raises(ValueError, match="`poses` must hold .* got .* with lossy pictures, which mix U and V"):
@@ -237,7 +275,7 @@ def test_jpeg_poses_are_refused_with_the_reason(tmp_path):
     with pytest.raises(ValueError, match="A lossy format such as JPEG has mixed its parts"):
         find_channel_order([np.asarray(jpeg)])
     os.rename(tmp_path / "0.jpg", tmp_path / "0.png")
-    with pytest.raises(ValueError, match="JPEG mixes U and V across parts; got JPEG in .*0.png"):
+    with pytest.raises(ValueError, match="must be lossless .* mix U and V across parts; got JPEG in .*0.png"):
         read_poses(tmp_path)
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pipeline_dreampose import why_not_iuv
+from training.engine.messages import one_line, shorten
 from training.media.pictures import (
     PICTURE_SUFFIXES,
     UnreadablePictures,
@@ -25,6 +26,7 @@ from training.media.pictures import (
     open_picture,
     open_video,
     video_stream,
+    why_unreadable,
 )
 from training.poses.channel_order import NUM_CODES
 from training.poses.clip_settings import PoseSettings
@@ -34,6 +36,7 @@ from training.poses.gaps import fill_gaps, insert_missing
 logger = logging.getLogger(__name__)
 
 LOSSLESS_SUFFIXES = (".png", ".bmp")  # lossless: a JPEG mixes U and V across charts
+WEBP_SUFFIX = ".webp"  # lossless or not
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".nut")
 RELEASE_PATTERN = "*_densepose.npy"
 
@@ -46,7 +49,8 @@ def read_poses(
     Args:
         path (`str` or `os.PathLike`): One of
 
-            - a folder of IUV pictures (R = V, G = U, B = I), in the order of the numbers in their names;
+            - a folder of IUV pictures (R = V, G = U, B = I) as PNG, BMP or, without such files, as lossless WebP, in
+              the order of the numbers in their names;
             - a video of such pictures in a lossless RGB codec (FFV1, PNG, HuffYUV, ...);
             - a `.npy` file of uint8 `[F, H, W, 3]` (IUV pictures) or floats `[F, 2, H, W]` (U, V in `[0, 1]`);
             - a folder of the release's `frame_<n>_densepose.npy`, floats `[2, H, W]` each.
@@ -91,26 +95,27 @@ def read_pose_frames(path: str | os.PathLike) -> tuple[list[Image.Image] | torch
         ValueError: As [`read_poses`] does.
     """
     path = Path(path)
-    if path.is_file() and path.suffix.lower() == ".npy":
+    is_file = os.path.isfile(path)  # a `Path` would raise an error for a name that is too long
+    if is_file and path.suffix.lower() == ".npy":
         return _read_stack(path), []
-    if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+    if is_file and path.suffix.lower() in VIDEO_SUFFIXES:
         return _read_video(path), []
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_folder(path)
     raise ValueError(
         "`poses` must be a folder of IUV pictures, a lossless video or a .npy file, "
-        f"got {str(path)!r}{'' if path.exists() else ', which does not exist'}."
+        f"got {shorten(str(path))}{'' if os.path.exists(path) else ', which does not exist'}."
     )
 
 
 def _read_folder(folder: Path) -> tuple[list[Image.Image] | torch.Tensor, list[str]]:
     # The original release stores its maps next to the clip's frames, so maps take precedence over pictures.
     maps = [file for file in list_files(folder, [".npy"]) if file.match(RELEASE_PATTERN)]
-    pictures = list_files(folder, LOSSLESS_SUFFIXES)
+    pictures = list_files(folder, LOSSLESS_SUFFIXES) or list_files(folder, [WEBP_SUFFIX])
     if not maps and not pictures:
         is_lossy = bool(list_files(folder, PICTURE_SUFFIXES))
         raise ValueError(
-            f"`poses` must hold IUV pictures ({', '.join(LOSSLESS_SUFFIXES)}) or {RELEASE_PATTERN}, got "
+            f"`poses` must hold IUV pictures (PNG, BMP, lossless WebP) or {RELEASE_PATTERN}, got "
             f"{str(folder)!r}, {'with lossy pictures, which mix U and V across parts' if is_lossy else 'without any'}."
         )
     return (_read_release_maps(maps) if maps else _read_pictures(pictures)), [file.name for file in maps or pictures]
@@ -124,9 +129,11 @@ def _read_pictures(files: Sequence[Path]) -> list[Image.Image]:
                 image.load()
         except UnreadablePictures as error:
             raise ValueError(f"`poses` must be readable pictures, got {str(file)!r}: {error}.") from error
-        if image.format == "JPEG":
+        lossy = {"AVIF": "AVIF", "JPEG": "JPEG", "WEBP": "lossy or animated WebP"}.get(image.format)
+        if lossy and not (image.format == "WEBP" and _is_lossless_webp(file)):
             raise ValueError(
-                f"`poses` must be lossless pictures, since JPEG mixes U and V across parts; got JPEG in {str(file)!r}."
+                f"`poses` must be lossless pictures, since others mix U and V across parts; got {lossy} in "
+                f"{str(file)!r}."
             )
         if image.mode != "RGB":
             raise ValueError(
@@ -135,6 +142,18 @@ def _read_pictures(files: Sequence[Path]) -> list[Image.Image]:
         _check_size(file.name, image.size, files[0].name, frames[0].size if frames else image.size)
         frames.append(image)
     return frames
+
+
+def _is_lossless_webp(path: Path) -> bool:
+    """Return whether the picture in a WebP file, a list of named chunks, is lossless: `VP8L` instead of `VP8 `."""
+    with open(path, "rb") as file:
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            if head[:4] in (b"VP8L", b"VP8 "):
+                return head[:4] == b"VP8L"
+            size = int.from_bytes(head[4:], "little")
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return False
 
 
 def _check_size(name: str, size: tuple[int, ...], first_name: str, first_size: tuple[int, ...]) -> None:
@@ -159,7 +178,8 @@ def _read_video(path: Path) -> list[Image.Image]:
                 )
             frames = list(frames)
     except (av.error.FFmpegError, OSError, UnreadablePictures) as error:
-        raise ValueError(f"`poses` must be a readable video, got {str(path)!r}: {error}.") from error
+        reason = why_unreadable(error)
+        raise ValueError(f"`poses` must be a readable video, got {str(path)!r}: {reason}.") from error
     if not frames:
         raise ValueError(f"`poses` must have at least one frame, got {str(path)!r}, which has none.")
     return frames
@@ -170,7 +190,7 @@ def _load_array(path: Path) -> np.ndarray:
         # A memory map compares the declared shape with the file's size before any memory is taken.
         return np.array(np.lib.format.open_memmap(path, mode="r"))
     except (ValueError, OSError, MemoryError, OverflowError, RecursionError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(why_unreadable(error), 200)
         raise ValueError(f"`poses` must be a plain numpy array (.npy), got {str(path)!r}: {reason}.") from error
 
 
