@@ -246,6 +246,20 @@ def test_messages_name_the_options_as_they_are_typed(tmp_path, drawn):
             run(*words, "--output_dir", tmp_path / "o")
 
 
+def test_a_name_that_is_too_long_is_named_like_one_that_does_not_exist(tmp_path):
+    long = "x" * 300
+    for words, message in (
+        (["--input", long], "`input` must be a folder of IUV pictures, .* which does not exist"),
+        (["--input", f"{long}.pkl", "--size", 4, 4], "`input` must be a file, .* which does not exist"),
+        (["--input", "a.mp4", "--densepose", long], "`densepose` must be a TorchScript file, .* which does not exist"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(*words, "--output_dir", tmp_path / "o")
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(ValueError, match="`densepose` must be a TorchScript file, .*folder.pt', which is not a file"):
+        DensePoseEstimator(tmp_path / "folder.pt")
+
+
 def test_bad_input_is_one_clear_error(tmp_path, capsys):
     with pytest.raises(ValueError, match="`densepose` must be a TorchScript file, .* got .*missing.pt'"):
         DensePoseEstimator(tmp_path / "missing.pt")

@@ -7,6 +7,7 @@ python training/extract_poses.py --input densepose.pkl --size 640 512 --output_d
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ("device", has_model, "`--densepose`"),
         ("size", is_dump, "a dump (.pkl) as `--input`"),
         ("person", has_model or is_dump, "`--densepose` or a dump (.pkl)"),
-        ("max_gap", has_model or is_dump or options.input.is_dir(), "`--densepose`, a dump (.pkl) or a folder"),
+        ("max_gap", has_model or is_dump or os.path.isdir(options.input), "`--densepose`, a dump (.pkl) or a folder"),
         ("channel_order", not (has_model or is_dump), "IUV pictures as `--input`"),
     ):
         if not is_used:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from training.engine.devices import check_device
 from training.engine.hub_access import check_reachable
+from training.engine.messages import shorten
 from training.poses.detections import Detection, detections_from_torchscript
 
 
@@ -26,13 +27,14 @@ def find_densepose(path: str | os.PathLike) -> Path:
     Raises:
         ValueError: If the file exists neither here nor on the Hub.
     """
-    if Path(path).is_file():
+    if os.path.isfile(path):  # a `Path` would raise an error for a name that is too long
         return Path(path)
     rule = "`densepose` must be a TorchScript file, here or as OWNER/REPOSITORY/FILE on the Hub"
     owner, _, rest = str(path).partition("/")
     repository, _, name = rest.partition("/")
-    if not name or Path(owner or "/").exists():
-        raise ValueError(f"{rule}, got {str(path)!r}, which does not exist.")
+    if not name or os.path.exists(owner or "/"):
+        reason = "is not a file" if os.path.exists(path) else "does not exist"
+        raise ValueError(f"{rule}, got {shorten(str(path))}, which {reason}.")
     check_reachable("densepose", f"{owner}/{repository}", rule.partition(" must ")[2])
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", name))
