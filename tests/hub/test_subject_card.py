@@ -22,7 +22,7 @@ from tests.tiny_components import (
 )
 from training.hub import model_card
 from training.hub.model_card import read_license, try_write_card, write_base_card, write_subject_card
-from training.media.pictures import UnreadablePictures, copy_without_metadata
+from training.media.pictures import UnreadablePictures, copy_without_metadata, enlarge
 from training.options.subject import SubjectSampleOptions
 from training.subject import results as subject_results
 from training.subject.photos import load_photos
@@ -281,20 +281,26 @@ def test_pictures_before_and_after(tmp_path, photos):
     assert before.keys() == pipe.unet.state_dict().keys() and pipe.get_list_adapters() == {}
     assert all(torch.equal(before[key], value) for key, value in pipe.unet.state_dict().items())
 
+    scale = 10  # makes 320 pixels of the model's 32
+    height, width = scale * HEIGHT, scale * WIDTH
+
     def cell(row, column):
         """Cut out a cell, counted from the lower right, since the left has titles."""
-        bottom, right = grid.shape[0] - (3 - row) * (HEIGHT + 4), grid.shape[1] - (1 - column) * (WIDTH + 4)
-        return grid[bottom - HEIGHT : bottom, right - WIDTH : right]
+        bottom, right = grid.shape[0] - (3 - row) * (height + 4), grid.shape[1] - (1 - column) * (width + 4)
+        return grid[bottom - height : bottom, right - width : right]
 
-    assert np.array_equal(cell(0, 0), np.asarray(photos[0]["iuv"]))
-    assert np.array_equal(cell(1, 0), np.asarray(photos[0]["image"]))
+    pose = np.kron(np.asarray(photos[0]["iuv"]), np.ones((scale, scale, 1), np.uint8))
+    assert np.array_equal(cell(0, 0), pose)
+    shown = photos[0]["image"].resize((width, height), Image.Resampling.LANCZOS)
+    assert np.array_equal(cell(1, 0), np.asarray(shown))
     anew = get_dummy_pipeline()
     for row in (2, 3):
         for column in range(2):
             generator = torch.Generator().manual_seed(5)
             poses = [photos[column]["iuv"]] * 5
             frames = anew(photos[0]["image"], poses, frame_indices=[2], generator=generator, num_inference_steps=2)
-            assert np.array_equal(cell(row, column), np.asarray(frames.frames[0][0])), (row, column)
+            expected = enlarge(frames.frames[0][0], scale)
+            assert np.array_equal(cell(row, column), np.asarray(expected)), (row, column)
         if row == 2:
             anew.load_lora_weights(subject)
     assert not np.array_equal(cell(2, 0), cell(3, 0))
