@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,7 +258,7 @@ def test_bad_input_is_one_clear_error(inputs, undisturbed, tmp_path, capsys):
             parse("--output_dir", tmp_path / "out", *words)
         assert message.split(", got .*")[0] in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="`video_dir` must hold at least one clip, got .*empty"):
+    with pytest.raises(ValueError, match="`video_dir` must hold at least one clip, a video, got .*empty"):
         prepare_dataset.main(parse("--output_dir", tmp_path / "o", *inputs, "--video_dir", tmp_path / "empty"))
     with pytest.raises(
         ValueError, match="`densepose` must be a TorchScript file, .* got 'a.pt', which does not exist"
@@ -318,7 +319,7 @@ def test_a_dry_run_prints_the_table_and_writes_nothing(frames_and_iuv, tmp_path,
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[:3]] == [
         ["clip", "split", "frames", "size", "gaps"],
-        ["ann", "train,", "end", "test", "10", "32x32", "1"],
+        ["ann", "train,", "last", "2", "test", "10", "32x32", "1"],
         ["bob", "dropped"],
     ]
     assert lines[3] == "bob would be dropped: `max_gap` must be at least 6 for the gap at frame 3, got 5."
@@ -331,6 +332,56 @@ def test_frames_with_long_gaps_drop_the_clip(frames_and_iuv, tmp_path, capsys):
     prepare_dataset.main(parse(*frames_and_iuv))
     assert "dropped ann: `frames_dir` must be consecutive frames" in capsys.readouterr().out
     assert {row["video_id"] for row in rows_of(tmp_path / "out")["train"]} == {"bob"}
+
+
+def test_broken_and_odd_frames_drop_their_clip_alone(frames_and_iuv, tmp_path, capsys):
+    frames = tmp_path / "frames"
+    (frames / "ann" / "110.png").symlink_to(tmp_path / "missing.png")
+    for clip in ("cat", "dan"):
+        shutil.copytree(frames / "bob", frames / clip)
+        shutil.copytree(tmp_path / "iuv" / "bob", tmp_path / "iuv" / clip)
+    (frames / "cat" / "105.png").write_text("no picture")
+    Image.new("RGB", (16, 32)).save(frames / "dan" / "105.png")
+    prepare_dataset.main(parse(*frames_and_iuv))
+    printed = capsys.readouterr().out
+    assert "dropped ann: `frames_dir` must be a file, got " in printed
+    assert "dropped cat: `frames_dir` must be a readable picture, got " in printed
+    assert "dropped dan: its frames must have one size, got 32x32 and, in frame 105, 16x32." in printed
+    assert {row["video_id"] for row in rows_of(tmp_path / "out")["train"]} == {"bob"}
+
+
+def test_the_same_command_prepares_changed_clips_again_and_names_those_of_earlier_runs(
+    frames_and_iuv, tmp_path, capsys
+):
+    prepare_dataset.main(parse(*frames_and_iuv))
+    assert "--output_dir also has" not in capsys.readouterr().out
+    (tmp_path / "iuv" / "ann" / "103.png").write_bytes((tmp_path / "iuv" / "ann" / "109.png").read_bytes())
+    prepare_dataset.main(parse(*frames_and_iuv))
+    shown = [row["iuv"][0, 0, 0] for row in rows_of(tmp_path / "out")["train"] if row["video_id"] == "ann"]
+    assert shown[3] == 109
+    (tmp_path / "frames" / "ann" / "104.png").write_text("no picture")
+    prepare_dataset.main(parse(*frames_and_iuv))
+    assert {row["video_id"] for row in rows_of(tmp_path / "out")["train"]} == {"bob"}
+    (tmp_path / "split.csv").write_text("ann,train\n")
+    with pytest.raises(ValueError, match="`output_dir` must get at least one clip, got none: all 1 were dropped"):
+        prepare_dataset.main(parse(*frames_and_iuv, "--split_file", tmp_path / "split.csv"))
+    assert "out: ['frames/train/bob.parquet']" in capsys.readouterr().out
+
+
+def test_a_dry_run_drops_the_clips_that_a_run_drops(frames_and_iuv, tmp_path, capsys):
+    for kind in ("frames", "iuv"):
+        for number in set(range(100, 110)) - {103 if kind == "iuv" else 100, 100}:
+            (tmp_path / kind / "ann" / f"{number}.png").unlink(missing_ok=True)
+    prepare_dataset.main(parse(*frames_and_iuv, "--holdout_frames", 0.2, "--dry_run"))
+    assert "ann would be dropped: too few frames to hold out some of them: 1." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["frames", "iuv"])
+def test_the_data_set_stays_out_of_the_folders_that_it_is_made_of(frames_and_iuv, tmp_path, name):
+    before = num_files(tmp_path)
+    with pytest.raises(ValueError, match="`output_dir` must spare what is read, but "):
+        prepare_dataset.main(parse(*frames_and_iuv[:4], "--output_dir", tmp_path / name))
+    assert num_files(tmp_path) <= before + 1  # the lock
 
 
 def test_pictures_are_seen_by_densepose_where_their_numbers_leave_a_gap(frames_and_iuv, inputs, tmp_path):

@@ -55,9 +55,11 @@ def prepare(options: argparse.Namespace) -> None:
     from training.data.video_download import download_videos
     from training.hub.publishing import push_data_set
     from training.media.outputs import check_output
+    from training.media.pictures import spare_inputs
     from training.poses.estimator import DensePoseEstimator, find_densepose
 
     check_output("output_dir", options.output_dir)
+    spare_inputs("output_dir", [options.output_dir], [options.frames_dir, options.video_dir, options.iuv_dir])
     datasets.disable_progress_bars()  # there would be one per shard
     # The other processes wait while the main one downloads.
     state = PartialState(cpu=options.device == "cpu", timeout=timedelta(hours=24))
@@ -82,11 +84,14 @@ def prepare(options: argparse.Namespace) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         summary = preparation.summarize(tasks, folder)
-        print(*notes, f"{len(tasks)} clips, prepared by {state.num_processes} process(es):", sep="\n")
+        notes += preparation.find_others(tasks, folder, options.splits)
+        num_processes = state.num_processes * options.num_proc
+        print(*notes, f"{len(tasks)} clips, prepared by {num_processes} process(es):", sep="\n")
         print(*preparation.describe(summary), f'load_dataset("parquet", data_dir="{folder / "frames"}")', sep="\n")
         if options.push_to_hub:
             pushed = folder if options.include_images else preparation.write_annotations(tasks, folder)
             print(push_data_set(pushed, options.push_to_hub, tasks, summary, options.include_images))
+        preparation.check_used(summary)
 
 
 def find_tasks(options: argparse.Namespace) -> "tuple[list[ClipTask], list[str]]":

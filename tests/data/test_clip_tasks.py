@@ -52,7 +52,9 @@ def test_a_folder_of_pictures_is_a_clip(tmp_path):
     assert notes == ["passed over in --frames_dir, since they are no folders of pictures: ['empty', 'loose.png']"]
     with pytest.raises(ValueError, match="`frames_dir` must hold one folder .* got .*which holds pictures itself"):
         find_frame_folders(tmp_path / "a")
-    with pytest.raises(ValueError, match="`frames_dir` must hold at least one clip, got .*empty"):
+    with pytest.raises(
+        ValueError, match="`frames_dir` must hold .*, a folder of pictures .*, got .*empty"
+    ):
         find_frame_folders(tmp_path / "empty")
 
 
@@ -67,7 +69,9 @@ def test_poses_have_the_names_of_their_clips_and_the_rest_is_named(tmp_path):
         "clips without poses in --iuv_dir are left out: ['alone']",
         "poses in --iuv_dir without a clip: ['other']",
     ]
-    with pytest.raises(ValueError, match=r"`iuv_dir` must hold poses that are named like the clips \(\['x'\]\)"):
+    with pytest.raises(
+        ValueError, match=r"like the clips, as folders or as .npy, .*, got \['a', .*\] for \['x'\]"
+    ):
         find_poses(named(tmp_path, "x"), tmp_path)
     (tmp_path / "b").mkdir()
     with pytest.raises(ValueError, match="`iuv_dir` must hold one entry per clip, got 'b' and 'b.npy'"):
@@ -101,6 +105,11 @@ def test_a_split_file_gives_each_clip_its_split(tmp_path):
 def test_a_broken_split_file_names_the_line(tmp_path, text):
     (tmp_path / "splits.csv").write_text("b,train\n" + text)
     with pytest.raises(ValueError, match="`split_file` must have lines CLIP,SPLIT, .* got line [23] of .*splits.csv"):
+        read_split_file(tmp_path / "splits.csv")
+    (tmp_path / "splits.csv").write_text("clip,split\n")
+    with pytest.raises(
+        ValueError, match="`split_file` must name at least one clip, got .*splits.csv', which n"
+    ):
         read_split_file(tmp_path / "splits.csv")
     with pytest.raises(ValueError, match="`split_file` must be a CSV file, got .*: "):
         read_split_file(tmp_path / "missing.csv")

@@ -39,10 +39,23 @@ def test_poses_are_matched_by_number_and_what_does_not_match_is_named(tmp_path):
     folder = write(tmp_path / "poses", [101, 102, 104, 105, 106], prefix="iuv_")
     matched = match_poses(folder, [100, 101, 102, 103, 104], 5, SIZE)
     assert values(matched) == [101, 101, 102, 102, 104] and matched.filled == [0, 3]
-    assert matched.notices == ["2 poses have no frame, by their numbers [105, 106]."]
+    assert matched.notices == ["poses without a frame, by their numbers: [105, 106]."]
     np.testing.assert_array_equal(matched.poses[1], iuv(101))
     with pytest.raises(ClipDropped, match="`max_gap` must be at least 1 for the gap at frame 0, got 0"):
         match_poses(folder, [100, 101, 102, 103, 104], 5, SIZE, PoseSettings(max_gap=0))
+
+
+def test_pictures_that_show_nobody_are_gaps(tmp_path):
+    folder = write(tmp_path / "poses", [1, 2, 3], frame=lambda number: iuv(number) * (number != 2))
+    matched = match_poses(folder, [1, 2, 3], 3, SIZE)
+    assert values(matched) == [1, 1, 3] and matched.filled == [1]
+    with pytest.raises(ClipDropped, match="must show a person, got none in any of 2"):
+        match_poses(write(tmp_path / "nobody", [0, 1], frame=lambda number: iuv(number) * 0), [0, 1], 2, SIZE)
+
+
+def test_one_missing_pose_does_not_shift_the_others(tmp_path):
+    matched = match_poses(write(tmp_path / "poses", [1, 2, 4]), [1, 2, 3], 3, SIZE)
+    assert values(matched) == [1, 2, 2] and matched.filled == [2]
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -55,7 +68,9 @@ def test_numbers_of_a_video_s_poses_start_at_0_or_1(tmp_path, first):
 @pytest.mark.parametrize(
     "numbers, frames, num_frames, reason",
     [
-        ([1, 2, 3], [11, 12, 13], 3, "its frames have the numbers 11 to 13 and its poses 1 to 3: none is the same"),
+        ([1, 2, 3], [11, 12, 13, 14], 4, "its 4 frames have the numbers 11 to 14 and its 3 poses 1 to 3. A frame and"),
+        ([0, 1, 2], [1, 2, 3], 3, "its 3 frames have the numbers 1 to 3 and its 3 poses 0 to 2. A frame and its pose"),
+        ([0, 1, 2], [], 5, "no number counts its 5 frames, and it has 3 poses"),
         ([1, 2, 3], None, 5, "do not tell whether its first frame has the number 0 or 1"),
         ([7, 8, 9], None, 5, "the numbers 7 to 9, which do not tell"),
     ],
@@ -95,7 +110,7 @@ def test_poses_of_another_size_are_resized_by_nearest_neighbour_and_others_refus
     folder = write(tmp_path / "poses", [30, 31], frame=lambda value: iuv(value, (3, 4)))
     poses = match_poses(folder, None, 2, SIZE).poses
     np.testing.assert_array_equal(poses[0], np.kron(iuv(30, (3, 4)), np.ones((2, 2, 1), np.uint8)))
-    with pytest.raises(ClipDropped, match="its poses are 3x4 pixels, of another proportion than its frames"):
+    with pytest.raises(ClipDropped, match="its poses, 3x4 pixels, have another proportion than its frames, 8x8"):
         match_poses(folder, None, 2, (8, 8))
     assert match_poses(folder, None, 2, (8, 8), stretch=True).poses[0].shape == (8, 8, 3)
 
@@ -111,5 +126,5 @@ def test_a_dump_is_matched_by_the_numbers_of_its_pictures(monkeypatch):
     monkeypatch.setattr(matching, "read_dump", lambda path, max_gap: dump)
     matched = match_poses("clip.pkl", [3, 4, 5], 3, SIZE)
     assert values(matched) == [3, 3, 5] and matched.filled == [1]
-    assert matched.notices == ["1 poses have no frame, by their numbers [6]."]
+    assert matched.notices == ["poses without a frame, by their numbers: [6]."]
     np.testing.assert_array_equal(matched.poses[0], iuv(3))

@@ -36,7 +36,11 @@ class ClipFrames:
         self.names = [file.name for file in list_files(self.source, PICTURE_SUFFIXES)] if self.source.is_dir() else []
 
     def __iter__(self) -> Iterator[Image.Image]:
-        return map(self.unsqueeze, iterate_pictures(self.source))
+        try:
+            yield from map(self.unsqueeze, iterate_pictures(self.source))
+        except UnreadablePictures as error:
+            argument = "frames_dir" if self.source.is_dir() else "video_dir"
+            raise UnreadablePictures(str(error).replace("`input`", f"`{argument}`")) from error
 
     def __len__(self) -> int:
         return len(self.names) if self.source.is_dir() else self._num_video_frames
@@ -60,8 +64,8 @@ class ClipFrames:
 
     @cached_property
     def numbers(self) -> list[int] | None:
-        """Numbers in the pictures' names; `None` for a video, or if no single number counts the pictures."""
-        return frame_numbers(self.names, "frames_dir") if self.names else None
+        """Numbers in the pictures' names, empty if no single number counts the pictures; `None` for a video."""
+        return (frame_numbers(self.names, "frames_dir") or []) if self.names else None
 
     def places(self, max_gap: int) -> list[int]:
         """Return the place of each picture in the clip, where a missing number has a place too; `[]` for a video.

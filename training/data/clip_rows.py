@@ -62,6 +62,9 @@ def clip_rows(
     rows = []
     # Decode again instead of keeping all pictures in memory; compared with DensePose this costs little.
     for number, picture, pose in zip(numbers, frames, matched.poses, strict=True):
+        if picture.size != pose.shape[1::-1]:  # the poses have the size of the first frame
+            sizes = ["x".join(map(str, size)) for size in (frames.size, picture.size)]
+            raise ClipDropped(f"its frames must have one size, got {sizes[0]} and, in frame {number}, {sizes[1]}.")
         row = {"video_id": video_id, "frame_index": number, "split": split}
         rows.append(row | encode_frame(picture, Image.fromarray(pose)))
     return ClipRows(rows, [numbers[place] for place in matched.filled], matched.notices)

@@ -48,7 +48,7 @@ def read_split_file(path: str | os.PathLike) -> dict[str, str]:
     """Read a CSV file with a clip and its split in each line; a first line `clip,split` is allowed.
 
     Raises:
-        ValueError: If a line is anything else, or names a clip twice. The message names the line.
+        ValueError: If a line, which the message names, is anything else or names a clip twice, or there is none.
     """
     splits: dict[str, str] = {}
     try:
@@ -64,6 +64,8 @@ def read_split_file(path: str | os.PathLike) -> dict[str, str]:
             rule = f"`split_file` must have lines CLIP,SPLIT, once per clip, where SPLIT is one of {', '.join(SPLITS)}"
             raise ValueError(f"{rule}, got {got}.")
         splits[words[0]] = words[1]
+    if not splits:
+        raise ValueError(f"`split_file` must name at least one clip, got {str(path)!r}, which names none.")
     return splits
 
 

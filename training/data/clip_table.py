@@ -24,7 +24,6 @@ def clip_table(tasks: Sequence[ClipTask], settings: RowSettings) -> list[str]:
     remarks = []
     for task in tqdm(tasks, desc="clips", unit="clip", leave=False):
         frames = ClipFrames(task.source, settings.square_pixels)
-        split = f"{task.split}, end test" if task.holdout else task.split
         try:
             width, height = frames.size
             if task.poses is None:
@@ -34,10 +33,12 @@ def clip_table(tasks: Sequence[ClipTask], settings: RowSettings) -> list[str]:
                 matched = frame_poses(frames, task.poses, settings)
                 num_gaps = len(matched.filled)
                 remarks += [f"{task.video_id}: {notice}" for notice in matched.notices]
+            num_test = task.num_held_out(len(frames))
         except (ClipDropped, UnreadablePictures, ValueError) as error:
             rows.append((task.video_id, "dropped", "", "", ""))
             remarks.append(f"{task.video_id} would be dropped: {error}")
         else:
+            split = f"{task.split}, last {num_test} test" if num_test else task.split
             rows.append((task.video_id, split, str(len(frames)), f"{width}x{height}", str(num_gaps)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows] + remarks

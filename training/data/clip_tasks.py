@@ -21,6 +21,7 @@ from training.media.pictures import (
     open_video,
     video_stream,
 )
+from training.poses.clip_poses import ClipDropped
 from training.poses.matching import POSE_SUFFIXES
 from training.poses.pose_files import VIDEO_SUFFIXES
 
@@ -47,6 +48,13 @@ class ClipTask:
     poses: Path | None = None
     holdout: float = 0.0
 
+    def num_held_out(self, num_frames: int) -> int:
+        """Return how many of the clip's last frames become `test`. Raise [`ClipDropped`] if none would be left."""
+        count = max(1, round(self.holdout * num_frames)) if self.holdout else 0
+        if count and count >= num_frames:
+            raise ClipDropped(f"too few frames to hold out some of them: {num_frames}.")
+        return count
+
     @property
     def splits(self) -> list[str]:
         """Splits that get rows of the clip, in the order of its frames."""
@@ -61,13 +69,20 @@ class ClipTask:
         return output_dir / "records" / self.split / f"{self.video_id}.json"
 
     def digest(self) -> str:
-        """Return a SHA-256 of the clip's frames and of its poses, if they are on disk."""
+        """Return a SHA-256 of the clip's frames and of its poses, if they are on disk and can be read."""
         if self.poses is None and self.source.is_file():
-            return file_digest(self.source)
+            return _digest_if_readable(self.source)
         paths = [path for path in (self.source, self.poses) if path is not None]
         files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-        digests = [(file.name, file_digest(file)) for file in files if is_visible_file(file)]
+        digests = [(file.name, _digest_if_readable(file)) for file in files if is_visible_file(file)]
         return hashlib.sha256(repr(digests).encode()).hexdigest()
+
+
+def _digest_if_readable(file: Path) -> str:
+    try:
+        return file_digest(file)
+    except OSError:  # such as a dead link
+        return ""
 
 
 def find_videos(folder: Path) -> tuple[list[ClipTask], list[str]]:
@@ -134,7 +149,8 @@ def _name_passed_over(argument: str, kind: str, names: Sequence[str]) -> list[st
 def _check_clips(tasks: Sequence[ClipTask], argument: str, folder: Path) -> None:
     """Raise a `ValueError` if there is no clip, or two clips have one id."""
     if not tasks:
-        raise ValueError(f"`{argument}` must hold at least one clip, got {str(folder)!r}, without any.")
+        clip = f"a folder of pictures ({', '.join(PICTURE_SUFFIXES)})" if argument == "frames_dir" else "a video"
+        raise ValueError(f"`{argument}` must hold at least one clip, {clip}, got {str(folder)!r}, without any.")
     seen = {}
     for task in tasks:
         other = seen.setdefault(task.video_id, task)
@@ -173,8 +189,8 @@ def find_poses(tasks: Sequence[ClipTask], folder: Path) -> tuple[list[ClipTask],
     without = [task.video_id for task in tasks if task.video_id not in found]
     unused = sorted(set(found) - {task.video_id for task in tasks})
     if not with_poses:
-        rule = "`iuv_dir` must hold poses that are named like the clips"
-        raise ValueError(f"{rule} ({shorten(without)}), got {shorten(unused or others)}.")
+        rule = f"`iuv_dir` must hold poses that are named like the clips, as folders or as {', '.join(POSE_SUFFIXES)}"
+        raise ValueError(f"{rule}, got {shorten(unused + others)} for {shorten(without)}.")
     notes = _name_passed_over("iuv_dir", "no poses", others)
     notes += [f"clips without poses in --iuv_dir are left out: {shorten(without)}"] if without else []
     notes += [f"poses in --iuv_dir without a clip: {shorten(unused)}"] if unused else []

@@ -26,6 +26,7 @@ from training.data.clip_tasks import ClipTask
 from training.data.row_settings import RowSettings
 from training.data.ubc_fashion import SPLITS
 from training.data.video_download import file_digest
+from training.engine.messages import shorten
 from training.media.pictures import UnreadablePictures
 from training.media.settings_file import has_settings, partial_path, read_json, remove_leftovers, write_json
 from training.poses.clip_poses import ClipDropped
@@ -75,6 +76,8 @@ def prepare_clip(
         parts = _hold_out(made.rows, task)
     except (ClipDropped, UnreadablePictures) as error:
         record = {"dropped": str(error)}
+        for shard in task.shards(output_dir).values():  # of an earlier run, before the clip changed
+            shard.unlink(missing_ok=True)
     else:
         for split, shard in task.shards(output_dir).items():
             _write_shard(parts[split], shard, output_dir)
@@ -90,9 +93,7 @@ def _hold_out(rows: list[dict], task: ClipTask) -> dict[str, list[dict]]:
     """Return the clip's rows by split."""
     if not task.holdout:
         return {task.split: rows}
-    num_kept = len(rows) - max(1, round(task.holdout * len(rows)))
-    if num_kept < 1:
-        raise ClipDropped(f"{len(rows)} frames are too few to hold out some of them.")
+    num_kept = len(rows) - task.num_held_out(len(rows))
     return {task.split: rows[:num_kept], "test": [row | {"split": "test"} for row in rows[num_kept:]]}
 
 
@@ -106,7 +107,7 @@ def _write_shard(rows: list[dict], shard: Path, output_dir: Path) -> None:
 
 
 def unfinished(tasks: Iterable[ClipTask], output_dir: Path) -> list[ClipTask]:
-    """Return the clips without a record, and those that were dropped but whose files have changed since.
+    """Return the clips without a record, and those whose frames or poses have changed since.
 
     Raises:
         ValueError: If a clip was prepared for another split.
@@ -119,8 +120,7 @@ def unfinished(tasks: Iterable[ClipTask], output_dir: Path) -> list[ClipTask]:
 
     def is_done(task: ClipTask) -> bool:
         path = task.record(output_dir)
-        record = read_json(path, "output_dir", "sha256") if path.exists() else None
-        return record is not None and ("dropped" not in record or record["sha256"] == task.digest())
+        return path.exists() and read_json(path, "output_dir", "sha256")["sha256"] == task.digest()
 
     return [task for task in tasks if not is_done(task)]
 
@@ -164,6 +164,7 @@ def prepare_clips(
 
 def _start_worker(densepose: str | os.PathLike | None, device: str, num_proc: int) -> None:
     global _estimator  # loaded once per worker
+    datasets.disable_progress_bars()  # there would be one per shard
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_proc))
     _estimator = densepose and DensePoseEstimator(densepose, device)
@@ -177,6 +178,15 @@ def _end_with_parent() -> None:
 
 def _prepare_in_worker(task: ClipTask, output_dir: Path, settings: RowSettings) -> dict:
     return prepare_clip(task, output_dir, _estimator, settings, show_progress=False)
+
+
+def find_others(tasks: Iterable[ClipTask], output_dir: Path, splits: Sequence[str] = SPLITS) -> list[str]:
+    """Return a sentence about the shards in `splits` of clips that are not among the `tasks`, as an earlier run's."""
+    own = {shard for task in tasks for shard in task.shards(output_dir).values()}
+    shards = [shard for split in splits for shard in sorted((output_dir / "frames" / split).glob("*.parquet"))]
+    others = [str(shard.relative_to(output_dir)) for shard in shards if shard not in own]
+    what = "of other clips, which training reads too; delete them if these clips are to stay out"
+    return [f"--output_dir also has files {what}: {shorten(others)}"] if others else []
 
 
 def summarize(tasks: Iterable[ClipTask], output_dir: Path) -> dict:
@@ -208,6 +218,13 @@ def describe(summary: dict) -> list[str]:
     if held_out:
         lines.append(f"test: {held_out} frames at the ends of these clips. It shows the subjects of the training set.")
     return lines
+
+
+def check_used(summary: dict) -> None:
+    """Raise a `ValueError` if all clips of a summary were dropped."""
+    records = [record for clips in summary["clips"].values() for record in clips.values()]
+    if all("dropped" in record for record in records):
+        raise ValueError(f"`output_dir` must get at least one clip, got none: all {len(records)} were dropped.")
 
 
 def write_annotations(tasks: Iterable[ClipTask], output_dir: Path) -> Path:

@@ -54,7 +54,7 @@ def match_poses(
 
     Args:
         path (`str` or `os.PathLike`): A detectron2 dump (`.pkl`), or what [`read_poses`] reads.
-        numbers (`Sequence[int]`, *optional*): The frames' numbers, if their names have any.
+        numbers (`Sequence[int]`, *optional*): The frames' numbers; empty if their names have none, `None` for a video.
         num_frames (`int`): Number of frames.
         size (`tuple[int, int]`): Width and height of the frames in pixels.
         settings (`PoseSettings`, *optional*): Person to follow in a dump, longest gap, median.
@@ -77,6 +77,7 @@ def match_poses(
         frames = [np.ascontiguousarray(frame[..., CHANNEL_ORDERS[order]]) for frame in frames]
         frames = [_resize(frame, size, stretch) for frame in frames]
         frames, unused = _match(names, frames, numbers, num_frames)
+        frames = [None if frame is None or not frame[..., 2].any() else frame for frame in frames]  # shows nobody
         frames, filled = fill_gaps(frames, settings.max_gap)
     except ClipDropped:
         raise
@@ -105,17 +106,24 @@ def _match(
 ) -> tuple[list[Any | None], list[int]]:
     """Return the pose of each frame, `None` where there is none, and the numbers of the poses that no frame has."""
     pose_numbers = frame_numbers(names) if names else None
-    if pose_numbers is None or (numbers is None and len(poses) == num_frames):
+    if pose_numbers is None or (not numbers and len(poses) == num_frames):
         if len(poses) != num_frames:
             raise ClipDropped(f"it has {num_frames} frames and {len(poses)} poses, whose names have no numbers.")
         return list(poses), []
     if numbers is None:
         numbers = _count_video_frames(pose_numbers, num_frames)
+    elif not numbers:
+        raise ClipDropped(f"no number counts its {num_frames} frames, and it has {len(poses)} poses.")
     by_number = dict(zip(pose_numbers, poses))
     unused = sorted(set(by_number) - set(numbers))
-    if len(unused) == len(by_number):
+    # As many poses with one distance to the frames' numbers: frames from 1, say, and poses from 0.
+    is_shifted = len(poses) == num_frames and len({a - b for a, b in zip(numbers, pose_numbers)}) == 1
+    if len(unused) == len(by_number) or (unused and is_shifted):
         ends = f"{numbers[0]} to {numbers[-1]}", f"{min(by_number)} to {max(by_number)}"
-        raise ClipDropped(f"its frames have the numbers {ends[0]} and its poses {ends[1]}: none is the same.")
+        raise ClipDropped(
+            f"its {num_frames} frames have the numbers {ends[0]} and its {len(poses)} poses {ends[1]}. A frame and "
+            "its pose must have the same number."
+        )
     return [by_number.get(number) for number in numbers], unused
 
 
@@ -133,7 +141,7 @@ def _count_video_frames(pose_numbers: Sequence[int], num_frames: int) -> range:
 
 
 def _name_unused(numbers: Sequence[int]) -> list[str]:
-    return [f"{len(numbers)} poses have no frame, by their numbers {shorten(numbers)}."] if numbers else []
+    return [f"poses without a frame, by their numbers: {shorten(numbers)}."] if numbers else []
 
 
 def _from_maps(maps: torch.Tensor) -> list[np.ndarray]:
@@ -149,5 +157,6 @@ def _resize(frame: np.ndarray, size: tuple[int, int], stretch: bool) -> np.ndarr
         return frame
     # Sides may be rounded by half a pixel.
     if not stretch and 2 * abs(width * size[1] - height * size[0]) > max(width, height, *size):
-        raise ClipDropped(f"its poses are {width}x{height} pixels, of another proportion than its frames, {size}.")
+        frames = f"{size[0]}x{size[1]}"
+        raise ClipDropped(f"its poses, {width}x{height} pixels, have another proportion than its frames, {frames}.")
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.NEAREST))
