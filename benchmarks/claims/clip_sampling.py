@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline
 from training.hub.repositories import default_size, load_pipeline
-from training.media.animation import open_frames
+from training.media.animation import finished_frames, open_frames, remove_frames
 from training.media.settings_file import write_json
 from training.metrics.baselines import sample_frames
 from training.metrics.clips import Clip, Clips, load_clips
@@ -69,3 +69,10 @@ def measure_missing(
             write_json(path, measure())
         values[name] = json.loads(path.read_text())
     return values
+
+
+def remove_measurements(folder: Path) -> None:
+    """Delete the files of [`measure_missing`] and their pictures, and the folder unless it holds other files."""
+    for path in finished_frames(folder, SUFFIX, NAMES):
+        (folder / f"{path.name.removesuffix(SUFFIX)}.png").unlink(missing_ok=True)
+    remove_frames(folder, SUFFIX, NAMES)

@@ -8,7 +8,6 @@ The script writes the figures as JSON, a labelled picture of one frame with ever
 """
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks.claims.clip_sampling import load_model_and_clips, measure_missing, sample_clips
+from benchmarks.claims.clip_sampling import load_model_and_clips, measure_missing, remove_measurements, sample_clips
 from benchmarks.scripts import package_versions, parse_benchmark, run_script
 from pipeline_dreampose import DreamPosePipeline
 from training.media.animation import model_digest, write_frame
@@ -110,7 +109,7 @@ def main(options: argparse.Namespace) -> dict:
     stem = options.output.with_suffix("")
     for name, picture in zip(("frames", "heat"), draw(report["pairs"], folder, clips[0], options)):
         picture.save(f"{stem}_{name}.png")
-    shutil.rmtree(folder)
+    remove_measurements(folder)
     print(f"Best PSNR at image {pairs[best][0]:g}, pose {pairs[best][1]:g}; wrote {options.output}, {stem}_*.png.")
     return report
 

@@ -8,7 +8,6 @@ The script writes the figures as JSON and a heat map.
 """
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
@@ -16,7 +15,7 @@ from itertools import product
 import diffusers
 import torch
 
-from benchmarks.claims.clip_sampling import load_model_and_clips, measure_missing, sample_clips
+from benchmarks.claims.clip_sampling import load_model_and_clips, measure_missing, remove_measurements, sample_clips
 from benchmarks.scripts import package_versions, parse_benchmark, run_script
 from pipeline_dreampose import DreamPosePipeline
 from training.media.animation import model_digest
@@ -97,7 +96,7 @@ def main(options: argparse.Namespace) -> dict:
     write_json(options.output, report)
     means = [[rows[name][steps]["psnr"]["mean"] for steps in options.steps] for name in rows]
     heat_map(means, [f"{steps} steps" for steps in options.steps], list(rows)).save(options.output.with_suffix(".png"))
-    shutil.rmtree(folder)
+    remove_measurements(folder)
     print_report(report, list(rows), options.steps)
     print(f"Wrote {options.output} and .png.")
     return report
