@@ -63,7 +63,9 @@ def odd_tensors(shape):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # quantised tensors are deprecated
         quantized = torch.quantize_per_tensor(torch.zeros(shape), 0.1, 0, torch.quint8)
+        nested = torch.nested.nested_tensor([torch.zeros(shape[1:])] * shape[0])
     yield quantized
+    yield nested
     yield torch.full(shape, NAN)
     yield torch.full(shape, INF)
     yield torch.full(shape, -INF)
@@ -107,6 +109,8 @@ def bad_images():
     yield np.full((8, 8, 3), 200, np.int64)
     yield np.full((8, 8, 3), 60000, np.uint16)
     yield torch.full((3, 8, 8), 255.0)
+    yield from (Image.new("F", (8, 8), value) for value in (-0.5, 300.0, 65535.0, NAN, INF))
+    yield from (Image.new("I", (8, 8), value) for value in (-1, 65536))
 
 
 def bad_pose_maps():
@@ -140,7 +144,7 @@ def bad_pose_maps():
     )
     yield np.full((3, 8, 8, 3), 25, np.uint8)
     yield np.zeros((3, 8, 8, 3))
-    yield torch.zeros((3, 8, 8, 3), dtype=torch.uint8)
+    yield torch.full((3, 8, 8, 3), 25, dtype=torch.uint8)
     yield [np.zeros((8, 8, 3), kind) for kind in (float,)]
     yield [np.zeros(shape, np.uint8) for shape in ((8, 8),)]
     yield [np.zeros((0, 8, 3), np.uint8)]
@@ -285,7 +289,9 @@ def test_values_that_are_unusual_but_good(pipe):
         assert torch.allclose(pipe(**{**get_dummy_inputs(), **same}).frames, expected, atol=1e-5)
 
 
-BAD_RETURNS = [None, 5, [], "latents", {"latents": None}, {"latents": torch.zeros(1)}, {"latents": np.zeros(LATENTS)}]
+ODD_LATENTS = itertools.islice(odd_tensors((NUM_FRAMES, *LATENTS[1:])), 5)
+BAD_RETURNS = [{"latents": latents} for latents in ODD_LATENTS]
+BAD_RETURNS += [None, 5, [], "latents", {"latents": None}, {"latents": torch.zeros(1)}, {"latents": np.zeros(LATENTS)}]
 
 
 @pytest.mark.parametrize("returned", BAD_RETURNS)
@@ -305,6 +311,15 @@ def bad_components():
         yield from ((name, value) for value in (None, linear, *others) if (name, value) != ("adapter", made["unet"]))
     yield from (("feature_extractor", value) for value in (None, linear, made["unet"]))
     yield from (("scheduler", value) for value in (None, linear, made["unet"], diffusers.EDMEulerScheduler()))
+    yield "scheduler", diffusers.DDIMScheduler  # the class instead of an object
+    yield from ((name, value) for name in (*made, "safety_checker") for value in (3, "vae", [1], object()))
+    config = {name: value for name, value in made["vae"].config.items() if not name.startswith("_")}
+    for setting, values in (
+        ("in_channels", (1, 4)),
+        ("out_channels", (1, 4)),
+        ("scaling_factor", (None, 0, NAN, "1")),
+    ):
+        yield from (("vae", diffusers.AutoencoderKL(**{**config, setting: value})) for value in values)
 
 
 @pytest.mark.parametrize("argument, value", list(bad_components()))

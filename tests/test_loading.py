@@ -332,10 +332,20 @@ def test_layers_of_peft_are_not_saved(tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
-def test_saving_to_a_file_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="`save_directory` must be a folder"):
-        get_dummy_pipeline().save_config(tmp_path / "file")
+@pytest.mark.parametrize(
+    "save_directory", ["", None, 3, b"saved", "a" * 300, "file", "file/folder", "a\0b", ["saved"]]
+)
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_written(tmp_path, monkeypatch, save_directory):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("of the user")
+    pipe, layers = get_dummy_pipeline(), {"a.lora_A.weight": torch.zeros(1, 1)}
+    for save in (pipe.save_pretrained, pipe.save_config, lambda folder: pipe.save_lora_weights(folder, layers)):
+        with pytest.raises(
+            ValueError, match="`save_directory` must be a folder or the path of a new one; got"
+        ) as error:
+            save(save_directory)
+        assert len(str(error.value)) < 300
+    assert list(Path().iterdir()) == [Path("file")] and Path("file").read_text() == "of the user"
 
 
 def test_the_saved_code_is_that_which_ran(tmp_path, monkeypatch):
@@ -397,10 +407,14 @@ def test_components_carry_the_ranges_of_their_weights():
     assert plain.image_range == (-1.0, 1.0) and plain.pose_range == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("value", [(1, 1), (0,), "01", (0, 10**400), (0, float("nan")), (0, "1"), 5])
+@pytest.mark.parametrize(
+    "value", [(1, 1), (0,), "01", (0, 1e-300), (True, False), (0, 10**400), (0, float("nan")), (0, "1"), 5]
+)
 @pytest.mark.parametrize("name", ["image_range", "pose_range"])
 def test_ranges_are_checked(name, value):
-    with pytest.raises(ValueError, match=f"`{name}` must be two different numbers in \\[-1000, 1000\\]; got"):
+    with pytest.raises(
+        ValueError, match=f"`{name}` must be two numbers in \\[-1000, 1000\\], at least 0.001 apart; got"
+    ):
         get_dummy_pipeline(**{name: value})
 
 

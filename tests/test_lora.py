@@ -3,6 +3,7 @@
 import json
 import logging
 import socket
+from pathlib import Path
 
 import diffusers
 import huggingface_hub
@@ -223,7 +224,7 @@ def test_metadata_is_stored_and_another_base_model_is_a_warning(subjects, caplog
         pipe.register_to_config(_name_or_path=name)
         with caplog.at_level(logging.WARNING, logger.name):
             pipe.load_lora_weights(subjects / "anna")
-        assert ("was trained on someone/base; this model is someone/other" in caplog.text) == warns
+        assert ("was trained on 'someone/base'; this model is 'someone/other'" in caplog.text) == warns
     logger.removeHandler(caplog.handler)
     assert pipe.get_list_adapters()["vae"] == ["default_0", "default_1"]
 
@@ -237,7 +238,9 @@ def test_hotswap(subjects):
     assert pipe.get_list_adapters()["unet"] == ["subject"] and torch.equal(render(pipe), render(fresh))
     with pytest.raises(ValueError, match="`hotswap` must replace 'subject' in the same components"):
         pipe.load_lora_weights(subjects / "bert", adapter_name="subject", hotswap=True)
-    with pytest.raises(ValueError, match="`hotswap` must replace 'other'"):
+    with pytest.raises(
+        ValueError, match="`adapter_name` must be attached if, and only if, `hotswap=True`; got 'other', which is not"
+    ):
         pipe.load_lora_weights(subjects / "carl", adapter_name="other", hotswap=True)
     pipe.load_lora_weights(subjects / "anna", adapter_name="subject_2")
     with pytest.raises(ValueError, match="`hotswap` needs a name that no other subject or layer contains"):
@@ -268,7 +271,7 @@ def test_another_shape_is_one_error_and_changes_nothing(tmp_path, caplog):
     with pytest.raises(ValueError, match="LoRA of this model's .* has shape"):
         other.load_lora_weights(tmp_path)
     logger.removeHandler(caplog.handler)
-    assert "was trained on someone/base; this model is someone/other" in caplog.text
+    assert "was trained on 'someone/base'; this model is 'someone/other'" in caplog.text
     assert other.get_list_adapters() == {}
 
 
@@ -304,18 +307,84 @@ def test_wrong_files_and_names_are_refused(subjects, tmp_path):
     pipe.load_lora_weights(tmp_path, adapter_name="anna")
     assert pipe.unet.peft_config["anna"].r == RANK
     with pytest.raises(
-        ValueError, match="`adapter_name` must be new unless `hotswap=True`; got 'anna', which is attached"
+        ValueError, match="`adapter_name` must be attached if, .* `hotswap=True`; got 'anna', which is attached"
     ):
         pipe.load_lora_weights(subjects / "anna", adapter_name="anna")
     with pytest.raises(ValueError, match="`unet_lora_layers`, .* must be given; got none"):
         DreamPosePipeline.save_lora_weights(tmp_path)
 
 
-@pytest.mark.parametrize("source", ["nowhere", "no/such/folder", "/nowhere", "", 5, None, ["someone/anna"]])
+SOURCES = ["nowhere", "no/such/folder", "/nowhere", "", 5, None, ["someone/anna"], b"x", b"a/b", [], object(), True]
+
+
+@pytest.mark.parametrize("source", SOURCES)
 def test_a_source_that_is_neither_here_nor_an_id_is_refused_without_asking_the_hub(monkeypatch, source):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", None)  # nobody may be asked
     with pytest.raises(ValueError, match="`pretrained_model_name_or_path_or_dict` must be a file, a folder, an id"):
         get_dummy_pipeline().load_lora_weights(source)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"weight_name": 3}, "`weight_name` must name a safetensors file; got '3'"),
+        ({"use_safetensors": False}, "`use_safetensors` must be True; got False"),
+        ({"metadata": {"unet.r": 2}}, "`metadata` must be left out if weights come from a file"),
+        ({"allow_pickle": True}, "`kwargs` must be among .*weight_name.* got .'allow_pickle'."),
+        (
+            {"hotswap": True},
+            "`adapter_name` must be attached if, and only if, `hotswap=True`; got 'default_0', which is not",
+        ),
+    ],
+)
+def test_options_that_would_be_ignored_or_fail_are_refused(subjects, options, message):
+    pipe = get_dummy_pipeline()
+    with pytest.raises(ValueError, match=message):
+        pipe.load_lora_weights(subjects / "anna", **options)
+    assert pipe.get_list_adapters() == {}
+
+
+def test_a_weight_name_may_be_a_path(subjects):
+    weights = DreamPosePipeline.lora_state_dict(subjects / "anna", weight_name=Path(FILE), use_safetensors=True)
+    assert weights.keys() == load_file(subjects / "anna" / FILE).keys()
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e308, "x", [1], 2j])
+def test_scales_of_subjects_are_finite_numbers(attached, scale):
+    pipe, before = attached
+    for weights in (scale, [scale], {"unet": scale}, [{"vae": scale}]):
+        if weights != [1]:
+            with pytest.raises(ValueError, match="`adapter_weights` must hold numbers from -1000 to 1000; got"):
+                pipe.set_adapters("anna", weights)
+    with pytest.raises(ValueError, match="`lora_scale` must be a number from -1000 to 1000; got"):
+        pipe.fuse_lora(lora_scale=scale)
+    assert torch.equal(render(pipe), before)
+
+
+@pytest.mark.parametrize("names", [[], (), "", None, 3])
+def test_one_or_more_subjects_are_activated(attached, names):
+    with pytest.raises(ValueError, match="`adapter_names` must name one or more attached subjects; got"):
+        attached[0].set_adapters(names)
+    assert attached[0].get_active_adapters() == ["anna"]
+
+
+def test_set_adapters_takes_the_scale_of_a_fusion_back(subjects):
+    pipe = get_dummy_pipeline()
+    pipe.load_lora_weights(subjects / "anna", adapter_name="anna")
+    before = render(pipe)
+    pipe.fuse_lora(lora_scale=0.3)
+    pipe.unfuse_lora()
+    pipe.set_adapters("anna")
+    torch.testing.assert_close(render(pipe), before, atol=1e-4, rtol=0)
+
+
+def test_a_name_in_a_warning_is_one_line(subjects, warnings_of_pipeline):
+    weights, metadata = read(subjects / "anna")
+    pipe = get_dummy_pipeline()
+    pipe.register_to_config(_name_or_path="this\nmodel")
+    pipe.load_lora_weights(weights, metadata={**metadata, "dreampose.base_model": "other\n\x1b[31m" + "model" * 99})
+    (message,) = set(warnings_of_pipeline.messages)
+    assert message.isprintable() and "other\\n" in message and len(message) < 400
 
 
 # Hard inputs: a refused load changes nothing, metadata is checked, scales survive a hotswap
@@ -390,12 +459,18 @@ KEY = "vae.decoder.conv_out.lora_A.weight"  # of the component that is attached 
         ({"vae.peft_type": "LOKR"}, "`vae.peft_type`"),
         ({"vae.target_parameters": ["weight"]}, "`vae.target_parameters`"),
         ({3: 4}, "`metadata` of a LoRA must be a dict"),
-        ({KEY: lambda weight: weight.to(torch.int8)}, "finite floating-point tensors; got .*conv_out.* of torch.int8"),
+        (
+            {KEY: lambda weight: weight.to(torch.int8)},
+            "finite floating-point tensors up to 1e4; got .*conv_out.* of torch.int8",
+        ),
         ({KEY: lambda weight: weight.to(torch.float8_e4m3fn)}, "finite floating-point"),
         ({KEY: lambda weight: weight.to(torch.complex64)}, "finite floating-point"),
         ({KEY: lambda weight: weight.to("meta")}, "finite floating-point"),
         ({KEY: lambda weight: weight.to_sparse()}, "finite floating-point"),
         ({KEY: lambda weight: weight * torch.nan}, "finite floating-point"),
+        ({KEY: lambda weight: weight * 0 - 20000}, "finite floating-point tensors up to 1e4"),
+        ({KEY: lambda weight: weight * 0 + 1e30}, "finite floating-point tensors up to 1e4"),
+        ({KEY: lambda weight: weight.double() * 0 + 1e300}, "finite floating-point tensors up to 1e4"),
         ({KEY: lambda weight: weight.numpy()}, "finite floating-point .* of <class 'numpy.ndarray'>"),
         ({KEY: lambda weight: weight[:1]}, "conv_out.lora_B.weight of shape"),
         ({KEY: lambda weight: weight[:0]}, "conv_out.lora_A.weight of shape"),
@@ -422,7 +497,10 @@ def test_a_refused_load_changes_nothing(subjects, attached, change, message):
     assert torch.equal(render(pipe), before)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, '{"unet.r": NaN}', '{"vae.lora_alpha": Infinity}'])
+BROKEN = ["{", "[1]", "[" * 100_000, '{"unet.r": NaN}', '{"vae.lora_alpha": Infinity}', f'{{"unet.r": {"9" * 5000}}}']
+
+
+@pytest.mark.parametrize("text", BROKEN)
 def test_broken_metadata_of_a_file_is_one_error(subjects, attached, tmp_path, text):
     pipe, before = attached
     save_file(load_file(subjects / "carl" / FILE), tmp_path / FILE, {"format": "pt", "lora_adapter_metadata": text})

@@ -45,6 +45,7 @@ OTHER_SCHEDULERS = [
     "SASolverScheduler",
     "TCDScheduler",
 ]
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +343,15 @@ def test_images_and_poses_in_every_form(shared_pipe):
         frames = shared_pipe(images, form, generator=seeded(), **settings).frames
         assert difference(frames, expected) < 1e-6
     clip, flipped = np.stack(arrays), np.stack(arrays[::-1])
-    for form in (clip, np.stack([clip, clip]), clip[None], flipped[::-1], np.asfortranarray(clip)):
+    for form in (
+        clip,
+        torch.from_numpy(clip),
+        torch.from_numpy(clip)[None],
+        np.stack([clip, clip]),
+        clip[None],
+        flipped[::-1],
+        np.asfortranarray(clip),
+    ):
         frames = shared_pipe(images, form, generator=seeded(), **settings).frames
         assert difference(frames, expected) < 1e-6
     one = shared_pipe(images[0], iuvs, generator=seeded(), **settings).frames
@@ -689,7 +698,7 @@ def test_wrong_input_is_refused_before_a_model_runs(shared_pipe, name, value, me
 
 @pytest.mark.parametrize("in_channels", [4, 5, 8])
 def test_a_unet_that_was_not_widened_is_refused(in_channels):
-    message = f"`unet` .* 14 for five poses; got in_channels={in_channels}.*weights of 0"
+    message = f"`unet` .* 14 for five poses .*weights of 0.; got in_channels={in_channels}"
     with pytest.raises(ValueError, match=message):
         get_dummy_pipeline(unet=get_unet(in_channels))
     pipe = get_dummy_pipeline()
@@ -782,12 +791,44 @@ def test_refused_schedulers_would_give_another_video(ideal_pipe, name):
             "falling timesteps",
         ),
         ("DDIMScheduler", {"steps_offset": 1000}, "falling timesteps from 999 to 0"),
+        ("DDPMScheduler", {"variance_type": "learned"}, "`variance_type` needs predicted variances"),
+        (
+            "DPMSolverMultistepScheduler",
+            {"variance_type": "learned_range"},
+            "`variance_type` needs predicted variances",
+        ),
+        ("DDIMScheduler", {"prediction_type": "xxx"}, "able to make a step; got .*xxx.*DDIMScheduler"),
+        ("UniPCMultistepScheduler", {"prediction_type": "xxx"}, "able to make a step; got .*xxx"),
+        ("KDPM2DiscreteScheduler", {"prediction_type": "sample"}, "able to make a step; got .*sample"),
+        *((f"{name}Scheduler", ZERO_SNR, "zero terminal SNR with epsilon") for name in ("DDIM", "DDPM", "LCM", "TCD")),
     ],
 )
 def test_settings_that_make_a_scheduler_unusable_are_refused(shared_pipe, scheduler_class, settings, reason):
-    with scheduler_of(shared_pipe, getattr(diffusers, scheduler_class)(**settings)):
+    with scheduler_of(shared_pipe, getattr(diffusers, scheduler_class)(**settings)), unet_inputs(shared_pipe) as seen:
         with pytest.raises(ValueError, match=f"`scheduler` .*{reason}"):
             shared_pipe(**get_dummy_inputs())
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    "scheduler_class, settings",
+    [
+        ("DDIMScheduler", {"prediction_type": "v_prediction"}),
+        ("DDIMScheduler", {"timestep_spacing": "leading"}),  # which leaves out the last timestep
+        ("EulerDiscreteScheduler", {}),  # and these never reach 0
+        ("DPMSolverMultistepScheduler", {}),
+    ],
+)
+def test_zero_terminal_snr_is_taken_where_nothing_is_divided_by_it(shared_pipe, scheduler_class, settings):
+    with scheduler_of(shared_pipe, getattr(diffusers, scheduler_class)(**{**ZERO_SNR, **settings})):
+        assert torch.isfinite(shared_pipe(**get_dummy_inputs()).frames).all()
+
+
+def test_checks_of_a_scheduler_draw_no_numbers(shared_pipe):
+    with scheduler_of(shared_pipe, diffusers.DDPMScheduler()):
+        state = torch.get_rng_state()
+        shared_pipe.check_timesteps(5)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("num_inference_steps", [1, 2])
@@ -798,11 +839,14 @@ def test_one_step_has_a_direction_too(shared_pipe, num_inference_steps):
 
 
 def test_a_number_of_steps_that_the_scheduler_cannot_do_is_named(shared_pipe):
-    for scheduler in (diffusers.PNDMScheduler(), diffusers.LCMScheduler(original_inference_steps=4)):
-        number = 2 if type(scheduler) is diffusers.PNDMScheduler else 5
-        with scheduler_of(shared_pipe, scheduler):
+    message = "`num_inference_steps` must be a number that LCMScheduler can do; got 5"
+    with scheduler_of(shared_pipe, diffusers.LCMScheduler(original_inference_steps=4)):
+        with pytest.raises(ValueError, match=message):
+            shared_pipe(**get_dummy_inputs(), num_inference_steps=5)
+    with scheduler_of(shared_pipe, diffusers.PNDMScheduler()):
+        for number in (1, 2, 3):  # too few for its Runge-Kutta steps
             with pytest.raises(
-                ValueError, match=f"`num_inference_steps` must be a number that .* can do; got {number}"
+                ValueError, match=f"`num_inference_steps` .* whole number from 4 to 1000; got {number}"
             ):
                 shared_pipe(**get_dummy_inputs(), num_inference_steps=number)
 
@@ -854,6 +898,7 @@ def test_a_failed_call_frees_the_scheduler(shared_pipe):
 
     with pytest.raises(KeyError, match="of the callback"):
         shared_pipe(**get_dummy_inputs(), callback_on_step_end=fail)
+    assert shared_pipe.current_timestep is None
     shared_pipe(**get_dummy_inputs())
 
 

@@ -105,13 +105,17 @@ def _check(is_valid: Any, rule: str, got: Any) -> None:
         raise ValueError(f"{rule}; got {got}.")
 
 
+def _is_dense(value: Any) -> bool:
+    """Return whether this is a tensor of plain real numbers, in memory and without gaps."""
+    is_strided = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_nested
+    return is_strided and not (value.is_meta or value.is_complex() or value.is_quantized)
+
+
 def _to_array(value: np.ndarray | torch.Tensor, name: str, limits: tuple[float, float], rule: str) -> np.ndarray:
     """Return real numbers, 8 bit or within limits, as a native array; a floating-point tensor becomes float32."""
     if isinstance(value, torch.Tensor):
-        is_dense = value.layout == torch.strided and not value.is_meta and not value.is_nested
-        is_real = is_dense and not value.is_complex() and not value.is_quantized
         got = f"{value.dtype}, {value.layout} on {value.device}"
-        _check(is_real, f"`{name}` must be a dense tensor of real numbers", got)
+        _check(_is_dense(value), f"`{name}` must be a dense tensor of real numbers", got)
         value = (value.float() if value.is_floating_point() else value).detach().cpu().resolve_neg().numpy()
     is_real = value.dtype.kind in "biuf" and value.size > 0
     _check(is_real, f"`{name}` must hold real numbers, at least one", f"{value.dtype} {value.shape}")
@@ -154,12 +158,14 @@ def to_rgb(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
     _load(image)
     with suppress(Exception):  # viewers ignore broken EXIF data
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bit: `convert` would clip the values instead of scaling them
-        levels = np.asarray(image).clip(0, 65535)
-        is_8_bit = image.mode == "I" and levels.max(initial=0) <= 255
-        image = Image.fromarray((levels if is_8_bit else levels // 257).astype(np.uint8))
+    if image.mode[0] in "IF":  # `convert` would clip the values instead of scaling them
+        most = 255 if image.mode == "F" else 65535
+        levels = _to_array(np.asarray(image), "image", (0, most), f"hold values from 0 to {most} in mode {image.mode}")
+        levels = (levels * 255).round() if image.mode == "F" and levels.max() <= 1 else levels
+        levels = levels // 257 if image.mode not in ("I", "F") or levels.max() > 255 else levels
+        image = Image.fromarray(levels.astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")  # La only becomes LA
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
@@ -169,7 +175,8 @@ def fit_image(image: Image.Image | np.ndarray | torch.Tensor, height: int, width
 
     The photo is a PIL image of any mode (EXIF rotation is applied, transparent areas become white), an array
     `(H, W, 3)` or a tensor `(3, H, W)`. Arrays and tensors hold 8-bit values or values in `[0, 1]`, which are rounded
-    to 8 bits. Others raise a `ValueError`. The result is `(3, height, width)`: 8-bit levels in `[-1, 1]`, as float32.
+    to 8 bits. White is 65535 in 16-bit pictures, so 12-bit levels must be scaled up before; it is 1 or 255 in pictures
+    of mode F. Others raise a `ValueError`. The result is `(3, height, width)`: 8-bit levels in `[-1, 1]`, as float32.
     """
     image = to_rgb(image)
     (fitted_height, fitted_width), (left, right, top, bottom) = _fit((image.height, image.width), (height, width))
@@ -201,8 +208,11 @@ def iuv_to_pose_map(image: Image.Image | np.ndarray) -> torch.Tensor:
 def why_not_iuv(image: np.ndarray) -> str:
     """Explain in a sentence why the blue channel of an 8-bit array `(H, W, 3)` holds no part codes."""
     background = np.median(image[:2].reshape(-1, 3), axis=0)
-    if 0 < image[..., 0].max() <= 24:
+    are_codes = [background.max() == 0 and c.max() <= 24 and len(np.unique(c)) > 2 for c in np.moveaxis(image, -1, 0)]
+    if are_codes[0]:
         return "Its red channel holds them (order I, U, V): training/extract_poses.py --channel_order iuv turns it."
+    if are_codes[1]:
+        return "Its green channel holds them: put V into its red, U into its green and I into its blue channel."
     for name, color in {"viridis": (68, 1, 84), "parula": (53, 42, 135)}.items():
         if np.abs(background - color).max() <= 12:  # a lossy codec changes it by less
             return f"A part-colour picture ({name}) no longer contains U and V: extract the poses again, as IUV."
@@ -230,9 +240,8 @@ def fit_pose_maps(pose_maps: torch.Tensor, height: int, width: int) -> torch.Ten
 def resize_pose_maps(pose_maps: torch.Tensor, h: int, w: int) -> torch.Tensor:
     """Resize pose maps `(F, 2, H, W)` to `(F, 2, h, w)` by nearest neighbour, as DreamPose's released code does."""
     _check_pose_maps(pose_maps)
-    if pose_maps.shape[-2:] == (h, w):
-        return pose_maps
-    return F.interpolate(pose_maps, size=(h, w), mode="nearest")
+    is_done = pose_maps.shape[-2:] == (h, w)
+    return pose_maps if is_done else F.interpolate(pose_maps, size=(h, w), mode="nearest")
 
 
 def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.Tensor:
@@ -467,8 +476,11 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         pose_range: tuple[float, float] | list[float] | None = None,
     ):
         super().__init__()
-        self.register_modules(vae=vae, unet=unet, image_encoder=image_encoder, feature_extractor=feature_extractor)
-        self.register_modules(adapter=adapter, scheduler=scheduler, safety_checker=safety_checker)
+        components = {"vae": vae, "unet": unet, "image_encoder": image_encoder, "feature_extractor": feature_extractor}
+        components |= {"adapter": adapter, "scheduler": scheduler, "safety_checker": safety_checker}
+        for name, value in components.items():
+            _check(value is None or hasattr(value, "__module__"), f"`{name}` must be a component", _short(value))
+        self.register_modules(**components)
         self.register_to_config(default_height=default_height, default_width=default_width)
         self.register_to_config(default_num_inference_steps=default_num_inference_steps)
         self.register_to_config(default_image_guidance_scale=default_image_guidance_scale)
@@ -486,9 +498,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         """Return the given range, else the one that `component` carries, else `default`."""
         value = getattr(component, "_dreampose_range", default) if value is None else value
         values = value if isinstance(value, (tuple, list)) else []
-        are_numbers = [isinstance(v, numbers.Real) and abs(v) <= 1000 for v in values] == [True, True]
-        is_range = are_numbers and value[0] != value[1]
-        _check(is_range, f"`{name}` must be two different numbers in [-1000, 1000]", _short(value))
+        are_numbers = [isinstance(v, numbers.Real) and type(v) is not bool and abs(v) <= 1000 for v in values]
+        is_range = are_numbers == [True, True] and abs(value[0] - value[1]) >= 1e-3
+        _check(is_range, f"`{name}` must be two numbers in [-1000, 1000], at least 0.001 apart", _short(value))
         return tuple(value)
 
     @property
@@ -505,11 +517,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         """Number of frames on each side of the pose window's centre, derived from the UNet's input channels."""
         in_channels, latent_channels = self.unet.config.in_channels, self.vae.config.latent_channels
         pose_channels = in_channels - latent_channels
-        if pose_channels < 2 or pose_channels % 4 != 2:
-            rule = f"`unet` must take {latent_channels} latent channels and 2 * (2 * r + 1) pose channels"
-            advice = "To widen a Stable Diffusion UNet, give `conv_in` new input channels with weights of 0."
-            got = f"got in_channels={in_channels}. {advice}"
-            raise ValueError(f"{rule}, e.g. {latent_channels + 10} for five poses; {got}")
+        rule = f"`unet` must take {latent_channels} latent channels and 2 * (2 * r + 1) pose channels, e.g. "
+        rule += f"{latent_channels + 10} for five poses (widen `conv_in` by new input channels with weights of 0)"
+        _check(pose_channels >= 2 and pose_channels % 4 == 2, rule, f"in_channels={in_channels}")
         return (pose_channels - 2) // 4
 
     # State of the running call, as diffusers' callbacks and hooks read it
@@ -518,6 +528,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     num_timesteps = property(lambda self: self._num_timesteps)
     current_timestep = property(lambda self: self._current_timestep)
     interrupt = property(lambda self: self._interrupt)
+    _step_draws_noise = property(lambda self: "generator" in inspect.signature(self.scheduler.step).parameters)
 
     # Saving and loading
 
@@ -528,7 +539,17 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             layers = component.modules() if isinstance(component, nn.Module) else []
             rule = "`save_pretrained` takes no PEFT layers: fuse them to keep their effect, then unload them"
             _check(not any(hasattr(layer, "base_layer") for layer in layers), rule, f"some in `{name}`")
+        self._make_folder(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    @staticmethod
+    def _make_folder(save_directory: str | os.PathLike) -> None:
+        """Make the folder to save to, or raise a `ValueError`."""
+        try:
+            os.makedirs(os.path.join(save_directory, ""), exist_ok=True)  # joined, so that bytes are refused
+        except (OSError, TypeError, ValueError) as error:
+            got = f"{_short(save_directory)} ({getattr(error, 'strerror', error)})"
+            raise ValueError(f"`save_directory` must be a folder or the path of a new one; got {got}.") from error
 
     def _check_classes(self) -> None:
         """Raise a `ValueError` if other code than this file's is needed to load the pipeline or its adapter."""
@@ -541,8 +562,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """Write `model_index.json` and two copies of this file; drop `_name_or_path` from the components' configs."""
-        _check(not os.path.isfile(save_directory), "`save_directory` must be a folder", f"the file {save_directory}")
         self._check_classes()
+        self._make_folder(save_directory)
         # The adapter's copy has its own file name, since diffusers caches one module per name.
         copies = {"pipeline_dreampose.py": self._source}
         if self.adapter is not None:
@@ -596,9 +617,11 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         `subfolder`.
         """
         return_lora_metadata = kwargs.pop("return_lora_metadata", False)
-        weight_name = kwargs.pop("weight_name", None) or LORA_WEIGHT_NAME_SAFE
+        weight_name = str(kwargs.pop("weight_name", None) or LORA_WEIGHT_NAME_SAFE)
         _check(weight_name.endswith(".safetensors"), "`weight_name` must name a safetensors file", repr(weight_name))
-        names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        _check(kwargs.pop("use_safetensors", None) is not False, "`use_safetensors` must be True", False)
+        names = "cache_dir force_download proxies local_files_only token revision subfolder metadata".split()
+        _check(kwargs.keys() <= set(names), f"`kwargs` must be among `weight_name` and {names}", sorted(kwargs))
         options = {**dict.fromkeys(names), **kwargs, "weight_name": weight_name, "use_safetensors": True}
         options |= {"allow_pickle": False, "user_agent": {"file_type": "lora", "framework": "pytorch"}}
         source = pretrained_model_name_or_path_or_dict
@@ -606,9 +629,11 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         is_known = exists or re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))  # the Hub is asked for nothing else
         rule = "`pretrained_model_name_or_path_or_dict` must be a file, a folder, an id `owner/name` or a dict"
         _check(is_known, rule, _short(source))
+        has_own = not isinstance(source, dict) and kwargs.get("metadata") is not None
+        _check(not has_own, "`metadata` must be left out if weights come from a file, which has its own", "both")
         try:
             state_dict, metadata = _fetch_state_dict(source, **options)
-        except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
+        except (SafetensorError, ValueError, RecursionError) as error:  # also of an integer with too many digits
             rule = "`pretrained_model_name_or_path_or_dict` must be safetensors, and its metadata JSON"
             raise ValueError(f"{rule}; got {error}.") from error
         metadata = {} if metadata is None else metadata
@@ -623,9 +648,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
         for key, weight in state_dict.items():
             kind = weight.dtype if isinstance(weight, torch.Tensor) else type(weight)
-            is_dense = kind in dtypes and weight.layout == torch.strided and not weight.is_meta
-            is_finite = is_dense and torch.isfinite(weight).all()
-            _check(is_finite, f"{rule}, as finite floating-point tensors", f"{key!s:.200} of {kind}")
+            is_sane = kind in dtypes and _is_dense(weight) and (weight.abs() <= 1e4).all()  # fits float16, too
+            _check(is_sane, f"{rule}, as finite floating-point tensors up to 1e4", f"{key!s:.200} of {kind}")
         layers, ranks = {}, {part: {} for part in self._lora_loadable_modules}
         for part in ranks:
             for path, layer in getattr(self, part).named_modules():
@@ -674,7 +698,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
         base_model = metadata.get("dreampose.base_model")
         if base_model and self.name_or_path and base_model != self.name_or_path:  # maybe a copy: no error
-            logger.warning(f"This LoRA was trained on {base_model!s:.200}; this model is {self.name_or_path}.")
+            logger.warning(f"This LoRA was trained on {str(base_model)[:200]!r}; this model is {self.name_or_path!r}.")
         configs = self.check_lora(state_dict, metadata)
         # sorted, since diffusers looks for `lora_A` in the first name; copied, since a swap may change its tensors
         state_dict = {key: weight.clone() for key, weight in sorted(state_dict.items())}
@@ -698,12 +722,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         rule = "`adapter_name` must have two letters or more, no dots, at most 100 letters, not begin with 'lora_'"
         _check(is_name, f"{rule} or parts of it, nor be in `nn.ModuleDict`", _short(adapter_name))
         holders = [part for part in self._lora_loadable_modules if adapter_name in attached.get(part, [])]
-        if hotswap:
-            rule = f"`hotswap` must replace {adapter_name!r} in the same components {holders}"
-            _check(holders == parts, rule, parts)
-        else:
-            got = f"{adapter_name!r}, which is attached"
-            _check(not holders, "`adapter_name` must be new unless `hotswap=True`", got)
+        got = f"{adapter_name!r}, which is {'attached' if holders else 'not'}"
+        _check(bool(holders) == bool(hotswap), "`adapter_name` must be attached if, and only if, `hotswap=True`", got)
+        rule = f"`hotswap` must replace {adapter_name!r} in the same components {holders}"
+        _check(not hotswap or holders == parts, rule, parts)
         return adapter_name
 
     def _load_lora(self, part: str, config: dict, state_dict: dict, adapter_name: str, **options) -> None:
@@ -781,12 +803,26 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         layers = {"unet": unet_lora_layers, "adapter": adapter_lora_layers, "vae": vae_lora_layers}
         layers = {part: weights for part, weights in layers.items() if weights}
         _check(layers, "`unet_lora_layers`, `adapter_lora_layers` or `vae_lora_layers` must be given", "none")
+        cls._make_folder(save_directory)
         metadata = {"unet": unet_lora_adapter_metadata, "adapter": adapter_lora_adapter_metadata}
         metadata |= {"vae": vae_lora_adapter_metadata, "dreampose": run_metadata}
         cls._save_lora_weights(save_directory, layers, metadata, weight_name=weight_name)
 
+    def set_adapters(self, adapter_names: list[str] | str, adapter_weights: float | dict | list | None = None) -> None:
+        """Activate attached subjects at scales, by default 1, or dicts of scales: [`LoraBaseMixin.set_adapters`]."""
+        are_names = isinstance(adapter_names, (str, list, tuple)) and len(adapter_names) > 0
+        _check(are_names, "`adapter_names` must name one or more attached subjects", _short(adapter_names))
+        weights = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights]
+        for scale in itertools.chain.from_iterable(w.values() if isinstance(w, dict) else [w] for w in weights):
+            is_scale = isinstance(scale, numbers.Real) and abs(scale) <= 1000
+            is_other = scale is None or isinstance(scale, dict)  # scales by block of the UNet
+            _check(is_scale or is_other, "`adapter_weights` must hold numbers from -1000 to 1000", _short(scale))
+        super().set_adapters(adapter_names, adapter_weights)
+
     def fuse_lora(self, components: list[str] | None = None, lora_scale: float = 1.0, **kwargs) -> None:
-        """Fuse subjects into `components`, by default all three, as [`LoraBaseMixin.fuse_lora`] does."""
+        """Fuse subjects into all `components`, or those given. `lora_scale` outlasts unfusing until `set_adapters`."""
+        is_scale = isinstance(lora_scale, numbers.Real) and abs(lora_scale) <= 1000
+        _check(is_scale, "`lora_scale` must be a number from -1000 to 1000", _short(lora_scale))
         super().fuse_lora(self._lora_loadable_modules if components is None else components, lora_scale, **kwargs)
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
@@ -820,10 +856,17 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             _check(not missing, f"`{name}` must have the settings {missing}", got)
             takes_videos = name == "vae" and any(isinstance(layer, nn.Conv3d) for layer in component.modules())
             _check(not takes_videos, "`vae` must encode single pictures, not videos", got)
+            if name == "vae":
+                channels = [getattr(settings, setting, 3) for setting in ("in_channels", "out_channels")]
+                _check(channels == [3, 3], "`vae` must take and give 3 channels, red, green and blue", channels)
+                factor = settings.scaling_factor
+                is_factor = isinstance(factor, numbers.Real) and 0 < abs(factor) < math.inf
+                _check(is_factor, "`vae` must have a finite `scaling_factor` other than 0", _short(factor))
 
     def _check_scheduler(self) -> None:
         """Raise a `ValueError` if a property of the scheduler makes it unusable."""
         scheduler, config = self.scheduler, getattr(self.scheduler, "config", {})
+        _check(not isinstance(scheduler, type), "`scheduler` must be an object, not its class", scheduler)
         names = ("add_noise", "scale_model_input", "init_noise_sigma", "set_timesteps", "step", "alphas_cumprod")
         missing = [name for name in names if not hasattr(scheduler, name)]
         missing += [] if "beta_start" in config else ["beta_start"]
@@ -833,6 +876,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         for is_so, reason in (
             (missing, f"it lacks {', '.join(missing)}, so its timesteps are not those of a Stable Diffusion UNet"),
             (is_flow, "`use_flow_sigmas` gives it other noise levels than a Stable Diffusion UNet knows"),
+            (str(config.get("variance_type")).startswith("learned"), "its `variance_type` needs predicted variances"),
             (hasattr(scheduler, "noise_sampler"), "its Brownian noise is tied to the batch, so to `chunk_size`"),
             (needed != ["model_output", "timestep", "sample"], f"its step needs {', '.join(needed)}"),
         ):
@@ -850,6 +894,14 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         rule = f"`scheduler` and `num_inference_steps` must give falling timesteps from {limit - 1} to 0"
         is_falling = 0 <= min(timesteps) and max(timesteps) < limit and timesteps[0] > timesteps[-1]
         _check(is_falling, rule, f"{timesteps[0]:g} to {timesteps[-1]:g} of {name}")
+        draws = {"generator": torch.Generator("cpu")} if self._step_draws_noise else {}
+        sample, t = torch.ones(1, 1, 1, 1, dtype=torch.float32, device="cpu"), self.scheduler.timesteps[0]
+        try:
+            sample = self.scheduler.step(self.scheduler.scale_model_input(sample, t), t, sample, **draws).prev_sample
+        except Exception as error:
+            raise ValueError(f"`scheduler` must be able to make a step; got {error}, from {name}.") from error
+        rule = "`scheduler` must not have zero terminal SNR with epsilon prediction, which divides by 0"
+        _check(torch.isfinite(sample).all(), rule, name)
 
     @contextmanager
     def hold_scheduler(self, num_inference_steps: int, device: torch.device):
@@ -862,6 +914,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             self.check_timesteps(num_inference_steps)
             yield len(self.set_timesteps(num_inference_steps, device))
         finally:
+            self._current_timestep = None
             del self._held_schedulers[key]
 
     def check_size(self, height: int, width: int) -> None:
@@ -874,8 +927,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def check_numbers(self, num_inference_steps, image_guidance_scale, pose_guidance_scale, chunk_size) -> None:
         """Raise a `ValueError` unless steps, scales and chunk size are in their ranges."""
         most_steps = self.scheduler.config.num_train_timesteps
+        least_steps = 1 if self.scheduler.config.get("skip_prk_steps", True) else self.scheduler.pndm_order
         for name, value, kind, least, most in (
-            ("num_inference_steps", num_inference_steps, numbers.Integral, 1, most_steps),
+            ("num_inference_steps", num_inference_steps, numbers.Integral, least_steps, most_steps),
             ("image_guidance_scale", image_guidance_scale, numbers.Real, 0, 1000),
             ("pose_guidance_scale", pose_guidance_scale, numbers.Real, 0, 1000),
             ("chunk_size", chunk_size, numbers.Integral, 1, sys.maxsize),
@@ -911,15 +965,15 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         rule = f"`frame_indices` must be one or more different integers in range({num_frames})"
         _check(is_selection, rule, _short(frame_indices))
         if latents is not None:
-            cell_shape = (self.vae.config.latent_channels, *latent_size)
-            shapes = [(1, *cell_shape), (num_frames, *cell_shape), (batch_size, num_frames, *cell_shape)]
-            got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents)
-            _check(got in shapes, f"`latents` must have one of the shapes {shapes}", got)
+            _check(isinstance(latents, torch.Tensor), "`latents` must be a tensor", type(latents))
             values = _to_array(latents, "latents", (-1e4, 1e4), "be finite noise, at most 1e4 in size")
             _check(values.dtype.kind == "f", "`latents` must be floating-point noise", latents.dtype)
+            cell_shape = (self.vae.config.latent_channels, *latent_size)
+            shapes = [(1, *cell_shape), (num_frames, *cell_shape), (batch_size, num_frames, *cell_shape)]
+            _check(values.shape in shapes, f"`latents` must have one of the shapes {shapes}", values.shape)
         generators = generator if isinstance(generator, list) else [generator] * batch_size
-        count = len(generators)
-        _check(count == batch_size, f"`generator` must be one, or one per video ({batch_size})", count)
+        is_whole = len(generators) == batch_size
+        _check(is_whole, f"`generator` must be one, or one per video ({batch_size})", len(generators))
         for one in generators:
             is_generator = isinstance(one, torch.Generator) or generator is None
             _check(is_generator, "`generator` must be a torch.Generator or a list of them", type(one))
@@ -929,23 +983,22 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def prepare_image(self, image: Any, height: int, width: int) -> list[torch.Tensor]:
         """Fit all photos into canvases; return pixel values `(P, 3, height, width)` in `[-1, 1]` for each video."""
-        if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
-            image = list(image)
-        subjects = list(image) if isinstance(image, (list, tuple)) else [image]
+        is_array = isinstance(image, (np.ndarray, torch.Tensor)) and not getattr(image, "is_nested", False)
+        is_batch = isinstance(image, (list, tuple)) or (is_array and image.ndim == 4)
+        subjects = list(image) if is_batch else [image]
         subjects = [list(photos) if isinstance(photos, (list, tuple)) else [photos] for photos in subjects]
         _check(subjects and all(subjects), "`image` must hold at least one photo of each subject", _short(image))
         return [torch.stack([fit_image(photo, height, width) for photo in photos]) for photos in subjects]
 
     def prepare_pose_maps(self, pose_maps: Any, height: int, width: int, batch_size: int) -> torch.Tensor:
         """Fit all pose maps and resize them to latent size: `(B, F, 2, h, w)`, float32, in `[0, 1]`."""
-        is_tensor = isinstance(pose_maps, (np.ndarray, torch.Tensor))
-        if is_tensor and pose_maps.dtype == np.uint8 and pose_maps.ndim in (4, 5) and pose_maps.shape[-1] == 3:
-            is_tensor, pose_maps = False, [*(pose_maps if pose_maps.ndim == 4 else map(list, pose_maps))]
-        if is_tensor:
+        is_iuv = not isinstance(pose_maps, (np.ndarray, torch.Tensor))
+        if not is_iuv:
             pose_maps = _to_array(pose_maps, "pose_maps", (0, 1), "lie in [0, 1] and be finite")
             is_clip = pose_maps.ndim in (4, 5) and pose_maps.shape[-3] == 2 and pose_maps.dtype.kind == "f"
+            is_iuv = pose_maps.ndim in (4, 5) and pose_maps.shape[-1] == 3 and pose_maps.dtype == np.uint8
             rule = "`pose_maps` must be floating point with the shape (F, 2, H, W) or (B, F, 2, H, W)"
-            _check(is_clip, rule, f"{pose_maps.dtype} {pose_maps.shape}")
+            _check(is_clip or is_iuv, rule, f"{pose_maps.dtype} {pose_maps.shape}")
             videos = list(pose_maps) if pose_maps.ndim == 5 else [pose_maps]
         else:
             is_list = isinstance(pose_maps, (list, tuple)) and len(pose_maps) > 0
@@ -964,7 +1017,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         prepared, sizes = [], set()
         for index, frame in itertools.chain.from_iterable(map(enumerate, videos)):
             try:
-                pose_map = torch.from_numpy(frame.astype(np.float32)) if is_tensor else iuv_to_pose_map(frame)
+                pose_map = iuv_to_pose_map(frame) if is_iuv else torch.from_numpy(frame.astype(np.float32))
             except ValueError as error:
                 raise ValueError(str(error).replace("`image`", f"`pose_maps[{index}]`", 1)) from error
             sizes.add(tuple(pose_map.shape[-2:]))
@@ -978,9 +1031,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         models = (self.vae, self.image_encoder, self.feature_extractor)
         image_embeds, image_latents = encode_reference(pixel_values, *models, self.config.image_range)
         size = (self.vae.config.latent_channels, *(side // self.vae_scale_factor for side in pixel_values.shape[-2:]))
-        got = tuple(image_latents.shape[1:])
-        rule = f"`vae` must encode these pictures to latents of shape {size}"
-        _check(got == size, rule, f"{got} from {type(self.vae).__name__}")
+        got = f"{tuple(image_latents.shape[1:])} from {type(self.vae).__name__}"
+        _check(image_latents.shape[1:] == size, f"`vae` must encode these pictures to latents of shape {size}", got)
         encoder_hidden_states = self.adapter(image_embeds.to(self.adapter.dtype), image_latents.to(self.adapter.dtype))
         return encoder_hidden_states.to(self.unet.dtype), image_latents
 
@@ -1143,7 +1195,6 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
         frames = [[] for _ in range(batch_size)] if output_type == "pil" else None
         null_states = None
-        step_draws_noise = "generator" in inspect.signature(self.scheduler.step).parameters
         checks_safety = self.safety_checker is not None and output_type != "latent"
         nsfw_content_detected = [[] for _ in range(batch_size)] if checks_safety else None
         with (
@@ -1181,7 +1232,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     chunk_latents = start[chunk]
                     windows = self.prepare_pose_windows(pose_maps[b], chunk, device)
                     generators = [torch.Generator(draw_device).manual_seed(seeds[index]) for index in chunk]
-                    step_kwargs = {"generator": generators} if step_draws_noise else {}
+                    step_kwargs = {"generator": generators} if self._step_draws_noise else {}
                     self._image_guidance_scale, self._pose_guidance_scale = image_guidance_scale, pose_guidance_scale
 
                     # 6. Denoise the chunk; the null image is encoded when a guidance branch first needs it
@@ -1201,9 +1252,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                             outputs = callback_on_step_end(self, i, t, callback_kwargs)
                             kept = tensors["latents"]
                             returned = outputs.pop("latents", kept) if isinstance(outputs, dict) else None
-                            if not torch.is_tensor(returned) or returned.shape != kept.shape:
+                            if not _is_dense(returned) or returned.shape != kept.shape:
                                 rule = "`callback_on_step_end` must return a dict, whose `latents` keep their shape"
-                                raise ValueError(f"{rule}; got {_short(outputs)}.")
+                                raise ValueError(f"{rule} and are dense; got {_short(returned)}.")
                             padding = returned[-1:].expand(num_padded, -1, -1, -1)
                             chunk_latents = torch.cat([returned, padding]).to(device, torch.float32)
                         progress_bar.update()
