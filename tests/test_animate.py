@@ -33,7 +33,8 @@ def inputs(tmp_path_factory):
     (folder / "poses").mkdir()
     for i in range(NUM_FRAMES):
         get_dummy_iuv(i).save(folder / "poses" / f"{i}.png")
-    return {"--model": folder / "model", "--image": folder / "photo.png", "--poses": folder / "poses"}
+    paths = {"--model": folder / "model", "--image": folder / "photo.png", "--poses": folder / "poses"}
+    return {**paths, "--scale": 1}
 
 
 def as_words(arguments):

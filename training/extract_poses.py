@@ -86,19 +86,18 @@ def convert(options: argparse.Namespace) -> "Sequence[np.ndarray] | torch.Tensor
 @locks_output("output_dir", is_folder=True)
 def main(options: argparse.Namespace) -> None:
     """Make the poses and write them to `output_dir`."""
-    import numpy as np
-    import torch
     from accelerate import PartialState
-    from PIL import Image
 
-    from training.media.outputs import check_outputs, check_picture_folder, record_files, write_picture_folder
     from training.media.pictures import spare_inputs
+    from training.media.timing import frame_rate
     from training.poses.clip_poses import estimate_poses
     from training.poses.estimator import DensePoseEstimator
+    from training.poses.pose_folder import check_pose_folder, write_poses
 
     spare_inputs("output_dir", [options.output_dir], [options.input])
-    check_picture_folder("output_dir", options.output_dir)
+    check_pose_folder("output_dir", options.output_dir)
     with naming_arguments(poses="input", path="input", frames="input"):
+        fps = frame_rate(options.input)
         if options.densepose:
             estimator = DensePoseEstimator(options.densepose, options.device or PartialState().device)
             frames = estimate_poses(options.input, estimator, options.settings)
@@ -106,15 +105,7 @@ def main(options: argparse.Namespace) -> None:
             frames = convert(options)
     if getattr(frames, "filled", None):
         print(f"frames without the person, filled from neighbouring frames: {frames.filled}")
-    if isinstance(frames, torch.Tensor):
-        path = options.output_dir / "poses.npy"
-        check_outputs("output_dir", [path])
-        record_files([path])
-        np.save(path, frames.numpy())
-        print(f"{len(frames)} pose maps (U and V, there was no I): {path}")
-        return
-    write_picture_folder(map(Image.fromarray, frames), options.output_dir, "output_dir")
-    print(f"{len(frames)} IUV frames: {options.output_dir}")
+    write_poses(frames, options.output_dir, "output_dir", fps)
 
 
 if __name__ == "__main__":

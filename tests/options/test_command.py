@@ -68,7 +68,7 @@ def test_the_help_of_a_trainer_shows_each_option_once_and_the_most_used_first(na
     assert {option.replace("--no_", "--") for option in switches} <= names
 
 
-@pytest.mark.parametrize(("module", "others"), [(animate, 2), (evaluation, 3)])
+@pytest.mark.parametrize(("module", "others"), [(animate, 3), (evaluation, 3)])
 def test_the_help_of_a_command_has_named_groups(module, others, capsys):
     sections = sections_of(help_of(module, capsys))
     assert list(sections)[:2] == ["options", "most used"] and len(sections) == 2 + others

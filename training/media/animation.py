@@ -235,21 +235,31 @@ def render_grid(
     return picture_grid(rows, titles, row_titles=[f"image {value:g}" for value in image_scales])
 
 
+def default_scale(height: int) -> int:
+    """Return the least whole factor that enlarges frames of this height to at least 320 pixels, at most 16."""
+    return min(-(-320 // height), 16)
+
+
 def draw_strip(
     image: Image.Image,
     poses: list[Image.Image],
     frames: list[Image.Image],
     num: int,
     truth: list[Image.Image] | None = None,
+    driver: Sequence[Image.Image] | None = None,
 ) -> Image.Image:
-    """Draw the photo and `num` evenly spaced frames next to it: poses in the top row, then `truth` if given, then the
-    predictions."""
+    """Draw the photo and `num` evenly spaced frames next to it, in rows.
+
+    The rows are the `driver`'s frames if given, the poses, `truth` if given, and the predictions.
+    """
     size = frames[0].size
     chosen = np.linspace(0, len(frames) - 1, min(num, len(frames))).round().astype(int)
     pose_row = [ImageOps.pad(poses[i], size, Image.Resampling.NEAREST) for i in chosen]
     photo = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color="white")
     true_rows = [] if truth is None else [[None, *(truth[i] for i in chosen)]]
-    return picture_grid([[None, *pose_row], *true_rows, [photo, *(frames[i] for i in chosen)]])
+    shown = [] if driver is None else [ImageOps.pad(driver[i], size, color="white") for i in chosen]
+    driver_rows = [[None, *shown]] if shown else []
+    return picture_grid([*driver_rows, [None, *pose_row], *true_rows, [photo, *(frames[i] for i in chosen)]])
 
 
 def output_paths(output: Path, gif: bool = False) -> list[Path]:
@@ -266,13 +276,15 @@ def write_outputs(
     fps: float = 30,
     scale: int = 1,
     strip_frames: int = 8,
+    driver: Sequence[Image.Image] | None = None,
+    sound: np.ndarray | None = None,
 ) -> None:
     """Write a video to the paths from `output_paths`, the last of which is for its strip of `strip_frames` frames.
 
-    The photo and the `poses`, as pictures, are for the strip. `fps` are frames per second, and `scale` enlarges all
-    pictures by a whole factor.
+    The photo, the `poses` as pictures and the `driver`'s frames are for the strip. `fps` are frames per second, and
+    `scale` enlarges all pictures by a whole factor. `sound` is that of [`write_frames`].
     """
     shown = [enlarge(frame, scale) for frame in frames]
     for path in paths[:-1]:
-        write_frames(shown, path, fps)
-    write_frame(draw_strip(image, poses, shown, strip_frames), paths[-1])
+        write_frames(shown, path, fps, sound)
+    write_frame(draw_strip(image, poses, shown, strip_frames, driver=driver), paths[-1])

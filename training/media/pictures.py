@@ -23,6 +23,7 @@ from pipeline_dreampose import to_rgb
 from training.engine.messages import shorten
 from training.media.outputs import write_picture_folder
 from training.media.settings_file import partial_path
+from training.media.sound import SoundWriter
 
 
 class UnreadablePictures(ValueError):
@@ -328,26 +329,34 @@ def spare_inputs(name: str, outputs: Sequence[str | os.PathLike], inputs: Sequen
                 raise ValueError(f"`{name}` must spare what is read, but {str(output)!r} writes over {str(path)!r}.")
 
 
-def write_video(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:
-    """Write frames of one size as mp4 (h264, or mpeg4 if libx264 is missing; yuv420p).
+def write_video(
+    frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30, sound: np.ndarray | None = None
+) -> None:
+    """Write frames of one size as mp4 (h264, or mpeg4 if libx264 is missing; yuv420p), with `sound` as AAC.
 
     An odd side is made even by repeating its last line. The file gets its name when it is whole. The same frames give
-    the same bytes, on any number of cores.
+    the same bytes, on any number of cores. `sound` is that of [`read_sound`].
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     with av.open(partial, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(_video_encoder(), rate=Fraction(fps).limit_denominator(1000))
+        rate = Fraction(fps).limit_denominator(1001)  # 30000/1001 is usual
+        stream = container.add_stream(_video_encoder(), rate=rate)
         stream.width, stream.height = (side + side % 2 for side in frames[0].size)
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "18", "flags": "+bitexact"}
         stream.codec_context.thread_count = 1  # x264 writes other bytes with another number of threads
-        for frame in frames:
+        writer = None if sound is None else SoundWriter(container, sound)
+        for index, frame in enumerate(frames):
             pixels = np.asarray(frame.convert("RGB"))
             pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            if writer is not None:  # next to the frames, so that players need not search the file
+                writer.write_until((index + 1) / float(rate))
         container.mux(stream.encode())
+        if writer is not None:
+            writer.close()
     os.replace(partial, path)
 
 
@@ -370,11 +379,16 @@ def write_gif(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float
     os.replace(partial, path)
 
 
-def write_frames(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:
-    """Write frames of one size as a video, a GIF or a folder of PNGs, if `path` ends in `.mp4`, `.gif` or neither."""
+def write_frames(
+    frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30, sound: np.ndarray | None = None
+) -> None:
+    """Write frames of one size as a video, a GIF or a folder of PNGs, if `path` ends in `.mp4`, `.gif` or neither.
+
+    Only a video has the `sound`.
+    """
     path = Path(path)
     if path.suffix == ".mp4":
-        write_video(frames, path, fps)
+        write_video(frames, path, fps, sound)
     elif path.suffix == ".gif":
         write_gif(frames, path, fps)
     else:

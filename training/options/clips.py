@@ -32,6 +32,9 @@ RULES = {
     "num_pictures": _NOT_NEGATIVE,
     "scale": _COUNT,
     "strip_frames": _COUNT,
+    "start": _NOT_NEGATIVE,
+    "end": _COUNT,
+    "every": _COUNT,
     "fps": ("within [0.01, 1000]", lambda value: 0.01 <= value <= 1000),
     "height": _COUNT,
     "width": _COUNT,
@@ -44,6 +47,7 @@ RULES = {
 LIMITS = {"num_inference_steps": 1000, "steps": 1000, "reference_steps": 1000, "height": 8192, "width": 8192}
 LIMITS |= dict.fromkeys(("num_clips", "frames_per_clip", "num_consecutive", "num_pictures", "strip_frames"), 10**6)
 LIMITS |= dict.fromkeys(("image_guidance_scale", "pose_guidance_scale", "image_scales", "pose_scales", "grid"), 1000)
+LIMITS |= dict.fromkeys(("start", "end", "every"), 10**6)
 LIMITS |= {"scale": 16, "chunk_size": 10**6, "subject": 2**31, "motion": 2**31, "num_frames": 10**4}
 
 

@@ -3,6 +3,7 @@
 """Options for making poses with DensePose, for one clip or a data set."""
 
 import argparse
+from collections.abc import Callable
 
 from training.poses.clip_settings import PERSON_RULES, PoseSettings
 
@@ -17,6 +18,11 @@ def add_pose_options(parser: argparse.ArgumentParser, needs_densepose: bool) -> 
     add = parser.add_argument_group("DensePose").add_argument
     add("--densepose", required=needs_densepose, metavar="MODEL", help=DENSEPOSE_HELP)
     add("--device", help="device for DensePose; by default a GPU if there is one")
+    add_person_options(add)
+
+
+def add_person_options(add: Callable[..., argparse.Action]) -> None:
+    """Add `--person`, `--max_gap` and `--median` by the `add_argument` of a group."""
     add("--person", choices=PERSON_RULES, default="largest", help="the person to follow among several")
     add("--max_gap", type=int, default=5, metavar="FRAMES", help="longest gap in the person's frames that is filled")
     add("--median", type=int, default=0, metavar="RADIUS", help="temporal median of U and V against flicker; 0: off")

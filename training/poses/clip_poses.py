@@ -103,7 +103,7 @@ def estimate_poses(
         raise UnreadablePictures(f"`input` must have at least one frame, got {str(source)!r}, which has none.")
 
     def detect():
-        pictures = _iterate_with_gaps(source, settings.max_gap)
+        pictures = iterate_with_gaps(source, settings.max_gap)
         for picture in tqdm(pictures, desc="DensePose", unit="frame", leave=False, disable=not show_progress):
             if picture is None:
                 yield []
@@ -119,7 +119,13 @@ def estimate_poses(
     return follow_through_clip(detect(), first.height, first.width, settings)
 
 
-def _iterate_with_gaps(source: str | os.PathLike, max_gap: int) -> Iterator[Image.Image | None]:
+def iterate_with_gaps(source: str | os.PathLike, max_gap: int) -> Iterator[Image.Image | None]:
+    """Yield the frames of a video or a folder of pictures, and `None` for a number that the pictures' names leave out.
+
+    Raises:
+        UnreadablePictures: If there are no pictures, or one cannot be read.
+        ValueError: If more than `max_gap` numbers in a row are missing.
+    """
     pictures = iterate_pictures(source)
     if not Path(source).is_dir():
         yield from pictures

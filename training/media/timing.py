@@ -1,0 +1,71 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Frame rates of videos and of folders of pose frames, and the choice of frames from a clip."""
+
+import math
+import os
+from pathlib import Path
+
+import av
+
+from training.engine.messages import shorten
+from training.media.outputs import check_outputs, record_files
+from training.media.pictures import UnreadablePictures, open_video, video_stream
+from training.media.settings_file import read_json, write_json
+
+
+RATE_NAME = "fps.json"  # in a folder of pose frames: the frames per second of the video that they come from
+FRAME_RATES = (0.01, 1000.0)
+
+
+def frame_rate(path: str | os.PathLike, argument: str = "poses") -> float | None:
+    """Return a video's mean frames per second, or those in a folder's `fps.json`; `None` if nothing states them.
+
+    Raise a `ValueError` that names the `argument` if `fps.json` holds no frame rate.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / RATE_NAME).exists():
+            return None
+        fps = read_json(path / RATE_NAME, argument, "fps")["fps"]
+        if type(fps) not in (int, float) or not is_frame_rate(fps):
+            low, high = FRAME_RATES
+            rule = f"`{argument}` must have an `fps` within [{low:g}, {high:g}] in its {RATE_NAME}"
+            raise ValueError(f"{rule}, got {shorten(fps)}.")
+        return float(fps)
+    try:
+        with open_video(path) as container:
+            fps = float(video_stream(container).average_rate or 0)
+    except (UnreadablePictures, av.error.FFmpegError):  # such as a .npy file
+        return None
+    return fps if is_frame_rate(fps) else None
+
+
+def is_frame_rate(fps: float) -> bool:
+    low, high = FRAME_RATES
+    return math.isfinite(fps) and low <= fps <= high
+
+
+def write_frame_rate(folder: Path, fps: float | None, argument: str) -> None:
+    """Write `fps.json` into a folder of pose frames. Without a rate, remove that of an earlier run.
+
+    Raise a `ValueError` that names the `argument` if there is such a file that no run recorded.
+    """
+    check_outputs(argument, [folder / RATE_NAME])
+    if fps is None:
+        (folder / RATE_NAME).unlink(missing_ok=True)
+        return
+    record_files([folder / RATE_NAME])
+    write_json(folder / RATE_NAME, {"fps": fps})
+
+
+def choose_frames(num_frames: int, start: int = 0, end: int | None = None, every: int = 1) -> range:
+    """Return every `every`-th frame of a clip, from frame `start` (the first is 0) to the one before frame `end`.
+
+    Raise a `ValueError` if the clip has fewer frames than `start` or `end` asks for.
+    """
+    if start >= num_frames:
+        raise ValueError(f"`start` must be less than the number of frames, {num_frames}, got {start}.")
+    if end is not None and end > num_frames:
+        raise ValueError(f"`end` must be at most the number of frames, {num_frames}, got {end}.")
+    return range(start, num_frames if end is None else end, every)
