@@ -128,6 +128,8 @@ def test_a_record_that_is_no_file_is_refused(tmp_path, kind):
         record.symlink_to("../notes.txt" if kind == "link" else "../gone.txt")
     for check in (
         lambda: check_outputs("output", [folder / "video.mp4"]),
+        lambda: check_outputs("output", [folder / "new.mp4"]),
+        lambda: check_outputs("output", [folder / "video.mp4"], overwrite=True),
         lambda: check_picture_folder("output", folder),
         lambda: write_picture_folder(pictures(1), folder, "output"),
     ):

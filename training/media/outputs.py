@@ -68,14 +68,16 @@ def check_outputs(argument: str, paths: Sequence[Path], overwrite: bool | None =
     A file that no run recorded may be replaced with `overwrite`, which is `None` if the command has no such option.
 
     Raises:
-        ValueError: If a path cannot be written, or such a file is there and `overwrite` is not set.
+        ValueError: If a path cannot be written, such a file is there and `overwrite` is not set, or a folder's record
+            is no file.
     """
     for path in paths:
         if not path.suffix:
             check_picture_folder(argument, path)
             continue
         check_output(argument, path, is_folder=False)
-        if path.exists() and not overwrite and path.name not in _recorded(path.parent, argument):
+        recorded = _recorded(path.parent, argument)
+        if path.exists() and not overwrite and path.name not in recorded:
             advice = "" if overwrite is None else ", or give `--overwrite` to replace it"
             raise ValueError(
                 f"`{argument}` must replace only files of earlier runs, got {shorten(str(path))}, which no run"
