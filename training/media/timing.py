@@ -24,7 +24,7 @@ def frame_rate(path: str | os.PathLike, argument: str = "poses") -> float | None
     Raise a `ValueError` that names the `argument` if `fps.json` holds no frame rate.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # a `Path` would raise an error for a name that is too long
         if not (path / RATE_NAME).exists():
             return None
         fps = read_json(path / RATE_NAME, argument, "fps")["fps"]
