@@ -78,7 +78,8 @@ def prepare(options: argparse.Namespace) -> None:
     state.wait_for_everyone()  # all processes must share out the same list
     share = todo[state.process_index :: state.num_processes]
     records = preparation.prepare_clips(share, folder, densepose, options.settings, device, options.num_proc)
-    for task, record in tqdm(records, total=len(share), desc="clips", unit="clip", disable=not state.is_main_process):
+    is_silent = not (share and state.is_main_process)
+    for task, record in tqdm(records, total=len(share), desc="clips", unit="clip", disable=is_silent):
         if "dropped" in record:
             tqdm.write(f"{task.video_id} dropped: {record['dropped']}")
     state.wait_for_everyone()

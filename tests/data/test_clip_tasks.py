@@ -52,10 +52,18 @@ def test_a_folder_of_pictures_is_a_clip(tmp_path):
     assert notes == ["passed over in --frames_dir, since they are no folders of pictures: ['empty', 'loose.png']"]
     with pytest.raises(ValueError, match="`frames_dir` must hold one folder .* got .*which holds pictures itself"):
         find_frame_folders(tmp_path / "a")
-    with pytest.raises(
-        ValueError, match="`frames_dir` must hold .*, a folder of pictures .*, got .*empty"
-    ):
+    with pytest.raises(ValueError, match="`frames_dir` must hold .*, a folder of pictures .*, got .*empty"):
         find_frame_folders(tmp_path / "empty")
+
+
+def test_names_too_long_for_files_are_refused_before_any_work(tmp_path):
+    for length in (200, 201):
+        (tmp_path / ("a" * length)).mkdir()
+        (tmp_path / ("a" * length) / "1.png").write_text("")
+    with pytest.raises(ValueError, match="`frames_dir` must hold clips with names of at most 200 bytes, got 'aaa"):
+        find_frame_folders(tmp_path)
+    (tmp_path / ("a" * 201) / "1.png").unlink()
+    assert [task.video_id for task in find_frame_folders(tmp_path)[0]] == ["a" * 200]
 
 
 def test_poses_have_the_names_of_their_clips_and_the_rest_is_named(tmp_path):
@@ -69,9 +77,7 @@ def test_poses_have_the_names_of_their_clips_and_the_rest_is_named(tmp_path):
         "clips without poses in --iuv_dir are left out: ['alone']",
         "poses in --iuv_dir without a clip: ['other']",
     ]
-    with pytest.raises(
-        ValueError, match=r"like the clips, as folders or as .npy, .*, got \['a', .*\] for \['x'\]"
-    ):
+    with pytest.raises(ValueError, match=r"like the clips, as folders or as .npy, .*, got \['a', .*\] for \['x'\]"):
         find_poses(named(tmp_path, "x"), tmp_path)
     (tmp_path / "b").mkdir()
     with pytest.raises(ValueError, match="`iuv_dir` must hold one entry per clip, got 'b' and 'b.npy'"):
@@ -107,9 +113,7 @@ def test_a_broken_split_file_names_the_line(tmp_path, text):
     with pytest.raises(ValueError, match="`split_file` must have lines CLIP,SPLIT, .* got line [23] of .*splits.csv"):
         read_split_file(tmp_path / "splits.csv")
     (tmp_path / "splits.csv").write_text("clip,split\n")
-    with pytest.raises(
-        ValueError, match="`split_file` must name at least one clip, got .*splits.csv', which n"
-    ):
+    with pytest.raises(ValueError, match="`split_file` must name at least one clip, got .*splits.csv', which n"):
         read_split_file(tmp_path / "splits.csv")
     with pytest.raises(ValueError, match="`split_file` must be a CSV file, got .*: "):
         read_split_file(tmp_path / "missing.csv")

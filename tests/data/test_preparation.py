@@ -143,6 +143,12 @@ def test_a_dropped_clip_is_tried_again_when_its_video_has_changed(tasks, densepo
     assert prepare([tasks[3]], output_dir, densepose)["broken"]["num_frames"] == 3
 
 
+def test_a_clip_whose_shard_was_deleted_is_prepared_again(tasks, densepose, tmp_path):
+    prepare(tasks, tmp_path / "data", densepose)
+    tasks[1].shards(tmp_path / "data")["train"].unlink()
+    assert preparation.unfinished(tasks, tmp_path / "data") == [tasks[1]]
+
+
 def test_a_video_without_frames_is_dropped(tasks, densepose, tmp_path, monkeypatch):
     monkeypatch.setattr(clip_poses, "iterate_pictures", lambda source: iter(()))
     (record,) = prepare(tasks[:1], tmp_path / "data", densepose).values()

@@ -70,6 +70,18 @@ def test_numbers_of_a_video_s_poses_start_at_0_or_1(tmp_path, first):
     [
         ([1, 2, 3], [11, 12, 13, 14], 4, "its 4 frames have the numbers 11 to 14 and its 3 poses 1 to 3. A frame and"),
         ([0, 1, 2], [1, 2, 3], 3, "its 3 frames have the numbers 1 to 3 and its 3 poses 0 to 2. A frame and its pose"),
+        (
+            [0, 2, 3],
+            [1, 2, 3, 4],
+            4,
+            "its 4 frames have the numbers 1 to 4 and its 3 poses 0 to 3. A frame and",
+        ),
+        (
+            [0, 33, 66, 99],
+            [*range(9)],
+            9,
+            "`max_gap` .* got 5. Poses without a frame, by their numbers: .33, 66",
+        ),
         ([0, 1, 2], [], 5, "no number counts its 5 frames, and it has 3 poses"),
         ([1, 2, 3], None, 5, "do not tell whether its first frame has the number 0 or 1"),
         ([7, 8, 9], None, 5, "the numbers 7 to 9, which do not tell"),

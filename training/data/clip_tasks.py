@@ -3,6 +3,7 @@
 """Clips to prepare: finding their frames and poses on disk."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from training.poses.matching import POSE_SUFFIXES
 from training.poses.pose_files import VIDEO_SUFFIXES
 
 
+_MAX_NAME = 200  # of the 255 bytes that file systems allow; a temporary file has a longer name
 # Pictures, and what `download_videos` leaves of a video that is not complete or was refused.
 _NO_VIDEO_SUFFIXES = (*(suffix for suffix in PICTURE_SUFFIXES if suffix != ".gif"), ".part", ".rejected")
 
@@ -147,12 +149,15 @@ def _name_passed_over(argument: str, kind: str, names: Sequence[str]) -> list[st
 
 
 def _check_clips(tasks: Sequence[ClipTask], argument: str, folder: Path) -> None:
-    """Raise a `ValueError` if there is no clip, or two clips have one id."""
+    """Raise a `ValueError` if there is no clip, two clips have one id, or an id is too long for the names of files."""
     if not tasks:
         clip = f"a folder of pictures ({', '.join(PICTURE_SUFFIXES)})" if argument == "frames_dir" else "a video"
         raise ValueError(f"`{argument}` must hold at least one clip, {clip}, got {str(folder)!r}, without any.")
     seen = {}
     for task in tasks:
+        if len(os.fsencode(task.video_id)) > _MAX_NAME:
+            got = shorten(task.video_id)
+            raise ValueError(f"`{argument}` must hold clips with names of at most {_MAX_NAME} bytes, got {got}.")
         other = seen.setdefault(task.video_id, task)
         if other is not task:
             names = f"{other.source.name!r} and {task.source.name!r}"

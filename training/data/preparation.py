@@ -107,7 +107,7 @@ def _write_shard(rows: list[dict], shard: Path, output_dir: Path) -> None:
 
 
 def unfinished(tasks: Iterable[ClipTask], output_dir: Path) -> list[ClipTask]:
-    """Return the clips without a record, and those whose frames or poses have changed since.
+    """Return the clips without a record or shard, and those whose frames or poses have changed since.
 
     Raises:
         ValueError: If a clip was prepared for another split.
@@ -120,7 +120,10 @@ def unfinished(tasks: Iterable[ClipTask], output_dir: Path) -> list[ClipTask]:
 
     def is_done(task: ClipTask) -> bool:
         path = task.record(output_dir)
-        return path.exists() and read_json(path, "output_dir", "sha256")["sha256"] == task.digest()
+        record = read_json(path, "output_dir", "sha256") if path.exists() else None
+        if record is None or ("dropped" not in record and not all(map(Path.exists, task.shards(output_dir).values()))):
+            return False
+        return record["sha256"] == task.digest()
 
     return [task for task in tasks if not is_done(task)]
 

@@ -64,12 +64,12 @@ def match_poses(
     Raises:
         ClipDropped: If the poses cannot be read or do not fit the frames.
     """
+    notices, unused = [], []
     try:
         if Path(path).suffix.lower() == DUMP_SUFFIX:
             return _match_dump(path, numbers, num_frames, size, settings)
         frames, names = read_pose_frames(path)
         frames = _from_maps(frames) if isinstance(frames, torch.Tensor) else [np.asarray(frame) for frame in frames]
-        notices = []
         order = channel_order
         if order == "auto":
             order, notice = find_channel_order(frames)
@@ -82,7 +82,8 @@ def match_poses(
     except ClipDropped:
         raise
     except ValueError as error:
-        raise ClipDropped(str(error).replace("`poses`", "`iuv_dir`")) from error
+        reasons = [str(error).replace("`poses`", "`iuv_dir`"), *map(str.capitalize, _name_unused(unused))]
+        raise ClipDropped(" ".join(reasons)) from error
     return MatchedPoses(temporal_median(frames, settings.median), filled, notices + _name_unused(unused))
 
 
@@ -116,9 +117,9 @@ def _match(
         raise ClipDropped(f"no number counts its {num_frames} frames, and it has {len(poses)} poses.")
     by_number = dict(zip(pose_numbers, poses))
     unused = sorted(set(by_number) - set(numbers))
-    # As many poses with one distance to the frames' numbers: frames from 1, say, and poses from 0.
-    is_shifted = len(poses) == num_frames and len({a - b for a, b in zip(numbers, pose_numbers)}) == 1
-    if len(unused) == len(by_number) or (unused and is_shifted):
+    # First and last number differ alike: frames from 1, say, and poses from 0.
+    is_shifted = pose_numbers[0] - numbers[0] == pose_numbers[-1] - numbers[-1] != 0
+    if len(unused) == len(by_number) or is_shifted:
         ends = f"{numbers[0]} to {numbers[-1]}", f"{min(by_number)} to {max(by_number)}"
         raise ClipDropped(
             f"its {num_frames} frames have the numbers {ends[0]} and its {len(poses)} poses {ends[1]}. A frame and "
