@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from training.engine.output_lock import locks_output
-from training.options.animation import parse_animation
+from training.options.animation import ALIGNMENTS, parse_animation
 from training.options.command import run_command
 
 
@@ -65,6 +65,10 @@ def main(options: argparse.Namespace) -> list:
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
     pipe = load_pipeline(options.model, device, options.dtype, options.lora, options.revision)
     animation.check_call(pipe, options.chunk_size, **call_options)
+    if state.is_main_process:
+        animation.warn_about_size(pipe, options.height, options.width)
+        if options.driving is not None or options.align != "none":
+            print(f"--align {options.align}: {ALIGNMENTS[options.align]}")
     driver = source.read()
     poses, scale = driver.poses, options.scale or animation.default_scale(options.height or pipe.config.default_height)
     if options.save_poses is not None and state.is_main_process:

@@ -21,7 +21,9 @@ from tests.tiny_components import (
     get_dummy_pipeline,
     save_subject,
 )
+from training.media.animation import default_scale
 from training.media.outputs import RECORD_NAME
+from training.media.pictures import _video_encoder
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,8 @@ def inputs(tmp_path_factory):
 
 
 def as_words(arguments):
-    return [str(word) for pair in {**arguments, "--device": "cpu"}.items() for word in pair]
+    pairs = [pair for pair in {**arguments, "--device": "cpu"}.items() if pair[1] is not None]
+    return [str(word) for pair in pairs for word in pair]
 
 
 def run(inputs, *more, **changes):
@@ -98,6 +101,25 @@ def test_options_reach_the_pipeline(inputs, tmp_path, monkeypatch):
     }
     frames = run(inputs, output=tmp_path / "video.mp4", **options)
     assert {name: seen[name] for name in options} == options and frames[0].size == (32, 40)
+
+
+def test_a_small_model_s_video_is_no_stamp(inputs, tmp_path):
+    run(inputs, output=tmp_path / "video.mp4", scale=None)
+    with av.open(tmp_path / "video.mp4") as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == (_video_encoder().replace("libx264", "h264"), "yuv420p")
+        assert (stream.width, stream.height) == (10 * WIDTH, 10 * HEIGHT)
+    assert [default_scale(height) for height in (16, 80, 160, 161, 319, 320, 640)] == [16, 4, 2, 2, 2, 1, 1]
+
+
+def test_a_size_that_the_model_was_not_trained_for_is_named(inputs, tmp_path, caplog):
+    run(inputs, output=tmp_path / "a.mp4", height=HEIGHT)
+    assert "trained" not in caplog.text
+    run(inputs, output=tmp_path / "b.mp4", height=2 * HEIGHT, width=2 * WIDTH)
+    said = (
+        f"The model was trained for frames of height {HEIGHT} and width {WIDTH}. Frames of {2 * HEIGHT} x {2 * WIDTH}"
+    )
+    assert said in caplog.text
 
 
 def test_a_stack_gives_the_video_of_the_folder(inputs, tmp_path):

@@ -6,6 +6,7 @@ import huggingface_hub
 import pytest
 import transformers
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 import animate
 from pipeline_dreampose import DreamPosePipeline
@@ -21,12 +22,14 @@ from training import (
     train,
     train_encoders,
 )
+from training.media.pictures import write_video
 from training.options import command
 from training.options.command import run_command
 
 
 LONG = "x" * 300
 ANIMATE = (animate, "--model model --image photo.png --poses poses")
+DRIVE = (animate, "--model model --image photo.png --driving dance.mp4 --densepose file --output new.mp4")
 TRAIN = (train, "--pretrained_model_name_or_path model --train_data data --output_dir run")
 FINETUNE = (finetune, "--pretrained_model_name_or_path model --instance_data_dir photos --output_dir run")
 ENCODERS = (train_encoders, "--train_data data --output_dir run")
@@ -124,6 +127,56 @@ CASES = [
     (ANIMATE, "--dtype int8", "invalid choice: 'int8'"),
     (ANIMATE, f"--{LONG * 30}", "unrecognized arguments: --xxx.* [.][.][.] x"),
     ((animate, ""), "", "the following arguments are required: --model"),
+    # A driving video.
+    *((DRIVE, f"--{name} {value}", f"`{name}` must be") for name, value in (
+        ("start", "-1"), ("start", "9999999"), ("end", "0"), ("end", "9999999"), ("every", "0"), ("every", "9999999"),
+        ("max_gap", "-1"), ("median", "1000"),
+    )),
+    (DRIVE, "--start 1.5", "argument --start: invalid int value: '1.5'"),
+    (DRIVE, "--start 3 --end 3", "`--end` must be more than `--start`, 3, got 3"),
+    (DRIVE, "--poses poses", "argument --poses: not allowed with argument --driving"),
+    ((animate, "--model model --image photo.png"), "", "one of the arguments --poses --driving is required"),
+    ((animate, "--model model --image photo.png"), "--driving dance.mp4",
+     "`--densepose` must be given with `--driving`, got 'dance.mp4' without it"),
+    (DRIVE, "--driving none.mp4", "`driving` must be a folder or a readable video, got 'none.mp4': it does not exist"),
+    (DRIVE, "--driving file", "`driving` must be a folder or a readable video, got 'file'"),
+    (DRIVE, "--driving pipe", "`driving` must be a folder or a readable video, got 'pipe': it is not a file"),
+    (DRIVE, "--driving photos", "`driving` must hold pictures .*, got 'photos'"),
+    (DRIVE, "--driving ''", "argument --driving: must be a path, got ''"),
+    (DRIVE, "--densepose none", "`densepose` must be a TorchScript file"),
+    (DRIVE, "--densepose ''", "`densepose` must be a TorchScript file"),
+    (DRIVE, "--person tallest", "argument --person: invalid choice: 'tallest'"),
+    (DRIVE, "--output dance.mp4", "`output` must spare what is read"),
+    (DRIVE, "--output kept/new.mp4", "`output` must be a folder that can be written, .*which is a file"),
+    (DRIVE, "--save_poses mine.png", "`save_poses` must be a folder that can be written, .*, which is a file"),
+    (DRIVE, "--save_poses users", "`save_poses` must be a folder whose numbered PNGs are of an earlier run"),
+    (DRIVE, "--save_poses rated", "`save_poses` must replace only files of earlier runs, got 'rated/fps.json'"),
+    (DRIVE, "--save_poses .", "`save_poses` must spare what is read"),
+    (DRIVE, "--save_poses new --output new", "`--save_poses` must be another folder than `--output`, got 'new'"),
+    (DRIVE, "--sound", "`sound` must be given with a `driving` that has sound, got 'dance.mp4' with no sound"),
+    (DRIVE, "--sound --fps 20", "`--fps` must be given without `--sound`, .*, got 20.0"),
+    (DRIVE, "--sound --output new.gif", "`--sound` must be given only with an `--output` that ends in .mp4"),
+    (DRIVE, "--sound --output new.png --grid 1 1", "`--sound` must be given "),
+    (DRIVE, "--image_iuv none.png", "`image_iuv` must be a readable picture, got 'none.png': it is not a file"),
+    (DRIVE, "--image_iuv photo.png", "`image_iuv` must hold part codes 1..24 in its blue channel, got [0-9]+ at most"),
+    (DRIVE, "--image_iuv black.png", "`image_iuv` must hold part codes .*, got 0 at most in 'black.png'. Nobody is"),
+    (DRIVE, "--image_iuv lossy.jpg", "`image_iuv` must be a lossless RGB picture .*, got JPEG, which mixes U and V"),
+    (DRIVE, "--image_iuv gray.png", "`image_iuv` must be a lossless RGB picture .*, got mode L in 'gray.png'"),
+    (DRIVE, "--image_iuv wide.png", "`image_iuv` must have the proportions of the photo, 24 x 32, got 64 x 32"),
+    (DRIVE, "--image_iuv poses/0.png --align none", "`--image_iuv` must be given without `--align none`"),
+    (DRIVE, "--align arms", "argument --align: invalid choice: 'arms'"),
+    (ANIMATE, "--align place", "`--align` must be given with `--image_iuv` or `--densepose`, .*, got 'place'"),
+    (ANIMATE, "--densepose file --align none", "`--densepose` must be given with `--driving`, or without `--align n"),
+    (ANIMATE, "--densepose file --image_iuv poses/0.png", "`--densepose` must be given with `--driving`, or without"),
+    (ANIMATE, "--sound", "`--sound` must be given only with `--driving`"),
+    *((ANIMATE, f"--{words}", f"`--{words.split()[0]}` must be given only with `--densepose`") for words in (
+        "person score", "max_gap 3", "median 1",
+    )),
+    (ANIMATE, "--start 1 --output new.mp4", "`start` must be less than the number of frames, 1, got 1"),
+    (ANIMATE, "--end 2 --output new.mp4", "`end` must be at most the number of frames, 1, got 2"),
+    (ANIMATE, "--poses rated --output new.mp4", r"`poses` must have an `fps` within \[0.01, 1000\] in its fps.json"),
+    (EXTRACT, "--output_dir rated", "`output_dir` must replace only files of earlier runs, got 'rated/fps.json'"),
+    (EXTRACT, "--input rated", r"`input` must have an `fps` within \[0.01, 1000\] in its fps.json, got 'fast'"),
     # YAML files.
     *((TRAIN, f"--config {name}.yaml", rule) for name, rule in (
         ("bomb", "has an anchor, an alias or a tag"), ("deep", "nested more deeply"),
@@ -249,6 +302,19 @@ def work(tmp_path_factory):
     for name in ("file", "mine.png", "users/00007.png", "own/poses/mine.png", ".stopped.mp4.frames/00000.png"):
         (folder / name).write_text("the user's")
     (folder / ".stopped.mp4.frames" / "settings.json").write_text("{}")
+    write_video([Image.new("RGB", (32, 32), (9, 9, 9))] * 3, folder / "dance.mp4")
+    for name, mode, size in (
+        ("black.png", "RGB", (24, 32)),
+        ("lossy.jpg", "RGB", (24, 32)),
+        ("gray.png", "L", (24, 32)),
+    ):
+        Image.new(mode, size).save(folder / name)
+    get_dummy_iuv(width=64).save(folder / "wide.png")
+    for name in ("kept", "rated"):
+        (folder / name).mkdir()
+    (folder / "kept" / ".dreampose_poses").write_text("the user's")
+    (folder / "rated" / "fps.json").write_text('{"fps": "fast"}')
+    get_dummy_iuv().save(folder / "rated" / "0.png")
     (folder / "link.mp4").symlink_to(folder / "nothing" / "here.mp4")
     for name, text in CONFIGS.items():
         (folder / f"{name}.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())

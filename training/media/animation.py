@@ -7,9 +7,11 @@ a killed run can resume.
 """
 
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from accelerate import PartialState
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map
+from pipeline_dreampose import DreamPosePipeline, fit_pose_maps, iuv_to_pose_map
 from training.engine.messages import shorten
 from training.media.outputs import FRAME_NUMBER, check_output, write_frame
 from training.media.pictures import UnreadablePictures, enlarge, open_picture, picture_grid, write_frames
 from training.media.settings_file import has_settings, partial_pattern, write_json
 
+
+logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.json"
 
@@ -164,10 +168,30 @@ def check_call(pipe: DreamPosePipeline, chunk_size: int = 8, **call_options: Any
         pass
 
 
+def warn_about_size(pipe: DreamPosePipeline, height: int | None = None, width: int | None = None) -> None:
+    """Warn if frames of this size in pixels are not those that the model was trained for."""
+    own = pipe.config.default_height, pipe.config.default_width
+    asked = height or own[0], width or own[1]
+    if asked != own:
+        sizes = " and ".join(f"{name} {value}" for name, value in zip(("height", "width"), own))
+        logger.warning(
+            f"The model was trained for frames of {sizes}. Frames of {asked[0]} x {asked[1]} pixels may be smeared:"
+            " leave out `--height` and `--width`, and enlarge the video with `--scale`."
+        )
+
+
+@contextmanager
+def shown_stage(name: str) -> Iterator[None]:
+    """Show the name of a stage in the place of a progress bar, in the main process."""
+    is_main = PartialState().is_main_process
+    with tqdm(total=0, desc=name, bar_format="{desc} ...", leave=False, disable=not is_main):
+        yield
+
+
 def render_frames(
     pipe: DreamPosePipeline,
     image: Image.Image,
-    poses: list[Image.Image] | torch.Tensor,
+    poses: Sequence[Image.Image] | torch.Tensor,
     folder: Path,
     seed: int = 0,
     chunk_size: int = 8,
@@ -183,8 +207,11 @@ def render_frames(
     state.wait_for_everyone()  # all processes must share out the same list
     share = np.array_split(np.array(missing, dtype=int), state.num_processes)[state.process_index].tolist()
     pipe.set_progress_bar_config(disable=True)
-    if not isinstance(poses, torch.Tensor):  # convert once, not per chunk
-        poses = torch.stack([iuv_to_pose_map(pose) for pose in poses])
+    if not isinstance(
+        poses, torch.Tensor
+    ):  # convert once, not per chunk, and at the size of the frames to save memory
+        size = [call_options.get(name) or pipe.config[f"default_{name}"] for name in ("height", "width")]
+        poses = torch.cat([fit_pose_maps(iuv_to_pose_map(pose)[None], *size) for pose in poses])
     with tqdm(total=len(share), desc="frames", unit="frame", disable=not state.is_main_process) as progress_bar:
         # Each chunk encodes the photo again: one pass of an encoder, compared with hundreds of the UNet.
         for start in range(0, len(share), chunk_size):
@@ -211,7 +238,7 @@ def read_frames(folder: Path, num_frames: int) -> list[Image.Image]:
 def render_grid(
     pipe: DreamPosePipeline,
     image: Image.Image,
-    poses: list[Image.Image] | torch.Tensor,
+    poses: Sequence[Image.Image] | torch.Tensor,
     image_scales: Sequence[float],
     pose_scales: Sequence[float],
     seed: int = 0,
@@ -224,6 +251,7 @@ def render_grid(
     noise. `scale` enlarges each frame by a whole factor; the other arguments are those of `render_frames`.
     """
     pipe.set_progress_bar_config(disable=True)
+    poses = poses if isinstance(poses, torch.Tensor) else list(poses)
     cells = []
     for image_scale, pose_scale in tqdm([(i, p) for i in image_scales for p in pose_scales], unit="pair"):
         options = {"frame_indices": [len(poses) // 2], **call_options}
@@ -242,7 +270,7 @@ def default_scale(height: int) -> int:
 
 def draw_strip(
     image: Image.Image,
-    poses: list[Image.Image],
+    poses: Sequence[Image.Image],
     frames: list[Image.Image],
     num: int,
     truth: list[Image.Image] | None = None,
@@ -271,7 +299,7 @@ def output_paths(output: Path, gif: bool = False) -> list[Path]:
 def write_outputs(
     paths: list[Path],
     image: Image.Image,
-    poses: list[Image.Image],
+    poses: Sequence[Image.Image],
     frames: list[Image.Image],
     fps: float = 30,
     scale: int = 1,
@@ -285,6 +313,7 @@ def write_outputs(
     `scale` enlarges all pictures by a whole factor. `sound` is that of [`write_frames`].
     """
     shown = [enlarge(frame, scale) for frame in frames]
-    for path in paths[:-1]:
-        write_frames(shown, path, fps, sound)
-    write_frame(draw_strip(image, poses, shown, strip_frames, driver=driver), paths[-1])
+    with shown_stage("video"):
+        for path in paths[:-1]:
+            write_frames(shown, path, fps, sound)
+        write_frame(draw_strip(image, poses, shown, strip_frames, driver=driver), paths[-1])

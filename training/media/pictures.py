@@ -236,10 +236,10 @@ def shown_picture(frame: av.VideoFrame, aspect: Fraction = Fraction(1)) -> Image
     return picture if method is None else picture.transpose(method)
 
 
-def poses_as_pictures(poses: list[Image.Image] | torch.Tensor) -> list[Image.Image]:
+def poses_as_pictures(poses: Sequence[Image.Image] | torch.Tensor) -> Sequence[Image.Image]:
     """Show poses as `F` RGB pictures: IUV pictures unchanged, maps `[F, 2, H, W]` with U as green and V as red."""
     if not isinstance(poses, torch.Tensor):
-        return list(poses)
+        return poses
     levels = poses.mul(255).round().byte()
     pixels = torch.stack([levels[:, 1], levels[:, 0], torch.zeros_like(levels[:, 0])], dim=-1)
     return [Image.fromarray(frame) for frame in pixels.numpy()]

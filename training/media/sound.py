@@ -11,6 +11,7 @@ import numpy as np
 
 SAMPLE_RATE = 48000
 _BLOCK = 1024  # samples that AAC encodes together
+_GAP = SAMPLE_RATE // 25
 
 
 def check_sound(container: av.container.InputContainer, argument: str, path: object) -> None:
@@ -30,12 +31,16 @@ def read_sound(container: av.container.InputContainer, start: float, duration: f
     start += float((video.start_time or 0) * video.time_base)
     samples = np.zeros((2, round(duration * SAMPLE_RATE)), np.float32)
     resampler = av.AudioResampler(format="fltp", layout="stereo", rate=SAMPLE_RATE)
+    place = None
     for frame in itertools.chain(container.decode(audio=0), [None]):  # None: what the resampler still holds
         for part in resampler.resample(frame):
-            place = round((part.time - start) * SAMPLE_RATE)
+            stated = round((part.time - start) * SAMPLE_RATE)
+            # Some containers round times to milliseconds, so only a gap moves the sound.
+            place = stated if place is None or abs(stated - place) > _GAP else place
             first, last = max(place, 0), min(place + part.samples, samples.shape[1])
             if first < last:
                 samples[:, first:last] = part.to_ndarray()[:, first - place : last - place]
+            place += part.samples
             if place >= samples.shape[1]:
                 return samples
     return samples

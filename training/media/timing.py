@@ -10,7 +10,7 @@ import av
 
 from training.engine.messages import shorten
 from training.media.outputs import check_outputs, record_files
-from training.media.pictures import UnreadablePictures, open_video, video_stream
+from training.media.pictures import PICTURE_SUFFIXES, UnreadablePictures, list_files, open_video, video_stream
 from training.media.settings_file import read_json, write_json
 
 
@@ -39,6 +39,19 @@ def frame_rate(path: str | os.PathLike, argument: str = "poses") -> float | None
     except (UnreadablePictures, av.error.FFmpegError):  # such as a .npy file
         return None
     return fps if is_frame_rate(fps) else None
+
+
+def estimate_length(path: str | os.PathLike) -> int | None:
+    """Return about how many frames a video or a folder of pictures has, without reading them; `None` if unknown."""
+    if Path(path).is_dir():
+        return len(list_files(Path(path), PICTURE_SUFFIXES))
+    try:
+        with open_video(path) as container:
+            seconds = (container.duration or 0) / av.time_base
+            stream = video_stream(container)
+            return stream.frames or round(seconds * float(stream.average_rate or 0)) or None
+    except (UnreadablePictures, av.error.FFmpegError):
+        return None
 
 
 def is_frame_rate(fps: float) -> bool:

@@ -13,7 +13,11 @@ from training.options.poses import DENSEPOSE_HELP, add_person_options, pose_sett
 
 VIDEO_ONLY = ("gif", "fps", "sound", "resume", "strip_frames", "chunk_size")
 VIDEO_ONLY += ("image_guidance_scale", "pose_guidance_scale")
-ALIGNMENTS = ("none", "place", "body")
+ALIGNMENTS = {
+    "none": "the figure stands where the person of the poses stands",
+    "place": "the poses are moved and scaled onto the photo's body, all alike",
+    "body": "the poses are moved onto the photo's body and take its widths and lengths",
+}
 
 
 def _scales(text: str) -> list[float]:
@@ -50,7 +54,7 @@ def _add_options(parser: CommandParser) -> None:
         "place moves and scales all poses onto the photo's body; body also gives them its widths and lengths"
         " (default: place with --image_iuv or --densepose, else none)"
     )
-    add("--align", choices=ALIGNMENTS, help=align)
+    add("--align", choices=list(ALIGNMENTS), help=align)
     add("--image_iuv", type=Path, metavar="PICTURE", help="IUV picture of the photo, instead of --densepose")
     add_person_options(add)
     add("--sound", action="store_true", help="take the sound of the driving video along")
@@ -114,6 +118,8 @@ def _check_driving(parser: CommandParser, argv: Sequence[str] | None, options: a
         parser.refuse(argv, ["sound"], "only with `--driving`")
         if options.image_iuv is not None:
             parser.refuse(argv, ["densepose"], "with `--driving`, or without `--image_iuv`")
+    if options.save_poses is not None and options.save_poses.absolute() == options.output.absolute():
+        parser.error(f"`--save_poses` must be another folder than `--output`, got {str(options.output)!r} for both.")
     if options.sound:
         parser.refuse(argv, ["fps"], "without `--sound`, which keeps the video's own time")
         if options.output.suffix != ".mp4":

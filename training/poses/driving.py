@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from pipeline_dreampose import why_not_iuv
 from training.engine.messages import naming_arguments, shorten
-from training.media.animation import digest
+from training.media.animation import digest, shown_stage
 from training.media.outputs import check_output
 from training.media.pictures import (
     UnreadablePictures,
@@ -28,7 +28,7 @@ from training.media.pictures import (
     why_unreadable,
 )
 from training.media.sound import check_sound, read_sound
-from training.media.timing import choose_frames, frame_rate
+from training.media.timing import choose_frames, estimate_length, frame_rate
 from training.poses.channel_order import NUM_CODES
 from training.poses.clip_poses import ClipDropped, ClipPoses, follow_through_clip, iterate_with_gaps
 from training.poses.clip_settings import PoseSettings
@@ -56,6 +56,19 @@ class ClipPictures(Sequence):
 
     def __getitem__(self, index: int) -> Image.Image:
         return read_frame(self.folder, self.chosen[index]).picture
+
+
+class IuvPictures(Sequence):
+    """A clip's IUV as pictures, each made when it is read: together they may be larger than the memory."""
+
+    def __init__(self, iuv: Sequence[np.ndarray]):
+        self.iuv = iuv
+
+    def __len__(self) -> int:
+        return len(self.iuv)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.iuv[index])
 
 
 class PoseFinder:
@@ -93,7 +106,8 @@ class PoseFinder:
 
         def pictures():
             frames = iterate_with_gaps(source, self.settings.max_gap)
-            yield from tqdm(frames, desc="poses", unit="frame", total=end, leave=False)
+            is_main, total = PartialState().is_main_process, end or estimate_length(source)
+            yield from tqdm(frames, desc="poses", unit="frame", total=total, leave=False, disable=not is_main)
 
         with naming_arguments(input="driving", frames="driving"), PartialState().main_process_first():
             chosen = detect_frames(folder, pictures, self._detect, start, end, every)
@@ -163,7 +177,7 @@ class Driver:
     known. `pictures` are the frames of a video, and `sound` is its sound as [`read_sound`] returns it.
     """
 
-    poses: list[Image.Image] | torch.Tensor
+    poses: Sequence[Image.Image] | torch.Tensor
     fps: float | None
     pictures: Sequence[Image.Image] | None = None
     sound: np.ndarray | None = None
@@ -220,8 +234,10 @@ class PoseSource:
             return driver
         from training.poses import alignment
 
-        image_iuv = self.image_iuv or self.finder.find_in_photo(self.image)
-        return replace(driver, poses=alignment.align_poses(driver.poses, image_iuv, self.align))
+        with shown_stage("pose of the photo"):
+            image_iuv = self.image_iuv or self.finder.find_in_photo(self.image)
+        with shown_stage("alignment"):
+            return replace(driver, poses=alignment.align_poses(driver.poses, image_iuv, self.align))
 
     def _follow_video(self) -> Driver:
         start, _, every = self.chosen
@@ -234,7 +250,7 @@ class PoseSource:
         if self.sound:
             with _open_sound(self.path) as container:
                 sound = read_sound(container, start / (fps or 30), len(followed) * every / (fps or 30))
-        return Driver([Image.fromarray(pose) for pose in followed], fps and fps / every, pictures, sound)
+        return Driver(IuvPictures(followed), fps and fps / every, pictures, sound)
 
 
 def _read_pose_files(path: Path, start: int, end: int | None, every: int) -> Driver:
