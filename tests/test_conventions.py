@@ -133,7 +133,7 @@ def test_imports_run_down_one_column(path):
 def test_an_import_that_runs_up_is_found():
     tree = ast.parse("def f():\n    from training.hub.repositories import load_pipeline")
     assert upward_imports("training.data.samples", tree)
-    assert upward_imports("training.hub.model_card", tree) == upward_imports("training.train", tree) == []
+    assert upward_imports("training.hub.card_writer", tree) == upward_imports("training.train", tree) == []
     assert upward_imports("training.models.lora", ast.parse("from training.options.fields import check")), "across"
     assert not upward_imports("training.models.lora", ast.parse("from training.models.denoiser import Denoiser"))
 

@@ -85,7 +85,7 @@ def check(parser: CommandParser, argv: list[str] | None, options: argparse.Names
 @locks_output("output_dir", is_folder=True)
 def main(options: argparse.Namespace) -> None:
     """Convert the checkpoints and write the result to `output_dir`."""
-    from training.hub.model_card import write_base_card
+    from training.hub.card_writer import write_base_card
     from training.media.outputs import check_output
     from training.media.pictures import spare_inputs
     from training.models import conversion

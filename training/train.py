@@ -80,7 +80,7 @@ def main(options: tuple) -> None:
     from training.engine.checkpoints import starting_state
     from training.engine.errors import naming_data_set
     from training.engine.session import open_session
-    from training.hub.model_card import try_write_card, write_run_card
+    from training.hub.card_writer import try_write_card, write_run_card
     from training.hub.repositories import try_make_repo, try_push
     from training.media.pictures import spare_inputs
     from training.models.base_pipeline import load_base_pipeline

@@ -30,7 +30,7 @@ from training.options.command import CommandParser
 
 METRICS = ("psnr", "ssim", "foreground_psnr")
 CONFIG = Path(__file__).with_suffix(".yaml")  # of stage 1
-STAGE_TWO = ["--preset", "tiny", "--resume_from_checkpoint", "latest"]
+STAGE_TWO, PRIOR = "--preset tiny --resume_from_checkpoint latest".split(), ["--prior_prob", "0.75"]
 NUM_PHOTOS = {"one photo": 1, "four photos": 4}
 
 
@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(command: str, *words: str | Path | float) -> float:
-    """Run a command of the project; return its seconds."""
+    """Run a command of the project and return its seconds."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", f"training.{command}", *map(str, words)], check=True)
     return time.perf_counter() - start
@@ -99,22 +99,22 @@ def main(options: argparse.Namespace) -> dict:
         (base, prior), name = starts[start], f"{start}, stage 2 of {photos}" + (", with prior" if is_with else "")
         words = ["--pretrained_model_name_or_path", base, "--output_dir", folder / "stage2" / name, *STAGE_TWO]
         words += ["--instance_data_dir", write_photos(rows, folder / photos, NUM_PHOTOS[photos])]
-        seconds[name] = run("finetune", *words, *(["--prior_dataset", prior] if is_with else []))
+        words += ["--prior_dataset", prior, *PRIOR] if is_with else []
+        seconds[name] = run("finetune", *words)
         results[name] = evaluate(folder, name, base, folder / "stage2" / name)
     pictures = [Image.open(folder / "evaluation" / name / "evaluation.png") for name in results]
     picture_grid([[picture] for picture in pictures], row_titles=list(results)).save(folder / "strip.png")
-    copied = {"copied photo": results["small model"]["rows"]["copy of the reference"]}
-    figures = copied | {name: result["rows"]["model"] for name, result in results.items()}
+    figures = {"copied photo": results["small model"]["rows"]["copy of the reference"]}
+    figures |= {name: result["rows"]["model"] for name, result in results.items()}
     report = {
         "figures": {name: {m: round(row[m]["mean"], 3) for m in METRICS} for name, row in figures.items()},
         "seconds": {name: round(value) for name, value in seconds.items()},
-        "settings": {"stage 1": CONFIG.name, "stage 2": STAGE_TWO},
+        "settings": {"stage 1": CONFIG.name, "stage 2": STAGE_TWO, "with prior": PRIOR},
         "machine": machine_facts("processor", "cores", "load") | package_versions("torch", "diffusers"),
     }
     write_json(options.output, report)
-    print(*(f"{row} {name}" for name, row in report["figures"].items()), sep="\n")
     return report
 
 
 if __name__ == "__main__":
-    run_script(main, parse_args)
+    run_script(lambda options: print(json.dumps(main(options)["figures"], indent=2)), parse_args)

@@ -13,9 +13,17 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pipeline_dreampose import fit_image, iuv_to_pose_map, pose_window, resize_pose_maps
+from pipeline_dreampose import fit_image, iuv_to_pose_map, pose_window, resize_pose_maps, to_rgb
 from tests.odd_pictures import BROKEN_EXIF, REFUSED, forbid_ghostscript
-from training.data.frame_pairs import BadRow, FramePairs, LatentShape, group_videos, sample_generator, shuffled_index
+from training.data.frame_pairs import (
+    BadRow,
+    FramePairs,
+    LatentShape,
+    Picture,
+    group_videos,
+    sample_generator,
+    shuffled_index,
+)
 from training.data.pair_settings import PairSettings
 from training.data.random_crops import to_pixel_values
 
@@ -261,3 +269,12 @@ def test_only_bad_rows_end_in_an_error(dataset, shape, faults):
 def test_bad_arguments(dataset, shape):
     with pytest.raises(ValueError, match="`dataset` must have at least one row, got 0"):
         FramePairs(dataset.select([]), shape, 0)
+
+
+def test_a_dark_crop_of_a_picture_of_floats_keeps_its_levels():
+    levels = np.full((4, 6), 0.5, np.float32)
+    levels[:, 3:] = 200  # so that the picture's levels are 0..255
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "TIFF")
+    picture = Picture().decode_example({"bytes": file.getvalue(), "path": None})
+    assert np.asarray(to_rgb(picture.crop((0, 0, 3, 4)))).max() <= 1

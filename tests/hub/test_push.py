@@ -31,7 +31,7 @@ from tests.test_loading import HIDDEN_LIBRARIES, files_of, run_fresh
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, save_photo
 from training import push_model
 from training.data.procedural_fashion import ProceduralFashionConfig
-from training.hub.model_card import find_hub_id, public_settings, write_base_card
+from training.hub.card_writer import find_hub_id, public_settings, write_base_card
 from training.hub.repositories import (
     PushError,
     card_patterns,

@@ -48,8 +48,8 @@ class Picture(datasets.Image):
             return value
         with open_picture(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as image:
             picture = upright(image)
-            # Its levels have 8 or 16 bits, which a crop of it no longer tells.
-            return to_rgb(picture) if picture.mode == "I" else picture
+            # The range of its levels, which a crop of it no longer tells, decides how they are read.
+            return to_rgb(picture) if picture.mode in ("I", "F") else picture
 
 
 def decode_safely(dataset: datasets.Dataset) -> datasets.Dataset:

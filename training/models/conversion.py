@@ -22,7 +22,7 @@ from transformers import CLIPImageProcessor
 
 from pipeline_dreampose import DreamPosePipeline
 from training.engine.output_lock import LOCK_NAME
-from training.hub.model_card import find_hub_id, try_write_card, write_subject_card
+from training.hub.card_writer import find_hub_id, try_write_card, write_subject_card
 from training.hub.repositories import CODE_NAME, INDEX_NAME, class_name
 from training.models.base_pipeline import load_base_pipeline, load_dreampose_index, load_index, naming
 from training.models.lora import write_subject_file

@@ -149,7 +149,7 @@ class HubOptions:
     )
 
     def __post_init__(self):
-        from training.hub.model_card import PICTURE_SUFFIXES, is_repo_id
+        from training.hub.card_writer import PICTURE_SUFFIXES, is_repo_id
 
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("`hub_model_id` is missing: with `push_to_hub`, give the repository's name on the Hub.")

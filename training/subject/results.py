@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from pipeline_dreampose import DreamPosePipeline, to_rgb
-from training.hub.model_card import find_hub_id, try_write_card, write_subject_card
+from training.hub.card_writer import find_hub_id, try_write_card, write_subject_card
 from training.hub.repositories import BEFORE_AFTER_NAME, subject_patterns
 from training.media.pictures import enlarge, picture_grid
 from training.models.lora import ADAPTER_NAME, write_subject_file
@@ -64,7 +64,7 @@ def write_subject(
         hub_sample (`bool`, *optional*, defaults to `False`): Show the pictures on the card, so that they are pushed.
         picture (`str`, *optional*): File of another picture to show on the card.
         repo_id (`str`, *optional*): Where the subject will be pushed, `OWNER/NAME` or `NAME`.
-        card: Further arguments of [`training.hub.model_card.write_subject_card`].
+        card: Further arguments of [`training.hub.card_writer.write_subject_card`].
     Returns:
         `list[str]` or `None`: Patterns of the files of a LoRA to push; `None` for a pipeline.
     """

@@ -20,8 +20,8 @@ from tests.tiny_components import (
     save_photo,
     save_subject,
 )
-from training.hub import model_card
-from training.hub.model_card import read_license, try_write_card, write_base_card, write_subject_card
+from training.hub import card_writer
+from training.hub.card_writer import read_license, try_write_card, write_base_card, write_subject_card
 from training.media.pictures import UnreadablePictures, copy_without_metadata, enlarge
 from training.options.subject import SubjectSampleOptions
 from training.subject import results as subject_results
@@ -64,7 +64,7 @@ def layers_of_subject(tmp_path):
 
 
 def test_the_card_of_a_lora(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_card, "read_license", lambda *_: {"license": "creativeml-openrail-m"})
+    monkeypatch.setattr(card_writer, "read_license", lambda *_: {"license": "creativeml-openrail-m"})
     (tmp_path / "out").mkdir()
     get_dummy_image().save(tmp_path / "strip.png")
     path = write_subject_card(
@@ -89,7 +89,7 @@ def test_the_card_of_a_lora(tmp_path, monkeypatch):
         "library_name": "diffusers",
         "base_model": "someone/base",
         "base_model_relation": "adapter",
-        "tags": [*model_card.TAGS, "lora"],
+        "tags": [*card_writer.TAGS, "lora"],
         "widget": [{"text": "Before and after", "output": {"url": "sample.png"}}],
         "model-index": [
             {
@@ -145,7 +145,7 @@ def test_cards_of_a_local_model(tmp_path):
     # After full training, the card is that of a pipeline of stage 2.
     path = write_subject_card(tmp_path / "full", **how, num_steps={"denoiser": 2}, rank=None, options_yaml="seed: 0")
     text, data = path.read_text(), ModelCard.load(path).data.to_dict()
-    assert data["tags"] == list(model_card.TAGS) and "load_lora_weights" not in text
+    assert data["tags"] == list(card_writer.TAGS) and "load_lora_weights" not in text
     assert "of stage 2:\nUNet and adapter were trained on one person.\n" in text and "stage 1" not in text
     assert "It was trained on 1 photo of that person\nwith their DensePose maps, for 2 steps of UNet and" in text
     assert "`training/finetune.py --config`" in text and "{%" not in text and "\n\n\n" not in text
@@ -199,7 +199,7 @@ def test_a_licence_of_its_own_is_named_on_the_card(tmp_path, monkeypatch):
     # The name of a file becomes a link only for a repository on the Hub.
     (tmp_path / "README.md").write_text(text.format("LICENSE.md"))
     assert read_license(str(tmp_path)) == {"license": "other", "license_name": "our-own"}
-    monkeypatch.setattr(model_card, "hf_hub_download", lambda *_, **__: str(tmp_path / "README.md"))
+    monkeypatch.setattr(card_writer, "hf_hub_download", lambda *_, **__: str(tmp_path / "README.md"))
     link = "https://huggingface.co/someone/base/blob/v1/LICENSE.md"
     assert read_license("someone/base", "v1") == terms | {"license_link": link}
     for other in ("license_name: [a]\nlicense_link: 5", "license_name: A B\nlicense_link: javascript:x"):
