@@ -88,11 +88,12 @@ def prepare(options: argparse.Namespace) -> None:
         notes += preparation.find_others(tasks, folder, options.splits)
         num_processes = state.num_processes * options.num_proc
         print(*notes, f"{len(tasks)} clips, prepared by {num_processes} process(es):", sep="\n")
-        print(*preparation.describe(summary), f'load_dataset("parquet", data_dir="{folder / "frames"}")', sep="\n")
+        print(*preparation.describe(summary), sep="\n")
         if options.push_to_hub:
             pushed = folder if options.include_images else preparation.write_annotations(tasks, folder)
             print(push_data_set(pushed, options.push_to_hub, tasks, summary, options.include_images))
         preparation.check_used(summary)
+        print(f'load_dataset("parquet", data_dir="{folder / "frames"}")')
 
 
 def find_tasks(options: argparse.Namespace) -> "tuple[list[ClipTask], list[str]]":

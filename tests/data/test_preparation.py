@@ -143,6 +143,13 @@ def test_a_dropped_clip_is_tried_again_when_its_video_has_changed(tasks, densepo
     assert prepare([tasks[3]], output_dir, densepose)["broken"]["num_frames"] == 3
 
 
+def test_an_error_of_densepose_names_the_clip(tasks, estimator, tmp_path):
+    blue = ClipTask(tmp_path / "blue.mp4", "blue", "train")
+    write_video([Image.new("RGB", (64, 80), (120, 90, 200))], blue.source)  # the export knows 25 part codes
+    with pytest.raises(ValueError, match="`image` must be a picture that the model accepts.* The clip is 'blue'."):
+        preparation.prepare_clip(blue, tmp_path, estimator, SETTINGS)
+
+
 def test_a_clip_whose_shard_was_deleted_is_prepared_again(tasks, densepose, tmp_path):
     prepare(tasks, tmp_path / "data", densepose)
     tasks[1].shards(tmp_path / "data")["train"].unlink()

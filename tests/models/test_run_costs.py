@@ -46,6 +46,11 @@ def test_the_paper_s_five_epochs_take_about_four_hours_of_an_h200(monkeypatch):
 
 
 def test_other_sizes_are_scaled_and_other_models_not_guessed(monkeypatch):
+    assert [plan(monkeypatch, num)[2].split(" on ")[0] for num in (100, 250, 6000)] == [
+        "time:       less than a minute",
+        "time:       about a minute",
+        "time:       23 minutes",
+    ]
     *_, time, memory, disk = plan(monkeypatch, size=(320, 256), gradient_checkpointing=True)
     assert "2.1 hours" in time and "78 samples per second from pictures (scaled by the number of pixels" in time
     assert "at most 15.8 GB" in memory and "latent cache" not in disk

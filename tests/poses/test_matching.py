@@ -49,7 +49,7 @@ def test_pictures_that_show_nobody_are_gaps(tmp_path):
     folder = write(tmp_path / "poses", [1, 2, 3], frame=lambda number: iuv(number) * (number != 2))
     matched = match_poses(folder, [1, 2, 3], 3, SIZE)
     assert values(matched) == [1, 1, 3] and matched.filled == [1]
-    with pytest.raises(ClipDropped, match="must show a person, got none in any of 2"):
+    with pytest.raises(ClipDropped, match="`iuv_dir` must show a person, got none in any of 2"):
         match_poses(write(tmp_path / "nobody", [0, 1], frame=lambda number: iuv(number) * 0), [0, 1], 2, SIZE)
 
 
@@ -140,3 +140,9 @@ def test_a_dump_is_matched_by_the_numbers_of_its_pictures(monkeypatch):
     assert values(matched) == [3, 3, 5] and matched.filled == [1]
     assert matched.notices == ["poses without a frame, by their numbers: [6]."]
     np.testing.assert_array_equal(matched.poses[0], iuv(3))
+
+
+def test_a_broken_dump_is_named_as_it_was_given(tmp_path):
+    (tmp_path / "clip.pkl").write_text("no dump")
+    with pytest.raises(ClipDropped, match="`iuv_dir` must be a dump of .* got 'clip.pkl'"):
+        match_poses(tmp_path / "clip.pkl", [3, 4, 5], 3, SIZE)

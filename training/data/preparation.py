@@ -78,6 +78,8 @@ def prepare_clip(
         record = {"dropped": str(error)}
         for shard in task.shards(output_dir).values():  # of an earlier run, before the clip changed
             shard.unlink(missing_ok=True)
+    except ValueError as error:  # such as a DensePose that fails
+        raise ValueError(f"{error} The clip is {task.video_id!r}.") from error
     else:
         for split, shard in task.shards(output_dir).items():
             _write_shard(parts[split], shard, output_dir)

@@ -106,4 +106,6 @@ def _format_bytes(count: float) -> str:
 
 
 def _format_hours(seconds: float) -> str:
+    if seconds < 90:
+        return "about a minute" if seconds > 30 else "less than a minute"
     return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"

@@ -3,6 +3,7 @@
 """Existing DensePose output for the frames of a clip, matched by the numbers in file names."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +83,8 @@ def match_poses(
     except ClipDropped:
         raise
     except ValueError as error:
-        reasons = [str(error).replace("`poses`", "`iuv_dir`"), *map(str.capitalize, _name_unused(unused))]
+        reason = re.sub("`(frames|path|poses)`", "`iuv_dir`", str(error))
+        reasons = [reason, *map(str.capitalize, _name_unused(unused))]
         raise ClipDropped(" ".join(reasons)) from error
     return MatchedPoses(temporal_median(frames, settings.median), filled, notices + _name_unused(unused))
 
