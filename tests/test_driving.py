@@ -139,6 +139,31 @@ def test_a_killed_run_goes_on_where_it_stopped(inputs, tmp_path, seen):
     assert [f.tobytes() for f in frames] == [f.tobytes() for f in whole]
 
 
+def test_a_run_that_is_killed_later_resumes_with_the_kept_poses(inputs, tmp_path, seen, monkeypatch):
+    with monkeypatch.context() as patch:
+        call, calls = DreamPosePipeline.__call__, []
+
+        def killed_later(*arguments, **options):
+            calls.append(options["frame_indices"])
+            if len(calls) == 2:
+                raise Killed
+            return call(*arguments, **options)
+
+        patch.setattr(DreamPosePipeline, "__call__", killed_later)
+        with pytest.raises(Killed):
+            run(inputs, output=tmp_path / "video.mp4", chunk_size=4)
+    assert len(list((tmp_path / ".video.mp4.frames").glob("*.png"))) == 4
+    frames = run(inputs, "--resume", output=tmp_path / "video.mp4", chunk_size=4)
+    assert len(frames) == len(seen) == FRAMES
+    assert not (tmp_path / ".video.mp4.frames").exists() and (tmp_path / ".dreampose_poses").is_dir()
+
+
+def test_a_frame_that_densepose_cannot_take_is_one_of_the_driver(inputs, tmp_path):
+    write_lossless(tmp_path / "dance.mkv", [Image.new("RGB", (64, 80), (9, 9, 25))] * 2)  # there are 24 parts
+    with pytest.raises(ValueError, match="`driving` must be a picture that the model accepts, but it failed on"):
+        run(inputs, output=tmp_path / "video.mp4", driving=tmp_path / "dance.mkv")
+
+
 def test_only_the_chosen_frames_are_read_and_shown(inputs, drawn, tmp_path, seen):
     frames = run(inputs, output=tmp_path / "some.mp4", start=1, end=6, every=2)
     assert [picture.tobytes() for picture in seen] == [drawn[i].tobytes() for i in (1, 3, 5)]

@@ -27,6 +27,7 @@ from training.media.pictures import (
     open_video,
     why_unreadable,
 )
+from training.media.settings_file import remove_leftovers
 from training.media.sound import check_sound, read_sound
 from training.media.timing import choose_frames, estimate_length, frame_rate
 from training.poses.channel_order import NUM_CODES
@@ -85,6 +86,7 @@ class PoseFinder:
         self.path, self.device, self.folder, self.settings = find_densepose(densepose), device, folder, settings
         check_output("output", folder)
         self.model_digest = file_digest(self.path)
+        remove_leftovers(folder)
 
     @cached_property
     def _estimator(self) -> DensePoseEstimator:
@@ -109,7 +111,7 @@ class PoseFinder:
             is_main, total = PartialState().is_main_process, end or estimate_length(source)
             yield from tqdm(frames, desc="poses", unit="frame", total=total, leave=False, disable=not is_main)
 
-        with naming_arguments(input="driving", frames="driving"), PartialState().main_process_first():
+        with naming_arguments(input="driving", image="driving"), PartialState().main_process_first():
             chosen = detect_frames(folder, pictures, self._detect, start, end, every)
         width, height = read_frame(folder, chosen[0]).size
         with naming_arguments(frames="driving"):
