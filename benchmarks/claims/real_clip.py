@@ -16,7 +16,6 @@ import itertools
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from PIL import Image
@@ -49,11 +48,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(command: str, *words: str | Path | float) -> float:
-    """Run a command of the project and return its seconds."""
-    start = time.perf_counter()
+def run(command: str, *words: str | Path | float) -> None:
+    """Run a command of the project."""
     subprocess.run([sys.executable, "-m", f"training.{command}", *map(str, words)], check=True)
-    return time.perf_counter() - start
 
 
 def prepare(options: argparse.Namespace) -> Path:
@@ -92,7 +89,7 @@ def main(options: argparse.Namespace) -> dict:
     """Run the whole road, and write figures and settings."""
     folder, rows, stage_one = options.work_dir, prepare(options), options.work_dir / "stage1"
     words = ["--pretrained_model_name_or_path", options.model, "--train_data", rows, "--output_dir", stage_one]
-    seconds = {"stage 1": run("train", *words, "--latent_cache_dir", folder / "latents", "--config", CONFIG)}
+    run("train", *words, "--latent_cache_dir", folder / "latents", "--config", CONFIG)
     starts = {"stage 1": (stage_one, rows), "small model": (options.model, options.drawn)}
     results = {start: evaluate(folder, start, base) for start, (base, _) in starts.items()}
     for start, photos, is_with in itertools.product(starts, NUM_PHOTOS, (False, True)):
@@ -100,7 +97,7 @@ def main(options: argparse.Namespace) -> dict:
         words = ["--pretrained_model_name_or_path", base, "--output_dir", folder / "stage2" / name, *STAGE_TWO]
         words += ["--instance_data_dir", write_photos(rows, folder / photos, NUM_PHOTOS[photos])]
         words += ["--prior_dataset", prior, *PRIOR] if is_with else []
-        seconds[name] = run("finetune", *words)
+        run("finetune", *words)
         results[name] = evaluate(folder, name, base, folder / "stage2" / name)
     pictures = [Image.open(folder / "evaluation" / name / "evaluation.png") for name in results]
     picture_grid([[picture] for picture in pictures], row_titles=list(results)).save(folder / "strip.png")
@@ -108,13 +105,13 @@ def main(options: argparse.Namespace) -> dict:
     figures |= {name: result["rows"]["model"] for name, result in results.items()}
     report = {
         "figures": {name: {m: round(row[m]["mean"], 3) for m in METRICS} for name, row in figures.items()},
-        "seconds": {name: round(value) for name, value in seconds.items()},
         "settings": {"stage 1": CONFIG.name, "stage 2": STAGE_TWO, "with prior": PRIOR},
-        "machine": machine_facts("processor", "cores", "load") | package_versions("torch", "diffusers"),
+        "machine": machine_facts("processor", "cores") | package_versions("torch", "diffusers"),
     }
     write_json(options.output, report)
+    print(json.dumps(report["figures"], indent=2))
     return report
 
 
 if __name__ == "__main__":
-    run_script(lambda options: print(json.dumps(main(options)["figures"], indent=2)), parse_args)
+    run_script(main, parse_args)
