@@ -5,6 +5,7 @@
 The check of columns also serves data sets that are no folder, and it is the same for mapped and streamed ones.
 """
 
+import glob
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,12 @@ def _is_picture(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or _is_value(feature, *_BYTES)
 
 
+def data_dir(folder: str) -> str:
+    """Return a folder as `datasets` takes it, which reads a path as a pattern: with `[`, `*` and `?` escaped."""
+    whole = str(Path(folder).resolve())
+    return glob.escape(whole) if glob.has_magic(whole) else folder
+
+
 def find_files(folder: str, split: str, hint: str = "") -> list[Path]:
     """Return the parquet files of a split in the order of `datasets`, which finds the splits in the files' names.
 
@@ -73,7 +80,7 @@ def find_files(folder: str, split: str, hint: str = "") -> list[Path]:
             or holds no training rows. The message names the file.
     """
     try:
-        by_split = datasets.load_dataset_builder("parquet", data_dir=folder).config.data_files
+        by_split = datasets.load_dataset_builder("parquet", data_dir=data_dir(folder)).config.data_files
     except (*READ_ERRORS, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"The data set must be a folder of parquet files, got {folder!r}: {error}") from error
     base = Path(folder).resolve()
@@ -87,13 +94,20 @@ def find_files(folder: str, split: str, hint: str = "") -> list[Path]:
                 f" {str(path.relative_to(base))!r} has none beside {found}."
             )
     if split not in splits:
-        other = "train" if split != "train" else "validation"
         raise ValueError(
-            f"The data set must have the split {split!r}, got {folder!r} with {found}. To make it, put some clips into"
-            f" `{split}/NAME.parquet` and the others into `{other}/NAME.parquet`. {hint}".strip()
+            f"The data set must have the split {split!r}, got {folder!r} with {found}. {_how_to_make(split)}"
+            f" {hint}".strip()
         )
     _check_files(splits[split], base)
     return splits[split]
+
+
+def _how_to_make(split: str) -> str:
+    other = "train" if split != "train" else "validation"
+    by_hand = f"put some clips into `{split}/NAME.parquet` and the others into `{other}/NAME.parquet`."
+    if split not in ("validation", "test"):
+        return f"To make it, {by_hand}"
+    return f"To make it, prepare the clips anew with `prepare_dataset.py --{split}_clips N`, or {by_hand}"
 
 
 def _is_hidden(path: Path) -> bool:

@@ -8,6 +8,7 @@ FOLDER/records/SPLIT/VIDEO_ID.json     outcome of the clip, written last: it mar
 FOLDER/annotations/...                 the same rows without pictures, for publishing
 """
 
+import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -243,7 +244,11 @@ def write_annotations(tasks: Iterable[ClipTask], output_dir: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory() as cache_dir:
             rows = datasets.Dataset.from_parquet(
-                str(shard), features=features, columns=list(features), cache_dir=cache_dir, keep_in_memory=True
+                glob.escape(str(shard)),
+                features=features,
+                columns=list(features),
+                cache_dir=cache_dir,
+                keep_in_memory=True,
             )
         partial = folder / f".{shard.name}.partial"
         rows.to_parquet(str(partial))

@@ -14,7 +14,14 @@ from training.data.frame_pairs import FramePairs, LatentShape, Picture, decode_s
 from training.data.frame_stream import EndlessFrameStream, FrameStream, take_videos
 from training.data.latent_cache import FrameEncoders, LatentCache, LatentFramePairs, precompute_latents
 from training.data.pair_settings import PairSettings
-from training.data.parquet_files import READ_ERRORS, check_columns, content_digest, damaged_file, find_files
+from training.data.parquet_files import (
+    READ_ERRORS,
+    check_columns,
+    content_digest,
+    damaged_file,
+    data_dir,
+    find_files,
+)
 from training.data.procedural_fashion import ProceduralFashion, load_procedural_fashion
 from training.engine.hub_access import why_unreachable
 from training.engine.messages import one_line, shorten
@@ -79,7 +86,7 @@ def _load_folder(folder: str, split: str, streaming: bool, hint: str) -> dataset
     files = find_files(folder, split, hint)
     # The description is part of the key under which `datasets` keeps rows, which else contains only the files' times.
     content = "streamed" if streaming else content_digest(files)
-    source = {"path": "parquet", "data_dir": folder, "split": split, "description": content}
+    source = {"path": "parquet", "data_dir": data_dir(folder), "split": split, "description": content}
     try:
         rows = _with_pictures(datasets.load_dataset(**source, streaming=streaming), folder)
     except (*READ_ERRORS, datasets.exceptions.DatasetsError) as error:
