@@ -35,6 +35,10 @@ class Subject:
     bottom: str  # "trousers" | "shorts" | "skirt" | "dress"
     skirt_length: float
     skirt_flare: float
+    # Lengths as multiples of those that all drawn subjects have.
+    arm_length: float = 1.0
+    leg_length: float = 1.0
+    torso_length: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -112,16 +116,17 @@ def _limb_tubes(subject: Subject, motion: Motion, index: int, skeleton: _Skeleto
     is_covered = subject.bottom in ("trousers", "shorts"), subject.bottom == "trousers"
     legs = [trousers if covered else skin for covered in is_covered]
     shoes = pattern_paint("plain", np.stack([subject.shoes] * 2), 2, 1)
+    arm, leg, lower = subject.arm_length, subject.leg_length, 0.285 * (subject.torso_length - 1)
     tubes = []
     for k, (side, hand) in enumerate(((-1, "right"), (1, "left"))):
         raise_, swing, bend = motion.arm_raise[index, k], motion.arm_swing[index, k], motion.elbow[index, k]
         shoulder = np.array([side * (subject.shoulder - 0.005), 0.215, 0.0])
-        elbow = shoulder + 0.155 * _direction(side, raise_, swing)
-        wrist = elbow + 0.135 * _direction(side, raise_ + bend * 0.5, swing + bend * 0.5)
+        elbow = shoulder + arm * 0.155 * _direction(side, raise_, swing)
+        wrist = elbow + arm * 0.135 * _direction(side, raise_ + bend * 0.5, swing + bend * 0.5)
         tip = wrist + 0.035 * _direction(side, raise_ + bend * 0.5, swing + bend * 0.5)
-        hip = np.array([side * 0.055, 0.475, 0.0])
-        knee = hip + 0.24 * _direction(side, 0.03, motion.leg_swing[index, k])
-        ankle = knee + 0.225 * _direction(side, 0.02, motion.leg_swing[index, k] - motion.knee[index, k])
+        hip = np.array([side * 0.055, 0.475 + lower, 0.0])
+        knee = hip + leg * 0.24 * _direction(side, 0.03, motion.leg_swing[index, k])
+        ankle = knee + leg * 0.225 * _direction(side, 0.02, motion.leg_swing[index, k] - motion.knee[index, k])
         toe = ankle + np.array([side * 0.012, 0.015, 0.06])
         r = subject.limb
         for name, start, end, width, paint in (
@@ -149,7 +154,7 @@ def _trunk_tubes(subject: Subject, skeleton: _Skeleton) -> list[Tube]:
     side = (shoulder * 0.75, shoulder, shoulder * 0.9, waist, hip, hip * 0.9)
     depth = (0.05, 0.06, 0.07, 0.058, 0.075, 0.07)
     torso = Tube(
-        "torso", skeleton.place(0, 0.19, 0), skeleton.place(0, 0.485, 0), (side[0], side[-1]), (0.05, 0.07),
+        "torso", skeleton.place(0, 0.19, 0), skeleton.place(0, 0.2 + 0.285 * subject.torso_length, 0), (side[0], side[-1]), (0.05, 0.07),
         skeleton.yaw, top, cap=0.3, profile=(knots, side, depth),
     )  # fmt: skip
     skin = pattern_paint("plain", np.stack([subject.skin] * 2), 2, 1)
