@@ -7,10 +7,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 import animate
-from pipeline_dreampose import DreamPosePipeline
+from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map
 from tests.densepose_exports import TupleExport
 from tests.tiny_components import HEIGHT, WIDTH, get_dummy_image, get_dummy_pipeline
 from training import extract_poses
@@ -111,6 +111,15 @@ def test_a_second_run_with_another_photo_and_seed_reads_no_video(inputs, tmp_pat
     run(inputs, output=tmp_path / "b.mp4", image=tmp_path / "other.png", seed=5)
     run(inputs, output=tmp_path / "c.mp4", person="score", median=1)
     assert len(seen) == FRAMES
+
+
+def test_a_progress_bar_names_the_stage(inputs, photo, tmp_path, capsys):
+    run({**inputs, "--image": photo / "photo.png", "--align": "place"}, output=tmp_path / "a.mp4")
+    shown = capsys.readouterr().err
+    places = [
+        shown.index(name) for name in ("poses:", "pose of the photo ...", "alignment ...", "frames:", "video ...")
+    ]
+    assert places == sorted(places) and f"poses:   0%|          | 0/{FRAMES}" in shown
 
 
 def test_the_kept_poses_are_those_of_this_video_and_this_densepose(inputs, drawn, tmp_path, seen):
@@ -339,6 +348,31 @@ def test_poses_are_placed_onto_the_photo_s_body_by_default(inputs, drawn, photo,
     strip = Image.open(tmp_path / "a.png")
     shown = strip.crop((WIDTH + 4, HEIGHT + 4, 2 * WIDTH + 4, 2 * HEIGHT + 4))
     assert shown.tobytes() == ImageOps.pad(mirrored[0], (WIDTH, HEIGHT), Image.Resampling.NEAREST).tobytes()
+
+
+def test_a_driver_who_stands_elsewhere_is_placed_where_the_photo_s_person_stands(inputs, drawn, photo, tmp_path):
+    shifted = [ImageChops.offset(iuv, -9, 0) for iuv in drawn]
+    write_lossless(tmp_path / "dance.mkv", shifted)
+    for mode in ("none", "place", "body"):
+        words = {"align": mode, "save_poses": tmp_path / mode, "driving": tmp_path / "dance.mkv"}
+        run(inputs, output=tmp_path / "a.mp4", image=photo / "photo.png", **words)
+    own = np.stack([np.asarray(iuv)[..., 2] > 0 for iuv in drawn])
+    overlap = {}
+    for mode in ("none", "place", "body"):
+        saved = [np.asarray(Image.open(tmp_path / mode / f"{i:05d}.png"))[..., 2] > 0 for i in range(FRAMES)]
+        overlap[mode] = (own & saved).sum() / (own | saved).sum()
+    assert overlap["none"] < 0.6 and min(overlap["place"], overlap["body"]) > 0.9, overlap
+
+
+def test_a_notice_about_the_alignment_is_one_line(inputs, photo, tmp_path, caplog):
+    """Maps have no part codes, so the silhouettes decide, and the limbs cannot be told apart."""
+    np.save(tmp_path / "maps.npy", np.stack([iuv_to_pose_map(Image.open(photo / "photo_iuv.png")).numpy()] * 2))
+    poses = {"poses": tmp_path / "maps.npy", "driving": None, "densepose": None}
+    arguments = {**inputs, **{"--" + name: value for name, value in poses.items()}, "--image": photo / "photo.png"}
+    frames = run(arguments, output=tmp_path / "a.mp4", image_iuv=photo / "photo_iuv.png", align="place")
+    assert len(frames) == 2 and any("silhouette" in record.message for record in caplog.records)
+    with pytest.raises(ValueError, match="`align` must be place or none for pose maps without part codes"):
+        run(arguments, output=tmp_path / "a.mp4", image_iuv=photo / "photo_iuv.png", align="body")
 
 
 def test_the_photo_s_iuv_may_be_given(inputs, photo, tmp_path, aligned, seen, capsys):

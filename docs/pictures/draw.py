@@ -1,11 +1,11 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Draw the pictures of README.md and docs/: DensePose IUV, good and bad inputs, a guidance grid.
+"""Draw the pictures of README.md and docs/: DensePose IUV, good and bad inputs, a driving video, a guidance grid.
 
 python docs/pictures/draw.py
 
-All people are drawn figures. The guidance grid is sampled with the small model; the other pictures need no model. The
-script needs the extra `training`.
+All people are drawn figures. The guidance grid and the frames after a driving video are sampled with the small model.
+The other pictures need no model. The script needs the extra `training`.
 """
 
 import colorsys
@@ -13,14 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.procedural_scene import Frame, render_clip
 from training.hub.repositories import load_pipeline
 from training.media.animation import render_grid
-from training.media.pictures import picture_grid, read_photo
+from training.media.pictures import enlarge, picture_grid, read_photo
 from training.options.command import CommandParser
+from training.poses.alignment import align_poses
 from training.poses.pose_files import read_poses
 
 
@@ -110,6 +112,46 @@ def draw_pose_frames() -> Image.Image:
     return picture_grid([cells], gap=8)
 
 
+def draw_dance() -> list[tuple[Image.Image, Image.Image]]:
+    """Draw four frames of a driving video, in which another subject stands aside and farther away, and their IUV."""
+    frames = []
+    for index in (0, 4, 8, 12):
+        figure = draw_figure(26, frame_index=index)
+        image, iuv = Image.new("RGB", (360, 288), tuple(figure.image[0, 0])), Image.new("RGB", (360, 288))
+        for room, pixels in ((image, figure.image), (iuv, figure.iuv)):
+            room.paste(Image.fromarray(pixels).resize((152, 190), Image.Resampling.NEAREST), (196, 66))
+        frames.append((image, iuv))
+    return frames
+
+
+def align_dance() -> list[Image.Image]:
+    """The poses of `draw_dance`, aligned with the sample's photo as `animate.py --align place` does."""
+    with Image.open(SAMPLE / "photo_iuv.png") as photo_iuv:
+        return align_poses([iuv for _, iuv in draw_dance()], photo_iuv, "place")
+
+
+def draw_driving_poses() -> Image.Image:
+    """The sample's photo and its IUV picture, and frames, poses and aligned poses of a driving video."""
+    dance, photo = draw_dance(), [read_photo(SAMPLE / name) for name in ("photo.png", "photo_iuv.png")]
+    enlarged = [picture.resize((picture.width * 4, picture.height * 4), Image.Resampling.NEAREST)
+                for picture in (*photo, *align_dance())]  # fmt: skip
+    photo, aligned = enlarged[:2], enlarged[2:]
+    rows = [[photo[0], *(image for image, _ in dance)], [photo[1], *(iuv for _, iuv in dance)], [None, *aligned]]
+    how = {"size": (240, 192), "method": Image.Resampling.NEAREST, "color": "#888888"}
+    cells = [[picture and ImageOps.pad(picture, **how) for picture in row] for row in rows]
+    return picture_grid(cells, ["photo", *["video"] * 4], row_titles=["picture", "pose", "aligned"]).quantize(256)
+
+
+def draw_driving_frames() -> Image.Image:
+    """The sample's photo, and what the small model draws after the aligned poses of `draw_dance`."""
+    pipe = load_pipeline(str(MODEL_CARD / "tiny"), "cpu")
+    photo = read_photo(SAMPLE / "photo.png")
+    frames = pipe(photo, align_dance(), generator=torch.Generator().manual_seed(0)).frames[0]
+    return picture_grid([[enlarge(picture, 3) for picture in (photo, *frames)]], ["photo", *["frame"] * 4]).quantize(
+        256
+    )
+
+
 def draw_guidance_grid() -> Image.Image:
     """The picture that `animate.py --grid 0,2,6 0,2,6 --scale 2` writes for the sample, in 256 colours."""
     pipe = load_pipeline(str(MODEL_CARD / "tiny"), "cpu")
@@ -118,11 +160,13 @@ def draw_guidance_grid() -> Image.Image:
 
 
 DRAWN = {"densepose_iuv.png": draw_densepose_iuv, "photos.png": draw_photos, "pose_frames.png": draw_pose_frames}
+DRAWN |= {"driving_poses.png": draw_driving_poses}
+SAMPLED = {"guidance_grid.png": draw_guidance_grid, "driving_frames.png": draw_driving_frames}
 
 
 def main() -> None:
     CommandParser(description=__doc__).parse_args()  # `--help` draws nothing
-    for name, draw in (DRAWN | {"guidance_grid.png": draw_guidance_grid}).items():
+    for name, draw in (DRAWN | SAMPLED).items():
         draw().save(FOLDER / name, optimize=True)
         print(FOLDER / name)
 

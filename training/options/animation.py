@@ -48,8 +48,8 @@ def _add_options(parser: CommandParser) -> None:
     add("--overwrite", action="store_true", help="delete a stopped run's frames; replace files of any origin")
     add = parser.add_argument_group("driving").add_argument
     add("--start", type=int, default=0, metavar="FRAME", help="first frame of the video or poses; the first is 0")
-    add("--end", type=int, metavar="FRAME", help="the frame behind the last (default: to the end)")
-    add("--every", type=int, default=1, metavar="N", help="take every Nth of these frames")
+    add("--end", type=int, metavar="FRAME", help="stop before this frame (default: at the end)")
+    add("--every", type=int, default=1, metavar="N", help="take only every Nth frame")
     align = (
         "place moves and scales all poses onto the photo's body; body also gives them its widths and lengths"
         " (default: place with --image_iuv or --densepose, else none)"
@@ -57,8 +57,8 @@ def _add_options(parser: CommandParser) -> None:
     add("--align", choices=list(ALIGNMENTS), help=align)
     add("--image_iuv", type=Path, metavar="PICTURE", help="IUV picture of the photo, instead of --densepose")
     add_person_options(add)
-    add("--sound", action="store_true", help="take the sound of the driving video along")
-    add("--save_poses", type=Path, metavar="FOLDER", help="write the poses that the frames follow to a folder")
+    add("--sound", action="store_true", help="give the video the sound of the driving video")
+    add("--save_poses", type=Path, metavar="FOLDER", help="write the aligned poses to a folder, for --poses")
     add = parser.add_argument_group("sampling (the model's own values are the defaults)").add_argument
     add("--image_guidance_scale", type=float, metavar="SCALE", help="how closely the video follows the photo")
     add("--pose_guidance_scale", type=float, metavar="SCALE", help="how closely the video follows the poses")
@@ -69,7 +69,7 @@ def _add_options(parser: CommandParser) -> None:
     add("--chunk_size", type=int, default=8, help="frames per chunk; it affects memory, never the video")
     add_loading_options(add)
     add = parser.add_argument_group("output").add_argument
-    scale = "enlarge what is written by a whole factor (default: the least that gives a height of 320 pixels)"
+    scale = "enlarge what is written by a whole factor (default: the least that gives 320 pixels in height)"
     add("--scale", type=int, help=scale)
     add("--strip_frames", type=int, default=8, help="number of frames in the PNG strip")
     add("--gif", action="store_true", help="also write a GIF")

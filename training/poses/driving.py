@@ -3,6 +3,7 @@
 """Poses of a driving video and of a photo by DensePose, which are kept next to the output."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from training.media.pictures import (
 from training.media.settings_file import remove_leftovers
 from training.media.sound import check_sound, read_sound
 from training.media.timing import choose_frames, estimate_length, frame_rate
+from training.poses import alignment
 from training.poses.channel_order import NUM_CODES
 from training.poses.clip_poses import ClipDropped, ClipPoses, follow_through_clip, iterate_with_gaps
 from training.poses.clip_settings import PoseSettings
@@ -226,6 +228,11 @@ class PoseSource:
         self.read_from_files = None
         if driving is None:
             self.read_from_files = _read_pose_files(poses, *self.chosen)
+            if align == "body" and isinstance(self.read_from_files.poses, torch.Tensor):
+                raise ValueError(
+                    "`align` must be place or none for pose maps without part codes, which tell the limbs apart, got"
+                    f" 'body' with {shorten(str(poses))}."
+                )
         else:
             _check_video(driving, sound)
 
@@ -234,12 +241,15 @@ class PoseSource:
         driver = self.read_from_files or self._follow_video()
         if self.align == "none":
             return driver
-        from training.poses import alignment
-
         with shown_stage("pose of the photo"):
             image_iuv = self.image_iuv or self.finder.find_in_photo(self.image)
-        with shown_stage("alignment"):
-            return replace(driver, poses=alignment.align_poses(driver.poses, image_iuv, self.align))
+        names = {"mode": "align", "poses": "poses" if self.path is None else "driving", "photo_iuv": "image_iuv"}
+        with shown_stage("alignment"), warnings.catch_warnings(record=True) as notices, naming_arguments(**names):
+            warnings.simplefilter("always")
+            aligned = alignment.align_poses(driver.poses, image_iuv, self.align)
+        for notice in notices if PartialState().is_main_process else ():
+            logger.warning(str(notice.message))
+        return replace(driver, poses=aligned)
 
     def _follow_video(self) -> Driver:
         start, _, every = self.chosen

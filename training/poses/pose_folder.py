@@ -26,6 +26,7 @@ def write_poses(
 
     Raise a `ValueError` that names the `argument` if a file is there that no run recorded.
     """
+    write_frame_rate(folder, fps, argument)
     if isinstance(poses, torch.Tensor):
         path = folder / "poses.npy"
         check_outputs(argument, [path])
@@ -36,4 +37,3 @@ def write_poses(
         pictures = (pose if isinstance(pose, Image.Image) else Image.fromarray(pose) for pose in poses)
         write_picture_folder(pictures, folder, argument)
         print(f"{len(poses)} IUV frames: {folder}")
-    write_frame_rate(folder, fps, argument)
