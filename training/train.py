@@ -86,15 +86,15 @@ def main(options: tuple) -> None:
     from training.models.base_pipeline import load_base_pipeline
     from training.models.run_costs import describe_run
 
-    model, data, pairs, _, run, _, hub = options
+    model, data, pairs, _, run, held_out, hub = options
+    run.loop_arguments(None if pairs.streaming else 1)  # refuses a stream without a number of steps
     if model.dry_run:
-        size, is_cached = (data.height, data.width), pairs.latent_cache_dir is not None
-        known = (data.train_data, run.loop_arguments, size, is_cached, model.gradient_checkpointing)
+        known = (data.train_data, run.loop_arguments, (data.height, data.width), pairs.latent_cache_dir is not None)
+        known += (model.gradient_checkpointing, held_out.validation_steps is not None and run.max_train_steps != 0)
         print(*describe_run(model.pretrained_model_name_or_path, *known), sep="\n")
         return
     spare_inputs("output_dir", [run.output_dir], [model.pretrained_model_name_or_path, data.train_data])
     start = starting_state(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)["global_step"]
-    run.loop_arguments(None if pairs.streaming else 1)  # refuses a stream without a number of steps
     with open_session(settings=option_values(*options), first_step=start, **run.session_arguments()) as accelerator:
         source = (model.pretrained_model_name_or_path, data.height, data.width, pairs.pose_radius, model.revision)
         pipeline = load_base_pipeline(*source, model.image_encoder_name_or_path).to(accelerator.device)

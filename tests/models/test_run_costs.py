@@ -5,8 +5,10 @@ import json
 import datasets
 import pytest
 
+from tests.data.test_parquet_files import write
 from tests.launch import ROOT
 from training import train
+from training.data import procedural_fashion, samples
 from training.models import run_costs
 from training.models.run_costs import BLOCKS, PEAKS, RATES, SMALLEST_PEAK, cache_bytes, describe_run
 
@@ -30,7 +32,7 @@ def test_the_figures_are_those_that_were_measured():
 
 def plan(monkeypatch, num_frames=120_000, model="someone/sd", size=(640, 512), **how):
     rows = datasets.Dataset.from_dict({"video_id": [f"clip {index % 339}" for index in range(num_frames)]})
-    monkeypatch.setattr(run_costs, "load_prepared", lambda name, split: rows)
+    monkeypatch.setattr(samples, "load_prepared", lambda name, split, hint: rows)
     common = {"train_batch_size": 8, "gradient_accumulation_steps": 2, "ema_decay": None, "checkpoints_total_limit": 2}
     return describe_run(model, "data", lambda n: common | {"max_train_steps": 5 * n // 16}, size, **how)
 
@@ -73,3 +75,40 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(tmp_path, monkeypatch, cap
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("data:       6 clips, 36 frames") and "32 in 8 steps of 4, 0.9 epochs" in printed[1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_counts_drawn_figures_without_drawing_them(monkeypatch, capsys):
+    def draw(*arguments):
+        pytest.fail("a frame was drawn")
+
+    monkeypatch.setattr(procedural_fashion, "render_clip", draw)
+    monkeypatch.setattr(procedural_fashion.ProceduralFashion, "download_and_prepare", draw)
+    config = procedural_fashion.ProceduralFashionConfig()
+    num_frames = config.num_train * config.num_frames
+    words = ["--max_train_steps", "1", "--validation_steps", "1", "--dry_run"]
+    for name in ("procedural", "procedural/tiny"):
+        train.main(train.parse_args(["--train_data", name, *words]))
+        assert f" {config.num_train:,} clips, {num_frames:,} frames " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dry_run_fails_as_the_run_does_without_its_validation_split(tmp_path, monkeypatch, capsys, streaming):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write(tmp_path / "own" / "train" / "a.parquet")
+    words = ["--train_data", str(tmp_path / "own"), "--output_dir", str(tmp_path / "output"), "--validation_steps"]
+    tiny = ["--pretrained_model_name_or_path", str(ROOT / "model_card" / "tiny"), "--height", "80", "--width", "64"]
+    tiny += ["--max_train_steps", "1"] + ["--streaming"] * streaming
+    lines = []
+    for more in ([], ["--dry_run"]):
+        with pytest.raises(ValueError, match="^`train_data` must have the split 'validation', got ") as refused:
+            train.main(train.parse_args([*words, "1", *tiny, *more]))
+        lines.append(str(refused.value))
+    assert lines[0] == lines[1]
+    capsys.readouterr()
+    train.main(train.parse_args([*words, "none", *tiny, "--dry_run"]))
+    assert capsys.readouterr().out.startswith("data:       1 clip")
+
+
+def test_a_dry_run_of_a_stream_without_a_number_of_steps_fails_as_the_run_does():
+    with pytest.raises(ValueError, match="`max_train_steps`"):
+        train.main(train.parse_args(["--train_data", "procedural/smoke", "--streaming", "--dry_run"]))

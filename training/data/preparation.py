@@ -243,13 +243,8 @@ def write_annotations(tasks: Iterable[ClipTask], output_dir: Path) -> Path:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory() as cache_dir:
-            rows = datasets.Dataset.from_parquet(
-                glob.escape(str(shard)),
-                features=features,
-                columns=list(features),
-                cache_dir=cache_dir,
-                keep_in_memory=True,
-            )
+            reading = {"columns": list(features), "cache_dir": cache_dir, "keep_in_memory": True}
+            rows = datasets.Dataset.from_parquet(glob.escape(str(shard)), features=features, **reading)
         partial = folder / f".{shard.name}.partial"
         rows.to_parquet(str(partial))
         os.replace(partial, path)

@@ -48,12 +48,8 @@ def load_prepared(
     Raises:
         ValueError: If `name` names no data set, or a column is missing or has the wrong type.
     """
-    family, _, config_name = name.partition("/")
-    if family == PROCEDURAL and not Path(name).exists():
-        known = sorted(ProceduralFashion.builder_configs)
-        if config_name and config_name not in known:
-            raise ValueError(f"The data set must be one of {known} after `{PROCEDURAL}/`, got {config_name!r}.")
-        config_name = config_name or ProceduralFashion.DEFAULT_CONFIG_NAME
+    config_name = _drawn_config(name)
+    if config_name is not None:
         if streaming:
             return ProceduralFashion(config_name=config_name).as_streaming_dataset(split=split)
         return load_procedural_fashion(config_name, split)
@@ -69,6 +65,27 @@ def load_prepared(
         reason = f"{one_line(error.__cause__ or error)} {hint}".strip()
         raise ValueError(f"{rule}, with a split {split!r}, got {name!r}: {reason}") from error
     return _with_pictures(rows, name)
+
+
+def _drawn_config(name: str) -> str | None:
+    """Return the configuration of `ProceduralFashion` that a data set's name means, or `None` if it means another."""
+    family, _, config_name = name.partition("/")
+    if family != PROCEDURAL or Path(name).exists():
+        return None
+    known = sorted(ProceduralFashion.builder_configs)
+    if config_name and config_name not in known:
+        raise ValueError(f"The data set must be one of {known} after `{PROCEDURAL}/`, got {config_name!r}.")
+    return config_name or ProceduralFashion.DEFAULT_CONFIG_NAME
+
+
+def count_frames(name: str, split: str, hint: str = "") -> tuple[int, int]:
+    """Return the numbers of clips and frames of a split, without drawing it; arguments are of [`load_prepared`]."""
+    config_name = _drawn_config(name)
+    if config_name is not None:
+        config = ProceduralFashion.builder_configs[config_name]
+        return config.num_clips(split), config.num_clips(split) * config.num_frames
+    rows = load_prepared(name, split, hint=hint)
+    return len(set(rows["video_id"])), len(rows)
 
 
 def _why_missing(name: str) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.data.samples import load_prepared
+from training.data.samples import NO_VALIDATION, count_frames
 from training.engine.errors import naming_data_set
 from training.engine.messages import shorten
 
@@ -42,8 +42,9 @@ def describe_run(
     size: tuple[int, int],
     cached: bool = False,
     gradient_checkpointing: bool = False,
+    validates: bool = False,
 ) -> list[str]:
-    """Return lines about data, samples, time, memory and disk of a run in one process.
+    """Return lines about data, samples, time, memory and disk of a run in one process. Nothing is drawn.
 
     Args:
         model (`str` or `os.PathLike`): Folder or Hub id of the pipeline to start from.
@@ -52,17 +53,22 @@ def describe_run(
         size (`tuple[int, int]`): Height and width of the pictures in pixels.
         cached (`bool`, *optional*, defaults to `False`): A latent cache is used.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`): The backward pass recomputes activations.
+        validates (`bool`, *optional*, defaults to `False`): The run needs the validation split too.
+    Raises:
+        ValueError: If the run could not open its data.
     """
     with naming_data_set("train_data"):
-        rows = load_prepared(train_data, "train")
-    arguments, num_frames = loop_arguments(len(rows)), len(rows)
+        if validates:
+            count_frames(train_data, "validation", NO_VALIDATION)
+        num_clips, num_frames = count_frames(train_data, "train")
+    arguments = loop_arguments(num_frames)
     files = list(Path(train_data).rglob("*.parquet")) if Path(train_data).is_dir() else []
     on_disk = f", {_format_bytes(sum(file.stat().st_size for file in files))} on disk" if files else ""
     batch, num_steps = arguments["train_batch_size"], arguments["max_train_steps"]
     batch_size = batch * arguments["gradient_accumulation_steps"]
     num_samples = num_steps * batch_size
     lines = [
-        f"data:       {len(set(rows['video_id'])):,} clips, {num_frames:,} frames{on_disk} ({shorten(train_data)})",
+        f"data:       {num_clips:,} clips, {num_frames:,} frames{on_disk} ({shorten(train_data)})",
         f"samples:    {num_samples:,} in {num_steps:,} steps of {batch_size}, {num_samples / num_frames:.1f} epochs",
     ]
     if not is_full_size(read_channels(model)):
