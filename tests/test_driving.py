@@ -218,11 +218,18 @@ def frames_per_second(path):
         return container.streams.video[0].average_rate
 
 
+def read_video(path):
+    with av.open(path) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
 def test_the_video_is_as_fast_as_its_driver(inputs, drawn, tmp_path):
     run(inputs, output=tmp_path / "a.mp4")
     assert frames_per_second(tmp_path / "a.mp4") == 25
     run(inputs, output=tmp_path / "b.mp4", every=2)
     assert frames_per_second(tmp_path / "b.mp4") == Fraction(25, 2)
+    run(inputs, output=tmp_path / "still.mp4", every=10**6)
+    assert len(read_video(tmp_path / "still.mp4")) == 1
     run(inputs, output=tmp_path / "c.mp4", fps=10)
     assert frames_per_second(tmp_path / "c.mp4") == 10
     write_lossless(tmp_path / "ntsc.mkv", drawn, Fraction(30000, 1001))

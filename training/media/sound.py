@@ -34,9 +34,10 @@ def read_sound(container: av.container.InputContainer, start: float, duration: f
     place = None
     for frame in itertools.chain(container.decode(audio=0), [None]):  # None: what the resampler still holds
         for part in resampler.resample(frame):
-            stated = round((part.time - start) * SAMPLE_RATE)
-            # Some containers round times to milliseconds, so only a gap moves the sound.
-            place = stated if place is None or abs(stated - place) > _GAP else place
+            if place is None or part.time is not None:
+                stated = round(((part.time or 0) - start) * SAMPLE_RATE)
+                # Some containers round times to milliseconds, so only a gap moves the sound.
+                place = stated if place is None or abs(stated - place) > _GAP else place
             first, last = max(place, 0), min(place + part.samples, samples.shape[1])
             if first < last:
                 samples[:, first:last] = part.to_ndarray()[:, first - place : last - place]

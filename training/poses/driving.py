@@ -30,7 +30,7 @@ from training.media.pictures import (
 )
 from training.media.settings_file import remove_leftovers
 from training.media.sound import check_sound, read_sound
-from training.media.timing import choose_frames, estimate_length, frame_rate
+from training.media.timing import FRAME_RATES, choose_frames, estimate_length, frame_rate
 from training.poses import alignment
 from training.poses.channel_order import NUM_CODES
 from training.poses.clip_poses import ClipDropped, ClipPoses, follow_through_clip, iterate_with_gaps
@@ -262,13 +262,13 @@ class PoseSource:
         if self.sound:
             with _open_sound(self.path) as container:
                 sound = read_sound(container, start / (fps or 30), len(followed) * every / (fps or 30))
-        return Driver(IuvPictures(followed), fps and fps / every, pictures, sound)
+        return Driver(IuvPictures(followed), fps and max(fps / every, FRAME_RATES[0]), pictures, sound)
 
 
 def _read_pose_files(path: Path, start: int, end: int | None, every: int) -> Driver:
     poses, fps = read_poses(path), frame_rate(path)
     chosen = choose_frames(len(poses), start, end, every)
-    return Driver(poses[chosen.start : chosen.stop : every], fps and fps / every)
+    return Driver(poses[chosen.start : chosen.stop : every], fps and max(fps / every, FRAME_RATES[0]))
 
 
 def _check_video(path: Path, with_sound: bool) -> None:
