@@ -65,12 +65,13 @@ def main(options: argparse.Namespace) -> list:
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
     pipe = load_pipeline(options.model, device, options.dtype, options.lora, options.revision)
     animation.check_call(pipe, options.chunk_size, **call_options)
+    size = [getattr(options, name) or pipe.config[f"default_{name}"] for name in ("height", "width")]
     if state.is_main_process:
-        animation.warn_about_size(pipe, options.height, options.width)
+        animation.warn_about_size(pipe, *size)
         if options.driving is not None or options.align != "none":
             print(f"--align {options.align}: {ALIGNMENTS[options.align]}")
-    driver = source.read()
-    poses, scale = driver.poses, options.scale or animation.default_scale(options.height or pipe.config.default_height)
+    driver = source.read(*size)
+    poses, scale = driver.poses, options.scale or animation.default_scale(size[0])
     if options.save_poses is not None and state.is_main_process:
         write_poses(poses, options.save_poses, "save_poses", driver.fps)
     if options.grid:

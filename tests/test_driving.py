@@ -418,9 +418,17 @@ def test_a_video_of_nobody_is_refused(inputs, drawn, tmp_path):
     assert len(frames) == 4
 
 
-def test_a_large_photo_gives_a_small_iuv_picture(tmp_path, drawn):
-    drawn[3].resize((64 * 40, 80 * 40), Image.Resampling.NEAREST).save(tmp_path / "iuv.png")
-    with Image.open(tmp_path / "iuv.png") as photo:
-        iuv = driving.read_photo_iuv(tmp_path / "iuv.png", photo)
-    assert iuv.size == (1024, 1280)
-    assert set(np.unique(np.asarray(iuv)[..., 2])) == set(np.unique(np.asarray(drawn[3])[..., 2]))
+@pytest.mark.parametrize(
+    ("enlarged", "height", "size"), [(40, 32, (1024, 1280)), (2, 32, (128, 160)), (1, 160, (128, 160))]
+)
+def test_aligned_poses_are_neither_huge_nor_coarser_than_the_frames(
+    inputs, drawn, photo, tmp_path, aligned, enlarged, height, size
+):
+    for name in ("photo.png", "photo_iuv.png"):
+        with Image.open(photo / name) as picture:
+            picture.resize((64 * enlarged, 80 * enlarged), Image.Resampling.NEAREST).save(tmp_path / name)
+    words = {"image": tmp_path / "photo.png", "image_iuv": tmp_path / "photo_iuv.png", "align": "place"}
+    run(inputs, output=tmp_path / "a.mp4", height=height, width=height * 3 // 4, num_inference_steps=1, **words)
+    ((_, iuv, _),) = aligned
+    assert iuv.size == size
+    assert set(np.unique(np.asarray(iuv)[..., 2])) == set(np.unique(np.asarray(inside(drawn[3]))[..., 2]))

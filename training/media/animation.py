@@ -168,15 +168,13 @@ def check_call(pipe: DreamPosePipeline, chunk_size: int = 8, **call_options: Any
         pass
 
 
-def warn_about_size(pipe: DreamPosePipeline, height: int | None = None, width: int | None = None) -> None:
+def warn_about_size(pipe: DreamPosePipeline, height: int, width: int) -> None:
     """Warn if frames of this size in pixels are not those that the model was trained for."""
     own = pipe.config.default_height, pipe.config.default_width
-    asked = height or own[0], width or own[1]
-    if asked != own:
-        sizes = " and ".join(f"{name} {value}" for name, value in zip(("height", "width"), own))
+    if (height, width) != own:
         logger.warning(
-            f"The model was trained for frames of {sizes}. Frames of {asked[0]} x {asked[1]} pixels may be smeared:"
-            " leave out `--height` and `--width`, and enlarge the video with `--scale`."
+            f"The model was trained for frames of {own[0]} x {own[1]} pixels (height x width). Frames of {height} x"
+            f" {width} pixels may be smeared: leave out `--height` and `--width`, and enlarge the video with `--scale`."
         )
 
 

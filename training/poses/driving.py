@@ -44,7 +44,7 @@ from training.poses.pose_files import read_poses
 logger = logging.getLogger(__name__)
 
 CACHE_NAME = ".dreampose_poses"
-_LARGEST = 1280  # pixels of the longer side of a photo's IUV picture
+_LARGEST = 1280  # pixels of the longer side of aligned poses; a photo may have many more
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class PoseFinder:
                 "`image` must show a person that `densepose` finds, to align the poses with; it found nobody. Give"
                 " `--image_iuv`, or `--align none`."
             ) from error
-        return _shrink(Image.fromarray(poses[0]))
+        return Image.fromarray(poses[0])
 
 
 def read_photo_iuv(path: Path, image: Image.Image) -> Image.Image:
@@ -164,13 +164,15 @@ def read_photo_iuv(path: Path, image: Image.Image) -> Image.Image:
             f"`image_iuv` must have the proportions of the photo, {image.width} x {image.height}, got"
             f" {picture.width} x {picture.height}."
         )
-    return _shrink(picture)
+    return picture
 
 
-def _shrink(iuv: Image.Image) -> Image.Image:
-    """Shrink an IUV picture to the largest size that the aligned poses need. A photo may have many megapixels."""
-    iuv.thumbnail((_LARGEST, _LARGEST), Image.Resampling.NEAREST)
-    return iuv
+def _resize(iuv: Image.Image, num_pixels: int) -> Image.Image:
+    """Resize an IUV picture, if need be, so that its longer side has from `num_pixels` to `_LARGEST` pixels."""
+    longer = max(iuv.size)
+    scale = min(max(longer, num_pixels), max(_LARGEST, num_pixels)) / longer
+    size = [max(1, round(side * scale)) for side in iuv.size]
+    return iuv if scale == 1 else iuv.resize(size, Image.Resampling.NEAREST)
 
 
 @dataclass(frozen=True)
@@ -236,13 +238,13 @@ class PoseSource:
         else:
             _check_video(driving, sound)
 
-    def read(self) -> Driver:
-        """Find the poses and align them."""
+    def read(self, height: int, width: int) -> Driver:
+        """Find the poses, and align them for frames of `height` x `width` pixels."""
         driver = self.read_from_files or self._follow_video()
         if self.align == "none":
             return driver
         with shown_stage("pose of the photo"):
-            image_iuv = self.image_iuv or self.finder.find_in_photo(self.image)
+            image_iuv = _resize(self.image_iuv or self.finder.find_in_photo(self.image), max(height, width))
         names = {"mode": "align", "poses": "poses" if self.path is None else "driving", "photo_iuv": "image_iuv"}
         with shown_stage("alignment"), warnings.catch_warnings(record=True) as notices, naming_arguments(**names):
             warnings.simplefilter("always")
