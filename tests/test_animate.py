@@ -116,8 +116,8 @@ def test_a_size_that_the_model_was_not_trained_for_is_named(inputs, tmp_path, ca
     run(inputs, output=tmp_path / "a.mp4", height=HEIGHT)
     assert "trained" not in caplog.text
     run(inputs, output=tmp_path / "b.mp4", height=2 * HEIGHT, width=2 * WIDTH)
-    assert f"trained for frames of {HEIGHT} x {WIDTH} pixels (height x width). " in caplog.text
-    assert f"Frames of {2 * HEIGHT} x {2 * WIDTH} pixels may be smeared" in caplog.text
+    assert f"trained for frames of {HEIGHT} x {WIDTH} pixels (height x width), " in caplog.text
+    assert f"so frames of {2 * HEIGHT} x {2 * WIDTH} may be smeared" in caplog.text
 
 
 def test_a_stack_gives_the_video_of_the_folder(inputs, tmp_path):

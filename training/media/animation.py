@@ -173,8 +173,8 @@ def warn_about_size(pipe: DreamPosePipeline, height: int, width: int) -> None:
     own = pipe.config.default_height, pipe.config.default_width
     if (height, width) != own:
         logger.warning(
-            f"The model was trained for frames of {own[0]} x {own[1]} pixels (height x width). Frames of {height} x"
-            f" {width} pixels may be smeared: leave out `--height` and `--width`, and enlarge the video with `--scale`."
+            f"The model was trained for frames of {own[0]} x {own[1]} pixels (height x width), so frames of {height} x"
+            f" {width} may be smeared: leave out `--height` and `--width`, and enlarge the video with `--scale`."
         )
 
 
