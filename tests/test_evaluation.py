@@ -27,6 +27,7 @@ from training.metrics import clips as clips_module
 from training.metrics import frames as metrics
 from training.metrics.clip_records import ClipRecord
 from training.metrics.clips import Clip, draw_run, load_clips
+from training.metrics.counts import UpTo, reduce_counts
 from training.metrics.warping import match_surface, warp_photo
 
 
@@ -568,6 +569,43 @@ def test_one_clip_gives_every_figure_that_needs_no_other(model, tmp_path, capsys
         assert pictures.width == 4 * (64 + 4) - 4
     clip = load_clips(write_frames(tmp_path / "clips", frames), "test", 1, 1)[0]
     assert clip.other_reference is not None, "a split of two clips has a counterpart, even if one clip is measured"
+
+
+def frames_of(num_frames):
+    return [{"image": get_dummy_image(i), "iuv": get_dummy_iuv(i)} for i in range(num_frames)]
+
+
+def test_defaults_are_reduced_to_a_small_split_and_typed_numbers_refused(model, tmp_path, caplog):
+    folder = write_frames(tmp_path / "clip", frames_of(4), videos=["alone"])
+    words = words_for(model, tmp_path / "results", dataset=folder)
+    given = dict(zip(words[::2], words[1::2]))
+    counts = {"--num_clips": "40", "--frames_per_clip": "4", "--num_consecutive": "6"}
+    untyped = [word for name, value in given.items() if name not in counts for word in (name, value)]
+    settings = evaluation.main(evaluation.parse_args(untyped))["settings"]
+    assert (settings["num_clips"], settings["frames_per_clip"], settings["num_consecutive"]) == (1, 3, 3)
+    (notice,) = (record.getMessage() for record in caplog.records if "defaults" in record.getMessage())
+    assert notice == (
+        "The split has fewer than the defaults: `num_clips` 1, not 40; `frames_per_clip` 3, not 4; `num_consecutive`"
+        " 3, not 6."
+    )
+    for name, value in counts.items():
+        with pytest.raises(ValueError, match=f"`{name[2:]}` must .* got {value}"):
+            evaluation.main(evaluation.parse_args([*untyped, name, value, "--overwrite"]))
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "counts", "expected"),
+    [
+        ([9, 9], (UpTo(40), UpTo(4), UpTo(6)), [2, 4, 6]),
+        ([9, 3], (UpTo(40), UpTo(4), UpTo(6)), [2, 2, 0]),  # two consecutive frames show no flicker
+        ([9, 3], (1, UpTo(4), UpTo(6)), [1, 4, 6]),  # a clip that is not measured does not count
+        ([9, 3], (40, 4, 6), [40, 4, 6]),
+        ([1], (UpTo(40), UpTo(4), UpTo(6)), [1, 1, 0]),
+    ],
+)
+def test_only_defaults_are_reduced(num_frames, counts, expected):
+    reduced, notice = reduce_counts(num_frames, counts)
+    assert reduced == expected and (notice is None) == (reduced == list(counts))
 
 
 def test_a_missing_split_is_named_with_the_option_that_chooses_another(tmp_path):

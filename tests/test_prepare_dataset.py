@@ -75,7 +75,7 @@ def test_the_data_set_and_the_report(inputs, undisturbed, capsys):
     assert {row["video_id"] for row in rows["test"]} == set(test)
     prepare_dataset.main(parse("--output_dir", undisturbed, *inputs))  # prints only the report
     printed = capsys.readouterr().out
-    assert "6 clips, prepared by 1 process" in printed and "train: 4 clips, 26 frames, 4 of them filled" in printed
+    assert "6 clips, prepared by 1 process:" in printed and "train: 4 clips, 26 frames, 4 of them filled" in printed
     assert f"dropped {read_video_ids('test')[1]}: `frames` must show a person" in printed
     assert f'load_dataset("parquet", data_dir="{undisturbed / "frames"}")' in printed
 
@@ -130,7 +130,7 @@ def num_files(folder):
 @pytest.mark.slow
 def test_two_processes_share_the_clips(inputs, undisturbed, tmp_path):
     result = launch_two_processes("training/prepare_dataset.py", ["--output_dir", tmp_path, *inputs])
-    assert "6 clips, prepared by 2 process(es)" in result.stdout
+    assert "6 clips, prepared by 2 processes:" in result.stdout
     np.testing.assert_equal(rows_of(tmp_path), rows_of(undisturbed))
 
 
@@ -297,6 +297,19 @@ def test_frames_and_their_iuv_become_rows_whose_clips_end_in_held_out_frames(fra
     assert "test: 4 frames at the ends of these clips. It shows the subjects of the training set." in printed
     with pytest.raises(ValueError, match="`output_dir` must keep the settings .* holdout_frames 0.2, now None"):
         prepare_dataset.main(parse(*frames_and_iuv, "--square_pixels", "4:5"))
+
+
+def test_the_report_counts_one_clip_and_two(frames_and_iuv, tmp_path, capsys):
+    prepare_dataset.main(parse(*frames_and_iuv, "--test_clips", 1))
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 clips, prepared by 1 process:" in lines and "test: 1 clip, 10 frames, 1 of them filled" in lines
+
+
+def test_the_line_that_loads_the_rows_works_for_a_folder_that_reads_like_a_pattern(frames_and_iuv, tmp_path, capsys):
+    words = [*frames_and_iuv[:-1], tmp_path / "a [x]"]
+    prepare_dataset.main(parse(*words))
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert len(eval(line, {"load_dataset": datasets.load_dataset})["train"]) == 20
 
 
 def test_clips_are_drawn_for_the_splits_and_keep_them(frames_and_iuv, tmp_path):

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from training.engine.output_lock import locks_output
+from training.metrics.counts import COUNTS, UpTo
 from training.options.clips import add_clip_options, add_loading_options, check_clip_options, parse_loading
 from training.options.command import CommandParser, run_command
 
@@ -28,7 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, default=Path("results"), help="folder for evaluation.json, .md, .png and .html")
     add("--resume", action="store_true", help="continue a stopped evaluation with its remaining clips")
     add("--overwrite", action="store_true", help="delete the clips of a stopped evaluation and start again")
-    add_clip_options(parser, split="test", num_clips=40, frames_per_clip=4)
+    add_clip_options(parser, split="test", num_clips=UpTo(40), frames_per_clip=UpTo(4))
     add = parser.add_argument_group("sampling (the model's own values are the defaults)").add_argument
     add("--num_inference_steps", type=int, help="denoising steps per frame")
     add("--image_guidance_scale", type=float, help="how closely the frames follow the photo")
@@ -37,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="seed of the choice of frames; clip i has noise of seed + i")
     add_loading_options(add)
     add = parser.add_argument_group("metrics and pictures").add_argument
-    add("--num_consecutive", type=int, default=6, help="consecutive frames per clip, for temporal metrics; 0: none")
+    add("--num_consecutive", type=int, default=UpTo(6), help="consecutive frames per clip for temporal metrics, or 0")
     add("--identity_encoder", help="CLIP image encoder for the identity distance; by default the model's own")
     add("--inception", type=Path, help="TorchScript Inception, for FID; loading it runs its code, so trust its source")
     i3d = "TorchScript I3D, for FVD-16f: needs `--num_consecutive 16` and clips of 17 frames (`procedural` has 16)"
@@ -58,14 +59,14 @@ def open_evaluation(options: argparse.Namespace, asked: dict, is_main: bool) -> 
     chosen = options.num_clips, options.frames_per_clip, options.seed, options.num_consecutive
     chosen += default_size(options.model, options.revision), options.photo_split
     clips = load_clips(options.dataset, options.split, *chosen)
+    asked |= {name: getattr(clips, name) for name in COUNTS}  # fewer than the defaults in a small split
     pipe = load_pipeline(options.model, options.device, options.dtype, options.lora, options.revision)
     pipe.set_progress_bar_config(disable=True)
-    learned = LearnedMetrics(pipe, options.identity_encoder, options.inception, options.i3d, options.num_consecutive)
+    learned = LearnedMetrics(pipe, options.identity_encoder, options.inception, options.i3d, clips.num_consecutive)
     if is_main:
         others = ("lora", "revision", "output", "scale", "device")  # the weights identify the model
-        settings = {name: value for name, value in asked.items() if name not in others}
+        settings = {name: value for name, value in asked.items() if name not in others} | {"judges": learned.notes}
         settings |= {"model": model_digest(pipe), "clips": digest([clips[0].reference, *clips[0].iuv])}
-        settings["judges"] = learned.notes
         open_frames(options.output / ".clips", settings, options.resume, SUFFIX, "clips", options.overwrite)
     return clips, pipe, learned
 

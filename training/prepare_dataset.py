@@ -12,6 +12,7 @@ import argparse
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from training.engine.messages import count
 from training.engine.output_lock import locks_output
 from training.options.command import CommandParser, run_command
 from training.options.data_set import add_data_set_options, check_data_set_options
@@ -49,8 +50,7 @@ def prepare(options: argparse.Namespace) -> None:
     from accelerate import PartialState
     from tqdm.auto import tqdm
 
-    from training.data import preparation
-    from training.data.preparation import data_set_settings
+    from training.data import parquet_files, preparation
     from training.data.ubc_fashion import read_video_ids
     from training.data.video_download import download_videos
     from training.hub.publishing import push_data_set
@@ -69,7 +69,8 @@ def prepare(options: argparse.Namespace) -> None:
         if densepose:
             DensePoseEstimator(densepose, device)  # a broken model shows before any work begins
         if state.is_main_process:
-            preparation.open_data_set(folder, data_set_settings(options.settings, densepose, options.holdout_frames))
+            settings = preparation.data_set_settings(options.settings, densepose, options.holdout_frames)
+            preparation.open_data_set(folder, settings)
             if options.ubc_fashion:
                 ids = [name for split in options.splits for name in read_video_ids(split)]
                 download_videos(ids, folder / "videos", max_video_mb=options.max_video_mb)
@@ -86,14 +87,13 @@ def prepare(options: argparse.Namespace) -> None:
     if state.is_main_process:
         summary = preparation.summarize(tasks, folder)
         notes += preparation.find_others(tasks, folder, options.splits)
-        num_processes = state.num_processes * options.num_proc
-        print(*notes, f"{len(tasks)} clips, prepared by {num_processes} process(es):", sep="\n")
-        print(*preparation.describe(summary), sep="\n")
+        numbers = count(len(tasks), "clip"), count(state.num_processes * options.num_proc, "process")
+        print(*notes, "{}, prepared by {}:".format(*numbers), *preparation.describe(summary), sep="\n")
         if options.push_to_hub:
             pushed = folder if options.include_images else preparation.write_annotations(tasks, folder)
             print(push_data_set(pushed, options.push_to_hub, tasks, summary, options.include_images))
         preparation.check_used(summary)
-        print(f'load_dataset("parquet", data_dir="{folder / "frames"}")')
+        print(f'load_dataset("parquet", data_dir="{parquet_files.data_dir(str(folder / "frames"))}")')
 
 
 def find_tasks(options: argparse.Namespace) -> "tuple[list[ClipTask], list[str]]":

@@ -134,3 +134,9 @@ def test_the_digest_of_a_clip_is_that_of_its_files(tmp_path):
     assert task.digest() == first
     np.save(tmp_path / "poses" / "0.npy", np.ones(3))
     assert task.digest() != first
+
+
+def test_a_split_file_that_is_a_folder_is_named_once(tmp_path):
+    with pytest.raises(ValueError) as refused:
+        read_split_file(tmp_path)
+    assert str(refused.value) == f"`split_file` must be a CSV file, got {str(tmp_path)!r}: Is a directory."

@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from typing import Dict
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.launch import ROOT
@@ -143,11 +145,49 @@ def test_a_dropped_clip_is_tried_again_when_its_video_has_changed(tasks, densepo
     assert prepare([tasks[3]], output_dir, densepose)["broken"]["num_frames"] == 3
 
 
-def test_an_error_of_densepose_names_the_clip(tasks, estimator, tmp_path):
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_clip_on_which_densepose_fails_is_dropped_and_not_tried_again(tasks, densepose, tmp_path, place):
     blue = ClipTask(tmp_path / "blue.mp4", "blue", "train")
     write_video([Image.new("RGB", (64, 80), (120, 90, 200))], blue.source)  # the export knows 25 part codes
-    with pytest.raises(ValueError, match="`image` must be a picture that the model accepts.* The clip is 'blue'."):
-        preparation.prepare_clip(blue, tmp_path, estimator, SETTINGS)
+    tasks.insert(place, blue)
+    records = prepare(tasks, tmp_path / "data", densepose)
+    reason = "DensePose fails: `image` must be a picture that the model accepts, but it failed on (80, 64, 3)"
+    assert records["blue"]["dropped"].startswith(reason)
+    assert records["-walk+turn01"]["num_frames"] == 4 and records["gap"]["num_frames"] == 3
+    assert preparation.unfinished(tasks, tmp_path / "data") == []
+
+
+class WrongOutput(torch.nn.Module):
+    """An export whose output lacks what DensePose finds."""
+
+    def forward(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
+        return {"boxes": image}
+
+
+class Failing(torch.nn.Module):
+    """An export that fails on every picture."""
+
+    def forward(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
+        assert image.dim() == 5
+        return {"boxes": image}
+
+
+@pytest.mark.parametrize("export", [WrongOutput, Failing])
+def test_a_densepose_that_fails_on_every_picture_ends_the_run_and_names_the_clip(tasks, tmp_path, export):
+    torch.jit.script(export()).save(str(tmp_path / "broken.pt"))
+    with pytest.raises(ValueError, match="^`(output|image)` .* The clip is '-walk.turn01'."):
+        prepare(tasks, tmp_path / "data", tmp_path / "broken.pt")
+    assert preparation.unfinished(tasks, tmp_path / "data") == tasks, "no clip is recorded as dropped"
+
+
+def test_a_densepose_that_stops_working_ends_the_run(tasks, estimator, tmp_path, monkeypatch):
+    """As after an error of the GPU: the clips after it are not dropped."""
+    (tmp_path / "data").mkdir()
+    preparation.prepare_clip(tasks[0], tmp_path / "data", estimator, SETTINGS)
+    monkeypatch.setattr(estimator, "layouts", [])
+    with pytest.raises(ValueError, match="`image` must be .* The clip is 'gap'."):
+        preparation.prepare_clip(tasks[1], tmp_path / "data", estimator, SETTINGS)
+    assert preparation.unfinished(tasks[:2], tmp_path / "data") == tasks[1:2]
 
 
 def test_a_clip_whose_shard_was_deleted_is_prepared_again(tasks, densepose, tmp_path):

@@ -129,6 +129,7 @@ def entry(result, name="0.png", labels=None, uv=None, box=(0.0, 0.0, 4.0, 4.0), 
     return {"file_name": name, **people}
 
 
+RIGHT = "`apply_net.py dump` writes the right file."
 CHART = "densepose.structures.chart_result.DensePoseChartResult"
 OLD, CSE = "densepose.data.structures.DensePoseResult", "densepose.structures.cse.DensePoseEmbeddingPredictorOutput"
 
@@ -141,7 +142,7 @@ OLD, CSE = "densepose.data.structures.DensePoseResult", "densepose.structures.cs
         (CHART, torch.save, np.array([0.5]), "it holds numpy._*core.multiarray._reconstruct; save scores"),
         (CHART, torch.save, [np.float32(0.5)], "it holds numpy._*core.multiarray.scalar; save scores"),
         *(
-            (CHART, pickled(protocol=n), None, f"a plain pickle, not one that `torch.save` wrote, of {CHART}")
+            (CHART, pickled(protocol=n), None, f"a plain pickle, not one that `torch.save` wrote, of {CHART}. {RIGHT}")
             for n in (0, 2, 5)
         ),
         (OLD, pickled(), None, f"a plain pickle, not one that `torch.save` wrote, of {OLD}; a detectron2"),

@@ -3,8 +3,9 @@
 import pytest
 from PIL import Image
 
-from training.poses.clip_poses import ClipDropped
-from training.poses.gaps import frame_numbers, insert_missing
+from training.data.clip_frames import ClipFrames
+from training.poses.clip_poses import ClipDropped, iterate_with_gaps
+from training.poses.gaps import _note_unnumbered, frame_numbers, insert_missing
 from training.poses.matching import match_poses
 from training.poses.pose_files import read_poses
 
@@ -84,12 +85,26 @@ def test_one_name_twice_is_refused():
 
 
 def test_names_that_nothing_counts_are_noted(caplog):
+    _note_unnumbered.cache_clear()
     assert insert_missing(["a.png", "b.png"], [1, 2], 0) == [1, 2]
-    assert "No number counts the files of `poses`, such as 'a.png' and 'b.png'" in caplog.text
+    assert "No number counts the frames of `poses`, such as 'a.png' and 'b.png'" in caplog.text
     caplog.clear()
     for names in (["a.png"], ["3.png", "4.png"], []):
         assert insert_missing(names, names, 0) == names
     assert caplog.text == ""
+
+
+def test_the_notice_about_names_that_nothing_counts_names_the_clip_once(tmp_path, caplog):
+    for clip in ("first", "second"):
+        (tmp_path / clip).mkdir()
+        save(tmp_path / clip, ["a.png", "b.png"])
+        for _ in range(2):  # as a run does: once for the numbers and once for DensePose
+            ClipFrames(tmp_path / clip).places(5)
+            list(iterate_with_gaps(tmp_path / clip, 5))
+            read_poses(tmp_path / clip)
+        message = f"No number counts the frames of {str(tmp_path / clip)!r}, such as 'a.png' and 'b.png'"
+        assert caplog.text.count("No number counts") == caplog.text.count(message) == 1
+        caplog.clear()
 
 
 def test_huge_numbers_are_exact():

@@ -28,6 +28,8 @@ def test_resume_points_of_both_phases(tmp_path):
     assert resume_points(tmp_path, checkpoints["denoiser"], ["denoiser"]) == {"denoiser": checkpoints["denoiser"]}
     with pytest.raises(ValueError, match="`resume_from_checkpoint` must be 'latest' or a checkpoint in a folder"):
         resume_points(tmp_path, tmp_path / "checkpoint-000002")
+    with pytest.raises(ValueError, match="got ''[.]$"):
+        resume_points(tmp_path, "")
     for point in (None, "latest"):  # a trained phase is not dropped silently
         with pytest.raises(
             ValueError, match="`max_train_steps` must not be 0, since `output_dir` holds .*denoiser/checkpoint"

@@ -75,7 +75,8 @@ class ClipFrames:
         """
         if not self.names:
             return []
-        indices = insert_missing(self.names, range(len(self.names)), max_gap, argument="frames_dir")
+        named = {"argument": "frames_dir", "source": self.source}
+        indices = insert_missing(self.names, range(len(self.names)), max_gap, **named)
         return [place for place, index in enumerate(indices) if index is not None]
 
     def unsqueeze(self, picture: Image.Image) -> Image.Image:

@@ -12,6 +12,7 @@ from pathlib import Path
 from training.data.clip_tasks import ClipTask
 from training.data.ubc_fashion import SPLITS
 from training.engine.messages import shorten
+from training.media.pictures import why_unreadable
 
 
 def share_out(
@@ -54,7 +55,7 @@ def read_split_file(path: str | os.PathLike) -> dict[str, str]:
     try:
         lines = list(csv.reader(Path(path).read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, ValueError, csv.Error) as error:
-        raise ValueError(f"`split_file` must be a CSV file, got {str(path)!r}: {error}.") from error
+        raise ValueError(f"`split_file` must be a CSV file, got {str(path)!r}: {why_unreadable(error)}.") from error
     for number, line in enumerate(lines, 1):
         words = [word.strip() for word in line]
         if words in ([], ["clip", "split"]):

@@ -27,11 +27,11 @@ from training.data.clip_tasks import ClipTask
 from training.data.row_settings import RowSettings
 from training.data.ubc_fashion import SPLITS
 from training.data.video_download import file_digest
-from training.engine.messages import shorten
+from training.engine.messages import count, shorten
 from training.media.pictures import UnreadablePictures
 from training.media.settings_file import has_settings, partial_path, read_json, remove_leftovers, write_json
 from training.poses.clip_poses import ClipDropped
-from training.poses.estimator import DensePoseEstimator
+from training.poses.estimator import DensePoseEstimator, PictureRefused
 
 
 def data_set_settings(
@@ -75,11 +75,11 @@ def prepare_clip(
         poses = estimator if task.poses is None else task.poses
         made = clip_rows(task.source, task.video_id, task.split, poses, settings, show_progress)
         parts = _hold_out(made.rows, task)
-    except (ClipDropped, UnreadablePictures) as error:
-        record = {"dropped": str(error)}
+    except (ClipDropped, UnreadablePictures, PictureRefused) as error:
+        record = {"dropped": f"{'DensePose fails: ' * isinstance(error, PictureRefused)}{error}"}
         for shard in task.shards(output_dir).values():  # of an earlier run, before the clip changed
             shard.unlink(missing_ok=True)
-    except ValueError as error:  # such as a DensePose that fails
+    except ValueError as error:  # such as a DensePose that fails on every picture
         raise ValueError(f"{error} The clip is {task.video_id!r}.") from error
     else:
         for split, shard in task.shards(output_dir).items():
@@ -216,13 +216,14 @@ def describe(summary: dict) -> list[str]:
         num_held_out = sum(record.get("held_out", 0) for record in used.values())
         num_frames = sum(record["num_frames"] for record in used.values()) - num_held_out
         num_filled = sum(len(record["filled"]) for record in used.values())
-        lines.append(f"{split}: {len(used)} clips, {num_frames} frames, {num_filled} of them filled")
+        lines.append(f"{split}: {count(len(used), 'clip')}, {count(num_frames, 'frame')}, {num_filled} of them filled")
         notes = {video_id: f"dropped {video_id}: {r['dropped']}" for video_id, r in clips.items() if "dropped" in r}
         notes |= {video_id: f"{video_id}: {' '.join(r['notices'])}" for video_id, r in used.items() if "notices" in r}
         lines += [f"  {note}" for note in notes.values()]
         held_out += num_held_out
     if held_out:
-        lines.append(f"test: {held_out} frames at the ends of these clips. It shows the subjects of the training set.")
+        frames = count(held_out, "frame")
+        lines.append(f"test: {frames} at the ends of these clips. It shows the subjects of the training set.")
     return lines
 
 

@@ -22,6 +22,12 @@ def shorten(value: Any) -> str:
         return f"a value of {type(value).__name__}"
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 clip`, `2,000 clips` and `2 processes`."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def one_line(text: Any, limit: int = 2000) -> str:
     """Return a text as one line, with ` ... ` in place of its middle if it is longer than `limit` characters.
 

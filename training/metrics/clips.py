@@ -2,12 +2,14 @@
 # Licensed under the Apache License, Version 2.0
 """Held-out clips of an evaluation: a photo, the poses of a whole clip, and the true frames to predict."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import datasets
 import numpy as np
+from accelerate import PartialState
 from PIL import Image
 
 from training.data.frame_pairs import group_videos
@@ -16,8 +18,11 @@ from training.data.random_crops import read_labels, read_levels, shown_box
 from training.data.samples import PROCEDURAL, load_prepared
 from training.engine.errors import naming_data_set
 from training.media.pictures import to_pictures
+from training.metrics.counts import FEWEST_CONSECUTIVE, reduce_counts
 from training.metrics.warping import SurfaceMatch, match_surface
 
+
+logger = logging.getLogger(__name__)
 
 QUARTER_TURN = np.pi / 2
 WINDOW_RADIUS = 2  # frames on each side in DreamPose's window of five
@@ -220,7 +225,8 @@ def load_clips(
         dataset, split (`str`): A prepared data set and its split, see [`load_prepared`].
         num_clips (`int`): Number of clips, at least 1 and at most those of the split. A split of one clip has no
             other subject, so its clip has no counterpart.
-        frames_per_clip (`int`): Target frames per clip, at least 1 and fewer than the clip's frames.
+        frames_per_clip (`int`): Target frames per clip, at least 1 and fewer than the clip's frames. An [`UpTo`] here,
+            in `num_clips` or in `num_consecutive` is reduced to what there is, which a notice tells.
         seed (`int`, *optional*, defaults to 0): Seed for the choice of frames.
         num_consecutive (`int`, *optional*, defaults to 0): Consecutive frames per clip, drawn independently of the
             targets: 0, or at least 3 and fewer than the clip's frames.
@@ -237,6 +243,11 @@ def load_clips(
     family, _, config_name = dataset.partition("/")
     is_drawn = family == PROCEDURAL and "layers" in rows.column_names
     videos = group_videos(rows)
+    lengths = [len(frames) for frames in videos.values()]
+    counts, notice = reduce_counts(lengths, (num_clips, frames_per_clip, num_consecutive))
+    num_clips, frames_per_clip, num_consecutive = counts
+    if notice and PartialState().is_main_process:
+        logger.warning(notice)
     if not 1 <= num_clips <= len(videos):
         raise ValueError(f"`num_clips` must lie within [1, {len(videos)}] for this split, got {num_clips}.")
     chosen = list(videos.items())[: num_clips + 1]  # one more, so that every clip has its own counterpart
@@ -246,9 +257,10 @@ def load_clips(
             raise ValueError(
                 f"`frames_per_clip` must lie within [1, {longest}] for {video_id}, got {frames_per_clip}."
             )
-        if num_consecutive and not 3 <= num_consecutive <= longest:
+        if num_consecutive and not FEWEST_CONSECUTIVE <= num_consecutive <= longest:
             raise ValueError(
-                f"`num_consecutive` must be 0 or lie within [3, {longest}] for {video_id}, got {num_consecutive}."
+                f"`num_consecutive` must be 0 or lie within [{FEWEST_CONSECUTIVE}, {longest}] for {video_id}, got"
+                f" {num_consecutive}."
             )
     config_name = (config_name or ProceduralFashion.DEFAULT_CONFIG_NAME) if is_drawn else None
     first_rows = {video_id: frames[0] for video_id, frames in group_videos(photos).items()}

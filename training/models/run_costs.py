@@ -10,7 +10,7 @@ from typing import Any
 
 from training.data.samples import NO_VALIDATION, count_frames
 from training.engine.errors import naming_data_set
-from training.engine.messages import shorten
+from training.engine.messages import count, shorten
 
 
 # Measured with the full-size model at 512x640 in bf16 on one NVIDIA H200, without and with gradient checkpointing:
@@ -68,7 +68,7 @@ def describe_run(
     batch_size = batch * arguments["gradient_accumulation_steps"]
     num_samples = num_steps * batch_size
     lines = [
-        f"data:       {num_clips:,} clips, {num_frames:,} frames{on_disk} ({shorten(train_data)})",
+        f"data:       {count(num_clips, 'clip')}, {count(num_frames, 'frame')}{on_disk} ({shorten(train_data)})",
         f"samples:    {num_samples:,} in {num_steps:,} steps of {batch_size}, {num_samples / num_frames:.1f} epochs",
     ]
     if not is_full_size(read_channels(model)):

@@ -131,5 +131,5 @@ def iterate_with_gaps(source: str | os.PathLike, max_gap: int) -> Iterator[Image
         yield from pictures
         return
     files = list_files(Path(source), PICTURE_SUFFIXES)
-    for file in insert_missing([file.name for file in files], files, max_gap, argument="input"):
+    for file in insert_missing([file.name for file in files], files, max_gap, argument="input", source=source):
         yield None if file is None else next(pictures)

@@ -161,7 +161,8 @@ def read_dump(
             f"{', ...' if len(folders) > 3 else ''}. Run `apply_net.py dump` once per folder."
         )
     frames = sorted(frames, key=lambda frame: natural_order(Path(frame[0])))
-    return insert_missing([name for name, _ in frames], frames, max_gap, missing=(None, []), argument="path")
+    names = [name for name, _ in frames]
+    return insert_missing(names, frames, max_gap, missing=(None, []), argument="path", source=path)
 
 
 def _not_a_dump(path: str | os.PathLike, reason: str) -> ValueError:
@@ -173,6 +174,7 @@ def _not_a_dump(path: str | os.PathLike, reason: str) -> ValueError:
 
 def _why_not_a_dump(path: str | os.PathLike, error: Exception) -> str:
     """Name the class that a file holds instead of tensors and chart results."""
+    end = "."
     with open(path, "rb") as file:
         head = file.read(16)
         file.seek(0)
@@ -185,10 +187,11 @@ def _why_not_a_dump(path: str | os.PathLike, error: Exception) -> str:
             name, kind = found[1], "it holds"
         else:
             name, kind = _class_in_pickle(file), "it is a plain pickle, not one that `torch.save` wrote, of"
+            end = ". `apply_net.py dump` writes the right file."
     if name is None:
-        return "`torch.save` did not write it."
+        return f"`torch.save` did not write it{end}"
     advice = next((f"; {text}" for part, text in _ADVICE.items() if part in name), "")
-    return f"{kind} {name[:100]}{advice}."
+    return f"{kind} {name[:100]}{advice}{end}"
 
 
 def _class_in_pickle(file: BinaryIO) -> str | None:

@@ -42,6 +42,10 @@ def find_densepose(path: str | os.PathLike) -> Path:
         raise ValueError(f"{rule}, got {str(path)!r}: {str(error).strip().splitlines()[0]}") from error
 
 
+class PictureRefused(ValueError):
+    """A picture on which DensePose fails, although it works on another one."""
+
+
 class DensePoseEstimator:
     """DensePose from a TorchScript file.
 
@@ -75,9 +79,27 @@ class DensePoseEstimator:
         if not self.takes_bgr and not returned.startswith(("Tuple", "(")):
             raise ValueError(f"`densepose` must return a dict or a tuple as exports do, but returns {returned}.")
         self.layouts = ["chw", "hwc"] if self.takes_bgr else ["chw"]
+        self._accepted: Image.Image | None = None
 
     def __call__(self, image: Image.Image) -> list[Detection]:
-        """Detect the people in one picture."""
+        """Detect the people in one picture.
+
+        Raises:
+            PictureRefused: If the model fails on this picture alone.
+            ValueError: If it also fails on the first picture that it accepted, or on a black one if there is none.
+        """
+        try:
+            detections = self._detect(image)
+        except ValueError as error:
+            try:
+                self._detect(self._accepted or Image.new("RGB", (512, 640)))
+            except ValueError:
+                raise error from None
+            raise PictureRefused(str(error)) from error
+        self._accepted = self._accepted or image
+        return detections
+
+    def _detect(self, image: Image.Image) -> list[Detection]:
         return detections_from_torchscript(self._run(np.asarray(image.convert("RGB"))))
 
     @torch.no_grad()

@@ -3,10 +3,12 @@
 """Frames that a clip lacks: finding them by the numbers in file names, and filling them from their neighbours."""
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -67,12 +69,17 @@ def _counts(numbers: Sequence[int]) -> bool:
 
 
 def insert_missing(
-    names: Sequence[str], frames: Sequence[Any], max_gap: int, missing: Any = None, argument: str = "poses"
+    names: Sequence[str],
+    frames: Sequence[Any],
+    max_gap: int,
+    missing: Any = None,
+    argument: str = "poses",
+    source: str | os.PathLike | None = None,
 ) -> list[Any]:
     """Insert `missing` for each number that the sorted `names` leave out. Errors name the `argument`.
 
-    The smallest distance of two numbers is the step of the clip, so that 0, 5, 10 leaves nothing out. Log a notice if
-    no number counts the frames.
+    The smallest distance of two numbers is the step of the clip, so that 0, 5, 10 leaves nothing out. Log a notice
+    about the `source`, the folder or file of the names, if no number counts the frames.
 
     Raises:
         ValueError: As in [`frame_numbers`], or if more than `max_gap` numbers in a row are missing.
@@ -80,10 +87,7 @@ def insert_missing(
     numbers = frame_numbers(names, argument) if names else None
     if numbers is None:
         if len(names) > 1:
-            logger.warning(
-                f"No number counts the files of `{argument}`, such as {names[0]!r} and {names[1]!r}: they are taken as"
-                " consecutive frames."
-            )
+            _note_unnumbered(f"`{argument}`" if source is None else repr(str(source)), names[0], names[1])
         return list(frames)
     step = _smallest_step(numbers)
     lengths = [round(Fraction(second - first, step)) - 1 for first, second in pairwise(numbers)]
@@ -98,6 +102,13 @@ def insert_missing(
     for length, frame in zip(lengths, frames[1:]):
         result += [missing] * length + [frame]
     return result
+
+
+@lru_cache(maxsize=None)  # once for each source, which may be read several times
+def _note_unnumbered(source: str, first: str, second: str) -> None:
+    logger.warning(
+        f"No number counts the frames of {source}, such as {first!r} and {second!r}: they are taken as consecutive."
+    )
 
 
 def fill_gaps(frames: Sequence[Any | None], max_gap: int) -> tuple[list[Any], list[int]]:

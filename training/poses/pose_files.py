@@ -66,7 +66,7 @@ def read_poses(
     """
     poses, names = read_pose_frames(path)
     if names:
-        indices, filled = fill_gaps(insert_missing(names, range(len(names)), max_gap), max_gap)
+        indices, filled = fill_gaps(insert_missing(names, range(len(names)), max_gap, source=path), max_gap)
         if filled:
             logger.warning(f"{path} leaves out frames, which copy their neighbours: {filled}.")
         poses = poses[indices] if isinstance(poses, torch.Tensor) else [poses[index] for index in indices]

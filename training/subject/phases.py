@@ -19,6 +19,7 @@ from training.data.latent_cache import FrameEncoders
 from training.data.random_crops import to_pixel_values
 from training.engine.checkpoints import checkpoint_step, list_checkpoints, resolve_checkpoint
 from training.engine.loop import train
+from training.engine.messages import shorten
 from training.engine.precision import held_in, held_on_cpu, weight_dtype
 from training.models.autoencoder import VAETrainer, named_loss
 from training.models.base_pipeline import is_quantized
@@ -65,13 +66,13 @@ def resume_points(
         if phase not in PHASES:
             raise ValueError(
                 f"`resume_from_checkpoint` must be 'latest' or a checkpoint in a folder {' or '.join(PHASES)}, got"
-                f" {resume_from_checkpoint}."
+                f" {shorten(str(resume_from_checkpoint))}."
             )
         points |= {"decoder": None} if phase == "denoiser" else {"denoiser": "latest"}
         if phase not in phases:
             raise ValueError(
                 f"`{STEPS[phase]}` must not be 0 with a checkpoint of this phase, got `resume_from_checkpoint`"
-                f" {resume_from_checkpoint}."
+                f" {shorten(str(resume_from_checkpoint))}."
             )
     for phase in set(PHASES) - set(phases):
         if checkpoints := list_checkpoints(Path(output_dir) / phase):
