@@ -93,7 +93,7 @@ def prepare(options: argparse.Namespace) -> None:
             pushed = folder if options.include_images else preparation.write_annotations(tasks, folder)
             print(push_data_set(pushed, options.push_to_hub, tasks, summary, options.include_images))
         preparation.check_used(summary)
-        print(f'load_dataset("parquet", data_dir="{parquet_files.data_dir(str(folder / "frames"))}")')
+        print(f'load_dataset("parquet", data_dir="{parquet_files.escape(str(folder / "frames"))}")')
 
 
 def find_tasks(options: argparse.Namespace) -> "tuple[list[ClipTask], list[str]]":

@@ -194,6 +194,18 @@ def test_a_folder_whose_name_reads_like_a_pattern_is_found(tmp_path, name, strea
     assert len(samples_of(folder / "frames", streaming)) == 3
     monkeypatch.chdir(folder)
     assert len(samples_of("frames", streaming)) == 3
+    (folder / "frames" / "train" / "walk [1].parquet").unlink()
+    write(folder / "frames" / "train" / "a.parquet")
+    assert {sample["video_id"] for sample in load_prepared("frames", "train", streaming)} == {"a"}
+
+
+def test_what_lies_beside_a_folder_that_reads_like_a_pattern_is_not_listed(tmp_path, monkeypatch):
+    write(tmp_path / "a [x]" / "frames" / "train" / "a.parquet")
+    (tmp_path / "beside").mkdir()
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path=".": listed.append(str(path)) or scandir(path))
+    assert len(load_prepared(str(tmp_path / "a [x]" / "frames"), "train")) == 3
+    assert listed and not any(path.endswith("beside") for path in listed)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -8,6 +8,7 @@ The check of columns also serves data sets that are no folder, and it is the sam
 import glob
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,28 @@ def _is_picture(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or _is_value(feature, *_BYTES)
 
 
-def data_dir(folder: str) -> str:
+def escape(folder: str) -> str:
     """Return a folder as `datasets` takes it, which reads a path as a pattern: with `[`, `*` and `?` escaped."""
-    whole = str(Path(folder).resolve())
-    return glob.escape(whole) if glob.has_magic(whole) else folder
+    return glob.escape(str(Path(folder).resolve())) if glob.has_magic(str(Path(folder).resolve())) else folder
+
+
+def data_dir(folder: str) -> str:
+    """Return a folder with the same files that `datasets` can list: for most the same, else links in its cache.
+
+    If a path holds `[`, `*` or `?`, `datasets` finds its files only by listing everything beside the folder.
+    """
+    whole = Path(folder).resolve()
+    if not glob.has_magic(str(whole)):
+        return folder
+    links = Path(datasets.config.HF_DATASETS_CACHE) / "folders" / hashlib.sha256(str(whole).encode()).hexdigest()[:32]
+    files = {path.relative_to(whole): path for path in whole.rglob("*") if path.is_file()}
+    for link in [path for path in links.rglob("*") if path.is_symlink() and path.relative_to(links) not in files]:
+        link.unlink(missing_ok=True)
+    for name, path in files.items():
+        (links / name).parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # of an earlier run, or of another process
+            (links / name).symlink_to(path)
+    return escape(str(links))
 
 
 def find_files(folder: str, split: str, hint: str = "") -> list[Path]:
@@ -79,12 +98,13 @@ def find_files(folder: str, split: str, hint: str = "") -> list[Path]:
         ValueError: If the folder has no such split or leaves a parquet file without one, or if a file cannot be read
             or holds no training rows. The message names the file.
     """
+    source = data_dir(folder)
     try:
-        by_split = datasets.load_dataset_builder("parquet", data_dir=data_dir(folder)).config.data_files
+        by_split = datasets.load_dataset_builder("parquet", data_dir=source).config.data_files
     except (*READ_ERRORS, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"The data set must be a folder of parquet files, got {folder!r}: {error}") from error
-    base = Path(folder).resolve()
-    splits = {str(name): [Path(file) for file in files] for name, files in by_split.items()}
+    base, listed = Path(folder).resolve(), Path(source).resolve()
+    splits = {str(name): [base / Path(file).relative_to(listed) for file in files] for name, files in by_split.items()}
     found = shorten({name: str(files[0].relative_to(base)) for name, files in splits.items()})
     used = {file for files in splits.values() for file in files}
     for path in sorted(base.rglob("*.parquet")):
