@@ -139,7 +139,7 @@ def draw_driving_poses() -> Image.Image:
     rows = [[photo[0], *(image for image, _ in dance)], [photo[1], *(iuv for _, iuv in dance)], [None, *aligned]]
     how = {"size": (240, 192), "method": Image.Resampling.NEAREST, "color": "#888888"}
     cells = [[picture and ImageOps.pad(picture, **how) for picture in row] for row in rows]
-    return picture_grid(cells, ["photo", *["video"] * 4], row_titles=["picture", "pose", "aligned"]).quantize(256)
+    return picture_grid(cells, ["photo", *["video"] * 4], row_titles=["picture", "pose", "aligned"])
 
 
 def draw_driving_frames() -> Image.Image:
