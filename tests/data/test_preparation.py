@@ -266,3 +266,11 @@ def test_hidden_files_folders_and_pipes_are_no_clips(tmp_path):
         find_videos(tmp_path)
     (tmp_path / "dance.mp4").write_text("")
     assert [task.video_id for task in find_videos(tmp_path)[0]] == ["dance"]
+
+
+def test_a_clip_whose_name_reads_like_a_pattern_has_annotations(densepose, tmp_path):
+    task = ClipTask(tmp_path / "walk [1].mp4", "walk [1]", "train")
+    write_video([PERSON] * 2, task.source)
+    prepare([task], tmp_path / "data", densepose)
+    folder = preparation.write_annotations([task], tmp_path / "data")
+    assert datasets.Dataset.from_parquet(str(folder / "frames" / "train" / "*.parquet"))["frame_index"][:] == [0, 1]

@@ -106,7 +106,7 @@ def test_a_dry_run_fails_as_the_run_does_without_its_validation_split(tmp_path, 
     assert lines[0] == lines[1]
     capsys.readouterr()
     train.main(train.parse_args([*words, "none", *tiny, "--dry_run"]))
-    assert capsys.readouterr().out.startswith("data:       1 clip")
+    assert capsys.readouterr().out.startswith("data:       1 clip, 3 frames")
 
 
 def test_a_dry_run_of_a_stream_without_a_number_of_steps_fails_as_the_run_does():
