@@ -432,3 +432,15 @@ def test_aligned_poses_are_neither_huge_nor_coarser_than_the_frames(
     ((_, iuv, _),) = aligned
     assert iuv.size == size
     assert set(np.unique(np.asarray(iuv)[..., 2])) == set(np.unique(np.asarray(inside(drawn[3]))[..., 2]))
+
+
+def test_poses_of_a_huge_video_are_shrunk_before_they_are_aligned(inputs, drawn, photo, tmp_path, aligned):
+    large = [np.asarray(inside(iuv).resize((1280, 1600), Image.Resampling.NEAREST)) for iuv in drawn[:2]]
+    np.save(tmp_path / "poses.npy", np.stack(large))
+    words = {"poses": tmp_path / "poses.npy", "driving": None, "densepose": None, "align": "place"}
+    run(inputs, output=tmp_path / "a.mp4", image=photo / "photo.png", image_iuv=photo / "photo_iuv.png", **words)
+    ((poses, _, _),) = aligned
+    assert [pose.size for pose in poses] == [(1024, 1280)] * 2
+    for pose, iuv in zip(poses, drawn, strict=False):
+        small = np.asarray(pose.resize((64, 80), Image.Resampling.NEAREST))
+        np.testing.assert_array_equal(small, np.asarray(inside(iuv)))

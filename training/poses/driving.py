@@ -44,7 +44,7 @@ from training.poses.pose_files import read_poses
 logger = logging.getLogger(__name__)
 
 CACHE_NAME = ".dreampose_poses"
-_LARGEST = 1280  # pixels of the longer side of aligned poses; a photo may have many more
+_LARGEST = 1280  # pixels of the longer side of poses to align; all frames of a video must fit into the memory
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,10 @@ def read_photo_iuv(path: Path, image: Image.Image) -> Image.Image:
     return picture
 
 
-def _resize(iuv: Image.Image, num_pixels: int) -> Image.Image:
-    """Resize an IUV picture, if need be, so that its longer side has from `num_pixels` to `_LARGEST` pixels."""
+def _resize(iuv: Image.Image, least: int = 1) -> Image.Image:
+    """Resize an IUV picture, if need be, so that its longer side has from `least` to `_LARGEST` pixels."""
     longer = max(iuv.size)
-    scale = min(max(longer, num_pixels), max(_LARGEST, num_pixels)) / longer
+    scale = min(max(longer, least), max(_LARGEST, least)) / longer
     size = [max(1, round(side * scale)) for side in iuv.size]
     return iuv if scale == 1 else iuv.resize(size, Image.Resampling.NEAREST)
 
@@ -248,7 +248,9 @@ class PoseSource:
         names = {"mode": "align", "poses": "poses" if self.path is None else "driving", "photo_iuv": "image_iuv"}
         with shown_stage("alignment"), warnings.catch_warnings(record=True) as notices, naming_arguments(**names):
             warnings.simplefilter("always")
-            aligned = alignment.align_poses(driver.poses, image_iuv, self.align)
+            is_map = isinstance(driver.poses, torch.Tensor)
+            poses = driver.poses if is_map else [_resize(pose) for pose in driver.poses]
+            aligned = alignment.align_poses(poses, image_iuv, self.align)
         for notice in notices if PartialState().is_main_process else ():
             logger.warning(str(notice.message))
         return replace(driver, poses=aligned)
