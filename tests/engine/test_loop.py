@@ -477,7 +477,7 @@ def test_what_cannot_be_trained_or_resumed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`module` must have parameters that require gradients"):
         run(tmp_path, network().requires_grad_(False), max_train_steps=2)
     run(tmp_path, max_train_steps=2)
-    with pytest.raises(ValueError, match="`output_dir` must hold no checkpoint beyond"):
+    with pytest.raises(ValueError, match="`output_dir` must not hold a checkpoint that the run would overwrite"):
         run(tmp_path, max_train_steps=2)
     with pytest.raises(
         ValueError, match="must come from the same kind .* 2 missing and 0 unexpected tensors: .*frozen.weight"
