@@ -153,9 +153,10 @@ def _trunk_tubes(subject: Subject, skeleton: _Skeleton) -> list[Tube]:
     shoulder, waist, hip = subject.shoulder, subject.waist, subject.hip
     side = (shoulder * 0.75, shoulder, shoulder * 0.9, waist, hip, hip * 0.9)
     depth = (0.05, 0.06, 0.07, 0.058, 0.075, 0.07)
+    top_of_torso, end = skeleton.place(0, 0.19, 0), skeleton.place(0, 0.2 + 0.285 * subject.torso_length, 0)
     torso = Tube(
-        "torso", skeleton.place(0, 0.19, 0), skeleton.place(0, 0.2 + 0.285 * subject.torso_length, 0), (side[0], side[-1]), (0.05, 0.07),
-        skeleton.yaw, top, cap=0.3, profile=(knots, side, depth),
+        "torso", top_of_torso, end, (side[0], side[-1]), (0.05, 0.07), skeleton.yaw, top, cap=0.3,
+        profile=(knots, side, depth),
     )  # fmt: skip
     skin = pattern_paint("plain", np.stack([subject.skin] * 2), 2, 1)
     neck = Tube(

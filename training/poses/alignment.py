@@ -12,15 +12,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.poses.placement import fit_clip, fit_place, fit_silhouettes, ground_heights, resample, surface_pieces
-from training.poses.proportions import Proportions, compare, find_axes, plan, redraw
+from training.poses.placement import (
+    fit_clip,
+    fit_place,
+    fit_silhouettes,
+    most_alike,
+    resample,
+    surface_pieces,
+)
+from training.poses.pose_files import show_several_people
+from training.poses.proportions import Proportions, compare, plan, redraw
 
 
 MODES = ("place", "body")
 
 
 def align_poses(
-    poses: Sequence[Image.Image] | torch.Tensor, photo_iuv: Image.Image, mode: str = "body"
+    poses: Sequence[Image.Image] | torch.Tensor, photo_iuv: Image.Image, mode: str
 ) -> list[Image.Image] | torch.Tensor:
     """Align a clip's poses with the body in a photo, whose IUV picture has the size of the result.
 
@@ -30,14 +38,14 @@ def align_poses(
     a photo from behind), the silhouettes decide, with a warning. `body` then redraws each limb in the photo's length
     and widths, from the torso outwards. Part codes, U and V stay those of the surface.
 
-    A frame without a body stays empty, and what a frame cuts off stays cut off. Each picture must show one person: the
-    poses of several would be mixed.
+    A frame without a body stays empty, and what a frame cuts off stays cut off. A frame whose torso is hidden is only
+    placed. Each picture should show one person: several are aligned as if they were one, with a warning.
 
     Args:
         poses (`Sequence[Image.Image]` or `torch.Tensor`): IUV pictures (R = V, G = U, B = I) of one size; or pose maps
             `[F, 2, H, W]`, which have no part codes: their silhouettes decide in mode `place`, with a warning.
         photo_iuv (`Image.Image`): The photo's IUV picture.
-        mode (`str`, *optional*, defaults to `"body"`): `"place"` or `"body"`.
+        mode (`str`): `"place"` or `"body"`.
     Returns:
         `list[Image.Image]` or `torch.Tensor`: As many poses of the same kind, of the photo's size.
     Raises:
@@ -53,18 +61,18 @@ def align_poses(
             raise ValueError(
                 "`mode` must be 'place' for pose maps, which have no part codes to tell the limbs by, got 'body'."
             )
-        maps = poses.permute(0, 2, 3, 1).numpy()
-        scale, shift = _place_silhouettes([frame.any(-1) for frame in maps], photo, "pose maps have no part codes")
-        placed = [resample(frame, scale, shift, *photo.shape[:2]) for frame in maps]
-        return torch.from_numpy(np.stack(placed)).permute(0, 3, 1, 2).contiguous()
+        return _place_maps(poses, photo)
     frames = [_read(pose, "poses") for pose in poses]
+    for name, pictures in (("photo_iuv", [photo_iuv]), ("poses", poses)):
+        if show_several_people(pictures):
+            warnings.warn(f"`{name}` shows several people, who are aligned as if they were one.", stacklevel=2)
     found = fit_clip([_pieces(frame) for frame in frames], _pieces(photo))
     if found is None:
         reason = "no frame shows the side of the body that the photo shows"
         scale, shift = _place_silhouettes([frame[..., 2] > 0 for frame in frames], photo, reason)
     else:
         scale, shift, agreement = found
-        if mode == "body" and "torso" in find_axes(photo):
+        if mode == "body":
             return [Image.fromarray(frame) for frame in _give_body(frames, photo, scale, shift, agreement)]
     return [Image.fromarray(resample(frame, scale, shift, *photo.shape[:2])) for frame in frames]
 
@@ -72,14 +80,20 @@ def align_poses(
 def _read(picture: Image.Image, name: str) -> np.ndarray:
     pixels = np.asarray(picture)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels[..., 2].max() > 24:
-        raise ValueError(
-            f"`{name}` must hold RGB IUV pictures with part codes 0..24 in the blue channel, got another."
-        )
+        got = f"{pixels.dtype} {list(pixels.shape)} with up to {pixels.max(initial=0)}"
+        raise ValueError(f"`{name}` must be RGB IUV with part codes 0..24 in the blue channel, got {got}.")
     return pixels
 
 
 def _pieces(iuv: np.ndarray) -> np.ndarray:
     return surface_pieces(iuv[..., 2], iuv[..., 1] / 255, iuv[..., 0] / 255)
+
+
+def _place_maps(maps: torch.Tensor, photo: np.ndarray) -> torch.Tensor:
+    frames = maps.permute(0, 2, 3, 1).cpu().numpy()
+    scale, shift = _place_silhouettes([frame.any(-1) for frame in frames], photo, "pose maps have no part codes")
+    placed = np.stack([resample(frame, scale, shift, *photo.shape[:2]) for frame in frames])
+    return torch.from_numpy(placed).permute(0, 3, 1, 2).contiguous().to(maps.device)
 
 
 def _place_silhouettes(masks: list[np.ndarray], photo: np.ndarray, reason: str) -> tuple[float, np.ndarray]:
@@ -90,23 +104,31 @@ def _place_silhouettes(masks: list[np.ndarray], photo: np.ndarray, reason: str) 
 
 
 def _give_body(frames, photo, scale, shift, agreement, rounds: int = 2) -> list[np.ndarray]:
-    """Redraw the frames with the photo's proportions, and place them again: with them, they fit it more exactly."""
+    """Redraw the frames with the photo's proportions, which are measured on the frames most like the photo.
+
+    They are measured again on the redrawn frames, and the place too. If the redrawn driver does not fit the photo
+    better than the placed one, the two bodies differ by less than can be measured, and the placed frames are returned.
+    """
     size, photo_pieces = photo.shape[:2], _pieces(photo)
+
+    def fit(drawn):
+        return [fit_place(_pieces(frame), photo_pieces, 1.0) for frame in drawn]
+
+    def draw():
+        plans = [plan(frame, proportions, scale, shift) for frame in frames]
+        return [redraw(f, p, *size) if p else resample(f, scale, shift, *size) for f, p in zip(frames, plans)]
+
     placed = [resample(frame, scale, shift, *size) for frame in frames]
-    fits = [fit_place(_pieces(frame), photo_pieces, 1.0)[0] for frame in placed]
-    proportions, drawn, seen = Proportions({}, {}, {}, {}), frames, agreement
+    proportions, drawn, seen, best = Proportions({}, {}, {}, {}), frames, agreement, most_alike(agreement)
     for step in range(rounds + 1):
-        weights = (seen / seen.max()) ** 4
-        proportions = proportions.then(compare(drawn, weights, photo, 1.0 if step else scale))
-        drawn = [redraw(frame, plan(frame, proportions, scale, shift), *size) for frame in frames]
-        new = [fit_place(_pieces(frame), photo_pieces, 1.0) for frame in drawn]
-        seen = agreement * [fit[0] for fit in new]
-        best = int(seen.argmax())
-        move = new[best][2]
-        ground = ground_heights(_pieces(drawn[best]), photo_pieces)
-        if ground is not None and step == rounds:
-            move[1] = ground[1] - ground[0]
-        shift = shift + move
-    if new[best][0] < 1.05 * fits[best]:
-        return placed
-    return [redraw(frame, plan(frame, proportions, scale, shift), *size) for frame in frames]
+        rest = compare(drawn, (seen / seen.max()) ** 4, photo, 1.0 if step else scale)
+        proportions = proportions.then(rest)
+        drawn = draw()
+        fits = fit(drawn)
+        seen = agreement * [agrees for agrees, *_ in fits]
+        if seen.max() == 0:
+            return placed
+        if seen[best] < 0.8 * seen.max():
+            best = most_alike(seen)
+        shift = shift + fits[best][2]
+    return draw() if fits[best][0] > 1.05 * fit(placed[best : best + 1])[0][0] else placed

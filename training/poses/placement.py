@@ -84,6 +84,11 @@ def ground_heights(pieces: np.ndarray, photo: np.ndarray) -> tuple[float, float]
     return tuple(max(places[foot, 1].mean() for foot in feet) for places in (here, there)) if feet else None
 
 
+def most_alike(agreement: np.ndarray) -> int:
+    """Return the first of the frames that agree with the photo about as well as the best one."""
+    return int(np.argmax(agreement >= 0.9 * agreement.max()))
+
+
 def fit_clip(frames: list[np.ndarray], photo: np.ndarray) -> tuple[float, np.ndarray, np.ndarray] | None:
     """Fit the one similarity of a clip, or return `None` if no frame shares enough of the photo's surface.
 
@@ -96,8 +101,8 @@ def fit_clip(frames: list[np.ndarray], photo: np.ndarray) -> tuple[float, np.nda
     """
     fits = [fit_place(frame, photo) for frame in frames]
     agreement = np.array([fit[0] for fit in fits])
-    best = int(agreement.argmax())
-    if agreement[best] == 0:
+    best = most_alike(agreement)
+    if agreement[best] < 1e-4:
         return None
     order = np.argsort([fit[1] for fit in fits])
     total = np.cumsum(agreement[order] ** 4 * (agreement[order] > 0.5 * agreement[best]))

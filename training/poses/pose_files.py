@@ -78,7 +78,7 @@ def read_poses(
                 f"`poses` must hold part codes 0..{NUM_CODES - 1} in the blue channel, got {frame[..., 2].max()} in "
                 f"frame {index}. {why_not_iuv(frame)}"
             )
-    if _show_several_people(poses):
+    if show_several_people(poses):
         logger.warning(
             f"{path} shows several people in a frame, and all of them act as one. training/extract_poses.py "
             "--densepose follows one person."
@@ -229,7 +229,7 @@ def _read_release_maps(files: list[Path]) -> torch.Tensor:
 _HEAD_CODES = (23, 24)
 
 
-def _show_several_people(frames: Sequence[Image.Image]) -> bool:
+def show_several_people(frames: Sequence[Image.Image]) -> bool:
     """Check that most of eight frames show two heads apart. The smaller one has at least a quarter of the area."""
     indices = np.unique(np.linspace(0, len(frames) - 1, 8).astype(int))
     return np.median([_count_heads(np.asarray(frames[i])) for i in indices]) > 1

@@ -46,6 +46,7 @@ LIMBS = {
 _LIMB_OF = {code: name for name, limb in LIMBS.items() for code in limb.charts}
 _KNOTS = {"torso": 5}  # of the widths along a limb; others have one width
 _APART = ("upper_leg", "upper_arm")  # start beside the axis of their parent
+_HOLD = 1.0  # square pixels across by which a limb is held to its place beside the axis
 _LIMITS = 0.5, 2.0  # a ratio outside is a wrong match
 _DEPTH = 0.6  # of a torso, as a share of its width
 
@@ -132,8 +133,11 @@ def _hats(along: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass
 class Proportions:
-    """What a photo's body has of a driver's: per kind of limb the ratio of lengths, the ratios of widths at knots along
-    it, and how its start moves from where the torso's ratios would put it (across as a ratio, along in lengths)."""
+    """What makes a driver's body the photo's, by kind of limb.
+
+    `lengths` and `widths` are ratios, those of widths at knots along the limb. A limb starts `across` times as far
+    from its parent's axis, and `along` of the photo's pixels farther along it.
+    """
 
     lengths: dict[str, float]
     widths: dict[str, np.ndarray]
@@ -170,7 +174,7 @@ def compare(frames: list[np.ndarray], weights: np.ndarray, photo: np.ndarray, sc
             sums[0], sums[1] = sums[0] + (w * design).T @ design, sums[1] + (w * design).T @ aim[:, 1]
             if limb.parent in axes and limb.parent in photo_axes:
                 a, b = (axis.within(axes[limb.parent]) * scale, other.within(photo_axes[limb.parent]))
-                roots.setdefault(limb.kind, []).append((weight * a[1] ** 2, weight * a[1] * b[1]))
+                roots.setdefault(limb.kind, []).append((weight * (a[1] ** 2 + _HOLD), weight * (a[1] * b[1] + _HOLD)))
                 along.setdefault(limb.kind, []).append((weight, b[0] - a[0]))
     return Proportions(
         {kind: float(np.clip(np.exp(_mean(values)), *_LIMITS)) for kind, values in lengths.items()},
