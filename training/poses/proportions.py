@@ -5,7 +5,6 @@
 An IUV picture is uint8 `[H, W, 3]` as V, U, I. Places are (x, y) in pixels.
 """
 
-import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +46,7 @@ _LIMB_OF = {code: name for name, limb in LIMBS.items() for code in limb.charts}
 _KNOTS = {"torso": 5}  # of the widths along a limb; others have one width
 _APART = ("upper_leg", "upper_arm")  # start beside the axis of their parent
 _HOLD = 1.0  # square pixels across by which a limb is held to its place beside the axis
-_LIMITS = 0.5, 2.0  # a ratio outside is a wrong match
+_LIMITS = 0.6, 1.65  # a ratio outside is a wrong match
 _DEPTH = 0.6  # of a torso, as a share of its width
 
 
@@ -147,12 +146,13 @@ class Proportions:
     def then(self, rest: "Proportions") -> "Proportions":
         """Add what is left to change, measured after these were applied."""
 
-        def combine(name, start, join):
+        def multiply(name):
             mine, other = getattr(self, name), getattr(rest, name)
-            return {kind: join(mine.get(kind, start), other.get(kind, start)) for kind in mine.keys() | other.keys()}
+            return {kind: np.clip(mine.get(kind, 1.0) * other.get(kind, 1.0), *_LIMITS) for kind in {**mine, **other}}
 
-        ratios = {name: combine(name, 1.0, operator.mul) for name in ("lengths", "widths", "across")}
-        return Proportions(**ratios, along=combine("along", 0.0, operator.add))
+        ratios = {name: multiply(name) for name in ("lengths", "widths", "across")}
+        along = {kind: self.along.get(kind, 0.0) + rest.along.get(kind, 0.0) for kind in {**self.along, **rest.along}}
+        return Proportions(**ratios, along=along)
 
 
 def compare(frames: list[np.ndarray], weights: np.ndarray, photo: np.ndarray, scale: float) -> Proportions:
