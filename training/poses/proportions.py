@@ -44,9 +44,10 @@ LIMBS = {
 }
 _LIMB_OF = {code: name for name, limb in LIMBS.items() for code in limb.charts}
 _KNOTS = {"torso": 5}  # of the widths along a limb; others have one width
-_APART = ("upper_leg", "upper_arm")  # start beside the axis of their parent
-_HOLD = 1.0  # square pixels across by which a limb is held to its place beside the axis
 _LIMITS = 0.6, 1.65  # a ratio outside is a wrong match
+# Limbs that start beside the axis of their parent, and the ratios by which they may move.
+_APART = {"upper_leg": (0.8, 1.25), "upper_arm": _LIMITS}
+_HOLD = 1.0  # square pixels across by which a limb is held to its place beside the axis
 _DEPTH = 0.6  # of a torso, as a share of its width
 
 
@@ -148,7 +149,11 @@ class Proportions:
 
         def multiply(name):
             mine, other = getattr(self, name), getattr(rest, name)
-            return {kind: np.clip(mine.get(kind, 1.0) * other.get(kind, 1.0), *_LIMITS) for kind in {**mine, **other}}
+            limits = _APART if name == "across" else {}
+            return {
+                kind: np.clip(mine.get(kind, 1.0) * other.get(kind, 1.0), *limits.get(kind, _LIMITS))
+                for kind in {**mine, **other}
+            }
 
         ratios = {name: multiply(name) for name in ("lengths", "widths", "across")}
         along = {kind: self.along.get(kind, 0.0) + rest.along.get(kind, 0.0) for kind in {**self.along, **rest.along}}
