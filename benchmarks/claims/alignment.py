@@ -42,7 +42,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     add = parser.add_argument_group("measurement").add_argument
     add("--model", default="model_card/tiny", help="pipeline folder or Hub id")
-    add("--num_subjects", type=count, default=20, help="number of drawn subjects, from the first of the test split")
+    add("--first_subject", type=int, default=20, help="first subject of the test split; earlier ones served to tune")
+    add("--num_subjects", type=count, default=20, help="number of drawn subjects")
     add("--frames_per_clip", type=int, default=4, help="target frames per clip")
     add("--num_inference_steps", type=int, default=4, help="denoising steps per frame, with trailing spacing")
     add("--device", default="cpu", help="cpu, cuda, mps, ...")
@@ -67,7 +68,7 @@ def measure_subject(
         values = measure(frames, pictures, layers)
         figures.setdefault(case, {})[mode] = {name: values[name] for name in METRICS}
         row.append((iuv[targets[-1]], to_pictures(frames[-1:].mul(255).round().to(torch.uint8))[0]))
-    if index == 0:
+    if index == options.first_subject:
         draw(row, list(poses), photo.size).save(folder / "picture.png")
     return figures
 
@@ -84,7 +85,7 @@ def summarize(kept: dict[str, dict]) -> dict:
     """Return mean figures of each case and mode, and how far each stays behind the subject's own poses."""
     own = [subject["own poses"][""] for subject in kept.values()]
     rows = {case: {} for case in ("own poses", *CASES)}
-    for case, mode in ((case, mode) for case in rows for mode in kept["0"][case]):
+    for case, mode in ((case, mode) for case in rows for mode in next(iter(kept.values()))[case]):
         values = [subject[case][mode] for subject in kept.values()]
         lost = [{"psnr_lost": o["psnr"] - v["psnr"]} | v for o, v in zip(own, values, strict=True)]
         rows[case][mode] = {name: mean_and_standard_error(torch.tensor([v[name] for v in lost])) for name in lost[0]}
@@ -102,8 +103,8 @@ def main(options: argparse.Namespace) -> dict:
     folder = options.output.with_name(f".{options.output.stem}.subjects")
     settings = {name: value for name, value in vars(options).items() if name not in RUN_OPTIONS}
     common = settings | {"model": model_digest(pipe), "num_subjects": "any"}
-    indices = range(options.num_subjects)
-    measures = {str(index): partial(measure_subject, pipe, config, index, options, folder) for index in indices}
+    subjects = range(options.first_subject, options.first_subject + options.num_subjects)
+    measures = {str(index): partial(measure_subject, pipe, config, index, options, folder) for index in subjects}
     kept = measure_missing(folder, common, options.resume, "subjects", measures, options.overwrite)
     report = {"settings": settings, "versions": package_versions("torch", "diffusers"), "rows": summarize(kept)}
     write_json(options.output, report)
@@ -111,8 +112,7 @@ def main(options: argparse.Namespace) -> dict:
     shutil.rmtree(folder)
     for case, modes in report["rows"].items():
         for mode, row in modes.items():
-            psnr, iou, lost = (row[name]["mean"] for name in (*METRICS, "psnr_lost"))
-            print(f"{case:24}{mode:10} {psnr:6.2f} dB, {lost:5.2f} lost, IoU {iou:.3f}")
+            print(f"{case:24}{mode:10}", *(f"{name} {row[name]['mean']:.3f}" for name in (*METRICS, "psnr_lost")))
     return report
 
 
