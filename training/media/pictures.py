@@ -346,6 +346,8 @@ def write_video(
         stream.width, stream.height = (side + side % 2 for side in frames[0].size)
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "18", "flags": "+bitexact"}
+        if stream.codec_context.name == "libx264":  # its assembly for macroblock trees is not reproducible
+            stream.options |= {"x264-params": "cpu-independent=1"}
         stream.codec_context.thread_count = 1  # x264 writes other bytes with another number of threads
         writer = None if sound is None else SoundWriter(container, sound)
         for index, frame in enumerate(frames):
