@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from training.engine.messages import naming_arguments
 from training.engine.output_lock import locks_output
 from training.options.command import CommandParser, run_command
-from training.options.poses import add_pose_options, pose_settings
+from training.options.densepose import add_pose_options, pose_settings
 from training.poses.channel_order import CHANNEL_ORDERS
 
 

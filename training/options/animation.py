@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training.options.clips import add_loading_options, check_ranges, parse_loading
 from training.options.command import CommandParser
-from training.options.poses import DENSEPOSE_HELP, add_person_options, pose_settings
+from training.options.densepose import DENSEPOSE_HELP, add_person_options, pose_settings
 
 
 VIDEO_ONLY = ("gif", "fps", "sound", "resume", "strip_frames", "chunk_size")

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from training.data.row_settings import RowSettings
-from training.options.poses import add_pose_options, pose_settings
+from training.options.densepose import add_pose_options, pose_settings
 from training.poses.channel_order import CHANNEL_ORDERS
 
 

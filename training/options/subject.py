@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from training.data.pair_settings import PairSettings
+from training.options.densepose import DENSEPOSE_HELP
 from training.options.fields import (
     LARGEST,
     check,
@@ -17,7 +18,6 @@ from training.options.fields import (
     check_size,
     option,
 )
-from training.options.poses import DENSEPOSE_HELP
 from training.options.run import TrainOptions
 from training.options.stage_one import ObjectiveOptions
 from training.poses.clip_settings import PERSON_RULES
