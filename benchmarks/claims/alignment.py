@@ -78,7 +78,7 @@ def draw(row: list[tuple], titles: list[tuple[str, str]], size: tuple[int, int])
     bright = [Image.fromarray(np.asarray(iuv) * np.array([1, 1, 10], np.uint8)) for iuv, _ in row]
     shown = [picture.resize(size, Image.Resampling.NEAREST) for picture in bright]
     rows = [[enlarge(picture, 2) for picture in line] for line in (shown, [frame for _, frame in row])]
-    return picture_grid(rows, [f"{case} {mode}".strip() for case, mode in titles])
+    return picture_grid(rows, [mode if mode in MODES else case for case, mode in titles])
 
 
 def summarize(kept: dict[str, dict]) -> dict:
