@@ -41,11 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--model", type=Path, default=Path("model_card/tiny"), help="pipeline folder to start from")
     add("--drawn", type=Path, default=Path("runs/prior"), help="drawn people: the small model's data for stage 2")
     add("--work_dir", type=Path, default=Path("runs/real_clip"), help="folder for data set, models and pictures")
-    options = parse_benchmark(parser, argv, "benchmarks/claims/real_clip.json")
-    for folder in (options.data / "frames", options.data / "iuv", options.drawn, options.model):
-        if not folder.is_dir():
-            parser.error(f"`--data`, `--drawn` and `--model` must be there, got {str(folder)!r}, which is no folder.")
-    return options
+    return parse_benchmark(parser, argv, "benchmarks/claims/real_clip.json")
 
 
 def run(command: str, *words: str | Path | float) -> None:
@@ -86,7 +82,10 @@ def evaluate(folder: Path, name: str, model: Path, lora: Path | None = None) -> 
 
 
 def main(options: argparse.Namespace) -> dict:
-    """Run the whole road, and write figures and settings."""
+    """Run the whole road, and write figures and settings. Raise a `ValueError` if one of the folders is missing."""
+    for folder in (options.data / "frames", options.data / "iuv", options.drawn, options.model):
+        if not folder.is_dir():
+            raise ValueError(f"`data`, `drawn` and `model` must be there, got {str(folder)!r}, which is no folder.")
     folder, rows, stage_one = options.work_dir, prepare(options), options.work_dir / "stage1"
     words = ["--pretrained_model_name_or_path", options.model, "--train_data", rows, "--output_dir", stage_one]
     run("train", *words, "--latent_cache_dir", folder / "latents", "--config", CONFIG)

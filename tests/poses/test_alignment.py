@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline_dreampose import iuv_to_pose_map
+from pipeline_dreampose import align_pose_maps, iuv_to_pose_map
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.procedural_scene import render_clip
 from training.poses.alignment import align_poses
@@ -34,6 +34,9 @@ def paste(frame, top, left, height=300, width=300):
     canvas = np.zeros((height, width, 3), np.uint8)
     canvas[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
     return canvas
+
+
+DRAWN, NOBODY = Image.fromarray(draw(indices=(0,))[0]), Image.new("RGB", (64, 80))
 
 
 def overlap(frames, others):
@@ -169,3 +172,32 @@ def test_wrong_input_is_refused(own, filmed):
         align_poses([Image.new("RGB", (64, 80), "white")], picture, "place")
     with pytest.raises(ValueError, match="`photo_iuv` must be RGB IUV with part codes 0..24"):
         align_poses([picture], picture.convert("L"), "place")
+
+
+def test_the_plug_in_alone_places_pictures_and_maps_as_the_command_does():
+    photo, *filmed = draw(indices=(0,)) + [paste(frame, 40, 90) for frame in draw(factor=2)]
+    pictures = [Image.fromarray(frame) for frame in filmed]
+    placed = align_pose_maps(pictures, Image.fromarray(photo))
+    assert placed.shape == (4, 2, 80, 64) and placed.dtype == torch.float32
+    assert torch.equal(placed, torch.stack([iuv_to_pose_map(frame) for frame in align(filmed, photo)]))
+    maps = torch.stack([iuv_to_pose_map(frame) for frame in filmed])
+    with pytest.warns(
+        UserWarning, match="placed by its silhouette, .*: pose maps have no part codes"
+    ):
+        from_maps = align_pose_maps(maps, Image.fromarray(photo))
+    body, expected = from_maps.any(1), placed.any(1)
+    assert (body & expected).sum() / (body | expected).sum() > 0.8
+
+
+@pytest.mark.parametrize(
+    "poses, photo, message",
+    [
+        ([NOBODY], DRAWN, "`poses` must show a body in at least one frame; got none"),
+        ([DRAWN], NOBODY, "`photo_iuv` must show a body; got a picture without one"),
+        ([DRAWN.convert("L")], DRAWN, "`image` must be an RGB IUV picture"),
+        (torch.zeros(3, 80, 64), DRAWN, r"`pose_maps` must be a tensor of shape `\(F, 2, H, W\)`"),
+    ],
+)
+def test_poses_that_cannot_be_placed_are_refused(poses, photo, message):
+    with pytest.raises(ValueError, match=message):
+        align_pose_maps(poses, photo)

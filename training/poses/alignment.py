@@ -12,14 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.poses.placement import (
-    fit_clip,
-    fit_place,
-    fit_silhouettes,
-    most_alike,
-    resample,
-    surface_pieces,
-)
+from pipeline_dreampose import align_pose_maps, fit_place, most_alike, place_driver, resample, surface_pieces
 from training.poses.pose_files import show_several_people
 from training.poses.proportions import Proportions, compare, plan, redraw
 
@@ -54,26 +47,19 @@ def align_poses(
     if mode not in MODES:
         raise ValueError(f"`mode` must be one of {MODES}, got {mode!r}.")
     photo = _read(photo_iuv, "photo_iuv")
-    if not photo[..., 2].any():
-        raise ValueError("`photo_iuv` must show a body, got a picture without one.")
     if isinstance(poses, torch.Tensor):
         if mode == "body":
             raise ValueError(
                 "`mode` must be 'place' for pose maps, which have no part codes to tell the limbs by, got 'body'."
             )
-        return _place_maps(poses, photo)
+        return align_pose_maps(poses, photo_iuv).to(poses.device)
     frames = [_read(pose, "poses") for pose in poses]
     for name, pictures in (("photo_iuv", [photo_iuv]), ("poses", poses)):
         if show_several_people(pictures):
             warnings.warn(f"`{name}` shows several people, who are aligned as if they were one.", stacklevel=2)
-    found = fit_clip([_pieces(frame) for frame in frames], _pieces(photo))
-    if found is None:
-        reason = "no frame shows the side of the body that the photo shows"
-        scale, shift = _place_silhouettes([frame[..., 2] > 0 for frame in frames], photo, reason)
-    else:
-        scale, shift, agreement = found
-        if mode == "body":
-            return [Image.fromarray(frame) for frame in _give_body(frames, photo, scale, shift, agreement)]
+    scale, shift, agreement = place_driver(frames, photo)
+    if mode == "body" and agreement is not None:
+        return [Image.fromarray(frame) for frame in _give_body(frames, photo, scale, shift, agreement)]
     return [Image.fromarray(resample(frame, scale, shift, *photo.shape[:2])) for frame in frames]
 
 
@@ -87,20 +73,6 @@ def _read(picture: Image.Image, name: str) -> np.ndarray:
 
 def _pieces(iuv: np.ndarray) -> np.ndarray:
     return surface_pieces(iuv[..., 2], iuv[..., 1] / 255, iuv[..., 0] / 255)
-
-
-def _place_maps(maps: torch.Tensor, photo: np.ndarray) -> torch.Tensor:
-    frames = maps.permute(0, 2, 3, 1).cpu().numpy()
-    scale, shift = _place_silhouettes([frame.any(-1) for frame in frames], photo, "pose maps have no part codes")
-    placed = np.stack([resample(frame, scale, shift, *photo.shape[:2]) for frame in frames])
-    return torch.from_numpy(placed).permute(0, 3, 1, 2).contiguous().to(maps.device)
-
-
-def _place_silhouettes(masks: list[np.ndarray], photo: np.ndarray, reason: str) -> tuple[float, np.ndarray]:
-    if not any(mask.any() for mask in masks):
-        raise ValueError("`poses` must show a body in at least one frame, got none.")
-    warnings.warn(f"The driver is placed by its silhouette, which is less exact: {reason}.", stacklevel=3)
-    return fit_silhouettes(masks, photo[..., 2] > 0)
 
 
 def _give_body(frames, photo, scale, shift, agreement, rounds: int = 2) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.poses.placement import match_pieces, surface_pieces
+from pipeline_dreampose import match_pieces, surface_pieces
 
 
 @dataclass(frozen=True)
