@@ -181,9 +181,7 @@ def test_the_plug_in_alone_places_pictures_and_maps_as_the_command_does():
     assert placed.shape == (4, 2, 80, 64) and placed.dtype == torch.float32
     assert torch.equal(placed, torch.stack([iuv_to_pose_map(frame) for frame in align(filmed, photo)]))
     maps = torch.stack([iuv_to_pose_map(frame) for frame in filmed])
-    with pytest.warns(
-        UserWarning, match="placed by its silhouette, .*: pose maps have no part codes"
-    ):
+    with pytest.warns(UserWarning, match="placed by its silhouette, .*: pose maps have no part codes"):
         from_maps = align_pose_maps(maps, Image.fromarray(photo))
     body, expected = from_maps.any(1), placed.any(1)
     assert (body & expected).sum() / (body | expected).sum() > 0.8
