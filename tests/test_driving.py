@@ -144,6 +144,9 @@ def test_a_killed_run_goes_on_where_it_stopped(inputs, tmp_path, seen):
     (kept / "00001.npz").write_bytes((kept / "00001.npz").read_bytes()[:100])
     frames = run(inputs, output=tmp_path / "video.mp4")
     assert len(seen) == FRAMES + 1, "only a damaged frame is seen twice"
+    for wrong in (0, -3):
+        (kept / "clip.json").write_text(f'{{"num_frames": {wrong}}}')
+        assert len(run(inputs, output=tmp_path / "video.mp4")) == FRAMES
     whole = run(inputs, output=tmp_path / "whole" / "video.mp4")
     assert [f.tobytes() for f in frames] == [f.tobytes() for f in whole]
 

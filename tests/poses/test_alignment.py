@@ -192,8 +192,13 @@ def test_the_plug_in_alone_places_pictures_and_maps_as_the_command_does():
     [
         ([NOBODY], DRAWN, "`poses` must show a body in at least one frame; got none"),
         ([DRAWN], NOBODY, "`photo_iuv` must show a body; got a picture without one"),
-        ([DRAWN.convert("L")], DRAWN, "`image` must be an RGB IUV picture"),
-        (torch.zeros(3, 80, 64), DRAWN, r"`pose_maps` must be a tensor of shape `\(F, 2, H, W\)`"),
+        ([DRAWN, DRAWN.convert("L")], DRAWN, r"`poses\[1\]` must be an RGB IUV picture"),
+        ([DRAWN], None, "`photo_iuv` must be an RGB picture or an 8 bit array .* got <class 'NoneType'>"),
+        ([DRAWN, DRAWN.resize((128, 160), 0)], DRAWN, r"`poses` must all have the same size; got .*160, 128"),
+        (DRAWN, DRAWN, "`poses` must be a tensor or a list of IUV images; got <class 'PIL.Image.Image'>"),
+        (torch.zeros(3, 80, 64), DRAWN, r"`poses` must be floating point with the shape \(F, 2, H, W\)"),
+        (torch.ones(1, 2, 80, 64, dtype=torch.uint8), DRAWN, "`poses` must be floating point"),
+        (torch.full((1, 2, 80, 64), 255.0), DRAWN, r"`poses` must lie in \[0, 1\] and be finite"),
     ],
 )
 def test_poses_that_cannot_be_placed_are_refused(poses, photo, message):

@@ -89,10 +89,10 @@ def parse_animation(argv: Sequence[str] | None, description: str) -> argparse.Na
         named = ".png" if options.grid else ".mp4 or .gif, or be a folder without a dot"
         parser.error(f"`--output` must end in {named}, got {str(options.output)!r}.")
     check_ranges(options)
-    _check_driving(parser, argv, options)
     if options.grid:
         parser.refuse(argv, VIDEO_ONLY, "without `--grid`")
-    elif options.output.suffix == "" and not options.gif:
+    _check_driving(parser, argv, options)
+    if options.output.suffix == "" and not options.gif:
         parser.refuse(argv, ["fps"], "only with `--gif` or an `--output` that ends in .mp4 or .gif")
     return options
 
@@ -118,7 +118,7 @@ def _check_driving(parser: CommandParser, argv: Sequence[str] | None, options: a
         parser.refuse(argv, ["sound"], "only with `--driving`")
         if options.image_iuv is not None:
             parser.refuse(argv, ["densepose"], "with `--driving`, or without `--image_iuv`")
-    if options.save_poses is not None and options.save_poses.absolute() == options.output.absolute():
+    if options.save_poses is not None and options.save_poses.resolve() == options.output.resolve():
         parser.error(f"`--save_poses` must be another folder than `--output`, got {str(options.output)!r} for both.")
     if options.sound:
         parser.refuse(argv, ["fps"], "without `--sound`, which keeps the video's own time")

@@ -130,6 +130,7 @@ def detect_frames(
 def _known_length(folder: Path) -> int | None:
     """Return the number of the clip's frames, if a run has read it to its end."""
     try:
-        return int(json.loads((folder / _FACTS).read_text())["num_frames"])
+        length = int(json.loads((folder / _FACTS).read_text())["num_frames"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return length if length > 0 else None

@@ -22,7 +22,7 @@ import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -133,15 +133,15 @@ def _fit(source_size: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int
     return (height, width), (left, size[1] - width - left, top, size[0] - height - top)
 
 
-def _load(image: Image.Image) -> Image.Image:
+def _load(image: Image.Image, argument: str = "image") -> Image.Image:
     """Decode the pixels now, so that a broken file is reported before any model runs."""
-    _check(0 not in image.size, "`image` must have at least one pixel", f"{image.width} x {image.height}")
+    _check(0 not in image.size, f"`{argument}` must have at least one pixel", f"{image.width} x {image.height}")
     try:
         image.load()
     # Pillow raises SyntaxError for some broken PNG files, and ValueError or AttributeError for closed ones
     except (OSError, SyntaxError, ValueError, AttributeError) as error:
         name = getattr(image, "filename", "") or "a stream"
-        raise ValueError(f"`image` must be readable; {name} is not: {error}.") from error
+        raise ValueError(f"`{argument}` must be readable; {name} is not: {error}.") from error
     return image
 
 
@@ -192,17 +192,23 @@ def iuv_to_pose_map(image: Image.Image | np.ndarray) -> torch.Tensor:
     The image is RGB, or an 8-bit array `(H, W, 3)`, with R = V, G = U and B = I: part code 0 for the background, 1..24
     for body parts. Others raise a `ValueError`.
     """
+    v, u, parts = torch.from_numpy(_read_iuv(image, "image").copy()).unbind(-1)
+    return torch.stack([u, v]).float() / 255.0 * (parts > 0)
+
+
+def _read_iuv(image: Any, name: str) -> np.ndarray:
+    """Return an IUV image as an 8-bit array `(H, W, 3)`. Raise a `ValueError` that calls it `name` if it is none."""
     if isinstance(image, Image.Image):
-        _check(image.mode == "RGB", "`image` must be an RGB IUV picture (R = V, G = U, B = I)", f"mode {image.mode!r}")
-        image = np.asarray(_load(image))
+        rule = f"`{name}` must be an RGB IUV picture (R = V, G = U, B = I)"
+        _check(image.mode == "RGB", rule, f"mode {image.mode!r}")
+        image = np.asarray(_load(image, name))
     got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
     is_iuv = getattr(image, "dtype", None) == np.uint8 and image.ndim == 3 and image.shape[-1] == 3 and image.size
-    _check(is_iuv, "`image` must be an RGB picture or an 8 bit array `(H, W, 3)` of V, U and I", got)
-    v, u, parts = (torch.from_numpy(image[..., channel].copy()) for channel in range(3))
-    if parts.max() > 24:
-        got = f"{parts.max().item()}. {why_not_iuv(image)}"
-        raise ValueError(f"`image` must hold DensePose part codes 0..24 in its blue channel; got {got}")
-    return torch.stack([u, v]).float() / 255.0 * (parts > 0)
+    _check(is_iuv, f"`{name}` must be an RGB picture or an 8 bit array `(H, W, 3)` of V, U and I", got)
+    if image[..., 2].max() > 24:
+        got = f"{image[..., 2].max()}. {why_not_iuv(image)}"
+        raise ValueError(f"`{name}` must hold DensePose part codes 0..24 in its blue channel; got {got}")
+    return image
 
 
 def why_not_iuv(image: np.ndarray) -> str:
@@ -406,6 +412,8 @@ def place_driver(frames: list[np.ndarray], photo: np.ndarray) -> tuple[float, np
     """
     _check(any(frame.any() for frame in frames), "`poses` must show a body in at least one frame", "none")
     _check(photo[..., 2].any(), "`photo_iuv` must show a body", "a picture without one")
+    sizes = {frame.shape[:2] for frame in frames}
+    _check(len(sizes) == 1, "`poses` must all have the same size", f"(H, W) of {sorted(sizes)}")
     has_parts = frames[0].shape[-1] == 3
     if has_parts:
         pieces = [surface_pieces(f[..., 2], f[..., 1] / 255, f[..., 0] / 255) for f in (photo, *frames)]
@@ -429,13 +437,15 @@ def align_pose_maps(poses: Sequence[Image.Image] | torch.Tensor, photo_iuv: Imag
     Returns:
         `torch.Tensor`: Pose maps of the photo's size, shape `(F, 2, H, W)`, float32, range `[0, 1]`.
     """
-    iuv_to_pose_map(photo_iuv)  # checks it
-    photo = np.asarray(photo_iuv)
+    photo = _read_iuv(photo_iuv, "photo_iuv")
     if isinstance(poses, torch.Tensor):
-        _check_pose_maps(poses)
-        frames = list(poses.float().cpu().permute(0, 2, 3, 1).numpy())
+        maps = _to_array(poses, "poses", (0, 1), "lie in [0, 1] and be finite")
+        is_clip = maps.ndim == 4 and maps.shape[1] == 2 and maps.dtype.kind == "f"
+        _check(is_clip, "`poses` must be floating point with the shape (F, 2, H, W)", f"{maps.dtype} {maps.shape}")
+        frames = list(maps.astype(np.float32, copy=False).transpose(0, 2, 3, 1))
     else:
-        frames = [np.asarray(pose) for pose in poses if iuv_to_pose_map(pose) is not None]
+        _check(isinstance(poses, Iterable), "`poses` must be a tensor or a list of IUV images", type(poses))
+        frames = [_read_iuv(pose, f"poses[{index}]") for index, pose in enumerate(poses)]
     scale, shift, _ = place_driver(frames, photo)
     placed = [resample(frame, scale, shift, *photo.shape[:2]) for frame in frames]
     if frames[0].shape[-1] == 3:
