@@ -385,6 +385,14 @@ def test_a_notice_about_the_alignment_is_one_line(inputs, photo, tmp_path, caplo
         run(arguments, output=tmp_path / "a.mp4", image_iuv=photo / "photo_iuv.png", align="body")
 
 
+def test_a_notice_about_several_people_names_the_picture_as_the_user_did(inputs, photo, drawn, tmp_path, caplog):
+    pair = Image.fromarray(np.concatenate([np.asarray(drawn[3])] * 2, axis=1))
+    pair.resize(drawn[3].size, Image.Resampling.NEAREST).save(tmp_path / "pair.png")
+    run({**inputs, "--image": photo / "photo.png", "--align": None}, output=tmp_path / "a.mp4",
+        image_iuv=tmp_path / "pair.png", end=1)  # fmt: skip
+    assert any(record.message.startswith("`image_iuv` shows several people") for record in caplog.records)
+
+
 def test_the_photo_s_iuv_may_be_given(inputs, photo, tmp_path, aligned, seen, capsys):
     arguments = {**inputs, "--image": photo / "photo.png", "--align": None}
     run(arguments, output=tmp_path / "a.mp4", image_iuv=photo / "photo_iuv.png", align="body")

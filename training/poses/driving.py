@@ -252,7 +252,7 @@ class PoseSource:
             poses = driver.poses if is_map else [_resize(pose) for pose in driver.poses]
             aligned = alignment.align_poses(poses, image_iuv, self.align)
         for notice in notices if PartialState().is_main_process else ():
-            logger.warning(str(notice.message))
+            logger.warning(str(notice.message).replace("`photo_iuv`", "`image_iuv`"))
         return replace(driver, poses=aligned)
 
     def _follow_video(self) -> Driver:
