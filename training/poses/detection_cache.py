@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What DensePose found in a clip's frames, kept in a folder so that no frame is read twice.
+"""Cache of DensePose's detections in the frames of a clip, so that no frame is read twice.
 
 A frame is one file, with its detections and a small picture of it. A file is written when its frame is done, so a
 killed run loses one frame, and a damaged file is made again.
