@@ -192,11 +192,11 @@ def iuv_to_pose_map(image: Image.Image | np.ndarray) -> torch.Tensor:
     The image is RGB, or an 8-bit array `(H, W, 3)`, with R = V, G = U and B = I: part code 0 for the background, 1..24
     for body parts. Others raise a `ValueError`.
     """
-    v, u, parts = torch.from_numpy(_read_iuv(image, "image").copy()).unbind(-1)
+    v, u, parts = torch.from_numpy(read_iuv(image, "image").copy()).unbind(-1)
     return torch.stack([u, v]).float() / 255.0 * (parts > 0)
 
 
-def _read_iuv(image: Any, name: str) -> np.ndarray:
+def read_iuv(image: Any, name: str) -> np.ndarray:
     """Return an IUV image as an 8-bit array `(H, W, 3)`. Raise a `ValueError` that calls it `name` if it is none."""
     if isinstance(image, Image.Image):
         rule = f"`{name}` must be an RGB IUV picture (R = V, G = U, B = I)"
@@ -437,7 +437,7 @@ def align_pose_maps(poses: Sequence[Image.Image] | torch.Tensor, photo_iuv: Imag
     Returns:
         `torch.Tensor`: Pose maps of the photo's size, shape `(F, 2, H, W)`, float32, range `[0, 1]`.
     """
-    photo = _read_iuv(photo_iuv, "photo_iuv")
+    photo = read_iuv(photo_iuv, "photo_iuv")
     if isinstance(poses, torch.Tensor):
         maps = _to_array(poses, "poses", (0, 1), "lie in [0, 1] and be finite")
         is_clip = maps.ndim == 4 and maps.shape[1] == 2 and maps.dtype.kind == "f"
@@ -445,7 +445,7 @@ def align_pose_maps(poses: Sequence[Image.Image] | torch.Tensor, photo_iuv: Imag
         frames = list(maps.astype(np.float32, copy=False).transpose(0, 2, 3, 1))
     else:
         _check(isinstance(poses, Iterable), "`poses` must be a tensor or a list of IUV images", type(poses))
-        frames = [_read_iuv(pose, f"poses[{index}]") for index, pose in enumerate(poses)]
+        frames = [read_iuv(pose, f"poses[{index}]") for index, pose in enumerate(poses)]
     scale, shift, _ = place_driver(frames, photo)
     placed = [resample(frame, scale, shift, *photo.shape[:2]) for frame in frames]
     if frames[0].shape[-1] == 3:

@@ -168,9 +168,11 @@ def test_wrong_input_is_refused(own, filmed):
         align_poses([picture], empty, "place")
     with pytest.raises(ValueError, match="`poses` must show a body in at least one frame"):
         align_poses([empty], picture, "body")
-    with pytest.raises(ValueError, match="`poses` must be RGB IUV with part codes 0..24 in the blue channel, got"):
+    with pytest.raises(
+        ValueError, match=r"`poses\[0\]` must hold DensePose part codes 0..24 in its blue channel; got 255"
+    ):
         align_poses([Image.new("RGB", (64, 80), "white")], picture, "place")
-    with pytest.raises(ValueError, match="`photo_iuv` must be RGB IUV with part codes 0..24"):
+    with pytest.raises(ValueError, match="`photo_iuv` must be an RGB IUV picture .*; got mode 'L'"):
         align_poses([picture], picture.convert("L"), "place")
 
 

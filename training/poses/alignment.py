@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline_dreampose import align_pose_maps, fit_place, most_alike, place_driver, resample, surface_pieces
+from pipeline_dreampose import align_pose_maps, fit_place, most_alike, place_driver, read_iuv, resample, surface_pieces
 from training.poses.pose_files import show_several_people
 from training.poses.proportions import Proportions, compare, plan, redraw
 
@@ -46,14 +46,14 @@ def align_poses(
     """
     if mode not in MODES:
         raise ValueError(f"`mode` must be one of {MODES}, got {mode!r}.")
-    photo = _read(photo_iuv, "photo_iuv")
+    photo = read_iuv(photo_iuv, "photo_iuv")
     if isinstance(poses, torch.Tensor):
         if mode == "body":
             raise ValueError(
                 "`mode` must be 'place' for pose maps, which have no part codes to tell the limbs by, got 'body'."
             )
         return align_pose_maps(poses, photo_iuv).to(poses.device)
-    frames = [_read(pose, "poses") for pose in poses]
+    frames = [read_iuv(pose, f"poses[{index}]") for index, pose in enumerate(poses)]
     for name, pictures in (("photo_iuv", [photo_iuv]), ("poses", poses)):
         if show_several_people(pictures):
             warnings.warn(f"`{name}` shows several people, who are aligned as if they were one.", stacklevel=2)
@@ -61,14 +61,6 @@ def align_poses(
     if mode == "body" and agreement is not None:
         return [Image.fromarray(frame) for frame in _give_body(frames, photo, scale, shift, agreement)]
     return [Image.fromarray(resample(frame, scale, shift, *photo.shape[:2])) for frame in frames]
-
-
-def _read(picture: Image.Image, name: str) -> np.ndarray:
-    pixels = np.asarray(picture)
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels[..., 2].max() > 24:
-        got = f"{pixels.dtype} {list(pixels.shape)} with up to {pixels.max(initial=0)}"
-        raise ValueError(f"`{name}` must be RGB IUV with part codes 0..24 in the blue channel, got {got}.")
-    return pixels
 
 
 def _pieces(iuv: np.ndarray) -> np.ndarray:
