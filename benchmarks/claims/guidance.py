@@ -16,22 +16,28 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks.claims.clip_sampling import load_model_and_clips, measure_missing, remove_measurements, sample_clips
+from benchmarks.claims.clip_sampling import (
+    add_consecutive_option,
+    load_model_and_clips,
+    measure_missing,
+    measure_sampled,
+    remove_measurements,
+    sample_clips,
+    summarize,
+)
 from benchmarks.scripts import package_versions, parse_benchmark, run_script
 from pipeline_dreampose import DreamPosePipeline
 from training.media.animation import model_digest, write_frame
 from training.media.charts import heat_map
 from training.media.pictures import enlarge, picture_grid, to_pictures
 from training.media.settings_file import write_json
-from training.metrics.baselines import measure
 from training.metrics.clips import Clip
-from training.metrics.frames import mean_and_standard_error
 from training.options.clips import RUN_OPTIONS, add_clip_options, add_resume_options
 from training.options.command import CommandParser
 
 
 SCALES = [0.0, 1.0, 2.0, 3.0, 5.0, 8.0]
-METRICS = {"psnr": 2, "silhouette_iou": 3}  # digits in the heat maps; the silhouette tells whether the pose is met
+HEAT_MAPS = {"psnr": 2, "silhouette_iou": 3}  # with their digits; the silhouette tells whether the pose is met
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("measurement").add_argument
     add("--model", default="model_card/tiny", help="pipeline folder or Hub id")
     add_clip_options(parser, split="validation", num_clips=8, frames_per_clip=2)
+    add_consecutive_option(add, default=0)
     add("--image_scales", nargs="+", type=float, default=SCALES, help="image guidance scales to pair")
     add("--pose_scales", nargs="+", type=float, default=SCALES, help="pose guidance scales to pair")
     add("--num_inference_steps", type=int, help="denoising steps per frame (default: the model's own)")
@@ -50,14 +57,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def measure_pair(
     pipe: DreamPosePipeline, clips: Sequence[Clip], pair: tuple[float, float], num_steps: int | None, path: Path
-) -> dict[str, list[float]]:
+) -> list[dict[str, float]]:
     """Measure each clip with one image and pose scale, and write the first clip's first frame to `path`."""
     scales = dict(zip(("image_guidance_scale", "pose_guidance_scale"), pair, strict=True))
-    values, first = {name: [] for name in METRICS}, None
-    for clip, frames in sample_clips(pipe, clips, num_inference_steps=num_steps, **scales):
-        figures = measure(frames, clip.targets, clip.layers)
-        for name in METRICS:
-            values[name].append(figures[name])
+    values, first = [], None
+    for clip, frames, run in sample_clips(pipe, clips, num_inference_steps=num_steps, **scales):
+        values.append(measure_sampled(clip, frames, run))
         first = frames[:1] if first is None else first
     write_frame(to_pictures(first.mul(255).round().to(torch.uint8))[0], path)
     return values
@@ -72,10 +77,10 @@ def draw(pairs: dict, folder: Path, clip: Clip, options: argparse.Namespace) -> 
     rows = [[enlarge(picture, options.scale) for picture in row] for row in rows]
     frames = picture_grid(rows, titles, row_titles=[*row_titles, "photo, pose, truth"])
     maps = []
-    for metric, digits in METRICS.items():
+    for metric, digits in HEAT_MAPS.items():
         means = [[pairs[name][metric]["mean"] for name in row] for row in grid]
         maps.append(heat_map(means, titles, row_titles, digits))
-    return frames, picture_grid([maps], [metric.replace("_", " ") for metric in METRICS], gap=16)
+    return frames, picture_grid([maps], [metric.replace("_", " ") for metric in HEAT_MAPS], gap=16)
 
 
 def main(options: argparse.Namespace) -> dict:
@@ -92,18 +97,13 @@ def main(options: argparse.Namespace) -> dict:
         for name, pair in pairs.items()
     }
     kept = measure_missing(folder, common, options.resume, "pairs", measures, options.overwrite)
-    values = {name: {m: torch.tensor(part[m]) for m in METRICS} for name, part in kept.items()}
-    best = max(values, key=lambda name: values[name]["psnr"].mean().item())
+    best = max(kept, key=lambda name: sum(values["psnr"] for values in kept[name]))
     report = {
         "settings": settings,
         "versions": package_versions("torch", "diffusers"),
         "model_defaults": [pipe.config.default_image_guidance_scale, pipe.config.default_pose_guidance_scale],
         "best_psnr": list(pairs[best]),
-        "pairs": {
-            name: {metric: mean_and_standard_error(v) for metric, v in by_metric.items()}
-            | {"psnr_minus_best": mean_and_standard_error(by_metric["psnr"] - values[best]["psnr"])}
-            for name, by_metric in values.items()
-        },
+        "pairs": {name: summarize(values, kept[best], "minus_best") for name, values in kept.items()},
     }
     write_json(options.output, report)
     stem = options.output.with_suffix("")

@@ -94,6 +94,7 @@ def test_sizes_must_divide(pipeline):
 def test_a_saved_pipeline_samples_with_dpm_solver_and_the_noise_of_its_training():
     scheduler = sampling_scheduler(PNDMScheduler(beta_start=0.002, steps_offset=1, prediction_type="v_prediction"))
     assert isinstance(scheduler, DPMSolverMultistepScheduler) and scheduler.config.algorithm_type == "dpmsolver++"
+    assert scheduler.config.timestep_spacing == "trailing"
     kept = {name: scheduler.config[name] for name in ("beta_start", "steps_offset", "prediction_type")}
     assert kept == {"beta_start": 0.002, "steps_offset": 1, "prediction_type": "v_prediction"}
 

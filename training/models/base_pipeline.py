@@ -73,7 +73,7 @@ def sampling_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler
 
     `benchmarks/claims/schedulers.py` compares it with others.
     """
-    return DPMSolverMultistepScheduler.from_config(scheduler.config)
+    return DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")
 
 
 @contextmanager

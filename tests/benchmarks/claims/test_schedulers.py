@@ -2,15 +2,18 @@
 
 import json
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from benchmarks.claims import schedulers
 from benchmarks.claims.schedulers import main, parse_args
 from pipeline_dreampose import fit_image
 from tests.tiny_components import get_dummy_pipeline
 from training.metrics import frames as metrics
+from training.metrics.baselines import to_tensor
 from training.metrics.clips import load_clips
 
 
@@ -19,7 +22,7 @@ def test_the_report(tmp_path):
     words = ["--dataset", "procedural/smoke", "--num_clips", "2", "--frames_per_clip", "1", "--steps", "1", "4"]
     words += ["--reference_steps", "4", "--schedulers", "DDIM", "UniPC", "--output", str(tmp_path / "report.json")]
     report = main(parse_args(words))
-    assert report["rows"]["DDIM"][4]["minus_reference"]["mean"] == 0  # the reference itself
+    assert report["rows"]["DDIM"][4]["psnr_minus_reference"]["mean"] == 0  # the reference itself
     # With one step both make one prediction; with more steps they differ.
     one, four = ([report["rows"][name][steps]["psnr"]["mean"] for name in ("DDIM", "UniPC")] for steps in (1, 4))
     assert four[0] > one[0] and four[1] > one[1] and four[0] != four[1]
@@ -27,10 +30,43 @@ def test_the_report(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.png"]
 
 
+@pytest.mark.slow
+def test_differences_to_a_chosen_reference_and_figures_of_consecutive_frames(odd_frames, tmp_path):
+    pipe = get_dummy_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--dataset", str(odd_frames), "--num_clips", "2", "--steps", "1"]
+    words += ["--frames_per_clip", "1", "--num_consecutive", "3", "--schedulers", "DPM-Solver++ trailing"]
+    words += ["--reference", "UniPC", "--reference_steps", "2", "--output", str(tmp_path / "report.json")]
+    report = main(parse_args(words))
+    figures = report["rows"]["DPM-Solver++ trailing"][1]
+    for metric, reference in report["reference"].items():
+        difference = figures[f"{metric}_minus_reference"]["mean"]
+        assert difference == pytest.approx(figures[metric]["mean"] - reference["mean"], abs=1e-5)
+    errors = []
+    for seed, clip in enumerate(load_clips(str(odd_frames), "validation", 2, 1, 0, 3, (24, 32))):
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+        frames = pipe(
+            clip.reference, list(clip.iuv), num_inference_steps=1, frame_indices=clip.run_indices,
+            generator=torch.Generator().manual_seed(seed), output_type="pt",
+        ).frames[0]  # fmt: skip
+        errors.append(metrics.temporal_error(frames, to_tensor(clip.run_targets)).item())
+    assert figures["temporal_error"]["mean"] == pytest.approx(np.mean(errors), abs=1e-5)
+
+
+@pytest.mark.parametrize("stored", ["leading", "trailing"])
+def test_a_name_stands_for_one_spacing_whatever_the_model_stores(stored):
+    for name, (kind, changes) in schedulers.SCHEDULERS.items():
+        model = DDIMScheduler(steps_offset=1, timestep_spacing=stored)
+        scheduler = getattr(diffusers, kind).from_config(model.config, **changes)
+        scheduler.set_timesteps(4)
+        assert (scheduler.timesteps[0] == 999) == name.endswith("trailing"), name
+
+
 def test_one_clip_has_no_standard_error(capsys):
     figure = {"mean": 1.0, "standard_error": None, "n": 1}
-    rows = {"DDIM": {1: {"minus_reference": figure}}}
-    schedulers.print_report({"settings": {"reference_steps": 4}, "reference": figure, "rows": rows}, ["DDIM"], [1])
+    report = {"settings": {"reference": "UniPC", "reference_steps": 4}, "reference": {"psnr": figure}}
+    report["rows"] = {"DDIM": {1: {"psnr_minus_reference": figure}}}
+    schedulers.print_report(report, ["DDIM"], [1])
     printed = capsys.readouterr().out
     assert "DDIM" in printed and "+1.00" in printed and "±" not in printed
 
@@ -60,10 +96,11 @@ def test_a_stopped_run_resumes(tmp_path, monkeypatch):
     assert sorted(measured) == sorted((name, steps) for name in whole["rows"] for steps in (1, 2)), "each cell once"
 
 
-def test_by_default_the_four_schedulers_take_4_to_100_steps():
+def test_by_default_both_spacings_take_3_to_25_steps_against_100_of_ddim():
     options = parse_args([])
-    assert options.schedulers == ["DDIM", "PNDM", "DPM-Solver++", "UniPC"]
-    assert min(options.steps) == 4 and max(options.steps) == options.reference_steps == 100
+    assert {"DDIM", "DPM-Solver++", "DDIM trailing", "DPM-Solver++ trailing"} <= set(options.schedulers)
+    assert (min(options.steps), max(options.steps)) == (3, 25)
+    assert (options.reference, options.reference_steps) == ("DDIM", 100)
 
 
 @pytest.mark.slow
@@ -82,4 +119,4 @@ def test_frames_of_any_size_and_one_clip_at_a_time(odd_frames, tmp_path, clips_h
         ).frames[0]  # fmt: skip
         truth = fit_image(clip.targets[0], 32, 24)[None] / 2 + 0.5
         psnr.append(metrics.psnr(frames, truth).item())
-    assert report["reference"]["mean"] == pytest.approx(np.mean(psnr), abs=1e-4)
+    assert report["reference"]["psnr"]["mean"] == pytest.approx(np.mean(psnr), abs=1e-4)
