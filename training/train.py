@@ -60,14 +60,8 @@ def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", options: tupl
             clips = data_samples.open_held_out(*source, held_out.num_validation_pairs)
             validate = build_validation(pipeline, clips, accelerator, run.output_dir, run.seed, **held_out.sizes())
         source = (data.train_data, shape, run.seed, pairs.settings(objective.noise_offset))
-        if pairs.streaming:
-            samples = data_samples.open_stream(accelerator, *source)
-        elif pairs.latent_cache_dir is None:
-            samples = data_samples.open_samples(*source)
-        else:  # the cache reads each pose map once
-            samples = data_samples.open_samples(*source, keeps_poses=False)
-            cache = (pairs.latent_cache_dir, model.train_image_encoder)
-            samples = data_samples.cache_samples(accelerator, pipeline, samples, *cache)
+        storage = (pairs.streaming, pairs.latent_cache_dir, model.train_image_encoder)
+        samples = data_samples.open_training(accelerator, pipeline, source, *storage)
         loss_fn = StageOneLoss(pipeline, scheduler, shape, **objective.loss_arguments())
         arguments = run.loop_arguments(None if pairs.streaming else len(samples), accelerator.num_processes)
         train(accelerator, module, loss_fn, samples, validate=validate, validation_steps=every, **arguments)

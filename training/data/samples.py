@@ -127,6 +127,26 @@ def _with_pictures(
     return rows
 
 
+def open_training(
+    accelerator: Accelerator,
+    pipeline: DreamPosePipeline,
+    source: tuple[str, LatentShape, int, PairSettings],
+    streaming: bool = False,
+    latent_cache_dir: str | None = None,
+    train_image_encoder: bool = False,
+) -> FramePairs | EndlessFrameStream:
+    """Open the training split in memory, as a stream, or from a latent cache.
+
+    `source` are the arguments of [`open_samples`]; the others are those of [`open_stream`] and [`cache_samples`].
+    """
+    if streaming:
+        return open_stream(accelerator, *source)
+    if latent_cache_dir is None:
+        return open_samples(*source)
+    samples = open_samples(*source, keeps_poses=False)  # the cache reads each pose map once
+    return cache_samples(accelerator, pipeline, samples, latent_cache_dir, train_image_encoder)
+
+
 def open_samples(
     name: str, shape: LatentShape, seed: int, settings: PairSettings, keeps_poses: bool = True
 ) -> FramePairs:

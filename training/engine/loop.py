@@ -97,7 +97,9 @@ def train(
         module (`nn.Module`): Contains everything that trains. Its train and eval modes stay as they are.
         loss_fn (`Callable`):
             `loss_fn(module, batch) -> (loss, logs)`: the mean loss of the batch as a scalar tensor, and floats or
-            scalar tensors to log. It must call the `module` it is given, which is the prepared one.
+            scalar tensors to log. It must call the `module` it is given, which is the prepared one. If it has an
+            attribute `averaged`, [`RunState.averaged`] takes its place: `with loss_fn.averaged():` the module has its
+            averaged weights.
         dataset (`Dataset`):
             Item `n` is the sample at global position `n`, with all its random draws made; or a stream (see
             `training.engine.batches`), where a resumed run starts near its last sample.
@@ -177,6 +179,8 @@ class _Run:
         self.state = RunState(accelerator, unwrapped, optimizer, settings.ema_decay)
         local_batch = settings.train_batch_size * settings.gradient_accumulation_steps
         self.global_batch = local_batch * accelerator.num_processes
+        if hasattr(settings.loss_fn, "averaged"):
+            settings.loss_fn.averaged = self.state.averaged
         self.num_nonfinite_in_row = 0
         self.saved_positions = None  # stream positions in the checkpoint from which the run resumes
 
@@ -314,16 +318,11 @@ class _Run:
         """Run `validate` with the averaged weights and log its values."""
         modes = {part: part.training for part in self.state.module.modules()}
         self.state.module.eval()
-        if self.state.ema is not None:
-            self.state.ema.store(self.state.trained.values())
-            self.state.take_average()
         try:
-            with torch.no_grad(), self.accelerator.autocast():
+            with torch.no_grad(), self.accelerator.autocast(), self.state.averaged():
                 figures = self.settings.validate(self.state.module, self.state.global_step)
             self.log({f"validation/{name}": value for name, value in figures.items()})
         finally:
-            if self.state.ema is not None:
-                self.state.ema.restore(self.state.trained.values())
             for part, mode in modes.items():
                 part.training = mode
 

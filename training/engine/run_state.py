@@ -3,7 +3,8 @@
 """State of a training run between two steps, saved to and loaded from a checkpoint."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,20 @@ class RunState:
         """Replace the last weights by the averaged ones, if there are any."""
         if self.ema is not None:
             self.ema.copy_to(self.trained.values())
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Exchange the last weights for the averaged ones, if there are any, and exchange them back at the end.
+
+        The parameters stay the same objects. No gradient may be computed through them meanwhile.
+        """
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        if self.ema is not None:
+            for last, average in zip(self.trained.values(), self.ema.shadow_params):
+                last.data, average.data = average.data, last.data

@@ -3,7 +3,7 @@
 """Validation during stage 1: the pipeline samples fixed held-out pairs and animates a held-out clip."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -43,13 +43,21 @@ class HeldOutPairs:
     and the next clip replaces a clip without good frames.
 
     `pipeline` shares its parts with the module that trains. `samples` are those of the validation split, with the
-    pipeline's pose radius. There are `num_pairs` pairs, at most one per clip.
+    pipeline's pose radius. There are `num_pairs` pairs, at most one per clip. With several `num_inference_steps`, the
+    pairs are sampled with each, and a figure's name ends in its number of steps.
 
     Raises:
         ValueError: If a frame is bad and bad rows are not skipped, or no clip has good frames.
     """
 
-    def __init__(self, pipeline, samples: FramePairs, seed: int, num_pairs: int = 16, num_inference_steps: int = 10):
+    def __init__(
+        self,
+        pipeline,
+        samples: FramePairs,
+        seed: int,
+        num_pairs: int = 16,
+        num_inference_steps: int | Sequence[int] = 10,
+    ):
         self.pipeline, self.seed, self.num_inference_steps = pipeline, seed, num_inference_steps
         pairs = (_read_pair(samples, rows, 5 * k + 3) for k, rows in enumerate(samples.videos.values()))
         self.pairs = list(islice((pair for pair in pairs if pair is not None), num_pairs))
@@ -59,7 +67,14 @@ class HeldOutPairs:
     @torch.no_grad()
     def __call__(self, module, global_step: int) -> dict[str, float]:
         """Return the mean L1, PSNR and SSIM over the pairs."""
-        options = (self.seed, self.num_inference_steps)
+        if isinstance(self.num_inference_steps, int):
+            return self.measure(self.num_inference_steps)
+        figures = {f"_{number}_step{'s' * (number > 1)}": self.measure(number) for number in self.num_inference_steps}
+        return {name + suffix: value for suffix, group in figures.items() for name, value in group.items()}
+
+    def measure(self, num_inference_steps: int) -> dict[str, float]:
+        """Sample the pairs with a number of denoising steps; return their mean L1, PSNR and SSIM."""
+        options = (self.seed, num_inference_steps)
         frames = [_sample(self.pipeline, p.photo, p.poses, *options, frame_indices=[p.place]) for p in self.pairs]
         prediction, truth = torch.cat(frames), torch.stack([pair.truth for pair in self.pairs]) / 2 + 0.5
         return {metric.__name__: metric(prediction, truth).mean().item() for metric in (l1, psnr, ssim)}
@@ -116,12 +131,16 @@ def build_validation(
     seed: int,
     num_validation_pairs: int,
     num_validation_frames: int,
-    validation_inference_steps: int,
+    validation_inference_steps: int | Sequence[int],
 ) -> Callable[[torch.nn.Module, int], dict[str, float]]:
-    """Join [`HeldOutPairs`] and [`HeldOutClip`] into the one function that `training.engine.loop.train` calls."""
+    """Join [`HeldOutPairs`] and [`HeldOutClip`] into the one function that `training.engine.loop.train` calls.
+
+    With several numbers of steps, the clip is sampled with the first.
+    """
     num_steps = validation_inference_steps
     compare = HeldOutPairs(pipeline, samples, seed, num_validation_pairs, num_steps)
-    animate = HeldOutClip(pipeline, samples, accelerator, Path(output_dir), seed, num_validation_frames, num_steps)
+    first = num_steps if isinstance(num_steps, int) else num_steps[0]
+    animate = HeldOutClip(pipeline, samples, accelerator, Path(output_dir), seed, num_validation_frames, first)
     return lambda module, global_step: compare(module, global_step) | animate(module, global_step)
 
 

@@ -5,7 +5,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,15 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 
 from pipeline_dreampose import DreamPosePipeline
+from training.engine.precision import held_in
+from training.models.base_pipeline import is_quantized
 
 
 ADAPTER_NAME = "subject"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "conv")  # of residual blocks and resamplers
+# The layers of LCM-LoRA (arXiv:2311.05556): nearly all of the UNet's.
+FEW_STEP_LAYERS = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", *CONVOLUTIONS, "time_emb_proj")
 
 
 def build_lora_configs(
@@ -69,6 +73,45 @@ def attached_lora(parts: Mapping[str, nn.Module], configs: Mapping[str, LoraConf
     finally:
         for part in parts.values():
             part.unload_lora()
+
+
+@contextmanager
+def made_trainable(
+    pipeline: DreamPosePipeline,
+    trained: Mapping[str, nn.Module],
+    configs: Mapping[str, LoraConfig] | None,
+    dtype: torch.dtype,
+    seed: int,
+) -> Iterator[None]:
+    """Prepare a pipeline for a training: trained weights in float32, frozen ones in `dtype`; undo it at the end.
+
+    Args:
+        pipeline (`DreamPosePipeline`): Its models are frozen, except what trains.
+        trained (`Mapping[str, nn.Module]`): Component name -> the module in it whose weights train in full training.
+            They keep their new values.
+        configs (`Mapping[str, LoraConfig]`, *optional*): LoRA of each component; `None` trains all weights.
+        dtype (`torch.dtype`): Data type of frozen weights.
+        seed (`int`): Seed of a new LoRA.
+    """
+    models = [pipeline.unet, pipeline.adapter, pipeline.image_encoder, pipeline.vae]
+    for model in models:
+        model.requires_grad_(False)
+    for module in trained.values():
+        module.requires_grad_(configs is None)
+    frozen = [module for model in models if not is_quantized(model) for module in _frozen_modules(model)]
+    parts = {name: getattr(pipeline, name) for name in trained}
+    with held_in(dtype, frozen), nullcontext() if configs is None else attached_lora(parts, configs, seed):
+        yield
+
+
+def _frozen_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the largest submodules whose weights are all frozen."""
+    trains = {parameter.requires_grad for parameter in module.parameters()}
+    if trains == {False}:
+        yield module
+    elif False in trains:
+        for child in module.children():
+            yield from _frozen_modules(child)
 
 
 def collect_lora(parts: Mapping[str, nn.Module]) -> dict[str, Any]:

@@ -81,6 +81,34 @@ def diffusion_target(
     raise ValueError(f"`prediction_type` must be epsilon or v_prediction, got {prediction_type!r}.")
 
 
+def to_sample_and_noise(
+    noise_scheduler: DDPMScheduler, model_pred: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the clean latents and the noise that a prediction means, float32 in the shape of `noisy_latents`.
+
+    It is the inverse of [`diffusion_target`], with `noisy_latents = alpha * latents + sigma * noise`.
+
+    Raises:
+        ValueError: If the prediction type is neither epsilon nor v_prediction.
+    """
+    alpha, sigma = signal_and_noise_rates(noise_scheduler, timesteps)
+    model_pred, noisy_latents = model_pred.float(), noisy_latents.float()
+    prediction_type = noise_scheduler.config.prediction_type
+    if prediction_type == "epsilon":
+        return (noisy_latents - sigma * model_pred) / alpha, model_pred
+    if prediction_type == "v_prediction":
+        return alpha * noisy_latents - sigma * model_pred, alpha * model_pred + sigma * noisy_latents
+    raise ValueError(f"`prediction_type` must be epsilon or v_prediction, got {prediction_type!r}.")
+
+
+def signal_and_noise_rates(
+    noise_scheduler: DDPMScheduler, timesteps: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `alpha` and `sigma` of timesteps `(B,)`, whose squares sum to 1, with shape `(B, 1, 1, 1)`."""
+    squares = noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float().view(-1, 1, 1, 1)
+    return squares.sqrt(), (1 - squares).sqrt()
+
+
 def build_noise_scheduler(config: Mapping[str, Any], snr_gamma: float | None = None) -> DDPMScheduler:
     """Return the scheduler that adds the noise, from any scheduler's config, after [`check_snr_gamma`]."""
     scheduler = DDPMScheduler.from_config(config)
@@ -115,3 +143,12 @@ def denoising_loss(model_pred: torch.Tensor, target: torch.Tensor, weights: torc
     """Return the batch mean of each sample's mean squared error times its weight, a scalar in float32."""
     error = (model_pred.float() - target.float()).square().flatten(1).mean(1)
     return (error * weights).mean()
+
+
+def pseudo_huber_loss(model_pred: torch.Tensor, target: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return the mean of `sqrt(error^2 + scale^2) - scale`, a scalar in float32 (arXiv:2310.14189, section 3.3).
+
+    It is quadratic for errors far below `scale` and linear far above.
+    """
+    error = model_pred.float() - target.float()
+    return ((error.square() + scale**2).sqrt() - scale).mean()

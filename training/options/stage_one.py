@@ -148,7 +148,7 @@ class ObjectiveOptions:
 
 
 @dataclass(frozen=True)
-class ValidationOptions:
+class HeldOutOptions:
     """Validation: measurements of held-out pairs, and an animated held-out clip."""
 
     validation_steps: int | None = option(
@@ -156,10 +156,19 @@ class ValidationOptions:
     )
     num_validation_pairs: int = option(16, "number of held-out frames for L1, PSNR and SSIM")
     num_validation_frames: int = option(16, "number of animated frames of the held-out clip")
-    validation_inference_steps: int = option(10, "denoising steps per frame in validation")
 
     def __post_init__(self):
         check_counts(self, "validation_steps", "num_validation_pairs", "num_validation_frames")
+
+
+@dataclass(frozen=True)
+class ValidationOptions(HeldOutOptions):
+    """Validation: measurements of held-out pairs, and an animated held-out clip."""
+
+    validation_inference_steps: int = option(10, "denoising steps per frame in validation")
+
+    def __post_init__(self):
+        super().__post_init__()
         check_counts(self, "validation_inference_steps", limit=1000)
 
     def sizes(self) -> dict[str, int]:

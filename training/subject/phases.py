@@ -3,8 +3,7 @@
 """Phases of stage 2: training the denoiser, then the VAE's decoder, and resuming a run of both."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from peft import LoraConfig
-from torch import nn
 
 from pipeline_dreampose import DreamPosePipeline
 from training.data.latent_cache import FrameEncoders
@@ -20,11 +18,10 @@ from training.data.random_crops import to_pixel_values
 from training.engine.checkpoints import checkpoint_step, list_checkpoints, resolve_checkpoint
 from training.engine.loop import train
 from training.engine.messages import shorten
-from training.engine.precision import held_in, held_on_cpu, weight_dtype
+from training.engine.precision import held_on_cpu, weight_dtype
 from training.models.autoencoder import VAETrainer, named_loss
-from training.models.base_pipeline import is_quantized
 from training.models.denoiser import Denoiser, StageOneLoss
-from training.models.lora import attached_lora, collect_lora
+from training.models.lora import collect_lora, made_trainable
 from training.subject.crop_cache import CachedSubjectPairs
 from training.subject.photos import SubjectPairs
 
@@ -145,7 +142,7 @@ def train_subject(
         module, names = modules[phase], trained[phase]
         if channels_last:  # before the LoRA is attached, whose weights PEFT views as matrices
             module.to(memory_format=torch.channels_last)
-        with _made_trainable(pipeline, names, configs, weight_dtype(accelerator), arguments[phase]["seed"]):
+        with made_trainable(pipeline, names, configs, weight_dtype(accelerator), arguments[phase]["seed"]):
             if phase == "denoiser":
                 noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
                 loss_fn = StageOneLoss(pipeline, noise_scheduler, samples.shape, **loss_arguments)
@@ -174,36 +171,3 @@ def reconstruct(module: VAETrainer, batch: dict[str, torch.Tensor]) -> tuple[tor
     """Return loss and logs of the decoder on a batch's targets, decoded from their posterior's mean."""
     noise = torch.zeros_like(batch["posterior_noise"])
     return named_loss(module, {"pixel_values": to_pixel_values(batch["target_image"]), "noise": noise})
-
-
-@contextmanager
-def _made_trainable(
-    pipeline: DreamPosePipeline,
-    trained: Mapping[str, nn.Module],
-    configs: Mapping[str, LoraConfig] | None,
-    dtype: torch.dtype,
-    seed: int,
-) -> Iterator[None]:
-    """Prepare a pipeline for a phase: trained weights in float32, frozen ones in `dtype`; undo it at the end.
-
-    Weights that were trained in full keep their new values.
-    """
-    models = [pipeline.unet, pipeline.adapter, pipeline.image_encoder, pipeline.vae]
-    for model in models:
-        model.requires_grad_(False)
-    for module in trained.values():
-        module.requires_grad_(configs is None)
-    frozen = [module for model in models if not is_quantized(model) for module in _frozen_modules(model)]
-    parts = {name: getattr(pipeline, name) for name in trained}
-    with held_in(dtype, frozen), nullcontext() if configs is None else attached_lora(parts, configs, seed):
-        yield
-
-
-def _frozen_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the largest submodules whose weights are all frozen."""
-    trains = {parameter.requires_grad for parameter in module.parameters()}
-    if trains == {False}:
-        yield module
-    elif False in trains:
-        for child in module.children():
-            yield from _frozen_modules(child)
