@@ -6,7 +6,9 @@ Axes in comments and docstrings: `B` videos, `P` photos of one subject, `F` fram
 `C` latent channels, `H W` pixels, `h w` latent cells, `r` frames on each side of the centre of a pose window.
 """
 
+import copy
 import functools
+import hashlib
 import importlib.util
 import inspect
 import itertools
@@ -51,7 +53,7 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.schedulers import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput, logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image, ImageOps
@@ -504,6 +506,12 @@ def encode_reference(
     return image_encoder(clip_pixels.to(image_encoder.dtype)).last_hidden_state, image_latents
 
 
+def teacher_digest(unet: UNet2DConditionModel) -> str:
+    """Return 16 hex digits that tell a UNet, in any floating-point type, by the signs of its first layer's weights."""
+    signs = torch.signbit(unet.conv_in.weight.detach()).cpu().numpy()
+    return hashlib.sha256(np.packbits(signs).tobytes()).hexdigest()[:16]
+
+
 class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Mixes a photo's CLIP tokens and VAE latents into the UNet's cross-attention states (arXiv:2304.06025).
 
@@ -652,6 +660,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     _source = Path(__file__).read_bytes()
     _current_timestep = None
     _held_schedulers = {}
+    _few_steps_of = _full_steps = None  # the few-step LoRA in use, and what stood before
 
     def __init__(
         self,
@@ -763,8 +772,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         copies = {"pipeline_dreampose.py": self._source}
         if self.adapter is not None:
             copies["adapter/dreampose_adapter.py"] = getattr(self.adapter, "_source", self._source)
-        for copy, source in copies.items():
-            target = Path(save_directory, copy)
+        for name, source in copies.items():
+            target = Path(save_directory, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source)
         for path in (path for name in self.components for path in Path(save_directory, name).glob("config.json")):
@@ -895,6 +904,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         if base_model and self.name_or_path and base_model != self.name_or_path:  # maybe a copy: no error
             logger.warning(f"This LoRA was trained on {str(base_model)[:200]!r}; this model is {self.name_or_path!r}.")
         configs = self.check_lora(state_dict, metadata)
+        few_steps = self._read_few_steps(metadata)
         # sorted, since diffusers looks for `lora_A` in the first name; copied, since a swap may change its tensors
         state_dict = {key: weight.clone() for key, weight in sorted(state_dict.items())}
         adapter_name = self._check_adapter_name(adapter_name, hotswap, list(configs))
@@ -904,6 +914,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             for layer in [layer for part in self._lora_loadable_modules for layer in getattr(self, part).modules()]:
                 if hasattr(layer, "lora_A") and not hotswap:
                     layer.set_adapter([adapter_name])
+        self._end_few_steps([adapter_name])  # of a LoRA that was replaced
+        self.unet._dreampose_few_steps = {**getattr(self.unet, "_dreampose_few_steps", {}), adapter_name: few_steps}
 
     def _check_adapter_name(self, adapter_name: str | None, hotswap: bool, parts: list[str]) -> str:
         """Raise a `ValueError` unless a subject may be attached, or replaced, under this name; return the name."""
@@ -1023,6 +1035,76 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def unfuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
         """Undo [`~DreamPosePipeline.fuse_lora`] in `components`, by default all three."""
         super().unfuse_lora(self._lora_loadable_modules if components is None else components, **kwargs)
+
+    # Few steps: a LoRA that was distilled brings its own scheduler, steps and scales
+
+    def _read_few_steps(self, metadata: dict[str, Any]) -> dict[str, Any] | None:
+        """Check `dreampose.few_steps` of a LoRA's metadata; return scheduler and defaults, or `None` without it."""
+        text = metadata.get("dreampose.few_steps")
+        if text is None:
+            return None
+        try:
+            _check(len(text) <= 10_000, "it must have at most 10,000 letters", len(text))
+            settings = json.loads(text)
+            config, teacher = settings["scheduler"], settings["teacher"]
+            are_small = not any(isinstance(value, int) and value > 10_000 for value in config.values())
+            scheduler_class = getattr(importlib.import_module("diffusers"), config["_class_name"])
+            is_scheduler = are_small and issubclass(scheduler_class, SchedulerMixin)
+            _check(is_scheduler, "it must name a scheduler of diffusers, with whole numbers up to 10,000", config)
+            _check(re.fullmatch("[0-9a-f]{16}", teacher), "`teacher` must be 16 hex digits", teacher)
+            probe, values = copy.copy(self), {name: settings[name] for name in _DEFAULTS[2:]}
+            probe.scheduler = scheduler_class.from_config(config)
+            probe._check_scheduler()
+            probe.check_numbers(**values, chunk_size=1)
+            probe.check_timesteps(values["num_inference_steps"])
+        except Exception as error:
+            rule = "`metadata` of a LoRA must have scheduler, steps, scales and teacher as `dreampose.few_steps`"
+            raise ValueError(f"{rule}; got {_short(text)} ({error!s:.200}).") from error
+        is_here = not self.unet.conv_in.weight.is_meta  # not offloaded
+        if is_here and teacher != teacher_digest(self.unet):
+            logger.warning("This LoRA was distilled from another teacher than this model, so it may draw badly.")
+        return {"scheduler": probe.scheduler, **{f"default_{name}": value for name, value in values.items()}}
+
+    def use_few_steps(self, adapter_name: str = "fast") -> None:
+        """Sample with the scheduler, and by default with the steps and scales, of an attached few-step LoRA.
+
+        [`~DreamPosePipeline.use_full_steps`] undoes this, and so do deleting and unloading the LoRA, unless it is
+        fused: then the weights keep its effect, and the few steps stay and are saved with the pipeline.
+        """
+        known, attached = getattr(self.unet, "_dreampose_few_steps", {}), getattr(self.unet, "peft_config", {})
+        names = [name for name, settings in known.items() if settings and name in attached]
+        rule = f"`adapter_name` must name an attached LoRA with `dreampose.few_steps` in its metadata, among {names}"
+        _check(isinstance(adapter_name, str) and adapter_name in names, rule, _short(adapter_name))
+        settings = copy.deepcopy(known[adapter_name])
+        if self._few_steps_of is None:
+            before = {name: self.config[name] for name in settings if name != "scheduler"}
+            self._full_steps = {"scheduler": self.scheduler, **before}
+        self._few_steps_of, self.scheduler = adapter_name, settings.pop("scheduler")
+        self.register_to_config(**settings)
+
+    def use_full_steps(self) -> None:
+        """Undo [`~DreamPosePipeline.use_few_steps`]: put the former scheduler and defaults back, if there are any."""
+        if self._few_steps_of is not None:
+            self.scheduler = self._full_steps.pop("scheduler")
+            self.register_to_config(**self._full_steps)
+        self._few_steps_of = self._full_steps = None
+
+    def _end_few_steps(self, adapter_names: Sequence[str]) -> None:
+        """End the few steps of a LoRA that goes; those of a fused one become the pipeline's own."""
+        if self._few_steps_of in adapter_names:
+            if any(self._few_steps_of in getattr(layer, "merged_adapters", ()) for layer in self.unet.modules()):
+                self._few_steps_of = self._full_steps = None
+            self.use_full_steps()
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Detach LoRAs: [`LoraBaseMixin.delete_adapters`]."""
+        self._end_few_steps([adapter_names] if isinstance(adapter_names, str) else adapter_names)
+        super().delete_adapters(adapter_names)
+
+    def unload_lora_weights(self) -> None:
+        """Detach all LoRAs and their layers: [`LoraBaseMixin.unload_lora_weights`]."""
+        self._end_few_steps([self._few_steps_of])
+        super().unload_lora_weights()
 
     # Checks, all made before any model runs
 
@@ -1404,7 +1486,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 # 3. Encode the photos, once per video
                 states, image_latents = self.encode_image(photos[b].to(device))
 
-                # 4. Draw the random numbers of a video: noise for all frames, a seed per frame, a photo per timestep
+                # 4. Draw random numbers for all frames of a video: noise, a seed for the steps, a photo per timestep
                 video_generator = generator[b] if isinstance(generator, list) else generator
                 draw_device = torch.device("cpu") if video_generator is None else video_generator.device
                 timesteps = self.set_timesteps(num_inference_steps, device)
@@ -1412,7 +1494,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 start = self.prepare_latents(image_latents[:1], timesteps, video_generator, own_latents)
                 start = start.expand(num_frames, -1, -1, -1)
                 draw = {"generator": video_generator, "device": draw_device, "dtype": torch.int64}
-                seeds = torch.randint(2**63 - 1, (num_frames,), **draw).tolist()
+                seed = torch.randint(2**63 - 1, (1,), **draw).item()
                 photo_indices = torch.randint(len(states), (num_timesteps,), **draw).tolist()
 
                 for first in range(0, len(frame_indices), size):
@@ -1426,7 +1508,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     timesteps = self.set_timesteps(num_inference_steps, device)
                     chunk_latents = start[chunk]
                     windows = self.prepare_pose_windows(pose_maps[b], chunk, device)
-                    generators = [torch.Generator(draw_device).manual_seed(seeds[index]) for index in chunk]
+                    generators = [torch.Generator(draw_device).manual_seed(seed) for _ in chunk]
                     step_kwargs = {"generator": generators} if self._step_draws_noise else {}
                     self._image_guidance_scale, self._pose_guidance_scale = image_guidance_scale, pose_guidance_scale
 
@@ -1457,7 +1539,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     # 7. Decode the chunk and move it to the CPU
                     self._current_timestep = None
                     finished = chunk_latents[:num_real]
-                    generators = [torch.Generator(draw_device).manual_seed(seeds[index]) for index in chunk[:num_real]]
+                    generators = [torch.Generator(draw_device).manual_seed(seed) for _ in finished]
                     finished = finished.cpu() if output_type == "latent" else self.decode_latents(finished, generators)
                     if nsfw_content_detected is not None:
                         finished, flags = self.run_safety_checker(finished, device)
