@@ -8,6 +8,7 @@ accelerate launch --multi_gpu --num_processes 4 animate.py ...    # spreads the 
 """
 
 import argparse
+from collections import deque
 from pathlib import Path
 
 from training.engine.output_lock import locks_output
@@ -45,14 +46,14 @@ def check_paths(options: argparse.Namespace) -> tuple[list[Path], Path]:
 
 
 @locks_output("output", is_folder=False)
-def main(options: argparse.Namespace) -> list:
-    """Render the frames, write the video, and return the rendered frames as PIL images."""
+def main(options: argparse.Namespace) -> None:
+    """Render the frames and write them into the video one by one."""
     from accelerate import PartialState
 
     from training.hub.repositories import load_pipeline
     from training.media import animation
     from training.media.outputs import record_files
-    from training.media.pictures import poses_as_pictures, read_photo
+    from training.media.pictures import read_photo
     from training.poses.driving import PoseSource
     from training.poses.pose_folder import write_poses
 
@@ -68,35 +69,38 @@ def main(options: argparse.Namespace) -> list:
     size = [getattr(options, name) or pipe.config[f"default_{name}"] for name in ("height", "width")]
     if state.is_main_process:
         animation.warn_about_size(pipe, *size)
-        if options.driving is not None or options.align != "none":
-            print(f"--align {options.align}: {ALIGNMENTS[options.align]}")
     driver = source.read(*size)
-    poses, scale = driver.poses, options.scale or animation.default_scale(size[0])
+    poses, scale = animation.fit_poses(pipe, driver.poses, *size), options.scale or animation.default_scale(size[0])
     if options.save_poses is not None and state.is_main_process:
-        write_poses(poses, options.save_poses, "save_poses", driver.fps)
+        write_poses(driver.poses, options.save_poses, "save_poses", driver.fps)
     if options.grid:
         if state.is_main_process:
             record_files(written)
             how = *options.grid, options.seed, scale
             animation.write_frame(animation.render_grid(pipe, image, poses, *how, **call_options), options.output)
             print(f"{options.output}: frame {len(poses) // 2}, image scales downwards, pose scales to the right")
-        return []
+        return
     settings = {"seed": options.seed, "image": animation.digest([image]), "poses": animation.digest(poses)}
     settings |= call_options | {"model": animation.model_digest(pipe)}
     with state.main_process_first():
         if state.is_main_process:
             animation.open_frames(folder, settings, options.resume, overwrite=options.overwrite)
             record_files(written)  # now, so that a resumed run may write them
-    animation.render_frames(pipe, image, poses, folder, options.seed, options.chunk_size, **call_options)
-    frames = animation.read_frames(folder, len(poses))
-    state.wait_for_everyone()  # before the folder is removed
+            print_choices(options)
+    frames = animation.render_frames(pipe, image, poses, folder, options.seed, options.chunk_size, **call_options)
     if state.is_main_process:
-        pictures = image, poses_as_pictures(poses), frames
         how = options.fps or driver.fps or 30, scale, options.strip_frames, driver.pictures, driver.sound
-        animation.write_outputs(written, *pictures, *how)
+        animation.write_outputs(written, image, driver.poses, frames, folder, *how)
         animation.remove_frames(folder)
-        print(f"{len(frames)} frames from {state.num_processes} process(es):", *written, sep="\n  ")
-    return frames
+        print(f"{len(poses)} frames from {state.num_processes} process(es):", *written, sep="\n  ")
+    else:
+        deque(frames, maxlen=0)  # renders its share
+
+
+def print_choices(options: argparse.Namespace) -> None:
+    """Print what a default or a rule has chosen, once nothing can be refused any more."""
+    if options.driving is not None or options.align != "none":
+        print(f"--align {options.align}: {ALIGNMENTS[options.align]}")
 
 
 if __name__ == "__main__":

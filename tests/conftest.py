@@ -9,10 +9,12 @@ import torch
 from accelerate.state import AcceleratorState
 
 from pipeline_dreampose import DreamPosePipeline
+from tests.animating import Killed
 from tests.densepose_exports import TupleExport
 from tests.tiny_components import get_dummy_components
 from training.data.frame_pairs import LatentShape
 from training.data.procedural_fashion import load_procedural_fashion
+from training.media import animation
 from training.metrics.clips import Clips
 
 
@@ -87,3 +89,24 @@ def densepose(tmp_path_factory):
     path = tmp_path_factory.mktemp("densepose") / "model.pt"
     torch.jit.script(TupleExport()).save(path)
     return path
+
+
+@pytest.fixture
+def kill_after(monkeypatch):
+    """A function that lets `animate.py` render a number of frames, then kills it; it returns the list of them."""
+    write = animation.write_frame
+
+    def prepare(num_frames):
+        rendered = []
+
+        def limited(frame, path):
+            if path.parent.suffix == ".frames":
+                if len(rendered) == num_frames:
+                    raise Killed
+                rendered.append(int(path.stem))
+            write(frame, path)
+
+        monkeypatch.setattr(animation, "write_frame", limited)
+        return rendered
+
+    return prepare

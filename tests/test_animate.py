@@ -11,6 +11,7 @@ from PIL import Image
 
 import animate
 from pipeline_dreampose import DreamPosePipeline
+from tests.animating import Killed, animate_frames
 from tests.launch import ROOT, launch_two_processes
 from tests.tiny_components import (
     HEIGHT,
@@ -46,7 +47,7 @@ def as_words(arguments):
 
 def run(inputs, *more, **changes):
     arguments = {**inputs, **{"--" + name: value for name, value in changes.items()}}
-    return animate.main(animate.parse_args([*as_words(arguments), *more]))
+    return animate_frames([*as_words(arguments), *more])
 
 
 def read_video(path):
@@ -196,49 +197,27 @@ def test_the_revision_reaches_the_hub(inputs, monkeypatch):
     assert (name, options["revision"]) == ("some/one", "v1")
 
 
-class Killed(Exception):
-    pass
-
-
-@pytest.fixture
-def kill_after(monkeypatch):
-    """Allow a number of calls of the pipeline and record their frames; the next call fails like a kill."""
-    call = DreamPosePipeline.__call__
-
-    def prepare(num_calls):
-        rendered = []
-
-        def limited(self, *args, **kwargs):
-            if len(rendered) == num_calls:
-                raise Killed
-            rendered.append(kwargs["frame_indices"])
-            return call(self, *args, **kwargs)
-
-        monkeypatch.setattr(DreamPosePipeline, "__call__", limited)
-        return rendered
-
-    return prepare
-
-
 def test_a_killed_run_resumes_with_the_missing_frames(inputs, tmp_path, kill_after):
     options = {"chunk_size": 2, "output": tmp_path / "video.mp4"}
     whole = run(inputs, **options | {"output": tmp_path / "whole.mp4"})
-    kill_after(2)
+    kill_after(3)
     with pytest.raises(Killed):
         run(inputs, **options)
-    assert not options["output"].exists()
+    assert [path.name for path in tmp_path.glob("*video*")] == [".video.mp4.frames"], "no part of a video is left"
     (tmp_path / ".video.mp4.frames" / ".00004.png.partial").write_bytes(b"a frame half written")
+    (tmp_path / f".video.mp4.{'0a' * 16}.partial").write_bytes(b"a video half written, by a process that was killed")
     rendered = kill_after(9)
     shutil.copytree(inputs["--model"], tmp_path / "moved")  # the same model in another folder
     frames = run({**inputs, "--model": tmp_path / "moved"}, "--resume", **options)
-    assert rendered == [[4]]
+    assert rendered == [3, 4]
     assert [frame.tobytes() for frame in frames] == [frame.tobytes() for frame in whole]
-    assert not (tmp_path / ".video.mp4.frames").exists()
+    assert [path.name for path in tmp_path.glob(".video*")] == []
+    assert options["output"].read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
 
 def test_only_a_run_with_the_same_settings_resumes(inputs, tmp_path, kill_after):
     options = {"chunk_size": 2, "output": tmp_path / "video.mp4"}
-    kill_after(1)
+    kill_after(2)
     with pytest.raises(Killed):
         run(inputs, **options)
     kept = sorted((tmp_path / ".video.mp4.frames").iterdir())
@@ -261,12 +240,12 @@ def test_only_a_run_with_the_same_settings_resumes(inputs, tmp_path, kill_after)
     assert sorted((tmp_path / ".video.mp4.frames").iterdir()) == kept, "a refusal loses nothing"
     rendered = kill_after(9)
     run(inputs, "--overwrite", seed=7, **options)
-    assert sum(rendered, []) == list(range(NUM_FRAMES)), "with --overwrite all is rendered anew"
+    assert rendered == list(range(NUM_FRAMES)), "with --overwrite all is rendered anew"
 
 
 def test_finished_frames_are_not_deleted_without_being_asked(inputs, tmp_path, kill_after, monkeypatch):
     options, folder = {"chunk_size": 2, "output": tmp_path / "video.mp4"}, tmp_path / ".video.mp4.frames"
-    kill_after(1)
+    kill_after(2)
     with pytest.raises(Killed):
         run(inputs, **options)
     (folder / "notes.txt").write_text("the user's")
@@ -310,7 +289,7 @@ def test_files_of_the_user_are_replaced_only_with_overwrite(inputs, tmp_path, ki
     with pytest.raises(ValueError, match="`output` must replace only files of earlier runs, got .*clip.png'"):
         run(inputs, output=tmp_path / "clip.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["clip.png"]
-    kill_after(1)
+    kill_after(2)
     with pytest.raises(Killed):
         run(inputs, "--overwrite", output=tmp_path / "clip.mp4", chunk_size=2)
     assert (tmp_path / "clip.png").read_bytes() == b"the user's", "nothing is replaced before the video is there"
@@ -393,7 +372,7 @@ def test_from_a_shell_an_error_is_one_line(inputs, tmp_path):
 @pytest.mark.slow
 def test_two_launched_processes_resume_after_a_kill_and_write_the_video_of_one(inputs, tmp_path, kill_after):
     one = np.stack(run(inputs, output=tmp_path / "one")).astype(int)
-    kill_after(1)
+    kill_after(2)
     with pytest.raises(Killed):
         run(inputs, chunk_size=2, output=tmp_path / "two")
     # A frame of one colour shows that the run keeps it and does not render it again.

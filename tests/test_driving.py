@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageChops, ImageOps
 
-import animate
 from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map
+from tests.animating import Killed, animate_frames
 from tests.densepose_exports import TupleExport
 from tests.tiny_components import HEIGHT, WIDTH, get_dummy_image, get_dummy_pipeline
 from training import extract_poses
@@ -59,7 +59,7 @@ def inputs(tmp_path_factory, drawn):
 def run(inputs, *more, **changes):
     arguments = {**inputs, **{"--" + name: value for name, value in changes.items()}}
     words = [str(word) for pair in arguments.items() if pair[1] is not None for word in pair]
-    return animate.main(animate.parse_args([*words, *more]))
+    return animate_frames([*words, *more])
 
 
 def extract(*words):
@@ -97,10 +97,6 @@ def seen(monkeypatch):
 
     monkeypatch.setattr(DensePoseEstimator, "__call__", spy)
     return seen
-
-
-class Killed(Exception):
-    pass
 
 
 def test_a_second_run_with_another_photo_and_seed_reads_no_video(inputs, tmp_path, seen, monkeypatch):
@@ -151,19 +147,11 @@ def test_a_killed_run_goes_on_where_it_stopped(inputs, tmp_path, seen):
     assert [f.tobytes() for f in frames] == [f.tobytes() for f in whole]
 
 
-def test_a_run_that_is_killed_later_resumes_with_the_kept_poses(inputs, tmp_path, seen, monkeypatch):
-    with monkeypatch.context() as patch:
-        call, calls = DreamPosePipeline.__call__, []
-
-        def killed_later(*arguments, **options):
-            calls.append(options["frame_indices"])
-            if len(calls) == 2:
-                raise Killed
-            return call(*arguments, **options)
-
-        patch.setattr(DreamPosePipeline, "__call__", killed_later)
-        with pytest.raises(Killed):
-            run(inputs, output=tmp_path / "video.mp4", chunk_size=4)
+def test_a_run_that_is_killed_later_resumes_with_the_kept_poses(inputs, tmp_path, seen, kill_after):
+    kill_after(4)
+    with pytest.raises(Killed):
+        run(inputs, output=tmp_path / "video.mp4", chunk_size=4)
+    kill_after(FRAMES)
     assert len(list((tmp_path / ".video.mp4.frames").glob("*.png"))) == 4
     frames = run(inputs, "--resume", output=tmp_path / "video.mp4", chunk_size=4)
     assert len(frames) == len(seen) == FRAMES
@@ -176,14 +164,16 @@ def test_a_frame_that_densepose_cannot_take_is_one_of_the_driver(inputs, tmp_pat
         run(inputs, output=tmp_path / "video.mp4", driving=tmp_path / "dance.mkv")
 
 
-def test_only_the_chosen_frames_are_read_and_shown(inputs, drawn, tmp_path, seen):
+def test_only_the_chosen_frames_are_read_and_shown(inputs, drawn, tmp_path, seen, capsys):
     frames = run(inputs, output=tmp_path / "some.mp4", start=1, end=6, every=2)
+    assert "--align none: " in capsys.readouterr().out
     assert [picture.tobytes() for picture in seen] == [drawn[i].tobytes() for i in (1, 3, 5)]
     pipe = DreamPosePipeline.from_pretrained(inputs["--model"])
     poses = [inside(drawn[i]) for i in (1, 3, 5)]
     expected = pipe(get_dummy_image(), poses, generator=torch.Generator().manual_seed(0)).frames[0]
     assert [f.tobytes() for f in frames] == [f.tobytes() for f in expected]
     run(inputs, output=tmp_path / "all.mp4")
+    capsys.readouterr()
     assert len(seen) == FRAMES, "the others follow when they are needed"
     for words, message in (
         ({"start": 6}, "`start` must be less than the number of frames, 6, got 6"),
@@ -191,6 +181,7 @@ def test_only_the_chosen_frames_are_read_and_shown(inputs, drawn, tmp_path, seen
     ):
         with pytest.raises(ValueError, match=message):
             run(inputs, output=tmp_path / "none.mp4", **words)
+        assert "--align" not in capsys.readouterr().out, "nothing is announced that is not done"
 
 
 def test_frames_of_poses_are_chosen_as_well(inputs, drawn, tmp_path):

@@ -1,13 +1,24 @@
 """Frames of an unfinished video: which files count as a run's, and what a resumed run renders again."""
 
 import os
+import weakref
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from pipeline_dreampose import DreamPosePipeline
-from tests.tiny_components import NUM_FRAMES, get_dummy_image, get_dummy_iuv, get_dummy_pipeline
+from pipeline_dreampose import iuv_to_pose_map
+from tests.tiny_components import (
+    HEIGHT,
+    LATENT_HEIGHT,
+    LATENT_WIDTH,
+    NUM_FRAMES,
+    WIDTH,
+    get_dummy_image,
+    get_dummy_iuv,
+    get_dummy_pipeline,
+)
 from training.media import animation
 
 
@@ -68,27 +79,52 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
         animation.check_frames(tmp_path / "frames", resume=False, overwrite=False)
 
 
-def test_frames_that_cannot_be_read_are_rendered_again(tmp_path, monkeypatch):
-    pipe, poses = get_dummy_pipeline(), [get_dummy_iuv(i) for i in range(NUM_FRAMES)]
-    animation.open_frames(tmp_path, SETTINGS, resume=False)
-    animation.render_frames(pipe, get_dummy_image(), poses, tmp_path)
-    before = [np.asarray(frame) for frame in animation.read_frames(tmp_path, NUM_FRAMES)]
-    whole = (tmp_path / "00000.png").read_bytes()
-    (tmp_path / "00000.png").write_bytes(b"")
-    (tmp_path / "00001.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "00002.png").write_text("no picture")
-    get_dummy_image().save(tmp_path / "00003.png", "JPEG")
-    asked, call = [], DreamPosePipeline.__call__
-
-    def count(self, *arguments, **options):
-        asked.extend(options["frame_indices"])
-        return call(self, *arguments, **options)
-
-    monkeypatch.setattr(DreamPosePipeline, "__call__", count)
-    animation.render_frames(pipe, get_dummy_image(), poses, tmp_path)
-    assert asked == [0, 1, 2, 3]
-    after = [np.asarray(frame) for frame in animation.read_frames(tmp_path, NUM_FRAMES)]
+def test_frames_that_cannot_be_read_are_rendered_again(tmp_path, kill_after):
+    pipe, poses, folder = get_dummy_pipeline(), [get_dummy_iuv(i) for i in range(NUM_FRAMES)], tmp_path / "a.frames"
+    animation.open_frames(folder, SETTINGS, resume=False)
+    before = [np.asarray(frame) for frame in animation.render_frames(pipe, get_dummy_image(), poses, folder)]
+    whole = (folder / "00000.png").read_bytes()
+    (folder / "00000.png").write_bytes(b"")
+    (folder / "00001.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "00002.png").write_text("no picture")
+    get_dummy_image().save(folder / "00004.png", "JPEG")
+    rendered = kill_after(NUM_FRAMES)
+    after = [np.asarray(frame) for frame in animation.render_frames(pipe, get_dummy_image(), poses, folder)]
+    assert rendered == [0, 1, 2, 4]
     np.testing.assert_array_equal(after, before)
+
+
+def test_fitted_poses_give_the_frames_of_the_poses(tmp_path):
+    pipe, poses = get_dummy_pipeline(), [get_dummy_iuv(i, 40, 36) for i in range(NUM_FRAMES)]
+    expected = pipe(get_dummy_image(), poses, generator=torch.Generator().manual_seed(0), output_type="pt").frames
+    maps = torch.stack([iuv_to_pose_map(pose) for pose in poses])
+    for kind in (poses, maps):
+        fitted = animation.fit_poses(pipe, kind, HEIGHT, WIDTH)
+        assert fitted.shape == (NUM_FRAMES, 2, LATENT_HEIGHT, LATENT_WIDTH)
+        result = pipe(get_dummy_image(), fitted, generator=torch.Generator().manual_seed(0), output_type="pt").frames
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "video"])
+def test_a_frame_is_written_when_it_is_rendered_and_then_forgotten(tmp_path, monkeypatch, name):
+    """The memory does not grow with the number of frames, and the first frames can be seen early."""
+    pipe, poses, folder = get_dummy_pipeline(), [get_dummy_iuv(i) for i in range(24)], tmp_path / "a.frames"
+    references, held, visible, write = [], [], [], animation.write_frame
+
+    def count(frame, path):
+        if path.parent == folder:
+            references.append(weakref.ref(frame))
+            held.append(sum(reference() is not None for reference in references))
+            visible.append(len(list((tmp_path / "video").glob("0*.png"))))
+        write(frame, path)
+
+    monkeypatch.setattr(animation, "write_frame", count)
+    animation.open_frames(folder, SETTINGS, resume=False)
+    fitted = animation.fit_poses(pipe, poses, HEIGHT, WIDTH)
+    frames = animation.render_frames(pipe, get_dummy_image(), fitted, folder, chunk_size=2)
+    animation.write_outputs([tmp_path / name, tmp_path / "strip.png"], get_dummy_image(), poses, frames, folder)
+    assert len(held) == 24 and max(held) <= 2 * 2
+    assert visible == (list(range(24)) if name == "video" else [0] * 24)
 
 
 def test_a_frame_replaces_a_link_and_spares_what_the_link_names(tmp_path):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from training.media.settings_file import has_settings, read_json, remove_leftovers, write_json
+from training.media.settings_file import has_settings, read_json, remove_leftovers, write_json, written_whole
 
 
 def test_settings_must_be_those_of_before(tmp_path):
@@ -68,3 +68,19 @@ def test_a_missing_key_is_named(tmp_path):
     assert read_json(tmp_path / "record.json", "output_dir", "sha256") == {"sha256": "abc"}
     with pytest.raises(ValueError, match="`output_dir` must hold files .*record.json', which has no `num_frames`"):
         read_json(tmp_path / "record.json", "output_dir", "sha256", "num_frames")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path, leftover = tmp_path / "new" / "a.mp4", f".a.mp4.{'0a' * 16}.partial"
+    path.parent.mkdir()
+    (path.parent / leftover).write_text("of a killed run")
+    (path.parent / f".b.mp4.{'0a' * 16}.partial").write_text("of another file")
+    with pytest.raises(KeyError), written_whole(path) as partial:
+        assert not (path.parent / leftover).exists()
+        partial.write_text("half")
+        raise KeyError
+    assert [file.name for file in path.parent.iterdir()] == [f".b.mp4.{'0a' * 16}.partial"]
+    with written_whole(path) as partial:
+        partial.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole" and not partial.exists()

@@ -1,9 +1,10 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Rendering a video frame by frame into a folder, its picture strip, and a grid of guidance scales.
+"""Rendering a video frame by frame, its picture strip, and a grid of guidance scales.
 
 A frame depends only on its pose window, the shared noise and the seed. So several processes can share the frames, and
-a killed run can resume.
+a killed run can resume. Each frame goes to a folder and from there or at once into the video, so that the memory does
+not grow with their number.
 """
 
 import hashlib
@@ -21,10 +22,17 @@ from accelerate import PartialState
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from pipeline_dreampose import DreamPosePipeline, fit_pose_maps, iuv_to_pose_map
+from pipeline_dreampose import DreamPosePipeline
 from training.engine.messages import shorten
 from training.media.outputs import FRAME_NUMBER, check_output, write_frame
-from training.media.pictures import UnreadablePictures, enlarge, open_picture, picture_grid, write_frames
+from training.media.pictures import (
+    UnreadablePictures,
+    enlarge,
+    open_picture,
+    picture_grid,
+    poses_as_pictures,
+    write_frames,
+)
 from training.media.settings_file import has_settings, partial_pattern, write_json
 
 
@@ -186,6 +194,17 @@ def shown_stage(name: str) -> Iterator[None]:
         yield
 
 
+def fit_poses(
+    pipe: DreamPosePipeline, poses: Sequence[Image.Image] | torch.Tensor, height: int, width: int
+) -> torch.Tensor:
+    """Convert the poses of a clip to maps of the latents' size, `[F, 2, h, w]`, which give the same frames.
+
+    They need a hundredth of the memory or less. `height` and `width` are those of the frames in pixels.
+    """
+    parts = [poses] if isinstance(poses, torch.Tensor) else ([pose] for pose in poses)
+    return torch.cat([pipe.prepare_pose_maps(part, height, width, batch_size=1)[0] for part in parts])
+
+
 def render_frames(
     pipe: DreamPosePipeline,
     image: Image.Image,
@@ -194,43 +213,45 @@ def render_frames(
     seed: int = 0,
     chunk_size: int = 8,
     **call_options,
-) -> None:
-    """Render the missing and the damaged frames of a folder from `open_frames`, which all processes share.
+) -> Iterator[Image.Image]:
+    """Yield all frames of a folder from `open_frames` in order, after rendering those that are missing or damaged.
+
+    All processes share the rendering, and only the main one yields frames. Each is in the folder before it is
+    yielded, and none is kept in memory.
 
     `poses` are those of all frames, and `call_options` further arguments of the pipeline. `chunk_size` frames are
     denoised together; a kill loses at most this many.
     """
-    state = PartialState()
-    missing = [index for index in range(len(poses)) if not _is_whole(frame_path(folder, index))]
+    state, num_frames, num_yielded = PartialState(), len(poses), 0
+    missing = [index for index in range(num_frames) if not _is_whole(frame_path(folder, index))]
     state.wait_for_everyone()  # all processes must share out the same list
     share = np.array_split(np.array(missing, dtype=int), state.num_processes)[state.process_index].tolist()
     pipe.set_progress_bar_config(disable=True)
-    if not isinstance(
-        poses, torch.Tensor
-    ):  # convert once, not per chunk, and at the size of the frames to save memory
-        size = [call_options.get(name) or pipe.config[f"default_{name}"] for name in ("height", "width")]
-        poses = torch.cat([fit_pose_maps(iuv_to_pose_map(pose)[None], *size) for pose in poses])
+    rendered = _sample(pipe, image, poses, share, seed, chunk_size, **call_options)
     with tqdm(total=len(share), desc="frames", unit="frame", disable=not state.is_main_process) as progress_bar:
-        # Each chunk encodes the photo again: one pass of an encoder, compared with hundreds of the UNet.
-        for start in range(0, len(share), chunk_size):
-            indices = share[start : start + chunk_size]
-            generator = torch.Generator().manual_seed(seed)
-            options = {"frame_indices": indices, "chunk_size": chunk_size, **call_options}
-            frames = pipe(image, poses, generator=generator, **options).frames[0]
-            for index, frame in zip(indices, frames, strict=True):
-                write_frame(frame, frame_path(folder, index))
-            progress_bar.update(len(indices))
-    state.wait_for_everyone()
+        for index, frame in zip(share, rendered, strict=True):
+            write_frame(frame, frame_path(folder, index))
+            progress_bar.update()
+            if state.is_main_process:
+                yield from (read_frame(folder, earlier) for earlier in range(num_yielded, index))
+                yield frame
+                num_yielded = index + 1
+    state.wait_for_everyone()  # other processes render the rest
+    if state.is_main_process:
+        yield from (read_frame(folder, index) for index in range(num_yielded, num_frames))
 
 
-def read_frames(folder: Path, num_frames: int) -> list[Image.Image]:
-    """Read the frames that `render_frames` wrote."""
-    frames = []
-    for index in range(num_frames):
-        with Image.open(frame_path(folder, index), formats=["PNG"]) as frame:
-            frame.load()
-        frames.append(frame)
-    return frames
+def _sample(pipe, image, poses, share, seed, chunk_size, **call_options) -> Iterator[Image.Image]:
+    for start in range(0, len(share), chunk_size):
+        options = {"frame_indices": share[start : start + chunk_size], "chunk_size": chunk_size, **call_options}
+        yield from pipe(image, poses, generator=torch.Generator().manual_seed(seed), **options).frames[0]
+
+
+def read_frame(folder: Path, index: int) -> Image.Image:
+    """Read a frame that `render_frames` wrote."""
+    with Image.open(frame_path(folder, index), formats=["PNG"]) as frame:
+        frame.load()
+    return frame
 
 
 def render_grid(
@@ -266,6 +287,10 @@ def default_scale(height: int) -> int:
     return min(-(-320 // height), 16)
 
 
+def _evenly_spaced(num_frames: int, num: int) -> list[int]:
+    return np.linspace(0, num_frames - 1, min(num, num_frames)).round().astype(int).tolist()
+
+
 def draw_strip(
     image: Image.Image,
     poses: Sequence[Image.Image],
@@ -279,7 +304,7 @@ def draw_strip(
     The rows are the `driver`'s frames if given, the poses, `truth` if given, and the predictions.
     """
     size = frames[0].size
-    chosen = np.linspace(0, len(frames) - 1, min(num, len(frames))).round().astype(int)
+    chosen = _evenly_spaced(len(frames), num)
     pose_row = [ImageOps.pad(poses[i], size, Image.Resampling.NEAREST) for i in chosen]
     photo = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color="white")
     true_rows = [] if truth is None else [[None, *(truth[i] for i in chosen)]]
@@ -297,8 +322,9 @@ def output_paths(output: Path, gif: bool = False) -> list[Path]:
 def write_outputs(
     paths: list[Path],
     image: Image.Image,
-    poses: Sequence[Image.Image],
-    frames: list[Image.Image],
+    poses: Sequence[Image.Image] | torch.Tensor,
+    frames: Iterable[Image.Image],
+    folder: Path,
     fps: float = 30,
     scale: int = 1,
     strip_frames: int = 8,
@@ -307,11 +333,17 @@ def write_outputs(
 ) -> None:
     """Write a video to the paths from `output_paths`, the last of which is for its strip of `strip_frames` frames.
 
-    The photo, the `poses` as pictures and the `driver`'s frames are for the strip. `fps` are frames per second, and
-    `scale` enlarges all pictures by a whole factor. `sound` is that of [`write_frames`].
+    `frames` are those of [`render_frames`], which may be rendered while the video is written, and lie in `folder`. The
+    photo, the `poses` and the `driver`'s frames are for the strip. `fps` are frames per second, and `scale` enlarges
+    all pictures by a whole factor. `sound` is that of [`write_frames`].
     """
-    shown = [enlarge(frame, scale) for frame in frames]
+    write_frames((enlarge(frame, scale) for frame in frames), paths[0], fps, sound)
     with shown_stage("video"):
-        for path in paths[:-1]:
-            write_frames(shown, path, fps, sound)
-        write_frame(draw_strip(image, poses, shown, strip_frames, driver=driver), paths[-1])
+        for path in paths[1:-1]:
+            saved = (read_frame(folder, index) for index in range(len(poses)))
+            write_frames((enlarge(frame, scale) for frame in saved), path, fps)
+        chosen = _evenly_spaced(len(poses), strip_frames)
+        shown = [enlarge(read_frame(folder, index), scale) for index in chosen]
+        poses = poses_as_pictures(poses[chosen] if isinstance(poses, torch.Tensor) else [poses[i] for i in chosen])
+        driver = None if driver is None else [driver[index] for index in chosen]
+        write_frame(draw_strip(image, poses, shown, len(chosen), driver=driver), paths[-1])

@@ -2,11 +2,12 @@
 # Licensed under the Apache License, Version 2.0
 """Pictures and videos: read photos and frames, show poses, draw grids, write videos, GIFs and folders of pictures."""
 
+import itertools
 import os
 import re
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +23,7 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, ImageSequence, 
 from pipeline_dreampose import to_rgb
 from training.engine.messages import shorten
 from training.media.outputs import write_picture_folder
-from training.media.settings_file import partial_path
+from training.media.settings_file import written_whole
 from training.media.sound import SoundWriter
 
 
@@ -330,27 +331,26 @@ def spare_inputs(name: str, outputs: Sequence[str | os.PathLike], inputs: Sequen
 
 
 def write_video(
-    frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30, sound: np.ndarray | None = None
+    frames: Iterable[Image.Image], path: str | os.PathLike, fps: float = 30, sound: np.ndarray | None = None
 ) -> None:
     """Write frames of one size as mp4 (h264, or mpeg4 if libx264 is missing; yuv420p), with `sound` as AAC.
 
-    An odd side is made even by repeating its last line. The file gets its name when it is whole. The same frames give
-    the same bytes, on any number of cores. `sound` is that of [`read_sound`].
+    Each frame is encoded when it comes. An odd side is made even by repeating its last line. The file gets its name
+    when it is whole. The same frames give the same bytes, on any number of cores. `sound` is that of [`read_sound`].
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(path)
-    with av.open(partial, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        rate = Fraction(fps).limit_denominator(1001)  # 30000/1001 is usual
+    frames = iter(frames)
+    first, rate = next(frames), Fraction(fps).limit_denominator(1001)  # 30000/1001 is usual
+    how = {"format": "mp4", "options": {"fflags": "+bitexact"}}
+    with written_whole(Path(path)) as partial, av.open(partial, "w", **how) as container:
         stream = container.add_stream(_video_encoder(), rate=rate)
-        stream.width, stream.height = (side + side % 2 for side in frames[0].size)
+        stream.width, stream.height = (side + side % 2 for side in first.size)
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "18", "flags": "+bitexact"}
         if stream.codec_context.name == "libx264":  # its assembly for macroblock trees is not reproducible
             stream.options |= {"x264-params": "cpu-independent=1"}
         stream.codec_context.thread_count = 1  # x264 writes other bytes with another number of threads
         writer = None if sound is None else SoundWriter(container, sound)
-        for index, frame in enumerate(frames):
+        for index, frame in enumerate(itertools.chain([first], frames)):
             pixels = np.asarray(frame.convert("RGB"))
             pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
@@ -359,7 +359,6 @@ def write_video(
         container.mux(stream.encode())
         if writer is not None:
             writer.close()
-    os.replace(partial, path)
 
 
 def _video_encoder() -> str:
@@ -369,20 +368,18 @@ def _video_encoder() -> str:
         return "mpeg4"
 
 
-def write_gif(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:
+def write_gif(frames: Iterable[Image.Image], path: str | os.PathLike, fps: float = 30) -> None:
     """Write frames of one size as an endless GIF. The format rounds the time of a frame to 10 ms.
 
-    The file gets its name when it is whole.
+    Pillow holds all frames, with one byte per pixel. The file gets its name when it is whole.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(path)
-    frames[0].save(partial, "GIF", save_all=True, append_images=frames[1:], duration=1000 / fps, loop=0)
-    os.replace(partial, path)
+    frames = iter(frames)
+    with written_whole(Path(path)) as partial:
+        next(frames).save(partial, "GIF", save_all=True, append_images=frames, duration=1000 / fps, loop=0)
 
 
 def write_frames(
-    frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 30, sound: np.ndarray | None = None
+    frames: Iterable[Image.Image], path: str | os.PathLike, fps: float = 30, sound: np.ndarray | None = None
 ) -> None:
     """Write frames of one size as a video, a GIF or a folder of PNGs, if `path` ends in `.mp4`, `.gif` or neither.
 

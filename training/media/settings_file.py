@@ -4,8 +4,11 @@
 
 import json
 import os
+import re
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,25 @@ def partial_path(path: Path) -> Path:
 def partial_pattern(pattern: str) -> str:
     """Return a regular expression for the names of [`partial_path`], from one for the names of the files."""
     return rf"\.(?:{pattern})(?:\.[0-9a-f]{{32}})?\.partial"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path` when the block ends, and is deleted if the block fails.
+
+    Temporary files that killed runs left of this path are deleted first, so no other process may be writing it. Its
+    folder is made if missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(".*.partial"):
+        if re.fullmatch(partial_pattern(re.escape(path.name)), leftover.name):
+            leftover.unlink()
+    partial = partial_path(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
