@@ -21,9 +21,10 @@ import re
 import reprlib
 import sys
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -48,7 +49,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, ConfigMixin, DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.configuration_utils import register_to_config
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -679,21 +679,17 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         image_range: tuple[float, float] | list[float] | None = None,
         pose_range: tuple[float, float] | list[float] | None = None,
     ):
+        given = locals()
         super().__init__()
-        components = {"vae": vae, "unet": unet, "image_encoder": image_encoder, "feature_extractor": feature_extractor}
-        components |= {"adapter": adapter, "scheduler": scheduler, "safety_checker": safety_checker}
+        components = {name: given[name] for name in (*_SETTINGS, "scheduler", "safety_checker")}
         for name, value in components.items():
             _check(value is None or hasattr(value, "__module__"), f"`{name}` must be a component", _short(value))
         self.register_modules(**components)
-        self.register_to_config(default_height=default_height, default_width=default_width)
-        self.register_to_config(default_num_inference_steps=default_num_inference_steps)
-        self.register_to_config(default_image_guidance_scale=default_image_guidance_scale)
-        self.register_to_config(default_pose_guidance_scale=default_pose_guidance_scale)
+        self.register_to_config(**{f"default_{name}": given[f"default_{name}"] for name in _DEFAULTS})
         self.register_to_config(image_range=self._resolve_range("image_range", image_range, vae, (-1.0, 1.0)))
         self.register_to_config(pose_range=self._resolve_range("pose_range", pose_range, unet, (0.0, 1.0)))
         self._check_settings(*(name for name in ("vae", "unet") if getattr(self, name) is not None))
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 8
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         if self.vae is not None and self.unet is not None:
             _ = self.pose_radius  # raises for a UNet that was not widened
 
@@ -1055,7 +1051,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             probe, values = copy.copy(self), {name: settings[name] for name in _DEFAULTS[2:]}
             probe.scheduler = scheduler_class.from_config(config)
             probe._check_scheduler()
-            probe.check_numbers(**values, chunk_size=1)
+            probe.check_numbers(**values)
             probe.check_timesteps(values["num_inference_steps"])
         except Exception as error:
             rule = "`metadata` of a LoRA must have scheduler, steps, scales and teacher as `dreampose.few_steps`"
@@ -1201,8 +1197,16 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             is_size = isinstance(value, numbers.Integral) and 0 < value <= 2**14 and value % multiple == 0
             _check(is_size, f"`{name}` must be a positive multiple of {multiple}, at most {2**14}", _short(value))
 
-    def check_numbers(self, num_inference_steps, image_guidance_scale, pose_guidance_scale, chunk_size) -> None:
-        """Raise a `ValueError` unless steps, scales and chunk size are in their ranges."""
+    def check_numbers(
+        self,
+        num_inference_steps,
+        image_guidance_scale,
+        pose_guidance_scale,
+        guidance_start=0,
+        guidance_stop=1,
+        chunk_size=1,
+    ) -> None:
+        """Raise a `ValueError` unless steps, scales, the guided interval and the chunk size are in their ranges."""
         most_steps = self.scheduler.config.num_train_timesteps
         least_steps = 1 if self.scheduler.config.get("skip_prk_steps", True) else self.scheduler.pndm_order
         for name, value, kind, least, most in (
@@ -1210,6 +1214,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             ("image_guidance_scale", image_guidance_scale, numbers.Real, 0, 1000),
             ("pose_guidance_scale", pose_guidance_scale, numbers.Real, 0, 1000),
             ("chunk_size", chunk_size, numbers.Integral, 1, sys.maxsize),
+            ("guidance_start", guidance_start, numbers.Real, 0, 1),
+            ("guidance_stop", guidance_stop, numbers.Real, guidance_start, 1),
         ):
             whole = "whole" if kind is numbers.Integral else "finite"
             is_inside = isinstance(value, kind) and least <= value <= most
@@ -1369,22 +1375,156 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         clip_input = clip_pixel_values(frames * 2.0 - 1.0, image_size, self.feature_extractor)
         return self.safety_checker(images=frames, clip_input=clip_input.to(device, self.safety_checker.dtype))
 
-    def predict_noise(self, latents, t, windows, states, null_states, branches) -> torch.Tensor:
+    def predict_noise(self, latents, t, windows, states, null_states, branches, unposed=None) -> torch.Tensor:
         """Predict the noise (or the scheduler's other `prediction_type`) of a chunk of frames, with guidance.
 
         `latents` and the result have shape `(F, C, h, w)`, `windows` `(F, 2 * (2 * r + 1), h, w)`, and all states
         `(1, T, D)`. The UNet's batch has the order of `branches`, see [`~DreamPosePipeline.guidance_branches`].
+        `unposed` is a dict if all frames have the same latents. It keeps the predictions without pose, which are then
+        the same for all frames: the UNet gets one row for each, unless they are already there.
         """
-        model_input = self.scheduler.scale_model_input(latents, t).repeat(len(branches), 1, 1, 1)
-        poses = torch.cat([windows if sees_pose else torch.zeros_like(windows) for _, _, sees_pose in branches])
-        model_input = torch.cat([model_input, poses], dim=1).to(self.unet.dtype)
-        states = torch.cat([states if sees_photo else null_states for _, sees_photo, _ in branches])
-        states = states.repeat_interleave(len(latents), dim=0)
-        noise_pred = self.unet(model_input, t, encoder_hidden_states=states, return_dict=False)[0]
-        predictions = noise_pred.float().chunk(len(branches))
-        return sum(weight * prediction for (weight, _, _), prediction in zip(branches, predictions))
+        scaled = self.scheduler.scale_model_input(latents, t)
+        predictions = {} if unposed is None else dict(unposed)
+        missing = [sees for _, *sees in branches if tuple(sees) not in predictions]
+        counts = [len(latents) if sees_pose or unposed is None else 1 for _, sees_pose in missing]
+        if missing:
+            poses = [windows if sees_pose else torch.zeros_like(windows) for _, sees_pose in missing]
+            rows = torch.cat([torch.cat([scaled[:n], pose[:n]], dim=1) for pose, n in zip(poses, counts)])
+            hidden = [states if sees_photo else null_states for sees_photo, _ in missing]
+            hidden = torch.cat([state.expand(n, -1, -1) for state, n in zip(hidden, counts)])
+            output = self.unet(rows.to(self.unet.dtype), t, encoder_hidden_states=hidden, return_dict=False)[0]
+            predictions |= zip(map(tuple, missing), output.float().split(counts))
+        if unposed is not None:
+            unposed |= {sees: prediction for sees, prediction in predictions.items() if not sees[1]}
+        return sum((weight * predictions[*sees] for weight, *sees in branches), torch.zeros_like(latents))
+
+    def check_call(self, call: dict[str, Any]) -> SimpleNamespace:
+        """Check and prepare all arguments of a call by name, before any model runs; `None` becomes the default."""
+        call |= {name: self.config[f"default_{name}"] for name in _DEFAULTS if call[name] is None}
+        call = SimpleNamespace(**call)
+        if isinstance(call.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            call.callback_on_step_end_tensor_inputs = call.callback_on_step_end.tensor_inputs
+        self.check_components()
+        self.check_size(call.height, call.width)
+        names = tuple(inspect.signature(self.check_numbers).parameters)
+        self.check_numbers(**{name: getattr(call, name) for name in names})
+        callback = call.callback_on_step_end, call.callback_on_step_end_tensor_inputs
+        self.check_output(call.output_type, call.return_dict, *callback)
+        call.photos = self.prepare_image(call.image, call.height, call.width)  # B of [P, 3, H, W]
+        size = call.height, call.width, len(call.photos)
+        call.pose_maps = self.prepare_pose_maps(call.pose_maps, *size)  # [B, F, 2, h, w]
+        (batch_size, num_frames), latent_size = call.pose_maps.shape[:2], tuple(call.pose_maps.shape[-2:])
+        shape = batch_size, num_frames, latent_size
+        call.frame_indices = self.check_video_inputs(*shape, call.frame_indices, call.latents, call.generator)
+        with self.hold_scheduler(call.num_inference_steps, self._execution_device):
+            return call
 
     @torch.no_grad()
+    def sample_chunks(self, call: SimpleNamespace) -> Iterator[tuple[int, int, Any, list[bool] | None]]:
+        """Sample what [`~DreamPosePipeline.check_call`] returned, chunk by chunk.
+
+        A chunk is the index of its video, its first place in that video, its frames, as the output has them, and the
+        safety checker's flags.
+        """
+        device, output_type, frame_indices = self._execution_device, call.output_type, call.frame_indices
+        checks_safety = self.safety_checker is not None and output_type != "latent"
+        callback, null_states = call.callback_on_step_end, None
+
+        # 1. Count the chunks, which have equal size: the last one is padded with its last frame
+        num_chunks = math.ceil(len(frame_indices) / int(call.chunk_size))
+        size = math.ceil(len(frame_indices) / num_chunks)
+
+        with (
+            ExitStack() as at_the_end,
+            self.hold_scheduler(call.num_inference_steps, device) as num_timesteps,
+            self.progress_bar(total=len(call.photos) * num_chunks * num_timesteps) as progress_bar,
+        ):
+            at_the_end.callback(self.maybe_free_model_hooks)
+            self._interrupt = False
+            for b, photos in enumerate(call.photos):
+                # 2. Encode the photos, once per video
+                states, image_latents = self.encode_image(photos.to(device))
+
+                # 3. Draw random numbers for all frames of a video: noise, a seed for the steps, a photo per timestep
+                generator = call.generator[b] if isinstance(call.generator, list) else call.generator
+                draw_device = torch.device("cpu") if generator is None else generator.device
+                timesteps = self.set_timesteps(call.num_inference_steps, device)
+                latents = call.latents[b] if call.latents is not None and call.latents.ndim == 5 else call.latents
+                start = self.prepare_latents(image_latents[:1], timesteps, generator, latents)
+                draw = {"generator": generator, "device": draw_device, "dtype": torch.int64}
+                seed = torch.randint(2**63 - 1, (1,), **draw).item()
+                photo_indices = torch.randint(len(states), (num_timesteps,), **draw).tolist()
+                unposed = {} if len(start) == 1 else None  # predictions of the first step that all frames share
+
+                for first in range(0, len(frame_indices), size):
+                    # 4. Prepare a chunk: start, pose windows, generators, and scales, which a callback may change
+                    chunk = frame_indices[first : first + size]
+                    num_real, num_padded = len(chunk), size - len(chunk)
+                    chunk = chunk + chunk[-1:] * num_padded
+                    timesteps = self.set_timesteps(call.num_inference_steps, device)
+                    latents = start.expand(len(call.pose_maps[b]), -1, -1, -1)[chunk]
+                    windows = self.prepare_pose_windows(call.pose_maps[b], chunk, device)
+                    generators = [torch.Generator(draw_device).manual_seed(seed) for _ in chunk]
+                    step_kwargs = {"generator": generators} if self._step_draws_noise else {}
+                    self._image_guidance_scale = call.image_guidance_scale
+                    self._pose_guidance_scale = call.pose_guidance_scale
+
+                    # 5. Denoise the chunk; the null image is encoded when a guidance branch first needs it
+                    for i, t in enumerate(timesteps):
+                        if self.interrupt:
+                            continue
+                        self._current_timestep = t
+                        is_guided = call.guidance_start <= i / num_timesteps < call.guidance_stop
+                        scales = (self.image_guidance_scale, self.pose_guidance_scale) if is_guided else (1.0, 1.0)
+                        branches = self.guidance_branches(*scales)
+                        if null_states is None and not all(sees_photo for _, sees_photo, _ in branches):
+                            null_states = self.encode_null_image(call.height, call.width, device)
+                        inputs = windows, states[photo_indices[i]][None], null_states, branches
+                        noise_pred = self.predict_noise(latents, t, *inputs, unposed if i == 0 else None)
+                        latents = self.scheduler.step(noise_pred, t, latents, **step_kwargs).prev_sample
+                        if callback is not None:
+                            tensors = {"latents": latents[:num_real], "noise_pred": noise_pred[:num_real]}
+                            callback_kwargs = {name: tensors[name] for name in call.callback_on_step_end_tensor_inputs}
+                            outputs = callback(self, i, t, callback_kwargs)
+                            kept = tensors["latents"]
+                            returned = outputs.pop("latents", kept) if isinstance(outputs, dict) else None
+                            if not _is_dense(returned) or returned.shape != kept.shape:
+                                rule = "`callback_on_step_end` must return a dict, whose `latents` keep their shape"
+                                raise ValueError(f"{rule} and are dense; got {_short(returned)}.")
+                            padding = returned[-1:].expand(num_padded, -1, -1, -1)
+                            latents = torch.cat([returned, padding]).to(device, torch.float32)
+                        progress_bar.update()
+
+                    # 6. Decode the chunk and move it to the CPU
+                    self._current_timestep, flags = None, None
+                    frames = latents[:num_real]
+                    generators = [torch.Generator(draw_device).manual_seed(seed) for _ in frames]
+                    frames = frames.cpu() if output_type == "latent" else self.decode_latents(frames, generators)
+                    if checks_safety:
+                        frames, flags = self.run_safety_checker(frames, device)
+                    if output_type in ("pil", "np"):
+                        frames = frames.permute(0, 2, 3, 1)  # [F, 3, H, W] -> [F, H, W, 3]
+                    if output_type == "pil":
+                        frames = [Image.fromarray(levels) for levels in frames.mul(255).round().byte().numpy()]
+                    elif output_type == "np":
+                        frames = frames.numpy()
+                    yield b, first, frames, flags
+                    if self.interrupt:
+                        return
+
+    def stream(self, image, pose_maps, **kwargs) -> Iterator[Image.Image | np.ndarray | torch.Tensor]:
+        """Yield the frames of a call one by one, video after video, as soon as their chunk is done.
+
+        The arguments are those of [`~DreamPosePipeline.__call__`] without `return_dict`. They are checked at once, and
+        the pixels are the same: PIL images, arrays `(H, W, 3)`, tensors `(3, H, W)` or latents `(C, h, w)`. Finished
+        frames are not kept. The scheduler serves no other call until the last frame, or until the iterator is closed.
+        """
+        _check("return_dict" not in kwargs, "`return_dict` must be left out", "one")
+        call = inspect.signature(self.__call__).bind(image, pose_maps, **kwargs)
+        call.apply_defaults()
+        chunks = self.sample_chunks(self.check_call(call.arguments))
+        return (frame for _, _, frames, _ in chunks for frame in frames)
+
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
@@ -1395,6 +1535,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         num_inference_steps: int | None = None,
         image_guidance_scale: float | None = None,
         pose_guidance_scale: float | None = None,
+        guidance_start: float = 0.0,
+        guidance_stop: float = 1.0,
         frame_indices: Sequence[int] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -1423,6 +1565,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 1, or if both scales are equal, one of three UNet predictions is saved.
             pose_guidance_scale (`float`, *optional*, defaults to `config.default_pose_guidance_scale`):
                 How strongly the frames follow the poses: `s_p` of the paper, from 0 to 1000. 0 ignores poses.
+            guidance_start, guidance_stop (`float`, *optional*, default to 0 and 1):
+                Guide only the steps `i` of `n` with `guidance_start <= i / n < guidance_stop` (arXiv:2404.07724); `i`
+                begins at 0. In all others both scales are 1, which needs one UNet prediction.
             frame_indices (`Sequence[int]`, *optional*):
                 Indices of the frames to render, in this order; all by default. A frame is the same in any selection.
             generator (`torch.Generator` or `list`, *optional*): Fixes the result; a list has one per video.
@@ -1445,117 +1590,21 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         Returns:
             [`DreamPosePipelineOutput`] or `tuple`: The frames and the safety checker's flags (`None` without one).
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-
-        # 0. Default values from the config
-        given = (height, width, num_inference_steps, image_guidance_scale, pose_guidance_scale)
-        height, width, num_inference_steps, image_guidance_scale, pose_guidance_scale = (
-            self.config[f"default_{name}"] if value is None else value for name, value in zip(_DEFAULTS, given)
-        )
-
-        # 1. Check and prepare all inputs, before any model runs
-        self.check_components()
-        self.check_size(height, width)
-        self.check_numbers(num_inference_steps, image_guidance_scale, pose_guidance_scale, chunk_size)
-        self.check_output(output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        photos = self.prepare_image(image, height, width)  # B of [P, 3, H, W]
-        batch_size = len(photos)
-        pose_maps = self.prepare_pose_maps(pose_maps, height, width, batch_size)  # [B, F, 2, h, w]
-        num_frames, latent_size = pose_maps.shape[1], tuple(pose_maps.shape[-2:])
-        frame_indices = self.check_video_inputs(batch_size, num_frames, latent_size, frame_indices, latents, generator)
-        device = self._execution_device
-
-        # 2. Count the chunks, which have equal size: the last one is padded with its last frame
-        num_chunks = math.ceil(len(frame_indices) / int(chunk_size))
-        size = math.ceil(len(frame_indices) / num_chunks)
-
-        frames = [[] for _ in range(batch_size)] if output_type == "pil" else None
-        null_states = None
-        checks_safety = self.safety_checker is not None and output_type != "latent"
-        nsfw_content_detected = [[] for _ in range(batch_size)] if checks_safety else None
-        with (
-            self.hold_scheduler(num_inference_steps, device) as num_timesteps,
-            self.progress_bar(total=batch_size * num_chunks * num_timesteps) as progress_bar,
-        ):
-            self._interrupt = False
-            for b in range(batch_size):
-                if self.interrupt and b > 0:
-                    break
-
-                # 3. Encode the photos, once per video
-                states, image_latents = self.encode_image(photos[b].to(device))
-
-                # 4. Draw random numbers for all frames of a video: noise, a seed for the steps, a photo per timestep
-                video_generator = generator[b] if isinstance(generator, list) else generator
-                draw_device = torch.device("cpu") if video_generator is None else video_generator.device
-                timesteps = self.set_timesteps(num_inference_steps, device)
-                own_latents = latents[b] if latents is not None and latents.ndim == 5 else latents
-                start = self.prepare_latents(image_latents[:1], timesteps, video_generator, own_latents)
-                start = start.expand(num_frames, -1, -1, -1)
-                draw = {"generator": video_generator, "device": draw_device, "dtype": torch.int64}
-                seed = torch.randint(2**63 - 1, (1,), **draw).item()
-                photo_indices = torch.randint(len(states), (num_timesteps,), **draw).tolist()
-
-                for first in range(0, len(frame_indices), size):
-                    if self.interrupt and first > 0:
-                        break
-
-                    # 5. Prepare a chunk: start, pose windows, generators, and scales, which a callback may change
-                    chunk = frame_indices[first : first + size]
-                    num_real, num_padded = len(chunk), size - len(chunk)
-                    chunk = chunk + chunk[-1:] * num_padded
-                    timesteps = self.set_timesteps(num_inference_steps, device)
-                    chunk_latents = start[chunk]
-                    windows = self.prepare_pose_windows(pose_maps[b], chunk, device)
-                    generators = [torch.Generator(draw_device).manual_seed(seed) for _ in chunk]
-                    step_kwargs = {"generator": generators} if self._step_draws_noise else {}
-                    self._image_guidance_scale, self._pose_guidance_scale = image_guidance_scale, pose_guidance_scale
-
-                    # 6. Denoise the chunk; the null image is encoded when a guidance branch first needs it
-                    for i, t in enumerate(timesteps):
-                        if self.interrupt:
-                            continue
-                        self._current_timestep = t
-                        branches = self.guidance_branches(self.image_guidance_scale, self.pose_guidance_scale)
-                        if null_states is None and not all(sees_photo for _, sees_photo, _ in branches):
-                            null_states = self.encode_null_image(height, width, device)
-                        photo_states = states[photo_indices[i]][None]
-                        noise_pred = self.predict_noise(chunk_latents, t, windows, photo_states, null_states, branches)
-                        chunk_latents = self.scheduler.step(noise_pred, t, chunk_latents, **step_kwargs).prev_sample
-                        if callback_on_step_end is not None:
-                            tensors = {"latents": chunk_latents[:num_real], "noise_pred": noise_pred[:num_real]}
-                            callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                            outputs = callback_on_step_end(self, i, t, callback_kwargs)
-                            kept = tensors["latents"]
-                            returned = outputs.pop("latents", kept) if isinstance(outputs, dict) else None
-                            if not _is_dense(returned) or returned.shape != kept.shape:
-                                rule = "`callback_on_step_end` must return a dict, whose `latents` keep their shape"
-                                raise ValueError(f"{rule} and are dense; got {_short(returned)}.")
-                            padding = returned[-1:].expand(num_padded, -1, -1, -1)
-                            chunk_latents = torch.cat([returned, padding]).to(device, torch.float32)
-                        progress_bar.update()
-
-                    # 7. Decode the chunk and move it to the CPU
-                    self._current_timestep = None
-                    finished = chunk_latents[:num_real]
-                    generators = [torch.Generator(draw_device).manual_seed(seed) for _ in finished]
-                    finished = finished.cpu() if output_type == "latent" else self.decode_latents(finished, generators)
-                    if nsfw_content_detected is not None:
-                        finished, flags = self.run_safety_checker(finished, device)
-                        nsfw_content_detected[b].extend(flags)
-                    if output_type == "pil":
-                        frames[b].extend(self.image_processor.postprocess(finished, "pil", [False] * num_real))
-                        continue
-                    if output_type == "np":
-                        finished = finished.permute(0, 2, 3, 1)  # [F, 3, H, W] -> [F, H, W, 3]
-                    if frames is None:
-                        frames = finished.new_zeros(batch_size, len(frame_indices), *finished.shape[1:])
-                    frames[b, first : first + num_real] = finished
-
-        # 8. Offload all models and return the videos
-        frames = frames.numpy() if output_type == "np" else frames
-        self.maybe_free_model_hooks()
+        call = locals()
+        call = self.check_call({name: call[name] for name in call if name != "self"})
+        frames = [[] for _ in call.photos] if output_type == "pil" else None
+        nsfw_content_detected = None
+        for b, first, chunk, flags in self.sample_chunks(call):
+            if flags is not None:
+                nsfw_content_detected = nsfw_content_detected or [[] for _ in call.photos]
+                nsfw_content_detected[b].extend(flags)
+            if output_type == "pil":
+                frames[b].extend(chunk)
+                continue
+            if frames is None:
+                shape = (len(call.photos), len(call.frame_indices), *chunk.shape[1:])
+                frames = np.zeros(shape, np.float32) if output_type == "np" else chunk.new_zeros(shape)
+            frames[b, first : first + len(chunk)] = chunk
         if not return_dict:
             return (frames, nsfw_content_detected)
         return DreamPosePipelineOutput(frames=frames, nsfw_content_detected=nsfw_content_detected)
