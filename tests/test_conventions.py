@@ -48,7 +48,7 @@ EXTRAS = {
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Imported only if an option asks for them, after a check that they are installed.
 CHOSEN = {"bitsandbytes", "tensorboard", "wandb"}
-OPTIONS = {f"training.options.{name}" for name in ("run", "stage_one", "encoders", "subject")}
+OPTIONS = {f"training.options.{name}" for name in ("run", "stage_one", "encoders", "subject", "few_steps")}
 HEAVY = {"torch", "diffusers", "accelerate", "datasets", "peft"}
 MODULES_WITHOUT_OTHERS = {"training.metrics.frames", "training.models.objective"}
 

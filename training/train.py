@@ -9,7 +9,6 @@ accelerate launch --multi_gpu --num_processes 4 training/train.py ...    # on 4 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from training.data.pair_settings import PairSettings
 from training.options.command import CHECKPOINTS_KEPT, run_command
 from training.options.parsing import format_options, option_values, parse, save_options
 from training.options.run import HubOptions, TrainOptions
@@ -37,11 +36,11 @@ def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", options: tupl
     """Train the pipeline's UNet and adapter in place; return the number of steps."""
     import torch
 
-    from training.data import samples as data_samples
     from training.data.frame_pairs import LatentShape
+    from training.data.samples import open_training
     from training.engine.loop import train
     from training.engine.precision import held_in, weight_dtype
-    from training.metrics.validation import build_validation
+    from training.metrics.validation import open_validation
     from training.models.denoiser import StageOneLoss, build_denoiser
     from training.models.objective import build_noise_scheduler
 
@@ -52,16 +51,13 @@ def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", options: tupl
     shape = LatentShape.of(pipeline.vae, data.height, data.width)
     frozen = [pipeline.vae] if model.train_image_encoder else [pipeline.vae, pipeline.image_encoder]
     with held_in(weight_dtype(accelerator), frozen):
-        validate, every = None, held_out.validation_steps
-        if every is not None and accelerator.is_main_process:
-            # Validation shows whole pictures, as the pipeline does, even if training crops.
-            whole = PairSettings(pairs.pose_radius, bad_rows=pairs.bad_rows)
-            source = (data.train_data, shape, run.seed, whole, pairs.streaming)
-            clips = data_samples.open_held_out(*source, held_out.num_validation_pairs)
-            validate = build_validation(pipeline, clips, accelerator, run.output_dir, run.seed, **held_out.sizes())
         source = (data.train_data, shape, run.seed, pairs.settings(objective.noise_offset))
+        validate, every = None, held_out.validation_steps
+        if every is not None:
+            place = (run.output_dir, source, pairs.streaming)
+            validate = open_validation(pipeline, accelerator, *place, **held_out.sizes())
         storage = (pairs.streaming, pairs.latent_cache_dir, model.train_image_encoder)
-        samples = data_samples.open_training(accelerator, pipeline, source, *storage)
+        samples = open_training(accelerator, pipeline, source, *storage)
         loss_fn = StageOneLoss(pipeline, scheduler, shape, **objective.loss_arguments())
         arguments = run.loop_arguments(None if pairs.streaming else len(samples), accelerator.num_processes)
         train(accelerator, module, loss_fn, samples, validate=validate, validation_steps=every, **arguments)

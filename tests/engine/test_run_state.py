@@ -51,3 +51,22 @@ def test_a_checkpoint_without_a_key_names_it(tmp_path, name):
     path.write_text(json.dumps({key: value for key, value in state.items() if key not in (name, "sha256")}))
     with pytest.raises(ValueError, match=f"state.json without the key `{name}`"):
         step_once(1).load(path.parent)
+
+
+def test_the_averaged_weights_are_lent_and_given_back():
+    state = step_once(0)
+    state.ema.step(state.trained.values())
+    parameter = state.trained["weight"]
+    last, average = parameter.detach().clone(), state.ema.shadow_params[0].clone()
+    assert not torch.equal(last, average)
+    with pytest.raises(ZeroDivisionError), state.averaged():
+        assert state.module.weight is parameter and torch.equal(parameter, average)
+        1 / 0  # noqa: B018
+    assert torch.equal(parameter, last) and torch.equal(state.ema.shadow_params[0], average)
+
+
+def test_without_an_average_the_last_weights_stay():
+    state = step_once(0)
+    state.ema, last = None, state.trained["weight"].detach().clone()
+    with state.averaged():
+        assert torch.equal(state.trained["weight"], last)

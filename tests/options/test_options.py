@@ -6,16 +6,24 @@ import pytest
 import yaml
 
 from tests.launch import ROOT
-from training import finetune, train_encoders
+from training import distill, finetune, train_encoders
 from training.data.pair_settings import PairSettings
 from training.engine.loop import train
 from training.engine.session import open_session
 from training.models.denoiser import StageOneLoss
 from training.models.lora import build_lora_configs
 from training.options.encoders import EncoderOptions
+from training.options.few_steps import METHOD_OPTIONS
 from training.options.parsing import PRESETS_DIR, format_options, parse, read_config, save_options
 from training.options.run import HubOptions, TrainOptions
-from training.options.stage_one import DataOptions, ModelOptions, ObjectiveOptions, PairOptions, ValidationOptions
+from training.options.stage_one import (
+    DataOptions,
+    HeldOutOptions,
+    ModelOptions,
+    ObjectiveOptions,
+    PairOptions,
+    ValidationOptions,
+)
 from training.options.subject import (
     DecoderOptions,
     LoraOptions,
@@ -28,6 +36,7 @@ from training.options.subject import (
 STAGE_1 = (ModelOptions, DataOptions, PairOptions, ObjectiveOptions, TrainOptions, ValidationOptions, HubOptions)
 ENCODERS = (EncoderOptions, DataOptions, TrainOptions)
 STAGE_2 = (SubjectOptions, LoraOptions, DecoderOptions, SubjectObjectiveOptions, SubjectTrainOptions, HubOptions)
+DISTILLATION = (*METHOD_OPTIONS, PairOptions, HeldOutOptions, HubOptions)
 PRESETS = {
     "train/paper": STAGE_1,
     "train/tiny": STAGE_1,
@@ -36,6 +45,8 @@ PRESETS = {
     "train_encoders/tiny_pipeline": ENCODERS,
     "finetune/paper": STAGE_2,
     "finetune/tiny": STAGE_2,
+    "distill/full": DISTILLATION,
+    "distill/tiny": DISTILLATION,
 }
 
 
@@ -328,6 +339,12 @@ def test_the_paper_preset_of_a_subject_has_the_paper_s_settings():
     assert (run.max_train_steps, run.learning_rate) == (500, 1e-5)
     assert (decoder.decoder_max_train_steps, decoder.decoder_learning_rate) == (1500, 5e-5)
     assert (objective.image_dropout_prob, objective.pose_dropout_prob, objective.joint_dropout_prob) == (0, 0, 0)
+
+
+def test_the_full_preset_of_distillation_has_the_settings_of_lcm_lora():
+    teacher, student, consistency, _, run, *_ = distill.parse_args(["--preset", "full"])
+    assert teacher.gradient_checkpointing and (student.train_mode, student.rank) == ("lora", 64)
+    assert (consistency.num_ddim_timesteps, run.learning_rate, run.max_train_steps) == (50, 1e-4, 1000)
 
 
 def test_the_tiny_presets_lead_from_one_to_the_next():

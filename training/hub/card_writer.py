@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Model cards, without paths or secrets: [`write_card`] fills a template of `model_card/`, `base.md` or `subject.md`.
+"""Model cards, without paths or secrets: [`write_card`] fills a template of `model_card/`.
 
 [`write_base_card`] writes the card of a stage 1 model, [`write_run_card`] that of a run of stage 1, and
 [`write_subject_card`] that of a subject of stage 2.
@@ -192,7 +192,7 @@ def write_card(
 
     Args:
         output_dir (`Path`): Folder of the card, `README.md`.
-        template (`str`): File name of the template in `model_card/`; `subject.md` is the card of a LoRA.
+        template (`str`): File name of the template in `model_card/`.
         base_model, revision (`str`): Folder or Hub id of the model that training started from, and its revision there.
         license (`Mapping[str, str]`): `license` and, if it is `other`, `license_name` and `license_link`.
         measured_on (`Mapping[str, str]`): Data that the figures were measured on, as arguments of `EvalResult`.
@@ -204,7 +204,7 @@ def write_card(
         picture (`str` or `Path`, *optional*): Picture to copy into `output_dir` as `sample`. Everybody on it must have
             agreed; the people of UBC Fashion did not.
         conversion (`str`, *optional*): Origin of converted weights; replaces the text about the training.
-        fields: Further fields of the template.
+        fields: Further fields of the template. A card with a `rank` is that of a LoRA.
     Returns:
         `Path`: The card.
     Raises:
@@ -212,7 +212,7 @@ def write_card(
     """
     if repo_id is not None and not ("/" in repo_id and is_repo_id(repo_id)):
         raise ValueError(f"`repo_id` must be OWNER/NAME, got {repo_id!r}.")
-    base_id, is_lora = find_hub_id(base_model), template == "subject.md"
+    base_id, is_lora = find_hub_id(base_model), fields.get("rank") is not None
     sample = None if picture is None else _copy_sample(Path(picture), output_dir)
     title = repo_id.split("/")[1] if repo_id else "DreamPose"
     figures = {name: value for name, value in (figures or {}).items() if math.isfinite(value)}

@@ -14,8 +14,10 @@ from accelerate import Accelerator
 from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
-from training.data.frame_pairs import BadRow, FramePairs
+from training.data.frame_pairs import BadRow, FramePairs, LatentShape
+from training.data.pair_settings import PairSettings
 from training.data.random_crops import to_pixel_values
+from training.data.samples import open_held_out
 from training.engine.trackers import log_animation
 from training.media.animation import draw_strip
 from training.media.pictures import to_pictures, write_gif, write_video
@@ -142,6 +144,28 @@ def build_validation(
     first = num_steps if isinstance(num_steps, int) else num_steps[0]
     animate = HeldOutClip(pipeline, samples, accelerator, Path(output_dir), seed, num_validation_frames, first)
     return lambda module, global_step: compare(module, global_step) | animate(module, global_step)
+
+
+def open_validation(
+    pipeline: DreamPosePipeline,
+    accelerator: Accelerator,
+    output_dir: str | os.PathLike,
+    source: tuple[str, LatentShape, int, PairSettings],
+    streaming: bool,
+    **sizes: Any,
+) -> Callable[[torch.nn.Module, int], dict[str, float]] | None:
+    """Open the held-out data of a run and call [`build_validation`]; only the main process validates.
+
+    `source` and `streaming` are those of [`training.data.samples.open_training`], `sizes` those of
+    [`build_validation`].
+    """
+    if not accelerator.is_main_process:
+        return None
+    name, shape, seed, settings = source
+    # Validation shows whole pictures, as the pipeline does, even if training crops.
+    whole = PairSettings(settings.pose_radius, bad_rows=settings.bad_rows)
+    clips = open_held_out(name, shape, seed, whole, streaming, sizes["num_validation_pairs"])
+    return build_validation(pipeline, clips, accelerator, output_dir, seed, **sizes)
 
 
 def strip_path(output_dir: str | os.PathLike, global_step: int) -> Path:

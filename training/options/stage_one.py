@@ -160,6 +160,10 @@ class HeldOutOptions:
     def __post_init__(self):
         check_counts(self, "validation_steps", "num_validation_pairs", "num_validation_frames")
 
+    def sizes(self) -> dict[str, int]:
+        """Return the keyword arguments for [`training.metrics.validation.build_validation`]."""
+        return {name: value for name, value in vars(self).items() if name != "validation_steps"}
+
 
 @dataclass(frozen=True)
 class ValidationOptions(HeldOutOptions):
@@ -170,7 +174,3 @@ class ValidationOptions(HeldOutOptions):
     def __post_init__(self):
         super().__post_init__()
         check_counts(self, "validation_inference_steps", limit=1000)
-
-    def sizes(self) -> dict[str, int]:
-        """Return the keyword arguments for [`training.metrics.validation.build_validation`]."""
-        return {name: value for name, value in vars(self).items() if name != "validation_steps"}
