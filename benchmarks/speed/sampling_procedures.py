@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     PNDMScheduler,
     SchedulerMixin,
@@ -32,12 +33,18 @@ SIZES = {  # channels of UNet and VAE, layers of the image encoder, height and w
     "full": ((320, 640, 1280, 1280), (128, 256, 512, 512), 12, 640, 512),
 }
 SCALES = {"image_guidance_scale": 8.0, "pose_guidance_scale": 3.0}  # three branches
+ONE_BRANCH = {"image_guidance_scale": 1.0, "pose_guidance_scale": 1.0}  # no guidance
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 def build_pndm() -> PNDMScheduler:
     """Build the release's scheduler."""
     return PNDMScheduler(**BETAS, skip_prk_steps=True)
+
+
+def build_trailing() -> DDIMScheduler:
+    """Build the scheduler of a distilled model, whose first step starts at the last timestep."""
+    return DDIMScheduler(**BETAS, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False)
 
 
 def build_unet(channels: tuple[int, ...], in_channels: int) -> UNet2DConditionModel:
@@ -82,7 +89,12 @@ def build_pipeline(size: str, device: str, dtype: torch.dtype) -> DreamPosePipel
 
 
 def run_pipeline(
-    pipe: DreamPosePipeline, scheduler: SchedulerMixin, num_frames: int, steps: int, chunk_size: int = 8
+    pipe: DreamPosePipeline,
+    scheduler: SchedulerMixin,
+    num_frames: int,
+    steps: int,
+    chunk_size: int = 8,
+    scales: Mapping[str, float] = SCALES,
 ) -> None:
     """Run one whole call of the pipeline, from photo to frames."""
     pipe.scheduler = scheduler
@@ -90,7 +102,7 @@ def run_pipeline(
     generator = torch.Generator().manual_seed(0)
     photo = torch.rand(3, height, width, generator=generator)
     pose_maps = torch.rand(num_frames, 2, height, width, generator=generator)
-    settings = {"num_inference_steps": steps, "chunk_size": chunk_size, "output_type": "pt", **SCALES}
+    settings = {"num_inference_steps": steps, "chunk_size": chunk_size, "output_type": "pt", **scales}
     pipe(photo, pose_maps, generator=generator, **settings)
 
 
@@ -160,6 +172,8 @@ def build_runs(
         "release_defaults": (1, release_steps, lambda k: run_release(pipe, 1, k)),
         "pipeline": (n, steps, lambda k: run_pipeline(pipe, build_pndm(), n, k, chunk_size=n)),
         "pipeline_defaults": (n, default_steps, lambda k: run_pipeline(pipe, scheduler, n, k, chunk_size=n)),
+        "distilled_4": (n, 4, lambda k: run_pipeline(pipe, build_trailing(), n, k, n, ONE_BRANCH)),
+        "distilled_1": (n, 1, lambda k: run_pipeline(pipe, build_trailing(), n, k, n, ONE_BRANCH)),
         "floor": (n, steps, lambda k: run_floor(pipe, n, k)),
         "instruct_pix2pix": (n, steps, lambda k: run_peer(peer, n, k, SIZES[size][3:])),
     }
