@@ -22,8 +22,8 @@ COMMUNITY ?= build/community
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-gpu quality style tiny tiny-code hub-tiny hub-id densepose community benchmark benchmark-gpu \
-	reproduce clean
+.PHONY: help demo test test-fast test-gpu quality style tiny tiny-code hub-tiny hub-id densepose community benchmark realtime \
+	benchmark-gpu reproduce clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -79,12 +79,17 @@ benchmark: $(VENV)/.installed-test  ## measure a frame and a training step at ha
 	$(BIN)/python -m benchmarks.speed.sampling --size half --device cpu --output benchmarks/speed/sampling_half_cpu.json
 	$(BIN)/python -m benchmarks.speed.training_step --size half --device cpu --output benchmarks/speed/training_step_half_cpu.json
 
+realtime: $(VENV)/.installed-test  ## measure the small model's frames per second (minutes on two idle CPU cores)
+	$(BIN)/python -m benchmarks.speed.realtime --output benchmarks/speed/realtime.json
+
 STEP_ON_GPU = $(BIN)/python -m benchmarks.speed.training_step --size full --device cuda --mixed_precision bf16 --batch_size 8 \
 	--num_workers 1 --steps 8 --repeats 3
-benchmark-gpu: $(VENV)/.installed-test  ## measure a training step at full size on a GPU (minutes; needs bitsandbytes)
+benchmark-gpu: $(VENV)/.installed-test  ## measure training steps and frames at full size on a GPU (minutes; needs bitsandbytes)
 	$(STEP_ON_GPU) --output benchmarks/speed/training_step_full_cuda.json
 	$(STEP_ON_GPU) --gradient_checkpointing --output benchmarks/speed/training_step_full_cuda_checkpointing.json
 	$(BIN)/python -m benchmarks.speed.training_memory --output benchmarks/speed/training_memory_full_cuda.json
+	$(BIN)/python -m benchmarks.speed.sampling --size full --device cuda --dtype bfloat16 --num_frames 8 --batch_sizes 1 8 32 \
+		--output benchmarks/speed/sampling_full_cuda.json
 
 # Other subjects for stage 2: the first 200 clips of the small model's training data.
 runs/prior/train.parquet: | $(VENV)/.installed-test
