@@ -22,7 +22,7 @@ COMMUNITY ?= build/community
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-gpu quality style tiny tiny-code hub-tiny hub-id densepose community benchmark realtime \
+.PHONY: help demo test test-fast test-gpu quality style tiny few-steps tiny-code hub-tiny hub-id densepose community benchmark realtime \
 	benchmark-gpu reproduce clean
 
 help:  ## list the targets
@@ -63,6 +63,7 @@ tiny: $(VENV)/.installed-test  ## train the small model from nothing, export and
 	$(LAUNCH) training/train.py --preset tiny $(SHARE)
 	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1 --runs runs/tiny
 	$(BIN)/python training/evaluation.py --model model_card/tiny --device cpu --output model_card/tiny/evaluation --resume
+	$(MAKE) few-steps
 
 tiny-code:  ## copy the plug-in into the small model's folder
 	cp pipeline_dreampose.py model_card/tiny/pipeline_dreampose.py
@@ -90,6 +91,17 @@ benchmark-gpu: $(VENV)/.installed-test  ## measure training steps and frames at 
 	$(BIN)/python -m benchmarks.speed.training_memory --output benchmarks/speed/training_memory_full_cuda.json
 	$(BIN)/python -m benchmarks.speed.sampling --size full --device cuda --dtype bfloat16 --num_frames 8 --batch_sizes 1 8 32 \
 		--output benchmarks/speed/sampling_full_cuda.json
+
+# Clips for distillation: the first 600 of the small model's training data, and its validation clips.
+runs/few_steps/data/train.parquet: | $(VENV)/.installed-test
+	mkdir -p $(@D)
+	$(BIN)/python -c 'from training.data.procedural_fashion import load_procedural_fashion as load; load(split="validation").to_parquet("$(@D)/validation.parquet"); load(num_train=600).to_parquet("$@.part")'
+	mv $@.part $@
+
+few-steps: $(VENV)/.installed-test runs/few_steps/data/train.parquet  ## distil the small model to one step (half an hour on a CPU), export and measure it
+	$(ON_CPU) $(BIN)/python training/distill.py --preset tiny
+	$(BIN)/python training/export_tiny.py --few_steps runs/few_steps/student
+	$(BIN)/python -m benchmarks.claims.few_steps --lora model_card/tiny/fast --output benchmarks/claims/few_steps.json
 
 # Other subjects for stage 2: the first 200 clips of the small model's training data.
 runs/prior/train.parquet: | $(VENV)/.installed-test

@@ -3,18 +3,22 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from pipeline_dreampose import DreamPosePipeline
-from tests.tiny_components import get_dummy_components
-from training import export_tiny
+from tests.tiny_components import get_dummy_components, get_dummy_pipeline, save_subject
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.engine.run_log import append_log
 from training.export_tiny import main, parse_args
-from training.media import charts
 from training.media.charts import line_chart
+from training.models import small_model_files
+from training.models.distillation import few_step_settings
+
+
+LORA = "pytorch_lora_weights.safetensors"
 
 
 def test_export(tmp_path):
@@ -52,13 +56,13 @@ def test_the_default_sample_turns_around_in_a_skirt_or_dress():
 
 def test_settings_and_logs_are_kept_and_curves_are_drawn(tmp_path, monkeypatch):
     runs = tmp_path / "runs"
-    for number, name in enumerate(export_tiny.RUNS):
+    for number, name in enumerate(small_model_files.RUNS):
         (runs / name).mkdir(parents=True)
         (runs / name / "options.yaml").write_text(f"output_dir: runs/{name}\n")
         append_log(runs / name, 5, {"loss": 1.0 + number})
         append_log(runs / name, 10, {"loss": 0.5, "validation/psnr": 20.0 + number, "validation/ssim": 0.9})
     drawn = []
-    monkeypatch.setattr(charts, "line_chart", lambda *given: drawn.append(given[0]) or line_chart(*given))
+    monkeypatch.setattr(small_model_files, "line_chart", lambda *given: drawn.append(given[0]) or line_chart(*given))
     main(parse_args(["--runs", str(runs), "--model_dir", str(tmp_path / "tiny"), "--sample_dir", str(tmp_path)]))
     kept = tmp_path / "tiny" / "training"
     assert (kept / "vae.yaml").read_text() == "output_dir: runs/vae\n"
@@ -66,3 +70,39 @@ def test_settings_and_logs_are_kept_and_curves_are_drawn(tmp_path, monkeypatch):
     loss, psnr = drawn[0]["stage 1"], drawn[1]["stage 1"]
     assert loss == [(5, 3.0), (10, 0.5)] and psnr == [(10, 22.0)]
     assert Image.open(kept / "curves.png").width > 3 * 500
+
+
+def test_a_few_step_lora_is_kept_in_half_precision_and_loads(tmp_path):
+    pipeline = get_dummy_pipeline()
+    settings = few_step_settings(pipeline, 20, 1)
+    run = save_subject(tmp_path / "run", 0, ("unet", "adapter"), few_steps=json.dumps(settings))
+    (run / "options.yaml").write_text("rank: 2\n")
+    append_log(run, 5, {"loss": 1.0})
+    main(parse_args(["--few_steps", str(run), "--model_dir", str(tmp_path / "tiny"), "--sample_dir", str(tmp_path)]))
+    files = {path.relative_to(tmp_path / "tiny").as_posix() for path in (tmp_path / "tiny").rglob("*.*")}
+    assert files == {"fast/pytorch_lora_weights.safetensors", "training/few_steps.yaml", "training/few_steps.jsonl"}
+    before, after = (load_file(folder / LORA) for folder in (run, tmp_path / "tiny" / "fast"))
+    assert before.keys() == after.keys()
+    for name, weight in after.items():
+        assert weight.dtype == torch.float16
+        torch.testing.assert_close(weight.float(), before[name], atol=1e-3, rtol=1e-3)
+    pipeline.load_lora_weights(tmp_path / "tiny", subfolder="fast", adapter_name="fast")
+    pipeline.use_few_steps("fast")
+    assert pipeline.config.default_num_inference_steps == 1
+
+
+@pytest.mark.parametrize("content", [None, b"no safetensors"])
+def test_a_run_without_a_lora_is_refused(tmp_path, content):
+    (tmp_path / "run").mkdir()
+    if content is not None:
+        (tmp_path / "run" / LORA).write_bytes(content)
+    words = [
+        "--few_steps",
+        str(tmp_path / "run"),
+        "--model_dir",
+        str(tmp_path / "tiny"),
+        "--sample_dir",
+        str(tmp_path),
+    ]
+    with pytest.raises(ValueError, match="`few_steps` must be the folder of a finished LoRA, got '.*run'"):
+        main(parse_args(words))

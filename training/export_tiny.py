@@ -6,7 +6,6 @@ python training/export_tiny.py --pipeline runs/tiny/stage1 --runs runs/tiny
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 from training.engine.messages import naming_arguments
@@ -16,12 +15,6 @@ from training.options.command import CommandParser, run_command
 
 
 STORED_SCALES = ("image_guidance_scale", "pose_guidance_scale")
-RUNS = ("vae", "image_encoder", "stage1")
-CURVES = {
-    "loss": "Loss",
-    "validation/psnr": "PSNR of held-out frames, dB",
-    "validation/ssim": "SSIM of held-out frames",
-}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,6 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("model").add_argument
     add("--pipeline", metavar="FOLDER", help="folder that stage 1 wrote; without it, no model is written")
     add("--runs", type=Path, help="folder of the training runs, whose settings and logs are copied")
+    add("--few_steps", type=Path, help="folder that distill.py wrote; its LoRA goes to `fast` in `--model_dir`")
     add("--model_dir", type=Path, default=Path("model_card/tiny"), help="folder to write the small model to")
     for name in STORED_SCALES:
         add(f"--{name}", type=float, help="default to store in the model; without it, that of `--pipeline` stays")
@@ -44,8 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"`--sample_dir` must be another folder than `--model_dir`, got {str(options.sample_dir)!r}.")
     if options.pipeline is None:
         parser.refuse(argv, STORED_SCALES, "only with `--pipeline`")
-    if options.pipeline is None and options.runs is None:
-        parser.refuse(argv, ["model_dir"], "only with `--pipeline` or `--runs`")
+    if options.pipeline is None and options.runs is None and options.few_steps is None:
+        parser.refuse(argv, ["model_dir"], "only with `--pipeline`, `--runs` or `--few_steps`")
     return options
 
 
@@ -62,21 +56,13 @@ def export_pipeline(options: argparse.Namespace) -> None:
     print(f"Wrote {options.model_dir}.")
 
 
-def export_training(runs: Path, folder: Path) -> None:
-    """Copy the settings and log of each run, and draw the curves of stage 1."""
-    from training.engine.run_log import LOG_NAME, read_log
-    from training.media.charts import line_chart
-    from training.media.pictures import picture_grid
+def export_few_steps(run: Path, folder: Path) -> None:
+    """Write a few-step LoRA in half precision, and copy the settings and the log of its training."""
+    from training.models.small_model_files import copy_run, save_small_lora
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in RUNS:
-        shutil.copyfile(runs / name / "options.yaml", folder / f"{name}.yaml")
-        shutil.copyfile(runs / name / LOG_NAME, folder / f"{name}.jsonl")
-    records = read_log(runs / "stage1")
-    curves = {title: [(r["step"], r[name]) for r in records if name in r] for name, title in CURVES.items()}
-    charts = [line_chart({"stage 1": points}, title) for title, points in curves.items()]
-    picture_grid([charts]).save(folder / "curves.png", optimize=True)
-    print(f"Wrote {folder}.")
+    save_small_lora(run, folder / "fast")
+    copy_run(run, folder / "training", "few_steps")
+    print(f"Wrote {folder / 'fast'}.")
 
 
 def export_sample(options: argparse.Namespace) -> None:
@@ -102,6 +88,7 @@ def export_sample(options: argparse.Namespace) -> None:
 def main(options: argparse.Namespace) -> None:
     """Write the model, its training runs and the sample. A folder with a longer sample is refused."""
     from training.media.outputs import check_output
+    from training.models.small_model_files import export_training
 
     check_output("model_dir", options.model_dir)
     check_output("sample_dir", options.sample_dir)
@@ -113,6 +100,9 @@ def main(options: argparse.Namespace) -> None:
         export_pipeline(options)
     if options.runs is not None:
         export_training(options.runs, options.model_dir / "training")
+        print(f"Wrote {options.model_dir / 'training'}.")
+    if options.few_steps is not None:
+        export_few_steps(options.few_steps, options.model_dir)
     export_sample(options)
 
 
