@@ -50,6 +50,7 @@ def main(options: argparse.Namespace) -> None:
     """Render the frames and write them into the video one by one."""
     from accelerate import PartialState
 
+    from training.hub.loras import choose_loras
     from training.hub.repositories import load_pipeline
     from training.media import animation
     from training.media.outputs import record_files
@@ -63,10 +64,11 @@ def main(options: argparse.Namespace) -> None:
     source = PoseSource(
         image, options.output.parent, device, **{name: getattr(options, name) for name in POSE_OPTIONS}
     )
-    call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
-    pipe = load_pipeline(options.model, device, options.dtype, options.lora, options.revision)
-    animation.check_call(pipe, options.chunk_size, **call_options)
-    size = [getattr(options, name) or pipe.config[f"default_{name}"] for name in ("height", "width")]
+    loras, few_steps = choose_loras(options.lora or [], options.model, options.revision, options.fast)
+    pipe = load_pipeline(options.model, device, options.dtype, loras, options.revision)
+    given = {name: getattr(options, name) for name in CALL_OPTIONS}
+    call_options = animation.check_call(pipe, options.chunk_size, **given)
+    size, steps = (call_options["height"], call_options["width"]), call_options["num_inference_steps"]
     if state.is_main_process:
         animation.warn_about_size(pipe, *size)
     driver = source.read(*size)
@@ -75,18 +77,19 @@ def main(options: argparse.Namespace) -> None:
         write_poses(driver.poses, options.save_poses, "save_poses", driver.fps)
     if options.grid:
         if state.is_main_process:
+            print_choices(options, few_steps, steps)
             record_files(written)
             how = *options.grid, options.seed, scale
             animation.write_frame(animation.render_grid(pipe, image, poses, *how, **call_options), options.output)
             print(f"{options.output}: frame {len(poses) // 2}, image scales downwards, pose scales to the right")
         return
     settings = {"seed": options.seed, "image": animation.digest([image]), "poses": animation.digest(poses)}
-    settings |= call_options | {"model": animation.model_digest(pipe)}
+    settings |= call_options | {"few_steps": few_steps is not None, "model": animation.model_digest(pipe)}
     with state.main_process_first():
         if state.is_main_process:
             animation.open_frames(folder, settings, options.resume, overwrite=options.overwrite)
             record_files(written)  # now, so that a resumed run may write them
-            print_choices(options)
+            print_choices(options, few_steps, steps)
     frames = animation.render_frames(pipe, image, poses, folder, options.seed, options.chunk_size, **call_options)
     if state.is_main_process:
         how = options.fps or driver.fps or 30, scale, options.strip_frames, driver.pictures, driver.sound
@@ -97,8 +100,10 @@ def main(options: argparse.Namespace) -> None:
         deque(frames, maxlen=0)  # renders its share
 
 
-def print_choices(options: argparse.Namespace) -> None:
-    """Print what a default or a rule has chosen, once nothing can be refused any more."""
+def print_choices(options: argparse.Namespace, few_steps: str | None, steps: int) -> None:
+    """Print what defaults have chosen, when nothing can be refused any more."""
+    if few_steps is not None:
+        print(f"--fast: {steps} step(s) per frame, by the few-step LoRA {few_steps}")
     if options.driving is not None or options.align != "none":
         print(f"--align {options.align}: {ALIGNMENTS[options.align]}")
 

@@ -85,13 +85,13 @@ def test_the_strip_shows_photo_poses_and_predictions(inputs, tmp_path):
 
 def test_options_reach_the_pipeline(inputs, tmp_path, monkeypatch):
     seen = {}
-    call = DreamPosePipeline.__call__
+    stream = DreamPosePipeline.stream
 
     def spy(self, *args, **kwargs):
         seen.update(kwargs)
-        return call(self, *args, **kwargs)
+        return stream(self, *args, **kwargs)
 
-    monkeypatch.setattr(DreamPosePipeline, "__call__", spy)
+    monkeypatch.setattr(DreamPosePipeline, "stream", spy)
     options = {
         "num_inference_steps": 3,
         "image_guidance_scale": 1.5,
@@ -138,7 +138,7 @@ def test_a_lora_gives_the_frames_of_the_pipeline_with_it(inputs, tmp_path):
     expected = np.stack(pipe(get_dummy_image(), poses, generator=torch.Generator().manual_seed(0)).frames[0])
     assert np.abs(np.stack(frames).astype(int) - expected).max() <= 1  # fused weights round differently
     assert np.abs(np.stack(plain).astype(int) - expected).max() > 10
-    with pytest.raises(ValueError, match="`lora` must be a subject's file, folder or Hub id, got .*missing"):
+    with pytest.raises(ValueError, match="`lora` must be the file, folder or Hub id of a LoRA, got .*missing"):
         run(inputs, output=tmp_path / "none.mp4", lora=tmp_path / "missing")
 
 
@@ -188,13 +188,14 @@ def test_inputs_are_never_overwritten(inputs, output, more, lost, monkeypatch):
 
 
 def test_the_revision_reaches_the_hub(inputs, monkeypatch):
-    asked = []
+    asked, looked_up = [], []
     monkeypatch.setattr("training.hub.repositories.check_reachable", lambda *_: None)
+    monkeypatch.setattr("training.hub.loras._find_own_fast", lambda *asked: looked_up.append(asked))
     monkeypatch.setattr(DreamPosePipeline, "from_pretrained", lambda name, **options: asked.append((name, options)))
     with pytest.raises(AttributeError):  # there is no pipeline to move to a device
         run(inputs, "--revision", "v1", **{"model": "some/one"})
     ((name, options),) = asked
-    assert (name, options["revision"]) == ("some/one", "v1")
+    assert (name, options["revision"]) == ("some/one", "v1") and looked_up == [("some/one", "v1")]
 
 
 def test_a_killed_run_resumes_with_the_missing_frames(inputs, tmp_path, kill_after):

@@ -32,6 +32,7 @@ from pipeline_dreampose import DreamPosePipeline
 from training.engine.devices import check_device
 from training.engine.hub_access import check_reachable
 from training.engine.messages import one_line, shorten
+from training.hub.loras import OWN_FAST, check_lora, fuse_loras
 
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def load_pipeline(
     model: str,
     device: str | torch.device = "cpu",
     dtype: str | None = None,
-    lora: str | None = None,
+    lora: str | Sequence[str] | None = None,
     revision: str | None = None,
 ) -> DreamPosePipeline:
     """Load a DreamPose pipeline.
@@ -90,25 +91,21 @@ def load_pipeline(
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Device of all components.
         dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`; the default is float16 on CUDA and float32
             elsewhere.
-        lora (`str`, *optional*): File, folder or Hub id of a subject to fuse into the weights.
+        lora (`str` or `Sequence[str]`, *optional*): File, folder or Hub id of a LoRA to fuse into the weights, or
+            several: subjects, and a few-step LoRA, whose scheduler, steps and scales become the pipeline's.
         revision (`str`, *optional*): Branch, tag or commit of `model` on the Hub.
     Raises:
         ValueError: If `device` does not exist, `model` is neither a DreamPose pipeline's folder nor can be loaded from
-            the Hub, or `lora` cannot be loaded as a subject of this model.
+            the Hub, or a `lora` cannot be loaded as a LoRA of this model.
     """
     device = check_device(device)
-    if lora is not None:
-        check_reachable("lora", lora, "be a subject's file, folder or Hub id")
+    loras = [lora] if isinstance(lora, str) else lora or []
+    for name in loras:
+        check_lora(name)
     dtype = getattr(torch, dtype or ("float16" if device.type == "cuda" else "float32"))
     with _explain_model(model):
         pipeline = DreamPosePipeline.from_pretrained(model, revision=revision, dtype=dtype).to(device)
-    if lora is not None:
-        try:
-            pipeline.load_lora_weights(lora)
-        except OSError as error:
-            raise ValueError(f"`lora` must be a subject's file, folder or Hub id, got {lora!r}: {error}") from error
-        pipeline.fuse_lora()  # no slower than without it
-        pipeline.unload_lora_weights()
+    fuse_loras(pipeline, loras)
     return pipeline
 
 
@@ -257,13 +254,14 @@ def try_push(folder: Path, repo_id: str, **options: Any) -> None:
 
 
 def pipeline_patterns(folder: Path) -> list[str]:
-    """Return patterns of a saved pipeline's files: index, components, code and [`card_patterns`].
+    """Return patterns of a saved pipeline's files: index, components, code, few-step LoRA and [`card_patterns`].
 
     Other files in a component's folder, such as `.env` or weights of another name, are not among them. A folder
     without a pipeline raises a `ValueError`.
     """
     _check_pipeline_folder("folder", folder)
-    names = [glob.escape(name) for name in (INDEX_NAME, CODE_NAME, COPY_NAME) if (folder / name).is_file()]
+    names = (INDEX_NAME, CODE_NAME, COPY_NAME, OWN_FAST)
+    names = [glob.escape(name) for name in names if (folder / name).is_file()]
     index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if isinstance(value, list) and re.fullmatch(r"[a-z]\w*", name)]
     check_links("folder", folder, parts)

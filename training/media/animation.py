@@ -161,8 +161,8 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def check_call(pipe: DreamPosePipeline, chunk_size: int = 8, **call_options: Any) -> None:
-    """Check a call's size, steps and scales, before anything is written. `None` is the pipeline's default.
+def check_call(pipe: DreamPosePipeline, chunk_size: int = 8, **call_options: Any) -> dict[str, Any]:
+    """Check a call's size, steps and scales, before anything is written, and return them. `None` is the default.
 
     `call_options` hold all five under the names of the pipeline's arguments.
 
@@ -170,10 +170,11 @@ def check_call(pipe: DreamPosePipeline, chunk_size: int = 8, **call_options: Any
         ValueError: If the pipeline refuses one of them.
     """
     values = {key: pipe.config[f"default_{key}"] if value is None else value for key, value in call_options.items()}
-    pipe.check_size(values.pop("height"), values.pop("width"))
-    pipe.check_numbers(**values, chunk_size=chunk_size)
+    numbers = dict(values)
+    pipe.check_size(numbers.pop("height"), numbers.pop("width"))
+    pipe.check_numbers(**numbers, chunk_size=chunk_size)
     with pipe.hold_scheduler(values["num_inference_steps"], pipe.device):
-        pass
+        return values
 
 
 def warn_about_size(pipe: DreamPosePipeline, height: int, width: int) -> None:
@@ -227,7 +228,9 @@ def render_frames(
     state.wait_for_everyone()  # all processes must share out the same list
     share = np.array_split(np.array(missing, dtype=int), state.num_processes)[state.process_index].tolist()
     pipe.set_progress_bar_config(disable=True)
-    rendered = _sample(pipe, image, poses, share, seed, chunk_size, **call_options)
+    options = {"frame_indices": share, "chunk_size": chunk_size, **call_options}
+    generator = torch.Generator().manual_seed(seed)
+    rendered = pipe.stream(image, poses, generator=generator, **options) if share else []
     with tqdm(total=len(share), desc="frames", unit="frame", disable=not state.is_main_process) as progress_bar:
         for index, frame in zip(share, rendered, strict=True):
             write_frame(frame, frame_path(folder, index))
@@ -239,12 +242,6 @@ def render_frames(
     state.wait_for_everyone()  # other processes render the rest
     if state.is_main_process:
         yield from (read_frame(folder, index) for index in range(num_yielded, num_frames))
-
-
-def _sample(pipe, image, poses, share, seed, chunk_size, **call_options) -> Iterator[Image.Image]:
-    for start in range(0, len(share), chunk_size):
-        options = {"frame_indices": share[start : start + chunk_size], "chunk_size": chunk_size, **call_options}
-        yield from pipe(image, poses, generator=torch.Generator().manual_seed(seed), **options).frames[0]
 
 
 def read_frame(folder: Path, index: int) -> Image.Image:

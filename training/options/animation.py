@@ -42,7 +42,7 @@ def _add_options(parser: CommandParser) -> None:
     add("--densepose", metavar="MODEL", help=DENSEPOSE_HELP)
     output = ".mp4, .gif or a folder of PNGs (default: animation.mp4), with a strip of pictures as .png next to it"
     add("--output", type=Path, metavar="VIDEO", help=output)
-    add("--lora", help="a subject trained on that model: file, folder or Hub id")
+    add("--lora", action="append", help="a subject, or a few-step LoRA: file, folder or Hub id; once or several times")
     add("--fps", type=float, help="frames per second (default: those of the poses' video, else 30)")
     add("--resume", action="store_true", help="continue a stopped run with its remaining frames")
     add("--overwrite", action="store_true", help="delete a stopped run's frames; replace files of any origin")
@@ -59,7 +59,11 @@ def _add_options(parser: CommandParser) -> None:
     add_person_options(add)
     add("--sound", action="store_true", help="give the video the sound of the driving video")
     add("--save_poses", type=Path, metavar="FOLDER", help="write the aligned poses to a folder, for --poses")
-    add = parser.add_argument_group("sampling (the model's own values are the defaults)").add_argument
+    group = parser.add_argument_group("sampling (the model's own values are the defaults)")
+    add, one_of = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    fast = "sample in few steps, by the model's few-step LoRA (default: if there is one, but not for --grid)"
+    one_of("--fast", action="store_true", default=None, help=fast)
+    one_of("--no_fast", action="store_false", dest="fast", help="leave the model's few-step LoRA out")
     add("--image_guidance_scale", type=float, metavar="SCALE", help="how closely the video follows the photo")
     add("--pose_guidance_scale", type=float, metavar="SCALE", help="how closely the video follows the poses")
     add("--num_inference_steps", type=int, metavar="STEPS", help="denoising steps per frame")
@@ -91,6 +95,7 @@ def parse_animation(argv: Sequence[str] | None, description: str) -> argparse.Na
     check_ranges(options)
     if options.grid:
         parser.refuse(argv, VIDEO_ONLY, "without `--grid`")
+        options.fast = bool(options.fast)  # a few-step LoRA has its scales built in
     _check_driving(parser, argv, options)
     if options.output.suffix == "" and not options.gif:
         parser.refuse(argv, ["fps"], "only with `--gif` or an `--output` that ends in .mp4 or .gif")
