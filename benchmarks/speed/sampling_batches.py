@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.scripts import measure_in_turn
-from benchmarks.speed.sampling_cost import count_models
+from benchmarks.speed.sampling_counts import count_models
 from benchmarks.speed.sampling_procedures import ONE_BRANCH, build_trailing, run_pipeline, timed
 from benchmarks.speed.training_procedures import measure_matmul
 from pipeline_dreampose import DreamPosePipeline

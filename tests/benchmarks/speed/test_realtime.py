@@ -19,7 +19,7 @@ from benchmarks.speed.realtime_procedures import (
     run_floor,
     timed_parts,
 )
-from benchmarks.speed.sampling_cost import count_samples
+from benchmarks.speed.sampling_counts import count_samples
 from benchmarks.speed.sampling_procedures import ONE_BRANCH, build_pipeline, run_pipeline
 from tests.launch import ROOT
 

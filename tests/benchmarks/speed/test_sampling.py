@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.speed.sampling import PROCEDURES, RATIOS, main, parse_args
-from benchmarks.speed.sampling_cost import count_samples
+from benchmarks.speed.sampling_counts import count_samples
 from benchmarks.speed.sampling_procedures import (
     build_pipeline,
     build_pndm,

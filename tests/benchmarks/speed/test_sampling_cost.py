@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.speed.sampling_cost import build_rows, count_flops, count_models, count_procedures, main, parse_args
+from benchmarks.speed.sampling_cost import main, parse_args
+from benchmarks.speed.sampling_counts import build_rows, count_flops, count_models, count_procedures
 
 
 RELEASE_STEPS = 3
