@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_clip_options(parser, split="validation", num_clips=16, frames_per_clip=2)
     add_consecutive_option(add, default=0)
     add("--schedulers", nargs="+", choices=SCHEDULERS, default=DEFAULT, help="schedulers to measure")
-    add("--steps", nargs="+", type=int, default=[3, 4, 5, 6, 10, 15, 25], help="numbers of denoising steps")
+    add("--steps", nargs="+", type=int, default=[3, 4, 6, 10, 15], help="numbers of denoising steps")
     add("--reference", choices=SCHEDULERS, default="DDIM", help="scheduler with which all are compared")
     add("--reference_steps", type=int, default=100, help="denoising steps of the reference")
     add("--device", default="cpu", help="cpu, cuda, mps, ...")

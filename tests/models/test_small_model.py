@@ -1,9 +1,16 @@
-"""The loss of the small model's image encoder, against values computed by hand."""
+"""The loss of the small model's image encoder, against values computed by hand, and how a small model samples."""
+
+import json
 
 import pytest
 import torch
 
-from training.models.small_model import ImageEncoderTrainer, build_image_encoder
+from pipeline_dreampose import DreamPosePipeline
+from tests.launch import ROOT
+from training.models.small_model import ImageEncoderTrainer, build_image_encoder, build_pipeline, build_vae
+
+
+TINY = ROOT / "model_card" / "tiny"
 
 
 def test_image_encoder_targets_by_hand():
@@ -18,3 +25,12 @@ def test_image_encoder_targets_by_hand():
     values = trainer(pictures, torch.full((1, 16, 16), 4, dtype=torch.uint8), torch.zeros(1, 2, 16, 16))
     assert values["color"].item() == pytest.approx(0, abs=1e-10) and values["uv"].item() == 0
     assert values["part"].item() == pytest.approx(torch.log(torch.tensor(25.0)).item(), rel=1e-5)
+
+
+def test_a_new_small_model_samples_as_the_shipped_one():
+    shipped, vae = DreamPosePipeline.load_config(TINY), build_vae()
+    new = build_pipeline(vae, build_image_encoder(16, 8, 32, 1), 80, 64, (16, 16, 16))
+    names = ("num_inference_steps", "image_guidance_scale", "pose_guidance_scale", "height", "width")
+    assert all(new.config[f"default_{name}"] == shipped[f"default_{name}"] for name in names)
+    stored = json.loads((TINY / "scheduler" / "scheduler_config.json").read_text())
+    assert stored == json.loads(new.scheduler.to_json_string())

@@ -71,6 +71,7 @@ def build_adapter(vae: AutoencoderKL, image_encoder: CLIPVisionModel, height: in
 def sampling_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler:
     """Return a saved pipeline's default sampler: DPM-Solver++ (arXiv:2211.01095) with the noise of `scheduler`.
 
+    Its timesteps begin with the last one of training (trailing spacing, arXiv:2305.08891), which few steps need.
     `benchmarks/claims/schedulers.py` compares it with others.
     """
     return DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")

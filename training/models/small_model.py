@@ -103,7 +103,7 @@ def build_pipeline(
         scheduler=_build_scheduler(),
         default_height=height,
         default_width=width,
-        default_num_inference_steps=15,
+        default_num_inference_steps=4,
         default_image_guidance_scale=2.0,
         default_pose_guidance_scale=2.0,
     )
@@ -120,11 +120,10 @@ def _build_scheduler() -> DPMSolverMultistepScheduler:
         beta_schedule="scaled_linear",
         clip_sample=False,
         set_alpha_to_one=False,
-        timestep_spacing="leading",
         steps_offset=1,
         prediction_type="v_prediction",
     )
-    return DPMSolverMultistepScheduler.from_config(ddim.config)
+    return sampling_scheduler(ddim)
 
 
 class ImageEncoderTrainer(nn.Module):

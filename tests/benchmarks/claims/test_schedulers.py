@@ -96,10 +96,10 @@ def test_a_stopped_run_resumes(tmp_path, monkeypatch):
     assert sorted(measured) == sorted((name, steps) for name in whole["rows"] for steps in (1, 2)), "each cell once"
 
 
-def test_by_default_both_spacings_take_3_to_25_steps_against_100_of_ddim():
+def test_by_default_both_spacings_take_3_to_15_steps_against_100_of_ddim():
     options = parse_args([])
     assert {"DDIM", "DPM-Solver++", "DDIM trailing", "DPM-Solver++ trailing"} <= set(options.schedulers)
-    assert (min(options.steps), max(options.steps)) == (3, 25)
+    assert (min(options.steps), max(options.steps)) == (3, 15)
     assert (options.reference, options.reference_steps) == ("DDIM", 100)
 
 
