@@ -72,27 +72,36 @@ def _give_body(frames, photo, scale, shift, agreement, rounds: int = 2) -> list[
 
     They are measured again on the redrawn frames, and the place too. If the redrawn driver does not fit the photo
     better than the placed one, the two bodies differ by less than can be measured, and the placed frames are returned.
+    The scale of the motion is that of the heads, in whose height people differ least.
     """
     size, photo_pieces = photo.shape[:2], _pieces(photo)
 
     def fit(drawn):
         return [fit_place(_pieces(frame), photo_pieces, 1.0) for frame in drawn]
 
-    def draw():
+    def draw(complete):
         plans = [plan(frame, proportions, scale, shift) for frame in frames]
-        return [redraw(f, p, *size) if p else resample(f, scale, shift, *size) for f, p in zip(frames, plans)]
+        return [
+            redraw(frame, pieces, *size, complete) if pieces else resample(frame, scale, shift, *size)
+            for frame, pieces in zip(frames, plans, strict=True)
+        ]
 
-    placed = [resample(frame, scale, shift, *size) for frame in frames]
-    proportions, drawn, seen, best = Proportions({}, {}, {}, {}), frames, agreement, most_alike(agreement)
+    placed, best = [resample(frame, scale, shift, *size) for frame in frames], most_alike(agreement)
+    weights = (agreement / agreement.max()) ** 4
+    scale = scale * compare(frames, weights, photo, scale).lengths.get("head", 1.0)
+    shift = fit_place(_pieces(frames[best]), photo_pieces, scale)[2]
+    proportions, drawn = Proportions({}, {}, {}, {}), frames
     for step in range(rounds + 1):
-        rest = compare(drawn, (seen / seen.max()) ** 4, photo, 1.0 if step else scale)
-        proportions = proportions.then(rest)
-        drawn = draw()
+        proportions = proportions.then(compare(drawn, weights, photo, 1.0 if step else scale))
+        drawn = draw(complete=False)
         fits = fit(drawn)
-        seen = agreement * [agrees for agrees, *_ in fits]
-        if seen.max() == 0:
+        agrees = np.array([fitted[0] for fitted in fits])
+        if agrees.max() == 0:
             return placed
-        if seen[best] < 0.8 * seen.max():
-            best = most_alike(seen)
+        seen = agreement * agrees
+        if seen.max() > 0:
+            weights = (seen / seen.max()) ** 4
+        # Once the bodies are alike, another frame may turn out to be the photo's; of similar ones, the first.
+        best = int(np.argmax(agrees >= 0.8 * agrees.max()))
         shift = shift + fits[best][2]
-    return draw() if fits[best][0] > 1.05 * fit(placed[best : best + 1])[0][0] else placed
+    return draw(complete=True) if fits[best][0] > 1.05 * fit(placed[best : best + 1])[0][0] else placed

@@ -53,10 +53,14 @@ _DEPTH = 0.6  # of a torso, as a share of its width
 
 @dataclass(frozen=True)
 class Axis:
-    """The line through the middle of a limb: from `start`, at its parent, by `vector`, both (x, y) in pixels."""
+    """The line through the middle of a limb: from `start`, at its parent, by `vector`, both (x, y) in pixels.
+
+    `radius` is half of the limb's width, in pixels.
+    """
 
     start: np.ndarray
     vector: np.ndarray
+    radius: float = 0.0
 
     @property
     def length(self) -> float:
@@ -94,23 +98,25 @@ def find_axes(iuv: np.ndarray) -> dict[str, Axis]:
     A limb is taken for a tube: a point's place is its place along the axis and, across, the sine and cosine of its
     angle. So half a limb that another one hides does not move the axis.
     """
-    axes = {}
+    axes, (y, x) = {}, np.nonzero(iuv[..., 2])
+    points, places = iuv[y, x], np.stack([x, y], -1) + 0.5
     for name, limb in LIMBS.items():
         if limb.kind in ("hand", "foot"):
             continue
         rows = [np.zeros((0, 5))]
         for code in limb.charts:
-            y, x = np.nonzero(iuv[..., 2] == code)
-            along, angle = _surface(limb, code, *(iuv[y, x, channel] / 255 for channel in (1, 0)))
-            rows.append(np.stack([x + 0.5, y + 0.5, along, np.sin(angle), np.cos(angle)], -1))
+            of_part = points[:, 2] == code
+            along, angle = _surface(limb, code, *(points[of_part, 1::-1].T / 255))
+            rows.append(np.column_stack([places[of_part], along, np.sin(angle), np.cos(angle)]))
         rows = np.concatenate(rows)
         if len(rows) < 8 or np.ptp(rows[:, 2]) < 0.35:
             continue
         design = np.concatenate([np.ones((len(rows), 1)), rows[:, 2:]], -1)
         hold = np.diag([0, 0, 0.01, 0.1]) * len(rows)  # the cosine varies little in a view from the front
-        start, vector, *_ = np.linalg.solve(design.T @ design + hold, design.T @ rows[:, :2])
+        start, vector, *sides = np.linalg.solve(design.T @ design + hold, design.T @ rows[:, :2])
         if np.hypot(*vector) > 0.25 * len(rows) ** 0.5:  # else it points at the camera
-            axes[name] = Axis(start, vector)
+            radius = np.hypot(*(np.stack(sides) @ [-vector[1], vector[0]])) / np.hypot(*vector)
+            axes[name] = Axis(start, vector, float(radius))
     return axes
 
 
@@ -224,13 +230,23 @@ class Piece:
         width = (_hats(np.array([along / self.axis.length]), len(self.widths)) @ self.widths)[0]
         return self.start + np.array([along * self.length, across * width]) @ self.axis.frame
 
-    def backward(self, points: np.ndarray) -> np.ndarray:
-        """Return the places in the frame, `[..., 2]`, of `points` in the new picture."""
-        local = (points - self.start) @ self.axis.frame.T
-        along = local[..., 0] / self.length
-        widths = _hats((along / self.axis.length).ravel(), len(self.widths)) @ self.widths
-        local = np.stack([along, local[..., 1] / widths.reshape(along.shape)], axis=-1)
-        return self.axis.start + local @ self.axis.frame
+    def backward(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return how far along and across the axis, in pixels of the frame, points of the new picture lie."""
+        (cos, sin), x, y = self.axis.frame[0], x - self.start[0], y - self.start[1]
+        along = (x * cos + y * sin) / self.length
+        knots = np.linspace(0, self.axis.length, len(self.widths))
+        return along, (y * cos - x * sin) / np.interp(along, knots, self.widths)
+
+    def reach(self, spans: list[np.ndarray], height: int, width: int) -> tuple[slice, slice]:
+        """Return the rows and columns of the new picture that show boxes of the frame, each the lowest and the highest
+        (x, y), and the limb's own tube."""
+        corners = np.array([(x, y) for span in spans for x in span[:, 0] for y in span[:, 1]])
+        local = (corners - self.axis.start) @ self.axis.frame.T
+        local = np.concatenate([local, [[0, -self.axis.radius], [self.axis.length, self.axis.radius]]])
+        (a, c), (b, d) = (side * [self.length, self.widths.max()] for side in (local.min(0), local.max(0)))
+        places = self.start + np.array([(a, c), (a, d), (b, c), (b, d)]) @ self.axis.frame
+        low, high = np.clip([np.floor(places.min(0)), np.ceil(places.max(0))], 0, [width, height]).astype(int)
+        return slice(low[1], high[1]), slice(low[0], high[0])
 
 
 def plan(iuv: np.ndarray, proportions: Proportions, scale: float, shift: np.ndarray) -> dict[str, Piece]:
@@ -281,34 +297,68 @@ def _joint(axis: Axis, parent: Piece, scale: float, proportions: Proportions, ki
     return parent.start + np.array([along, across]) @ parent.axis.frame
 
 
-def redraw(iuv: np.ndarray, pieces: dict[str, Piece], height: int, width: int) -> np.ndarray:
-    """Redraw a frame limb by limb into `height` x `width` pixels. Joints that come apart are closed."""
-    points = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
-    padded = np.pad(iuv, [(1, 1), (1, 1), (0, 0)])
-    names = list(LIMBS)
-    limb_of = np.full(256, -1)
+def redraw(iuv: np.ndarray, pieces: dict[str, Piece], height: int, width: int, complete: bool = True) -> np.ndarray:
+    """Redraw a frame limb by limb into `height` x `width` pixels.
+
+    `complete` draws what another limb hides in the frame but not in the new picture, in the nearest values of the
+    hidden limb, and closes joints that come apart.
+    """
+    padded, names, spans = np.pad(iuv, [(1, 1), (1, 1), (0, 0)]), list(LIMBS), _spans(iuv)
+    limb_of = np.full(256, -1, np.int8)
     limb_of[list(_LIMB_OF)] = [names.index(name) for name in _LIMB_OF.values()]
-    result, looked = np.zeros((height, width, 3), np.uint8), {}
+    result, behind = np.zeros((2, height, width, 3), np.uint8)
+    looked = {name: np.full((height, width), -1, np.int8) for name in pieces}
     for name, piece in pieces.items():
-        at = np.floor(piece.backward(points)).astype(int) + 1
-        rows, columns = (np.clip(at[..., k], 0, padded.shape[1 - k] - 1) for k in (1, 0))
+        near = [spans[other] for other in spans if name in (other, LIMBS[other].parent) or other == LIMBS[name].parent]
+        box = piece.reach(near, height, width)
+        along, across = piece.backward(np.arange(width)[box[1]] + 0.5, np.arange(height)[box[0], None] + 0.5)
+        at = (piece.axis.start[k] + along * piece.axis.frame[0, k] + across * piece.axis.frame[1, k] for k in (0, 1))
+        columns, rows = (np.clip(np.floor(k).astype(int) + 1, 0, side - 1) for k, side in zip(at, padded.shape[1::-1]))
         found = padded[rows, columns]
-        looked[name] = limb_of[found[..., 2]]
-        own = looked[name] == names.index(name)
-        result[own] = found[own]
-    gap = np.zeros((height, width), bool)
-    for name in pieces:
+        looked[name][box] = limb_of[found[..., 2]]
+        own = looked[name][box] == names.index(name)
+        result[box][own] = found[own]
+        inside = (along > 0) & (along < piece.axis.length) & (np.abs(across) < piece.axis.radius)
+        hidden = inside & ~own & (looked[name][box] >= 0)
+        if complete and hidden.any():
+            found[~own] = 0
+            own = _fill(found, hidden)[..., 2] > 0
+            behind[box][own] = found[own]
+    if not complete:
+        return result
+    result = np.where(result[..., 2:] > 0, result, behind)
+    return _fill(result, _gaps(looked) & (result[..., 2] == 0))
+
+
+def _gaps(looked: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the pixels `[H, W]` between a limb and its parent that each leaves to the other, and those in the torso.
+
+    `looked` has for each limb the numbers of the limbs that lie in the frame where its pixels come from.
+    """
+    names, gap = list(LIMBS), np.zeros_like(next(iter(looked.values())), bool)
+    for name, limbs in looked.items():
         parent = LIMBS[name].parent
-        if parent in pieces:
-            gap |= (looked[name] == names.index(parent)) & (looked[parent] == names.index(name))
-    inside = looked.get("torso", gap) == 0
+        if parent in looked:
+            gap |= (limbs == names.index(parent)) & (looked[parent] == names.index(name))
+    inside = looked["torso"] == names.index("torso")
     between = np.logical_or.accumulate(inside, 1) & np.logical_or.accumulate(inside[:, ::-1], 1)[:, ::-1]
-    gap |= between & (looked.get("torso", gap) > 0)
-    return _fill(result, gap & (result[..., 2] == 0))
+    return gap | between & (looked["torso"] >= 0) & ~inside
+
+
+def _spans(iuv: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the lowest and highest x and y, `[2, 2]`, of the limbs that a picture shows."""
+    y, x = np.nonzero(iuv[..., 2])
+    parts, places = iuv[y, x, 2], np.stack([x, y], -1)
+    shown = {name: places[np.isin(parts, list(limb.charts))] for name, limb in LIMBS.items()}
+    return {name: np.stack([of.min(0), of.max(0) + 1]) for name, of in shown.items() if len(of)}
 
 
 def _fill(iuv: np.ndarray, gap: np.ndarray) -> np.ndarray:
-    """Fill the pixels of `gap` with their nearest neighbours, ring by ring."""
+    """Fill the pixels of `gap` in place with their nearest neighbours, ring by ring, and return the picture."""
+    if not gap.any():
+        return iuv
+    whole, box = iuv, tuple(slice(max(places.min() - 1, 0), places.max() + 2) for places in np.nonzero(gap))
+    iuv, gap = iuv[box], gap[box]
     while gap.any():
         before = gap.sum()
         padded, empty = np.pad(iuv, [(1, 1), (1, 1), (0, 0)]), gap.copy()
@@ -320,4 +370,4 @@ def _fill(iuv: np.ndarray, gap: np.ndarray) -> np.ndarray:
             gap = gap & ~take
         if gap.sum() == before:
             break
-    return iuv
+    return whole
