@@ -22,6 +22,8 @@ from benchmarks.speed.realtime_procedures import (
 from benchmarks.speed.sampling_counts import count_samples
 from benchmarks.speed.sampling_procedures import ONE_BRANCH, build_pipeline, run_pipeline
 from tests.launch import ROOT
+from tests.test_few_steps import write_fast
+from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline
 
 
 SMALL_MODEL = str(ROOT / "model_card" / "tiny")
@@ -86,6 +88,20 @@ def test_the_poses_go_on_forwards_and_backwards():
     maps = Video(100).pose_maps
     assert maps.shape[:2] == (100, 2)
     assert torch.equal(maps[:32], maps[32:64].flip(0)) and torch.equal(maps[64:], maps[:36])
+
+
+def test_a_few_step_lora_is_fused(tmp_path):
+    get_dummy_pipeline().save_pretrained(tmp_path)
+    own = load_fast(str(tmp_path))
+    assert own.scheduler.config.timestep_spacing == "trailing"  # a stand-in with the model's own weights
+    write_fast(tmp_path / "fast")
+    fast, attached = load_fast(str(tmp_path)), get_dummy_pipeline()
+    attached.load_lora_weights(tmp_path / "fast", adapter_name="fast")
+    attached.use_few_steps("fast")
+    assert fast.scheduler.config.timestep_spacing == "trailing" and fast.config.default_num_inference_steps == 1
+    assert not any(hasattr(layer, "base_layer") for layer in fast.unet.modules())
+    one, other, without = (pipe(**get_dummy_inputs()).frames for pipe in (fast, attached, own))
+    assert torch.allclose(one, other, atol=1e-4) and not torch.allclose(one, without, atol=1e-2)
 
 
 @pytest.mark.slow
