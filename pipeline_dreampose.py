@@ -54,7 +54,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _f
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils import BaseOutput, logging, replace_example_docstring
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
@@ -63,22 +63,6 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 
 
 logger = logging.get_logger(__name__)  # pylint: disable=invalid-name
-
-EXAMPLE_DOC_STRING = """
-    Examples:
-        ```py
-        >>> import torch
-        >>> from diffusers import DiffusionPipeline
-        >>> from diffusers.utils import export_to_gif, load_image
-        >>> from pathlib import Path
-
-        >>> pipe = DiffusionPipeline.from_pretrained("path/to/dreampose", trust_remote_code=True)
-        >>> photo = load_image("photo.png")
-        >>> poses = [load_image(str(path)) for path in sorted(Path("poses").glob("*.png"))]  # DensePose IUV images
-        >>> video = pipe(photo, poses, generator=torch.Generator().manual_seed(0)).frames[0]
-        >>> export_to_gif(video, "video.gif")
-        ```
-"""
 
 # What the pipeline reads from each component, or from its config.
 _SETTINGS = {
@@ -188,13 +172,13 @@ def fit_image(image: Image.Image | np.ndarray | torch.Tensor, height: int, width
     return canvas.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
 
 
-def iuv_to_pose_map(image: Image.Image | np.ndarray) -> torch.Tensor:
+def iuv_to_pose_map(image: Image.Image | np.ndarray, name: str = "image") -> torch.Tensor:
     """Convert one DensePose IUV image to a pose map `(2, H, W)`: U, then V, in `[0, 1]`, zero outside the body.
 
     The image is RGB, or an 8-bit array `(H, W, 3)`, with R = V, G = U and B = I: part code 0 for the background, 1..24
-    for body parts. Others raise a `ValueError`.
+    for body parts. Others raise a `ValueError` that calls it `name`.
     """
-    v, u, parts = torch.from_numpy(read_iuv(image, "image").copy()).unbind(-1)
+    v, u, parts = torch.from_numpy(read_iuv(image, name).copy()).unbind(-1)
     return torch.stack([u, v]).float() / 255.0 * (parts > 0)
 
 
@@ -236,10 +220,7 @@ def _check_pose_maps(pose_maps: torch.Tensor) -> None:
 
 
 def fit_pose_maps(pose_maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Fit pose maps whole and centred into a canvas, exactly as [`fit_image`] fits the photo, and pad with zeros.
-
-    `(F, 2, H, W)` becomes `(F, 2, height, width)`, by nearest neighbour, which never mixes two body parts.
-    """
+    """Fit pose maps `(F, 2, H, W)` into a canvas as [`fit_image`] fits the photo; nearest neighbour, zeros around."""
     _check_pose_maps(pose_maps)
     fitted_size, padding = _fit(pose_maps.shape[-2:], (height, width))
     return F.pad(resize_pose_maps(pose_maps, *fitted_size), padding)
@@ -248,8 +229,7 @@ def fit_pose_maps(pose_maps: torch.Tensor, height: int, width: int) -> torch.Ten
 def resize_pose_maps(pose_maps: torch.Tensor, h: int, w: int) -> torch.Tensor:
     """Resize pose maps `(F, 2, H, W)` to `(F, 2, h, w)` by nearest neighbour, as DreamPose's released code does."""
     _check_pose_maps(pose_maps)
-    is_done = pose_maps.shape[-2:] == (h, w)
-    return pose_maps if is_done else F.interpolate(pose_maps, size=(h, w), mode="nearest")
+    return pose_maps if pose_maps.shape[-2:] == (h, w) else F.interpolate(pose_maps, size=(h, w), mode="nearest")
 
 
 def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.Tensor:
@@ -269,10 +249,7 @@ def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.T
 # Place of a driver's poses on the body in a photo: one scale and one shift, found on the surface of the two bodies. A
 # piece of surface is a bin of U and V of one body part. A picture's pieces are an array `[25, 12, 12, 5]`: how many
 # pixels show a piece, and the sums of their x, y, U and V.
-
-# Parts that tell where a body stands and how large it is: torso, upper legs and head. Arms and lower legs move.
-_STEADY_PARTS = (1, 2, 7, 8, 9, 10, 23, 24)
-_FEET = (5, 6)
+_STEADY_PARTS = (1, 2, 7, 8, 9, 10, 23, 24)  # torso, upper legs and head tell place and size; arms and lower legs move
 _BINS = 12
 
 
@@ -289,10 +266,9 @@ def surface_pieces(parts: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarra
 def match_pieces(pieces: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, ...]:
     """Match the pieces that a frame and a photo show.
 
-    Returns:
-        `tuple[np.ndarray, ...]`: Of the `N` pieces the part `[N]`, the place (x, y) in the frame and in the photo,
-            `[N, 2]` each, the mean U and V in the photo, `[N, 2]`, and the photo's pixels `[N]`. The place in the
-            frame is that of the photo's mean U and V, so that pieces of a few pixels match exactly.
+    Returned are the part `[N]` of `N` pieces, the place (x, y) in the frame and in the photo, `[N, 2]` each, the mean
+    U and V in the photo, `[N, 2]`, and the photo's pixels `[N]`. The place in the frame is that of the photo's mean U
+    and V, so that pieces of a few pixels match exactly.
     """
     found = []
     for part in np.flatnonzero((pieces[..., 0].any((1, 2))) & (photo[..., 0].any((1, 2)))):
@@ -309,11 +285,9 @@ def match_pieces(pieces: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, ...
 
 
 def fit_place(pieces: np.ndarray, photo: np.ndarray, scale: float | None = None) -> tuple[float, float, np.ndarray]:
-    """Fit the scale, unless it is given, and the shift that bring a frame's steady parts onto the photo's.
+    """Fit the scale, unless it is given, and the shift (x, y) that bring a frame's steady parts onto the photo's.
 
-    Returns:
-        `tuple[float, float, np.ndarray]`: How far the frame agrees with the photo in pose and side, in `[0, 1]`, 0
-            where they share too little; the scale; the shift (x, y).
+    Before both, the agreement in pose and side is returned, in `[0, 1]`: 0 where frame and photo share too little.
     """
     part, here, there, _, pixels = match_pieces(pieces, photo)
     steady = np.isin(part, _STEADY_PARTS)
@@ -334,15 +308,7 @@ def fit_place(pieces: np.ndarray, photo: np.ndarray, scale: float | None = None)
     # places of one body as well as distant ones of two bodies.
     areas = [of[..., 0].reshape(25, 4, 3, 4, 3).sum((2, 4)) for of in (pieces * scale**2, photo)]
     shared = np.minimum(*areas).sum() / np.maximum(*areas).sum()
-    nearness = np.exp(-(pixels * np.log1p(16 * error)).sum() / pixels.sum())
-    return shared**4 * nearness, scale, shift
-
-
-def ground_heights(pieces: np.ndarray, photo: np.ndarray) -> tuple[float, float] | None:
-    """Return the height (y) of the lower foot in the frame and in the photo, by the pieces that both show."""
-    part, here, there, _, _ = match_pieces(pieces, photo)
-    feet = [part == foot for foot in _FEET if (part == foot).sum() > 3]
-    return tuple(max(places[foot, 1].mean() for foot in feet) for places in (here, there)) if feet else None
+    return shared**4 * np.exp(-(pixels * np.log1p(16 * error)).sum() / pixels.sum()), scale, shift
 
 
 def most_alike(agreement: np.ndarray) -> int:
@@ -351,14 +317,11 @@ def most_alike(agreement: np.ndarray) -> int:
 
 
 def fit_clip(frames: list[np.ndarray], photo: np.ndarray) -> tuple[float, np.ndarray, np.ndarray] | None:
-    """Fit the one similarity of a clip, or return `None` if no frame shares enough of the photo's surface.
+    """Fit the one similarity of a clip by [`surface_pieces`]: scale, shift (x, y), and the frames' agreement.
 
-    `frames` and `photo` are what [`surface_pieces`] returns. The scale is the weighted median over the frames that
-    agree with the photo. The one that agrees best decides the shift, since others may stand elsewhere; its feet come
-    onto the photo's ground line.
-
-    Returns:
-        `tuple[float, np.ndarray, np.ndarray]`: The scale, the shift (x, y), and the frames' agreement with the photo.
+    The scale is the weighted median over the frames that agree with the photo. The one that agrees best decides the
+    shift, since others may stand elsewhere; its lower foot comes onto the photo's ground line. The result is `None` if
+    no frame shares enough of the photo's surface.
     """
     fits = [fit_place(frame, photo) for frame in frames]
     agreement = np.array([fit[0] for fit in fits])
@@ -369,9 +332,11 @@ def fit_clip(frames: list[np.ndarray], photo: np.ndarray) -> tuple[float, np.nda
     total = np.cumsum(agreement[order] ** 4 * (agreement[order] > 0.5 * agreement[best]))
     scale = fits[order[np.searchsorted(total, total[-1] / 2)]][1]
     _, _, shift = fit_place(frames[best], photo, scale)
-    ground = ground_heights(frames[best], photo)
-    if ground is not None:
-        shift[1] = ground[1] - scale * ground[0]
+    part, here, there, _, _ = match_pieces(frames[best], photo)
+    feet = [part == foot for foot in (5, 6) if (part == foot).sum() > 3]
+    if feet:
+        y, photo_y = (max(places[foot, 1].mean() for foot in feet) for places in (here, there))
+        shift[1] = photo_y - scale * y
     return scale, shift, agreement
 
 
@@ -385,15 +350,13 @@ def fit_silhouettes(masks: list[np.ndarray], photo: np.ndarray) -> tuple[float, 
 
     top, bottom, middle = extent(photo)
     fits = []
-    for mask in masks:
-        if mask.any():
-            low, high, centre = extent(mask)
-            scale = (bottom - top) / (high - low)
-            shift = np.array([middle - scale * centre, bottom - scale * high])
-            placed = resample(mask, scale, shift, *photo.shape)
-            fits.append(((placed & photo).sum() / (placed | photo).sum(), scale, shift))
-    _, scale, shift = max(fits, key=lambda fit: fit[0])
-    return scale, shift
+    for mask in filter(np.any, masks):
+        low, high, centre = extent(mask)
+        scale = (bottom - top) / (high - low)
+        shift = np.array([middle - scale * centre, bottom - scale * high])
+        placed = resample(mask, scale, shift, *photo.shape)
+        fits.append(((placed & photo).sum() / (placed | photo).sum(), scale, shift))
+    return max(fits, key=lambda fit: fit[0])[1:]
 
 
 def resample(pixels: np.ndarray, scale: float, shift: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -419,8 +382,7 @@ def place_driver(frames: list[np.ndarray], photo: np.ndarray) -> tuple[float, np
     has_parts = frames[0].shape[-1] == 3
     if has_parts:
         pieces = [surface_pieces(f[..., 2], f[..., 1] / 255, f[..., 0] / 255) for f in (photo, *frames)]
-        found = fit_clip(pieces[1:], pieces[0])
-        if found is not None:
+        if found := fit_clip(pieces[1:], pieces[0]):
             return found
     lacks = "no frame shows the side of the body that the photo shows" if has_parts else "pose maps have no part codes"
     warnings.warn(f"The driver is placed by its silhouette, which is less exact: {lacks}.", stacklevel=3)
@@ -431,13 +393,9 @@ def place_driver(frames: list[np.ndarray], photo: np.ndarray) -> tuple[float, np
 def align_pose_maps(poses: Sequence[Image.Image] | torch.Tensor, photo_iuv: Image.Image) -> torch.Tensor:
     """Move and scale a driver's poses onto the body in a photo, by one scale and one shift for the whole clip.
 
-    Args:
-        poses (`Sequence[PIL.Image.Image]` or `torch.Tensor`):
-            The driver's IUV pictures (R = V, G = U, B = I), or pose maps `(F, 2, H, W)`, which have no part codes, so
-            that their silhouettes decide.
-        photo_iuv (`PIL.Image.Image`): The photo's IUV picture. Others, or one without a body, raise a `ValueError`.
-    Returns:
-        `torch.Tensor`: Pose maps of the photo's size, shape `(F, 2, H, W)`, float32, range `[0, 1]`.
+    The poses are IUV pictures (R = V, G = U, B = I), or pose maps `(F, 2, H, W)`, which have no part codes, so that
+    their silhouettes decide. Returned are pose maps of the photo's size, `(F, 2, H, W)`, float32, in `[0, 1]`. Other
+    poses or photos, or any without a body, raise a `ValueError`.
     """
     photo = read_iuv(photo_iuv, "photo_iuv")
     if isinstance(poses, torch.Tensor):
@@ -607,19 +565,23 @@ def _lora_config(part: str, ranks: dict[str, int], state_dict: dict, metadata: d
     return config
 
 
-def _without_compile_wrapper(method: Callable) -> Callable:
-    """Let a LoRA method act on the models inside the wrappers of `torch.compile`, which diffusers skips."""
+def _lora_method(method: Callable) -> Callable:
+    """Let a LoRA method see through the wrappers of `torch.compile`; end the few steps of a LoRA that it detaches."""
 
     @functools.wraps(method)
     def run(self, *args, **kwargs):
         models = {part: getattr(self, part) for part in type(self)._lora_loadable_modules}
         own = {part: getattr(model, "_orig_mod", model) for part, model in models.items()}
         self._lora_loadable_modules = [part for part in own if hasattr(own[part], "load_lora_adapter")]
+        fused = {name for layer in own["unet"].modules() for name in getattr(layer, "merged_adapters", ())}
         try:
             vars(self).update(own)
             return method(self, *args, **kwargs)
         finally:
             vars(self).update(models)
+            if self._few_steps_of not in getattr(own["unet"], "peft_config", ()):
+                self._few_steps_of = None if self._few_steps_of in fused else self._few_steps_of
+                self.use_full_steps()
 
     return run
 
@@ -634,8 +596,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     Args:
         vae ([`AutoencoderKL`] or [`AutoencoderTiny`], among others): Encodes the photo and decodes the frames.
         unet ([`UNet2DConditionModel`]):
-            Denoises the latents of each frame. It takes the latents and the pose window along the channels:
-            `latent_channels + 2 * (2 * r + 1)` in all, 14 for five poses.
+            Denoises the frames. Its `latent_channels + 2 * (2 * r + 1)` channels are latents and pose window.
         image_encoder ([`~transformers.CLIPVisionModel`]): Encodes the photo into tokens.
         feature_extractor ([`~transformers.CLIPImageProcessor`]): Holds normalisation and crop of CLIP's input.
         adapter ([`DreamPoseAdapter`]): Mixes the photo's tokens and latents into the UNet's cross-attention states.
@@ -646,8 +607,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         default_num_inference_steps (`int`, *optional*, defaults to 25): Denoising steps if the call gives none.
         default_image_guidance_scale (`float`, *optional*, defaults to 8.0): Image guidance if the call gives none.
         default_pose_guidance_scale (`float`, *optional*, defaults to 3.0): Pose guidance if the call gives none.
-        image_range (`tuple`, *optional*):
-            The VAE's values of black and white: by default those of the pipeline that `vae` was in, or `(-1.0, 1.0)`.
+        image_range (`tuple`, *optional*): The VAE's black and white, by default as `vae` had them, or `(-1.0, 1.0)`.
         pose_range (`tuple`, *optional*):
             The UNet's values of pose 0 and 1 (the null pose is 0): by default as `unet` had them, or `(0.0, 1.0)`.
     """
@@ -660,7 +620,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     _source = Path(__file__).read_bytes()
     _current_timestep = None
     _held_schedulers = {}
-    _few_steps_of = _full_steps = None  # the few-step LoRA in use, and what stood before
+    _few_steps_of = None  # the few-step LoRA in use
 
     def __init__(
         self,
@@ -730,16 +690,13 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     interrupt = property(lambda self: self._interrupt)
     _step_draws_noise = property(lambda self: "generator" in inspect.signature(self.scheduler.step).parameters)
 
-    # Saving and loading
-
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """Write a self-contained folder: weights, `model_index.json` and the code that loads them."""
-        self._check_classes()
         for name, component in self.components.items():
             layers = component.modules() if isinstance(component, nn.Module) else []
             rule = "`save_pretrained` takes no PEFT layers: fuse them to keep their effect, then unload them"
             _check(not any(hasattr(layer, "base_layer") for layer in layers), rule, f"some in `{name}`")
-        self._make_folder(save_directory)
+        self._check_saving(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @staticmethod
@@ -751,27 +708,24 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             got = f"{_short(save_directory)} ({getattr(error, 'strerror', error)})"
             raise ValueError(f"`save_directory` must be a folder or the path of a new one; got {got}.") from error
 
-    def _check_classes(self) -> None:
-        """Raise a `ValueError` if other code than this file's is needed to load the pipeline or its adapter."""
+    def _check_saving(self, save_directory: str | os.PathLike) -> None:
+        """Raise a `ValueError` if other code than this file's is needed to load the pipeline; make the folder."""
         adapter = getattr(self.adapter, "_orig_mod", self.adapter)  # of a compiled adapter
         for name, value, own in (("self", self, DreamPosePipeline), ("adapter", adapter, DreamPoseAdapter)):
             # by name and bases, since diffusers may have executed this file again
             found, expected = ((c.__name__, c.__bases__) for c in (type(value), own))
             rule = f"`{name}` must be a {own.__name__} itself to be saved, since only its code is saved"
             _check(value is None or found == expected, rule, type(value).__name__)
+        self._make_folder(save_directory)
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """Write `model_index.json` and two copies of this file; drop `_name_or_path` from the components' configs."""
-        self._check_classes()
-        self._make_folder(save_directory)
-        # The adapter's copy has its own file name, since diffusers caches one module per name.
-        copies = {"pipeline_dreampose.py": self._source}
-        if self.adapter is not None:
-            copies["adapter/dreampose_adapter.py"] = getattr(self.adapter, "_source", self._source)
-        for name, source in copies.items():
-            target = Path(save_directory, name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source)
+        self._check_saving(save_directory)
+        Path(save_directory, "pipeline_dreampose.py").write_bytes(self._source)
+        if self.adapter is not None:  # its copy has another name, since diffusers caches one module per name
+            folder = Path(save_directory, "adapter")
+            folder.mkdir(exist_ok=True)
+            (folder / "dreampose_adapter.py").write_bytes(getattr(self.adapter, "_source", self._source))
         for path in (path for name in self.components for path in Path(save_directory, name).glob("config.json")):
             config = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "_name_or_path"}
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -806,15 +760,12 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             config["adapter"] = [__name__, "DreamPoseAdapter"]
         return loaded
 
-    # Subjects: LoRAs of UNet, adapter and VAE
-
     @classmethod
     def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict, **kwargs):
         """Read a subject's weights; with `return_lora_metadata=True`, return `(weights, metadata)`.
 
         Other options are `weight_name` (defaults to `"pytorch_lora_weights.safetensors"`), `metadata` of weights by
-        name, and for a download `cache_dir`, `force_download`, `proxies`, `local_files_only`, `token`, `revision` and
-        `subfolder`.
+        name, and those of `hf_hub_download`.
         """
         return_lora_metadata = kwargs.pop("return_lora_metadata", False)
         weight_name = str(kwargs.pop("weight_name", None) or LORA_WEIGHT_NAME_SAFE)
@@ -881,15 +832,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def load_lora_weights(self, pretrained_model_name_or_path_or_dict, adapter_name=None, hotswap=False, **kwargs):
         """Attach a subject and activate it. [`LoraBaseMixin.set_adapters`] switches between attached subjects.
 
-        Args:
-            pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`):
-                A Hub repository, a folder, a safetensors file or the weights by name.
-            adapter_name (`str`, *optional*): Name of the subject, by default `"default_0"`, `"default_1"` and so on.
-            hotswap (`bool`, *optional*, defaults to `False`):
-                Replace the attached subject of this name in place, on the same layers. The scale that was set stays.
-            kwargs (`dict`, *optional*): Those of [`~DreamPosePipeline.lora_state_dict`], and `low_cpu_mem_usage`.
-        Raises:
-            ValueError: If the weights do not fit this model or the name is not allowed. The pipeline is unchanged.
+        It comes from a Hub repository, a folder, a safetensors file or weights by name. Its name is by default
+        `"default_0"`, `"default_1"` and so on. `hotswap=True` replaces the attached subject of this name in place, on
+        the same layers; the scale that was set stays. `kwargs` are `low_cpu_mem_usage` and those of
+        [`~DreamPosePipeline.lora_state_dict`]. A refused load is a `ValueError` and changes nothing.
         """
         options = {"hotswap": hotswap, "low_cpu_mem_usage": kwargs.pop("low_cpu_mem_usage", True)}
         if isinstance(pretrained_model_name_or_path_or_dict, dict) and kwargs.get("metadata") is None:
@@ -903,22 +849,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         few_steps = self._read_few_steps(metadata)
         # sorted, since diffusers looks for `lora_A` in the first name; copied, since a swap may change its tensors
         state_dict = {key: weight.clone() for key, weight in sorted(state_dict.items())}
-        adapter_name = self._check_adapter_name(adapter_name, hotswap, list(configs))
-        with self._undone_on_error(adapter_name):
-            for part, config in configs.items():
-                self._load_lora(part, config, state_dict, adapter_name, **options)
-            for layer in [layer for part in self._lora_loadable_modules for layer in getattr(self, part).modules()]:
-                if hasattr(layer, "lora_A") and not hotswap:
-                    layer.set_adapter([adapter_name])
-        self._end_few_steps([adapter_name])  # of a LoRA that was replaced
-        self.unet._dreampose_few_steps = {**getattr(self.unet, "_dreampose_few_steps", {}), adapter_name: few_steps}
-
-    def _check_adapter_name(self, adapter_name: str | None, hotswap: bool, parts: list[str]) -> str:
-        """Raise a `ValueError` unless a subject may be attached, or replaced, under this name; return the name."""
         attached = self.get_list_adapters()
         if adapter_name is None:
             taken = {name for names in attached.values() for name in names}
-            adapter_name = next(name for name in (f"default_{i}" for i in range(len(taken) + 1)) if name not in taken)
+            adapter_name = next(name for name in map("default_{}".format, range(len(taken) + 1)) if name not in taken)
         is_name = isinstance(adapter_name, str) and 2 <= len(adapter_name) <= 100 and "." not in adapter_name
         # PEFT finds names inside keys, and stores weights under them in an `nn.ModuleDict`
         is_name = is_name and adapter_name[:5] not in "lora_" and not hasattr(nn.ModuleDict(), adapter_name)
@@ -928,8 +862,16 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         got = f"{adapter_name!r}, which is {'attached' if holders else 'not'}"
         _check(bool(holders) == bool(hotswap), "`adapter_name` must be attached if, and only if, `hotswap=True`", got)
         rule = f"`hotswap` must replace {adapter_name!r} in the same components {holders}"
-        _check(not hotswap or holders == parts, rule, parts)
-        return adapter_name
+        _check(not hotswap or holders == list(configs), rule, list(configs))
+        with self._undone_on_error(adapter_name):
+            for part, config in configs.items():
+                self._load_lora(part, config, state_dict, adapter_name, **options)
+            for layer in [layer for part in self._lora_loadable_modules for layer in getattr(self, part).modules()]:
+                if hasattr(layer, "lora_A") and not hotswap:
+                    layer.set_adapter([adapter_name])
+        if adapter_name == self._few_steps_of:  # which was replaced
+            self.use_full_steps()
+        self.unet._dreampose_few_steps = {**getattr(self.unet, "_dreampose_few_steps", {}), adapter_name: few_steps}
 
     def _load_lora(self, part: str, config: dict, state_dict: dict, adapter_name: str, **options) -> None:
         """Attach a checked subject to one component, or replace it there."""
@@ -972,12 +914,12 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def _undone_on_error(self, adapter_name: str) -> Iterator[None]:
         """Give all models their modules, hooks and settings, and the subject its weights, back if the block fails."""
         models = nn.ModuleList(model for model in self.components.values() if isinstance(model, nn.Module))
-        changed = [p for name, p in models.named_parameters() if f".{adapter_name}." in name]
-        saved = {}
+        changed, saved = [p for name, p in models.named_parameters() if f".{adapter_name}." in name], {}
         for module in models.modules():
             saved[module] = {name: type(v)(v) if type(v) in (dict, list) else v for name, v in vars(module).items()}
-            if hasattr(module, "lora_A"):  # scales are tensors after `enable_lora_hotswap`, changed in place by a swap
-                changed += [scale for scale in module.scaling.values() if isinstance(scale, torch.Tensor)]
+            # scales are tensors after `enable_lora_hotswap`, changed in place by a swap
+            scales = module.scaling.values() if hasattr(module, "lora_A") else ()
+            changed += [scale for scale in scales if isinstance(scale, torch.Tensor)]
         copies = [tensor.detach().clone() for tensor in changed]
         try:
             yield
@@ -990,26 +932,17 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             raise
 
     @classmethod
-    def save_lora_weights(
-        cls,
-        save_directory: str | os.PathLike,
-        unet_lora_layers: dict[str, torch.Tensor] | None = None,
-        adapter_lora_layers: dict[str, torch.Tensor] | None = None,
-        vae_lora_layers: dict[str, torch.Tensor] | None = None,
-        weight_name: str | None = None,
-        unet_lora_adapter_metadata: dict[str, Any] | None = None,
-        adapter_lora_adapter_metadata: dict[str, Any] | None = None,
-        vae_lora_adapter_metadata: dict[str, Any] | None = None,
-        run_metadata: dict[str, Any] | None = None,
-    ) -> None:
-        """Write a subject: its layers, their `LoraConfig`s as dicts, and facts about the run, such as `base_model`."""
-        layers = {"unet": unet_lora_layers, "adapter": adapter_lora_layers, "vae": vae_lora_layers}
+    def save_lora_weights(cls, save_directory, unet_lora_layers=None, weight_name=None, run_metadata=None, **others):
+        """Write a subject: `unet_lora_layers`, `adapter_lora_layers`, `vae_lora_layers`, their `LoraConfig`s as dicts
+        (`unet_lora_adapter_metadata` and so on), and facts about the run as `run_metadata`, such as `base_model`."""
+        others["unet_lora_layers"] = unet_lora_layers
+        layers = {part: others.pop(f"{part}_lora_layers", None) for part in cls._lora_loadable_modules}
+        metadata = {part: others.pop(f"{part}_lora_adapter_metadata", None) for part in layers}
+        _check(not others, "`others` must be layers and metadata of the three components", sorted(others))
         layers = {part: weights for part, weights in layers.items() if weights}
         _check(layers, "`unet_lora_layers`, `adapter_lora_layers` or `vae_lora_layers` must be given", "none")
         cls._make_folder(save_directory)
-        metadata = {"unet": unet_lora_adapter_metadata, "adapter": adapter_lora_adapter_metadata}
-        metadata |= {"vae": vae_lora_adapter_metadata, "dreampose": run_metadata}
-        cls._save_lora_weights(save_directory, layers, metadata, weight_name=weight_name)
+        cls._save_lora_weights(save_directory, layers, metadata | {"dreampose": run_metadata}, weight_name=weight_name)
 
     def set_adapters(self, adapter_names: list[str] | str, adapter_weights: float | dict | list | None = None) -> None:
         """Activate attached subjects at scales, by default 1, or dicts of scales: [`LoraBaseMixin.set_adapters`]."""
@@ -1031,8 +964,6 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def unfuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
         """Undo [`~DreamPosePipeline.fuse_lora`] in `components`, by default all three."""
         super().unfuse_lora(self._lora_loadable_modules if components is None else components, **kwargs)
-
-    # Few steps: a LoRA that was distilled brings its own scheduler, steps and scales
 
     def _read_few_steps(self, metadata: dict[str, Any]) -> dict[str, Any] | None:
         """Check `dreampose.few_steps` of a LoRA's metadata; return scheduler and defaults, or `None` without it."""
@@ -1056,8 +987,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         except Exception as error:
             rule = "`metadata` of a LoRA must have scheduler, steps, scales and teacher as `dreampose.few_steps`"
             raise ValueError(f"{rule}; got {_short(text)} ({error!s:.200}).") from error
-        is_here = not self.unet.conv_in.weight.is_meta  # not offloaded
-        if is_here and teacher != teacher_digest(self.unet):
+        if not self.unet.conv_in.weight.is_meta and teacher != teacher_digest(self.unet):  # meta if offloaded
             logger.warning("This LoRA was distilled from another teacher than this model, so it may draw badly.")
         return {"scheduler": probe.scheduler, **{f"default_{name}": value for name, value in values.items()}}
 
@@ -1073,8 +1003,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         _check(isinstance(adapter_name, str) and adapter_name in names, rule, _short(adapter_name))
         settings = copy.deepcopy(known[adapter_name])
         if self._few_steps_of is None:
-            before = {name: self.config[name] for name in settings if name != "scheduler"}
-            self._full_steps = {"scheduler": self.scheduler, **before}
+            self._full_steps = {name: self.config[name] for name in settings} | {"scheduler": self.scheduler}
         self._few_steps_of, self.scheduler = adapter_name, settings.pop("scheduler")
         self.register_to_config(**settings)
 
@@ -1083,26 +1012,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         if self._few_steps_of is not None:
             self.scheduler = self._full_steps.pop("scheduler")
             self.register_to_config(**self._full_steps)
-        self._few_steps_of = self._full_steps = None
-
-    def _end_few_steps(self, adapter_names: Sequence[str]) -> None:
-        """End the few steps of a LoRA that goes; those of a fused one become the pipeline's own."""
-        if self._few_steps_of in adapter_names:
-            if any(self._few_steps_of in getattr(layer, "merged_adapters", ()) for layer in self.unet.modules()):
-                self._few_steps_of = self._full_steps = None
-            self.use_full_steps()
-
-    def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """Detach LoRAs: [`LoraBaseMixin.delete_adapters`]."""
-        self._end_few_steps([adapter_names] if isinstance(adapter_names, str) else adapter_names)
-        super().delete_adapters(adapter_names)
-
-    def unload_lora_weights(self) -> None:
-        """Detach all LoRAs and their layers: [`LoraBaseMixin.unload_lora_weights`]."""
-        self._end_few_steps([self._few_steps_of])
-        super().unload_lora_weights()
-
-    # Checks, all made before any model runs
+            self._few_steps_of = None
 
     def check_components(self) -> None:
         """Raise a `ValueError` unless the components fit each other."""
@@ -1132,9 +1042,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             if name == "vae":
                 channels = [getattr(settings, setting, 3) for setting in ("in_channels", "out_channels")]
                 _check(channels == [3, 3], "`vae` must take and give 3 channels, red, green and blue", channels)
-                factor = settings.scaling_factor
-                is_factor = isinstance(factor, numbers.Real) and 0 < abs(factor) < math.inf
-                _check(is_factor, "`vae` must have a finite `scaling_factor` other than 0", _short(factor))
+                factor, rule = settings.scaling_factor, "`vae` must have a finite `scaling_factor` other than 0"
+                _check(isinstance(factor, numbers.Real) and 0 < abs(factor) < math.inf, rule, _short(factor))
 
     def _check_scheduler(self) -> None:
         """Raise a `ValueError` if a property of the scheduler makes it unusable."""
@@ -1197,53 +1106,29 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             is_size = isinstance(value, numbers.Integral) and 0 < value <= 2**14 and value % multiple == 0
             _check(is_size, f"`{name}` must be a positive multiple of {multiple}, at most {2**14}", _short(value))
 
-    def check_numbers(
-        self,
-        num_inference_steps,
-        image_guidance_scale,
-        pose_guidance_scale,
-        guidance_start=0,
-        guidance_stop=1,
-        chunk_size=1,
-    ) -> None:
-        """Raise a `ValueError` unless steps, scales, the guided interval and the chunk size are in their ranges."""
-        most_steps = self.scheduler.config.num_train_timesteps
-        least_steps = 1 if self.scheduler.config.get("skip_prk_steps", True) else self.scheduler.pndm_order
-        for name, value, kind, least, most in (
-            ("num_inference_steps", num_inference_steps, numbers.Integral, least_steps, most_steps),
-            ("image_guidance_scale", image_guidance_scale, numbers.Real, 0, 1000),
-            ("pose_guidance_scale", pose_guidance_scale, numbers.Real, 0, 1000),
-            ("chunk_size", chunk_size, numbers.Integral, 1, sys.maxsize),
-            ("guidance_start", guidance_start, numbers.Real, 0, 1),
-            ("guidance_stop", guidance_stop, numbers.Real, guidance_start, 1),
-        ):
-            whole = "whole" if kind is numbers.Integral else "finite"
+    def check_numbers(self, **values) -> None:
+        """Raise a `ValueError` unless the given steps, scales, ends of guidance and chunk size are in their ranges."""
+        config = self.scheduler.config
+        least_steps = 1 if config.get("skip_prk_steps", True) else self.scheduler.pndm_order
+        ranges = {
+            "num_inference_steps": (numbers.Integral, least_steps, config.num_train_timesteps),
+            "image_guidance_scale": (numbers.Real, 0, 1000),
+            "pose_guidance_scale": (numbers.Real, 0, 1000),
+            "guidance_start": (numbers.Real, 0, 1),
+            "guidance_stop": (numbers.Real, values.get("guidance_start", 0), 1),
+            "chunk_size": (numbers.Integral, 1, sys.maxsize),
+        }
+        for name, value in values.items():
+            kind, least, most = ranges[name]
             is_inside = isinstance(value, kind) and least <= value <= most
-            _check(is_inside, f"`{name}` must be a {whole} number from {least} to {most}", _short(value))
-
-    def check_output(self, output_type, return_dict, callback_on_step_end, tensor_inputs) -> None:
-        """Raise a `ValueError` unless the output and the callback are of a known kind."""
-        is_known = isinstance(output_type, str) and output_type in ("pil", "np", "pt", "latent")
-        _check(is_known, "`output_type` must be 'pil', 'np', 'pt' or 'latent'", _short(output_type))
-        _check(isinstance(return_dict, (bool, np.bool_)), "`return_dict` must be True or False", _short(return_dict))
-        if callback_on_step_end is not None:
-            try:
-                is_class = isinstance(callback_on_step_end, type)  # instead of an object of the class
-                inspect.signature(None if is_class else callback_on_step_end).bind(self, 0, 0, {})
-            except Exception as error:  # TypeError, or what the `repr` of an odd object raises
-                rule = "`callback_on_step_end` must be a function of pipeline, step, timestep and tensors"
-                raise ValueError(f"{rule}; got {_short(callback_on_step_end)}.") from error
-        known, names = self._callback_tensor_inputs, tensor_inputs if isinstance(tensor_inputs, (list, tuple)) else [0]
-        are_known = all(isinstance(name, str) and name in known for name in names)
-        _check(are_known, f"`callback_on_step_end_tensor_inputs` must be a list of {known}", _short(tensor_inputs))
+            rule = f"must be a {'whole' if kind is numbers.Integral else 'finite'} number from {least} to {most}"
+            _check(is_inside, f"`{name}` {rule}", _short(value))
 
     def check_video_inputs(self, batch_size, num_frames, latent_size, frame_indices, latents, generator) -> list[int]:
         """Check the arguments that depend on the number of videos and frames; return the indices to render."""
-        indices = range(num_frames) if frame_indices is None else frame_indices
-        try:  # one more than there can be, since an iterable may be endless
-            indices = [operator.index(i) for i in itertools.islice(indices, num_frames + 1)]
-        except (TypeError, ValueError, RuntimeError):
-            indices = []
+        given, indices = range(num_frames) if frame_indices is None else frame_indices, []
+        with suppress(TypeError, ValueError, RuntimeError):  # one more than there can be, since it may be endless
+            indices = [operator.index(i) for i in itertools.islice(given, num_frames + 1)]
         is_selection = indices and len(set(indices)) == len(indices) and set(indices) <= set(range(num_frames))
         rule = f"`frame_indices` must be one or more different integers in range({num_frames})"
         _check(is_selection, rule, _short(frame_indices))
@@ -1262,13 +1147,11 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             _check(is_generator, "`generator` must be a torch.Generator or a list of them", type(one))
         return indices
 
-    # Preparation
-
     def prepare_image(self, image: Any, height: int, width: int) -> list[torch.Tensor]:
         """Fit all photos into canvases; return pixel values `(P, 3, height, width)` in `[-1, 1]` for each video."""
         is_array = isinstance(image, (np.ndarray, torch.Tensor)) and not getattr(image, "is_nested", False)
         is_batch = isinstance(image, (list, tuple)) or (is_array and image.ndim == 4)
-        subjects = list(image) if is_batch else [image]
+        subjects = image if is_batch else [image]
         subjects = [list(photos) if isinstance(photos, (list, tuple)) else [photos] for photos in subjects]
         _check(subjects and all(subjects), "`image` must hold at least one photo of each subject", _short(image))
         return [torch.stack([fit_image(photo, height, width) for photo in photos]) for photos in subjects]
@@ -1299,15 +1182,12 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         prepared, sizes = [], set()
         for index, frame in itertools.chain.from_iterable(map(enumerate, videos)):
-            try:
-                pose_map = iuv_to_pose_map(frame) if is_iuv else torch.from_numpy(frame.astype(np.float32))
-            except ValueError as error:
-                raise ValueError(str(error).replace("`image`", f"`pose_maps[{index}]`", 1)) from error
+            name = f"pose_maps[{index}]"
+            pose_map = iuv_to_pose_map(frame, name) if is_iuv else torch.from_numpy(frame.astype(np.float32))
             sizes.add(tuple(pose_map.shape[-2:]))
             prepared.append(resize_pose_maps(fit_pose_maps(pose_map[None], height, width), *latent_size))
         _check(len(sizes) == 1, "`pose_maps` must all have the same size", f"(H, W) of {sorted(sizes)}")
-        videos = torch.cat(prepared).unflatten(0, (len(videos), -1))
-        return videos.cpu().expand(batch_size, -1, -1, -1, -1)
+        return torch.cat(prepared).unflatten(0, (len(videos), -1)).cpu().expand(batch_size, -1, -1, -1, -1)
 
     def encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode canvases `(P, 3, H, W)` in `[-1, 1]` into states `(P, T, D)` and scaled latents `(P, C, h, w)`."""
@@ -1361,7 +1241,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def decode_latents(self, latents: torch.Tensor, generator: list[torch.Generator] | None = None) -> torch.Tensor:
         """Decode scaled latents `(F, C, h, w)` into frames `(F, 3, H, W)` in `[0, 1]`, float32 on the CPU.
 
-        `generator` is for a VAE that draws noise, such as [`ConsistencyDecoderVAE`]: one per frame.
+        A VAE that draws noise, such as [`ConsistencyDecoderVAE`], needs one `generator` per frame.
         """
         draws = {} if generator is None or not hasattr(self.vae, "decoder_unet") else {"generator": generator}
         latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
@@ -1369,30 +1249,25 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         low, high = self.config.image_range
         return ((pixels.float() - low) / (high - low)).clamp(0, 1).cpu()
 
-    def run_safety_checker(self, frames: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, list[bool]]:
-        """Blacken the frames `(F, 3, H, W)` in `[0, 1]` that the safety checker flags; return frames and flags."""
-        image_size = self.safety_checker.config.vision_config.image_size
-        clip_input = clip_pixel_values(frames * 2.0 - 1.0, image_size, self.feature_extractor)
-        return self.safety_checker(images=frames, clip_input=clip_input.to(device, self.safety_checker.dtype))
-
     def predict_noise(self, latents, t, windows, states, null_states, branches, unposed=None) -> torch.Tensor:
         """Predict the noise (or the scheduler's other `prediction_type`) of a chunk of frames, with guidance.
 
         `latents` and the result have shape `(F, C, h, w)`, `windows` `(F, 2 * (2 * r + 1), h, w)`, and all states
-        `(1, T, D)`. The UNet's batch has the order of `branches`, see [`~DreamPosePipeline.guidance_branches`].
-        `unposed` is a dict if all frames have the same latents. It keeps the predictions without pose, which are then
-        the same for all frames: the UNet gets one row for each, unless they are already there.
+        `(1, T, D)`. The UNet's batch has the order of `branches`. If all frames have the same latents, the dict
+        `unposed` keeps the predictions without pose, which all share: the UNet gets a row for each that it lacks.
         """
         scaled = self.scheduler.scale_model_input(latents, t)
         predictions = {} if unposed is None else dict(unposed)
         missing = [sees for _, *sees in branches if tuple(sees) not in predictions]
         counts = [len(latents) if sees_pose or unposed is None else 1 for _, sees_pose in missing]
         if missing:
-            poses = [windows if sees_pose else torch.zeros_like(windows) for _, sees_pose in missing]
-            rows = torch.cat([torch.cat([scaled[:n], pose[:n]], dim=1) for pose, n in zip(poses, counts)])
-            hidden = [states if sees_photo else null_states for sees_photo, _ in missing]
-            hidden = torch.cat([state.expand(n, -1, -1) for state, n in zip(hidden, counts)])
-            output = self.unet(rows.to(self.unet.dtype), t, encoder_hidden_states=hidden, return_dict=False)[0]
+            rows, hidden = [], []
+            for (sees_photo, sees_pose), n in zip(missing, counts):
+                poses = windows[:n] if sees_pose else torch.zeros_like(windows[:n])
+                rows.append(torch.cat([scaled[:n], poses], dim=1))
+                hidden.append((states if sees_photo else null_states).expand(n, -1, -1))
+            rows, hidden = torch.cat(rows).to(self.unet.dtype), torch.cat(hidden)
+            output = self.unet(rows, t, encoder_hidden_states=hidden, return_dict=False)[0]
             predictions |= zip(map(tuple, missing), output.float().split(counts))
         if unposed is not None:
             unposed |= {sees: prediction for sees, prediction in predictions.items() if not sees[1]}
@@ -1401,34 +1276,40 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def check_call(self, call: dict[str, Any]) -> SimpleNamespace:
         """Check and prepare all arguments of a call by name, before any model runs; `None` becomes the default."""
         call |= {name: self.config[f"default_{name}"] for name in _DEFAULTS if call[name] is None}
-        call = SimpleNamespace(**call)
-        if isinstance(call.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            call.callback_on_step_end_tensor_inputs = call.callback_on_step_end.tensor_inputs
         self.check_components()
-        self.check_size(call.height, call.width)
-        names = tuple(inspect.signature(self.check_numbers).parameters)
-        self.check_numbers(**{name: getattr(call, name) for name in names})
-        callback = call.callback_on_step_end, call.callback_on_step_end_tensor_inputs
-        self.check_output(call.output_type, call.return_dict, *callback)
+        self.check_size(call["height"], call["width"])
+        names = (*_DEFAULTS[2:], "guidance_start", "guidance_stop", "chunk_size")
+        self.check_numbers(**{name: call[name] for name in names})
+        call = SimpleNamespace(**call)
+        is_known = isinstance(call.output_type, str) and call.output_type in ("pil", "np", "pt", "latent")
+        _check(is_known, "`output_type` must be 'pil', 'np', 'pt' or 'latent'", _short(call.output_type))
+        is_flag = isinstance(call.return_dict, (bool, np.bool_))
+        _check(is_flag, "`return_dict` must be True or False", _short(call.return_dict))
+        callback, known = call.callback_on_step_end, self._callback_tensor_inputs
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            call.callback_on_step_end_tensor_inputs = callback.tensor_inputs
+        names = call.callback_on_step_end_tensor_inputs
+        if callback is not None:
+            try:
+                is_class = isinstance(callback, type)  # instead of an object of the class
+                inspect.signature(None if is_class else callback).bind(self, 0, 0, {})
+            except Exception as error:  # TypeError, or what the `repr` of an odd object raises
+                rule = "`callback_on_step_end` must be a function of pipeline, step, timestep and tensors"
+                raise ValueError(f"{rule}; got {_short(callback)}.") from error
+        are_known = isinstance(names, (list, tuple)) and all(isinstance(n, str) and n in known for n in names)
+        _check(are_known, f"`callback_on_step_end_tensor_inputs` must be a list of {known}", _short(names))
         call.photos = self.prepare_image(call.image, call.height, call.width)  # B of [P, 3, H, W]
-        size = call.height, call.width, len(call.photos)
-        call.pose_maps = self.prepare_pose_maps(call.pose_maps, *size)  # [B, F, 2, h, w]
-        (batch_size, num_frames), latent_size = call.pose_maps.shape[:2], tuple(call.pose_maps.shape[-2:])
-        shape = batch_size, num_frames, latent_size
+        call.pose_maps = self.prepare_pose_maps(call.pose_maps, call.height, call.width, len(call.photos))
+        shape = *call.pose_maps.shape[:2], tuple(call.pose_maps.shape[-2:])  # B, F and (h, w) of [B, F, 2, h, w]
         call.frame_indices = self.check_video_inputs(*shape, call.frame_indices, call.latents, call.generator)
         with self.hold_scheduler(call.num_inference_steps, self._execution_device):
             return call
 
     @torch.no_grad()
     def sample_chunks(self, call: SimpleNamespace) -> Iterator[tuple[int, int, Any, list[bool] | None]]:
-        """Sample what [`~DreamPosePipeline.check_call`] returned, chunk by chunk.
-
-        A chunk is the index of its video, its first place in that video, its frames, as the output has them, and the
-        safety checker's flags.
-        """
+        """Sample a checked call chunk by chunk: the video's index, the first frame's place in it, frames and flags."""
         device, output_type, frame_indices = self._execution_device, call.output_type, call.frame_indices
-        checks_safety = self.safety_checker is not None and output_type != "latent"
-        callback, null_states = call.callback_on_step_end, None
+        callback, tensor_inputs = call.callback_on_step_end, call.callback_on_step_end_tensor_inputs
 
         # 1. Count the chunks, which have equal size: the last one is padded with its last frame
         num_chunks = math.ceil(len(frame_indices) / int(call.chunk_size))
@@ -1440,7 +1321,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             self.progress_bar(total=len(call.photos) * num_chunks * num_timesteps) as progress_bar,
         ):
             at_the_end.callback(self.maybe_free_model_hooks)
-            self._interrupt = False
+            self._interrupt, null_states = False, None
             for b, photos in enumerate(call.photos):
                 # 2. Encode the photos, once per video
                 states, image_latents = self.encode_image(photos.to(device))
@@ -1448,8 +1329,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 # 3. Draw random numbers for all frames of a video: noise, a seed for the steps, a photo per timestep
                 generator = call.generator[b] if isinstance(call.generator, list) else call.generator
                 draw_device = torch.device("cpu") if generator is None else generator.device
-                timesteps = self.set_timesteps(call.num_inference_steps, device)
                 latents = call.latents[b] if call.latents is not None and call.latents.ndim == 5 else call.latents
+                timesteps = self.set_timesteps(call.num_inference_steps, device)
                 start = self.prepare_latents(image_latents[:1], timesteps, generator, latents)
                 draw = {"generator": generator, "device": draw_device, "dtype": torch.int64}
                 seed = torch.randint(2**63 - 1, (1,), **draw).item()
@@ -1484,13 +1365,11 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                         latents = self.scheduler.step(noise_pred, t, latents, **step_kwargs).prev_sample
                         if callback is not None:
                             tensors = {"latents": latents[:num_real], "noise_pred": noise_pred[:num_real]}
-                            callback_kwargs = {name: tensors[name] for name in call.callback_on_step_end_tensor_inputs}
-                            outputs = callback(self, i, t, callback_kwargs)
+                            outputs = callback(self, i, t, {name: tensors[name] for name in tensor_inputs})
                             kept = tensors["latents"]
                             returned = outputs.pop("latents", kept) if isinstance(outputs, dict) else None
-                            if not _is_dense(returned) or returned.shape != kept.shape:
-                                rule = "`callback_on_step_end` must return a dict, whose `latents` keep their shape"
-                                raise ValueError(f"{rule} and are dense; got {_short(returned)}.")
+                            rule = "`callback_on_step_end` must return a dict, whose `latents` keep their dense shape"
+                            _check(_is_dense(returned) and returned.shape == kept.shape, rule, _short(returned))
                             padding = returned[-1:].expand(num_padded, -1, -1, -1)
                             latents = torch.cat([returned, padding]).to(device, torch.float32)
                         progress_bar.update()
@@ -1500,14 +1379,15 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     frames = latents[:num_real]
                     generators = [torch.Generator(draw_device).manual_seed(seed) for _ in frames]
                     frames = frames.cpu() if output_type == "latent" else self.decode_latents(frames, generators)
-                    if checks_safety:
-                        frames, flags = self.run_safety_checker(frames, device)
+                    if self.safety_checker is not None and output_type != "latent":
+                        image_size = self.safety_checker.config.vision_config.image_size
+                        clip_input = clip_pixel_values(frames * 2.0 - 1.0, image_size, self.feature_extractor)
+                        clip_input = clip_input.to(device, self.safety_checker.dtype)
+                        frames, flags = self.safety_checker(images=frames, clip_input=clip_input)
                     if output_type in ("pil", "np"):
-                        frames = frames.permute(0, 2, 3, 1)  # [F, 3, H, W] -> [F, H, W, 3]
+                        frames = frames.permute(0, 2, 3, 1).numpy()  # [F, 3, H, W] -> [F, H, W, 3]
                     if output_type == "pil":
-                        frames = [Image.fromarray(levels) for levels in frames.mul(255).round().byte().numpy()]
-                    elif output_type == "np":
-                        frames = frames.numpy()
+                        frames = [Image.fromarray(levels) for levels in (frames * 255).round().astype(np.uint8)]
                     yield b, first, frames, flags
                     if self.interrupt:
                         return
@@ -1522,10 +1402,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         _check("return_dict" not in kwargs, "`return_dict` must be left out", "one")
         call = inspect.signature(self.__call__).bind(image, pose_maps, **kwargs)
         call.apply_defaults()
-        chunks = self.sample_chunks(self.check_call(call.arguments))
-        return (frame for _, _, frames, _ in chunks for frame in frames)
+        return (frame for _, _, chunk, _ in self.sample_chunks(self.check_call(call.arguments)) for frame in chunk)
 
-    @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         image: Image.Image | np.ndarray | torch.Tensor | list,
@@ -1555,22 +1433,22 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 gives `B` videos. A list of lists gives several photos per subject: sampling starts from the first, and
                 every step sees one drawn at random. The whole photo is fitted in and its border pixels are repeated.
             pose_maps (`torch.Tensor`, `np.ndarray` or `list`):
-                The pose sequence of all videos: DensePose U and V as `(F, 2, H, W)` in `[0, 1]`, or a list of `F` IUV
-                images (R = V, G = U, B = I), or these as one 8-bit array `(F, H, W, 3)`. Or one sequence per video:
+                The pose sequence of all videos: DensePose U and V as `(F, 2, H, W)` in `[0, 1]`, or `F` IUV images
+                (R = V, G = U, B = I) as a list or one 8-bit array `(F, H, W, 3)`. Or one sequence per video:
                 `(B, F, 2, H, W)`, `(B, F, H, W, 3)`, or `B` such lists. The poses are fitted in like the photo.
             height, width (`int`, *optional*, default to those in the config): Size of the frames in pixels.
             num_inference_steps (`int`, *optional*, defaults to `config.default_num_inference_steps`): Denoising steps.
-            image_guidance_scale (`float`, *optional*, defaults to `config.default_image_guidance_scale`):
-                How strongly the frames follow the photo: `s_I` of the paper, from 0 to 1000. 1 means no guidance. At
-                1, or if both scales are equal, one of three UNet predictions is saved.
-            pose_guidance_scale (`float`, *optional*, defaults to `config.default_pose_guidance_scale`):
-                How strongly the frames follow the poses: `s_p` of the paper, from 0 to 1000. 0 ignores poses.
+            image_guidance_scale, pose_guidance_scale (`float`, *optional*, default to those in the config):
+                How strongly the frames follow the photo and the poses: `s_I` and `s_p` of the paper, from 0 to 1000. 1
+                means no guidance, 0 ignores them. If `s_I` is 1 or both are equal, one of three UNet predictions is
+                saved; if both are 1, two.
             guidance_start, guidance_stop (`float`, *optional*, default to 0 and 1):
                 Guide only the steps `i` of `n` with `guidance_start <= i / n < guidance_stop` (arXiv:2404.07724); `i`
                 begins at 0. In all others both scales are 1, which needs one UNet prediction.
             frame_indices (`Sequence[int]`, *optional*):
                 Indices of the frames to render, in this order; all by default. A frame is the same in any selection.
-            generator (`torch.Generator` or `list`, *optional*): Fixes the result; a list has one per video.
+            generator (`torch.Generator` or `list`, *optional*):
+                Fixes the result; a list has one per video. All frames of a video share the noise of start and steps.
             latents (`torch.Tensor`, *optional*):
                 Unit noise to start from instead of the noised photo: shape `(1, C, h, w)` for all frames,
                 `(F, C, h, w)` or `(B, F, C, h, w)`. It is multiplied by the scheduler's `init_noise_sigma`.
@@ -1585,13 +1463,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             callback_on_step_end_tensor_inputs (`list`, *optional*, defaults to `["latents"]`):
                 Tensors in `callback_kwargs`: `"latents"` and `"noise_pred"`, both `(frames of the chunk, C, h, w)`.
 
-        Examples:
-
         Returns:
             [`DreamPosePipelineOutput`] or `tuple`: The frames and the safety checker's flags (`None` without one).
         """
-        call = locals()
-        call = self.check_call({name: call[name] for name in call if name != "self"})
+        call = self.check_call({name: value for name, value in locals().items() if name != "self"})
         frames = [[] for _ in call.photos] if output_type == "pil" else None
         nsfw_content_detected = None
         for b, first, chunk, flags in self.sample_chunks(call):
@@ -1612,4 +1487,4 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
 for _name in """check_lora load_lora_weights unload_lora_weights fuse_lora unfuse_lora set_adapters delete_adapters
     enable_lora disable_lora get_active_adapters get_list_adapters""".split():
-    setattr(DreamPosePipeline, _name, _without_compile_wrapper(getattr(DreamPosePipeline, _name)))
+    setattr(DreamPosePipeline, _name, _lora_method(getattr(DreamPosePipeline, _name)))
