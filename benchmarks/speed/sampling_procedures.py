@@ -136,8 +136,11 @@ def run_floor(pipe: DreamPosePipeline, num_frames: int, steps: int) -> None:
     states = torch.rand(3 * num_frames, 50, 768, **ready)
     scheduler = build_pndm()
     scheduler.set_timesteps(steps, device=pipe.device)
-    for t in scheduler.timesteps:
-        pipe.unet(model_input, t, encoder_hidden_states=states, return_dict=False)
+    for i, t in enumerate(scheduler.timesteps):
+        rows = (
+            num_frames + 2 if i == 0 else 3 * num_frames
+        )  # all frames start alike: one row for a branch without pose
+        pipe.unet(model_input[:rows], t, encoder_hidden_states=states[:rows], return_dict=False)
     pipe.vae.decode(model_input[:num_frames, :4].to(pipe.vae.dtype), return_dict=False)
 
 
