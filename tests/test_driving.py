@@ -286,6 +286,29 @@ def test_the_sound_is_that_of_the_chosen_frames(inputs, drawn, tmp_path, start):
         assert float(video.duration * video.time_base) == pytest.approx((FRAMES - start) / 25)
 
 
+def test_frames_at_a_variable_rate_stay_with_the_sound(inputs, drawn, tmp_path):
+    times = [0, 40, 80, 480, 520, 560]  # milliseconds; the mean rate gives the fourth frame 360 ms less
+    with av.open(tmp_path / "dance.mkv", "w") as container:
+        stream = container.add_stream("ffv1", rate=Fraction(25, 3))
+        stream.width, stream.height, stream.pix_fmt = *drawn[0].size, "bgr0"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        writer = SoundWriter(container, tone(0.6))
+        for milliseconds, iuv in zip(times, drawn, strict=True):
+            frame = av.VideoFrame.from_image(iuv).reformat(format="bgr0")
+            frame.pts, frame.time_base = milliseconds, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        writer.close()
+    fps = float(frames_per_second(tmp_path / "dance.mkv"))
+    run(inputs, "--sound", output=tmp_path / "a.mp4", driving=tmp_path / "dance.mkv", save_poses=tmp_path / "poses")
+    poses = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "poses").glob("*.png"))]
+    whole = [np.asarray(inside(iuv)) for iuv in drawn]
+    shown = [max(i for i in range(FRAMES) if times[i] / 1000 <= (k + 0.5) / fps) for k in range(len(poses))]
+    assert shown.count(2) > 1, "the frame that stays longest is repeated"
+    np.testing.assert_array_equal(poses, [whole[i] for i in shown])
+    assert sound_of(tmp_path / "a.mp4")[1].shape[1] == pytest.approx(len(poses) / fps * SAMPLE_RATE, abs=1)
+
+
 def test_a_video_without_sound_is_refused_for_sound(inputs, tmp_path, seen, monkeypatch):
     monkeypatch.setattr("training.hub.repositories.load_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match="`sound` must be given with a `driving` that has sound, got .*dance.mkv"):

@@ -3,6 +3,8 @@
 import json
 from fractions import Fraction
 
+import av
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -66,3 +68,27 @@ def test_frames_are_chosen_as_by_a_slice():
         timing.choose_frames(5, 5)
     with pytest.raises(ValueError, match="`end` must be at most the number of frames, 5, got 6"):
         timing.choose_frames(5, 0, 6)
+
+
+def test_the_times_of_frames_are_those_that_were_written(tmp_path):
+    times = [0, 40, 80, 100, 300, 1000]  # milliseconds
+    with av.open(tmp_path / "a.mkv", "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.codec_context.time_base = *FRAMES[0].size, Fraction(1, 1000)
+        for milliseconds, frame in zip(times, FRAMES, strict=True):
+            frame = av.VideoFrame.from_image(frame)
+            frame.pts, frame.time_base = milliseconds, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    np.testing.assert_allclose(timing.frame_times(tmp_path / "a.mkv"), np.array(times) / 1000)
+    write_video(FRAMES, tmp_path / "b.mp4", 12.5)
+    np.testing.assert_allclose(timing.frame_times(tmp_path / "b.mp4"), np.arange(6) / 12.5)
+
+
+def test_frames_at_a_variable_rate_are_repeated_or_left_out():
+    assert timing.steady_frames(np.array([0, 0.1, 0.2, 0.3]), 10) == [0, 1, 2, 3]
+    assert timing.steady_frames(np.array([0, 0.1, 0.4, 0.5]), 10) == [0, 1, 1, 1, 2, 3]
+    assert timing.steady_frames(np.array([0, 0.1, 0.12, 0.13, 0.2]), 10) == [0, 3, 4]
+    assert timing.steady_frames(np.array([0.0]), 25) == [0]
+    rounded = np.round(np.arange(1000) / 29.97, 3)  # as some containers do
+    assert timing.steady_frames(rounded, 29.97) == list(range(1000))

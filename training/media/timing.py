@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import av
+import numpy as np
 
 from training.engine.messages import shorten
 from training.media.outputs import check_outputs, record_files
@@ -52,6 +53,24 @@ def estimate_length(path: str | os.PathLike) -> int | None:
             return stream.frames or round(seconds * float(stream.average_rate or 0)) or None
     except (UnreadablePictures, av.error.FFmpegError):
         return None
+
+
+def frame_times(path: str | os.PathLike) -> np.ndarray:
+    """Return when each frame of a video is shown, in seconds from the first one, without decoding them."""
+    with open_video(path) as container:
+        stream = video_stream(container)
+        packets = (packet for packet in container.demux(stream) if packet.pts is not None and not packet.is_discard)
+        times = np.array(sorted(packet.pts for packet in packets))
+        return (times - times[:1]) * float(stream.time_base)
+
+
+def steady_frames(times: np.ndarray, fps: float) -> list[int]:
+    """Return which of the frames shown at ascending `times` in seconds, from 0 on, stands at each 1 / `fps` seconds.
+
+    Where frames follow each other faster, some are left out; where they stay longer, they are repeated.
+    """
+    middles = (np.arange(round(times[-1] * fps) + 1) + 0.5) / fps
+    return (np.searchsorted(times, middles, side="right") - 1).tolist()
 
 
 def is_frame_rate(fps: float) -> bool:

@@ -30,7 +30,14 @@ from training.media.pictures import (
 )
 from training.media.settings_file import remove_leftovers
 from training.media.sound import check_sound, read_sound
-from training.media.timing import FRAME_RATES, choose_frames, estimate_length, frame_rate
+from training.media.timing import (
+    FRAME_RATES,
+    choose_frames,
+    estimate_length,
+    frame_rate,
+    frame_times,
+    steady_frames,
+)
 from training.poses import alignment
 from training.poses.channel_order import NUM_CODES
 from training.poses.clip_poses import ClipDropped, ClipPoses, follow_through_clip, iterate_with_gaps
@@ -52,7 +59,7 @@ class ClipPictures(Sequence):
     """Small pictures of the chosen frames of a clip, read from its cache when an item is read."""
 
     folder: Path
-    chosen: range
+    chosen: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -256,17 +263,28 @@ class PoseSource:
         return replace(driver, poses=aligned)
 
     def _follow_video(self) -> Driver:
-        start, _, every = self.chosen
-        fps, sound = frame_rate(self.path, "driving"), None
+        every, fps = self.chosen[-1], frame_rate(self.path, "driving")
         followed, pictures = self.finder.follow(self.path, *self.chosen)
         if followed.filled:
             logger.warning(
                 f"{self.path} has frames without the person, which copy their neighbours' poses: {followed.filled}."
             )
         if self.sound:
-            with _open_sound(self.path) as container:
-                sound = read_sound(container, start / (fps or 30), len(followed) * every / (fps or 30))
-        return Driver(IuvPictures(followed), fps and max(fps / every, FRAME_RATES[0]), pictures, sound)
+            return self._add_sound(followed, pictures, fps or 30)
+        return Driver(IuvPictures(followed), fps and max(fps / every, FRAME_RATES[0]), pictures)
+
+    def _add_sound(self, followed: ClipPoses, pictures: ClipPictures, fps: float) -> Driver:
+        """Add the sound. Frames at a variable rate are repeated or left out, so that they stay with it."""
+        chosen, times = pictures.chosen, frame_times(self.path)
+        if len(times) <= chosen[-1]:  # some frames have no time
+            times = np.arange(chosen[-1] + 1) / fps
+        fps = max(fps / self.chosen[-1], FRAME_RATES[0])
+        steady = steady_frames(times[chosen] - times[chosen[0]], fps)
+        followed = replace(followed, people=[followed.people[index] for index in steady])
+        pictures = replace(pictures, chosen=[chosen[index] for index in steady])
+        with _open_sound(self.path) as container:
+            sound = read_sound(container, times[chosen[0]], len(steady) / fps)
+        return Driver(IuvPictures(followed), fps, pictures, sound)
 
 
 def _read_pose_files(path: Path, start: int, end: int | None, every: int) -> Driver:
