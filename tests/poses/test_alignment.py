@@ -106,6 +106,31 @@ def test_body_gives_the_photos_widths_and_lengths(own):
         assert holes(frame) == 0
 
 
+def test_body_finds_the_photos_frame_again_once_the_bodies_are_alike():
+    """While the proportions differ, a frame that stands elsewhere agrees best with the photo."""
+    subject, motion = CONFIG.subject("test", 10), CONFIG.motion("test", 10)
+    off = {"shoulder": 0.86, "waist": 0.7, "hip": 0.87, "limb": 0.85, "arm_length": 0.88, "leg_length": 0.74}
+    driver = replace(subject, torso_length=0.7, **{name: getattr(subject, name) * by for name, by in off.items()})
+    indices = (0, 1, 2, 3, 4, 6, 8, 12)
+    filmed = [paste(frame, 30, 30, 360, 300) for frame in draw(driver, motion, indices, factor=3)]
+    true = draw(subject, motion, indices)
+    assert overlap(align(filmed, true[0], "body"), true) > 0.8
+
+
+@pytest.mark.parametrize("lengths", [0.75, 1.3])
+def test_a_driver_of_other_lengths_steps_as_far(lengths):
+    """A step is measured by the head, not by the torso, whose length is among what differs."""
+    still = {name: 0 * getattr(MOTION, name) for name in ("yaw", "leg_swing", "arm_swing", "elbow", "knee", "root_y")}
+    walk = replace(
+        MOTION, root_x=np.linspace(-0.15, 0.15, len(MOTION.root_x)), arm_raise=0 * MOTION.arm_raise, **still
+    )
+    driver = replace(SUBJECT, torso_length=lengths, leg_length=lengths)
+    true, filmed = draw(motion=walk), [paste(frame, 60, 30, 400, 300) for frame in draw(driver, walk, factor=3)]
+    aligned = align(filmed, true[0], "body")
+    middles, expected = ([np.nonzero(frame[..., 2])[1].mean() for frame in frames] for frames in (aligned, true))
+    np.testing.assert_allclose(middles, expected, atol=0.5)
+
+
 def holes(frame):
     """Count the background pixels that the torso surrounds above, below, left and right."""
     torso = np.isin(frame[..., 2], (1, 2))
