@@ -16,14 +16,12 @@ from benchmarks.claims.clip_sampling import load_model_and_clips
 from benchmarks.scripts import count, machine_facts, package_versions, parse_benchmark, run_script
 from benchmarks.speed.realtime_procedures import (
     FAST,
-    broadcast_attention,
     build_calls,
-    compare_psnr,
-    load_guided,
     measure_calls,
     measure_compiled,
     measure_first_frame,
     measure_parts,
+    measure_quality,
 )
 from training.media.settings_file import write_json
 from training.options.clips import add_clip_options
@@ -50,9 +48,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def compare(rates: dict[str, float]) -> dict[str, float]:
     """Return how many times as fast as 15 guided steps the others are, and the time of one step above its floor."""
-    speed = {
-        f"{name} / guided": rate / rates["guided"] for name, rate in rates.items() if not name.startswith("floor")
-    }
+    others = [name for name in rates if name != "guided" and not name.startswith("floor")]
+    speed = {f"{name} / guided": rates[name] / rates["guided"] for name in others}
     floors = {name: rates[name.replace("one step", "floor")] for name in rates if name.startswith("one step")}
     return speed | {f"{name}, time above the floor": floor / rates[name] - 1 for name, floor in floors.items()}
 
@@ -66,7 +63,6 @@ def main(options: argparse.Namespace) -> dict:
     rounds = measure_calls(build_calls(options.model, options.num_frames, options.chunk_sizes), options.repeats)
     rates = {name: statistics.median(values) for name, values in rounds.items()}
     cold, *first_frame = measure_first_frame(*video, options.repeats)
-    guided = load_guided(options.model)
     report = {
         "settings": {name: value for name, value in vars(options).items() if name != "output"},
         "stored_default": {name: value for name, value in pipe.config.items() if name.startswith("default_")},
@@ -77,7 +73,7 @@ def main(options: argparse.Namespace) -> dict:
         "seconds_to_first_frame": {"first_call": cold, "median": statistics.median(first_frame), "calls": first_frame},
         "shares_of_one_step": measure_parts(*video, options.repeats),
         "compiled": measure_compiled(*video, options.compile_limit),
-        "attention_broadcast": compare_psnr(guided, broadcast_attention(load_guided(options.model)), clips),
+        "quality": measure_quality(options.model, clips),
     }
     write_json(options.output, report)
     figures = {**rates, **report["ratios"], "first frame, seconds": report["seconds_to_first_frame"]["median"]}

@@ -38,6 +38,11 @@ SAMPLE = Path(__file__).parents[2] / "model_card" / "sample"
 GUIDED = {"num_inference_steps": 15, "image_guidance_scale": 2.0, "pose_guidance_scale": 2.0}
 ONE_STEP = {"num_inference_steps": 1, **ONE_BRANCH}
 FAST = "fast"  # folder and name of a model's few-step LoRA
+VARIANTS = {  # of one step: arguments of [`load_fast`]
+    "float32": {},
+    "channels last": {"channels_last": True},
+    "bfloat16": {"channels_last": True, "dtype": torch.bfloat16},
+}
 # Parts of a call, none within another, by the methods that do them.
 PARTS = {
     "UNet": "unet.forward",
@@ -83,7 +88,7 @@ def load_guided(model: str) -> DreamPosePipeline:
     return pipe
 
 
-def load_fast(model: str, channels_last: bool = False) -> DreamPosePipeline:
+def load_fast(model: str, channels_last: bool = False, dtype: torch.dtype = torch.float32) -> DreamPosePipeline:
     """Load a pipeline for one step, with its few-step LoRA fused. Without one, its own weights take the same time."""
     pipe, lora = load(model), Path(model, FAST)
     if lora.is_dir():
@@ -96,7 +101,7 @@ def load_fast(model: str, channels_last: bool = False) -> DreamPosePipeline:
     if channels_last:
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
-    return pipe
+    return pipe.to(dtype)
 
 
 @torch.no_grad()
@@ -105,9 +110,9 @@ def run_floor(pipe: DreamPosePipeline, num_frames: int, chunk_size: int) -> None
     num_chunks = math.ceil(num_frames / chunk_size)
     size, scale = math.ceil(num_frames / num_chunks), pipe.vae_scale_factor
     height, width = pipe.config.default_height // scale, pipe.config.default_width // scale
-    model_input = torch.rand(size, pipe.unet.config.in_channels, height, width)
+    model_input = torch.rand(size, pipe.unet.config.in_channels, height, width, dtype=pipe.unet.dtype)
     adapter = pipe.adapter.config
-    states = torch.rand(size, adapter.num_image_tokens, adapter.image_embed_dim)
+    states = torch.rand(size, adapter.num_image_tokens, adapter.image_embed_dim, dtype=pipe.unet.dtype)
     t = torch.tensor(pipe.scheduler.config.num_train_timesteps - 1)
     for _ in range(num_chunks):
         latents = pipe.unet(model_input, t, encoder_hidden_states=states, return_dict=False)[0]
@@ -125,20 +130,32 @@ def broadcast_attention(pipe: DreamPosePipeline) -> DreamPosePipeline:
     return pipe
 
 
-def compare_psnr(pipe: DreamPosePipeline, other: DreamPosePipeline, clips: Sequence[Clip]) -> dict[str, Any]:
-    """Return the PSNR of held-out clips with `GUIDED`, and how much more `other` has, as means with their errors."""
+def compare_psnr(
+    pipe: DreamPosePipeline, other: DreamPosePipeline, clips: Sequence[Clip], **options
+) -> dict[str, dict[str, float | int | None]]:
+    """Return the PSNR of held-out clips, and how much more `other` has, as means with their errors."""
     values = [
         torch.tensor([psnr(frames, to_tensor(clip.targets)).mean().item() for clip, frames, _ in sampled])
-        for sampled in (sample_clips(one, clips, **GUIDED) for one in (pipe, other))
+        for sampled in (sample_clips(one, clips, **options) for one in (pipe, other))
     ]
     return {"psnr": mean_and_standard_error(values[0]), "change": mean_and_standard_error(values[1] - values[0])}
+
+
+def measure_quality(model: str, clips: Sequence[Clip]) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """Call [`compare_psnr`] for broadcast attention, with `GUIDED`, and for the other variants of one step."""
+    guided, broadcast = load_guided(model), broadcast_attention(load_guided(model))
+    fast, (_, *others) = load_fast(model), VARIANTS
+    quality = {"attention broadcast": compare_psnr(guided, broadcast, clips, **GUIDED)}
+    for name in others:
+        quality[name] = compare_psnr(fast, load_fast(model, **VARIANTS[name]), clips, **ONE_STEP)
+    return quality
 
 
 def build_calls(
     model: str, num_frames: int, chunk_sizes: Sequence[int]
 ) -> dict[str, tuple[int, Callable[[], object]]]:
-    """Return the calls by name, each with its number of frames: the guided default, the stored one, one step by chunk
-    size and memory layout, and the floor of each."""
+    """Return the calls by name, each with its number of frames: the guided default, the stored one, one step by
+    variant and chunk size, and the floor of each."""
     few = min(16, num_frames)  # the guided calls are slow
     short, video = Video(few), Video(num_frames)
     guided, broadcast = load_guided(model), broadcast_attention(load_guided(model))
@@ -147,12 +164,12 @@ def build_calls(
         "guided, attention broadcast": (few, partial(short.sample, broadcast, **GUIDED)),
         "stored default": (few, partial(short.sample, load(model))),
     }
-    for layout in ("contiguous", "channels last"):
-        fast = load_fast(model, layout == "channels last")
+    for variant, arguments in VARIANTS.items():
+        fast = load_fast(model, **arguments)
         for size in chunk_sizes:
             call = partial(video.sample, fast, chunk_size=size, **ONE_STEP)
-            calls[f"one step, {layout}, {size}"] = (num_frames, call)
-            calls[f"floor, {layout}, {size}"] = (num_frames, partial(run_floor, fast, num_frames, size))
+            calls[f"one step, {variant}, {size}"] = (num_frames, call)
+            calls[f"floor, {variant}, {size}"] = (num_frames, partial(run_floor, fast, num_frames, size))
     return calls
 
 
