@@ -32,6 +32,7 @@ from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, save_pho
 from training import push_model
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.hub.card_writer import find_hub_id, public_settings, write_base_card
+from training.hub.loras import OWN_FAST
 from training.hub.repositories import (
     PushError,
     card_patterns,
@@ -686,11 +687,13 @@ def test_only_files_of_the_pipeline_are_pushed(tmp_path):
     saved += [path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("unet/*fp16*")]
     (tmp_path / "image_encoder" / "model.bf16.safetensors").write_bytes(b"")
     saved += ["image_encoder/model.bf16.safetensors"]
+    (tmp_path / "fast").mkdir()
+    (tmp_path / OWN_FAST).write_bytes(b"")
     ends = (".secret.safetensors", "-key.safetensors", ".safetensors.index.key.json")
     strays = [f"unet/diffusion_pytorch_model{end}" for end in ends]
     strays += ["unet/model.fp16.safetensors", "vae/model.safetensors", "scheduler/model.safetensors"]
     strays += ["image_encoder/diffusion_pytorch_model.safetensors", ".env", "unet/.env", "unet/a.txt"]
-    strays += ["vae/model.bin", "unet/my.safetensors", "vae/.git/config.json"]
+    strays += ["vae/model.bin", "unet/my.safetensors", "vae/.git/config.json", "fast/other.safetensors", "fast/.env"]
     for name in strays:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("HF_TOKEN=...")
@@ -701,7 +704,7 @@ def test_only_files_of_the_pipeline_are_pushed(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "there.png")
     Image.new("RGB", (8, 8)).save(tmp_path / ".hidden.png")
     patterns = pipeline_patterns(tmp_path)
-    names = ["model_index.json", "pipeline_dreampose.py", "README.md", "there.png"]
+    names = ["model_index.json", "pipeline_dreampose.py", OWN_FAST, "README.md", "there.png"]
     assert patterns == names + sorted(saved)
     with pytest.raises(ValueError, match="`folder` must be the folder of a DreamPosePipeline, got .*no model_index"):
         pipeline_patterns(tmp_path / "unet")
