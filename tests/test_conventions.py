@@ -16,17 +16,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PLUG_IN = ROOT / "pipeline_dreampose.py"
+BLOCKS = ROOT / "modular_dreampose.py"
 TINY = ROOT / "model_card" / "tiny"
 TRAINING = sorted((ROOT / "training").rglob("*.py"))
 ROOMS = sorted(path.parent for path in TRAINING if path.name == "__init__.py" and path.parent.name != "training")
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
-PROJECT = [PLUG_IN, ROOT / "animate.py", *TRAINING, *BENCHMARKS]
-PROJECT_NAMES = {"pipeline_dreampose", "animate", "benchmarks", "training", "tests"}
+PROJECT = [PLUG_IN, BLOCKS, ROOT / "animate.py", *TRAINING, *BENCHMARKS]
+PROJECT_NAMES = {"pipeline_dreampose", "modular_dreampose", "animate", "benchmarks", "training", "tests"}
 PLUG_IN_IMPORTS = {"torch", "numpy", "PIL", "diffusers", "transformers", "peft", "safetensors", "huggingface_hub"}
 
 # The column of imports, from the top down: a module imports from its own row and from the rows above it.
 ROWS = [
     ["pipeline_dreampose"],
+    ["modular_dreampose"],
     ["training.engine"],
     ["training.media"],
     ["training.poses"],
@@ -67,7 +69,9 @@ def imports_of(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"relative import in line {node.lineno}"
+            # In a model's folder, diffusers finds and copies only what is imported relatively.
+            is_allowed = node.level == 0 or (node.level, node.module) == (1, PLUG_IN.stem)
+            assert is_allowed, f"relative import in line {node.lineno}"
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
@@ -208,7 +212,7 @@ def test_sizes(path):
     if is_entry_point(tree):
         assert lines <= 120, f"{path.name}: {lines} lines, entry points have 120"
     else:
-        limit = 1490 if path == PLUG_IN else 400
+        limit = {PLUG_IN: 1490, BLOCKS: 550}.get(path, 400)
         assert lines <= limit, f"{path.name}: {lines} lines, {limit} allowed"
     for owner, function in functions_of(tree):
         limit = 50

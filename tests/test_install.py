@@ -30,7 +30,7 @@ def installed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source, site = folder / "source", folder / "site"
     source.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "pipeline_dreampose.py", "animate.py"):
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", *(path.name for path in ROOT.glob("*.py"))):
         shutil.copy(ROOT / name, source)
     for name in ("training", "model_card"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "tiny", "sample"))

@@ -1,0 +1,420 @@
+"""The Modular Diffusers blocks: the frames of the pipeline, bit for bit, from blocks that also run alone."""
+
+import inspect
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import ComponentsManager
+from diffusers.modular_pipelines import (
+    BlockState,
+    InputParam,
+    ModularPipelineBlocks,
+    OutputParam,
+    PipelineState,
+    components_manager,
+)
+from diffusers.modular_pipelines.mellon_node_utils import MellonPipelineConfig
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL import Image
+from transformers import CLIPConfig
+
+from modular_dreampose import (
+    DreamPoseBlocks,
+    DreamPoseGuidance,
+    to_modular,
+    to_pipeline,
+)
+from pipeline_dreampose import align_pose_maps, teacher_digest
+from tests.tiny_components import (
+    HEIGHT,
+    IMAGE_SIZE,
+    LATENT_CHANNELS,
+    LATENT_HEIGHT,
+    LATENT_WIDTH,
+    NUM_FRAMES,
+    WIDTH,
+    get_dummy_image,
+    get_dummy_inputs,
+    get_dummy_iuv,
+    get_dummy_pipeline,
+    save_subject,
+)
+
+
+SCALES = ("image_guidance_scale", "pose_guidance_scale")
+ENDS = {"guidance_start": "start", "guidance_stop": "stop"}
+
+
+def generators(*seeds):
+    made = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return made[0] if len(made) == 1 else made
+
+
+def modular_of(pipe, **guidance):
+    modular = to_modular(pipe)
+    modular.set_progress_bar_config(disable=True)
+    modular.update_components(guider=modular.guider.new(**guidance))
+    return modular
+
+
+def both(pipe, seeds=(0,), **arguments):
+    """Return the frames of the pipeline, and those of the blocks, of the same call."""
+    call = {**get_dummy_inputs(), **arguments}
+    frames = pipe(**{**call, "generator": generators(*seeds)}).frames
+    guidance = {ENDS.get(name, name): call.pop(name) for name in (*SCALES, *ENDS) if name in call}
+    videos = modular_of(pipe, **guidance)(**{**call, "generator": generators(*seeds)}, output="videos")
+    return frames, videos
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return get_dummy_pipeline()
+
+
+def equal(one, other):
+    """Return whether two values of a state are the same, tensors to the bit."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+    if isinstance(one, torch.Generator):
+        return torch.equal(one.get_state(), other.get_state())
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+# Frames
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 8])
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("DDIMScheduler", {}),
+        ("DDPMScheduler", {}),
+        ("EulerAncestralDiscreteScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("PNDMScheduler", {"skip_prk_steps": True}),
+        ("HeunDiscreteScheduler", {}),
+        ("LCMScheduler", {"original_inference_steps": 20}),
+    ],
+)
+def test_frames_are_those_of_the_pipeline(name, config, chunk_size):
+    pipe = get_dummy_pipeline()
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **config)
+    frames, videos = both(pipe, chunk_size=chunk_size, num_inference_steps=3)
+    assert torch.equal(frames, videos) and frames.shape == (1, NUM_FRAMES, 3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (3, 4)], ids=["one generator", "one per video"])
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_frames_of_several_subjects(pipe, output_type, seeds):
+    photos = [[get_dummy_image(0), get_dummy_image(1), get_dummy_image(5)], get_dummy_image(2)]
+    options = {"image": photos, "output_type": output_type, "frame_indices": [4, 0, 2], "chunk_size": 2}
+    frames, videos = both(pipe, seeds, **options)
+    assert type(frames) is type(videos)
+    assert np.array_equal(frames, videos) and np.shape(frames)[:2] == (2, 3)
+
+
+@pytest.mark.parametrize("shape", [(1,), (NUM_FRAMES,), (2, NUM_FRAMES)])
+def test_given_noise_and_a_sequence_per_video(pipe, shape):
+    noise = torch.randn(*shape, LATENT_CHANNELS, LATENT_HEIGHT, LATENT_WIDTH, generator=generators(7))
+    poses = [[get_dummy_iuv(seed + i) for i in range(NUM_FRAMES)] for seed in (0, 20)]
+    arguments = {"image": [get_dummy_image(0), get_dummy_image(1)], "pose_maps": poses, "latents": noise}
+    frames, videos = both(pipe, **arguments, chunk_size=3)
+    assert torch.equal(frames, videos) and not torch.equal(frames[0], frames[1])
+
+
+def test_without_generator_the_global_one_draws(pipe):
+    inputs = {name: value for name, value in get_dummy_inputs().items() if name != "generator"}
+    torch.manual_seed(5)
+    frames = pipe(**inputs).frames
+    torch.manual_seed(5)
+    assert torch.equal(frames, modular_of(pipe)(**inputs, output="videos"))
+
+
+def test_frames_of_subjects_and_of_few_steps(tmp_path):
+    pipe = get_dummy_pipeline()
+    pipe.load_lora_weights(save_subject(tmp_path / "alice", 1), adapter_name="alice")
+    frames, videos = both(pipe)
+    assert torch.equal(frames, videos)
+    settings = {"scheduler": {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing", "clip_sample": False}}
+    settings |= {"num_inference_steps": 1, **dict.fromkeys(SCALES, 1.0), "teacher": teacher_digest(pipe.unet)}
+    save_subject(tmp_path / "fast", 4, parts=("unet",), few_steps=json.dumps(settings))
+    pipe.load_lora_weights(tmp_path / "fast", adapter_name="fast")
+    pipe.set_adapters(["alice", "fast"])
+    pipe.use_few_steps("fast")
+    few, videos = both(pipe)
+    assert torch.equal(few, videos) and not torch.equal(few, frames)
+
+
+def test_the_safety_checker_blackens_frames():
+    vision = {"image_size": IMAGE_SIZE, "patch_size": 8, "hidden_size": 16, "intermediate_size": 16}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8)).eval()
+    checker.concept_embeds_weights.fill_(-2.0)  # flags everything
+    pipe = get_dummy_pipeline(safety_checker=checker)
+    expected = pipe(**get_dummy_inputs(), chunk_size=2)
+    found = modular_of(pipe)(**get_dummy_inputs(), chunk_size=2, output=["videos", "nsfw_content_detected"])
+    assert torch.equal(found["videos"], expected.frames) and found["videos"].max() == 0
+    assert found["nsfw_content_detected"] == expected.nsfw_content_detected == [[True] * NUM_FRAMES]
+
+
+def test_poses_are_aligned_to_the_photo_s_body(pipe):
+    body = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    body[8:28, 6:18] = [[[10 * y, 12 * x, 1 + (y > 10)] for x in range(12)] for y in range(20)]
+    photo_iuv, driver = Image.fromarray(body), Image.fromarray(np.roll(body, (-4, 3), axis=(0, 1)))
+    inputs = {**get_dummy_inputs(), "pose_maps": [driver] * 2}
+    aligned = modular_of(pipe)(**inputs, photo_iuv=photo_iuv, output="videos")
+    inputs["generator"].manual_seed(0)
+    frames = pipe(**{**inputs, "pose_maps": align_pose_maps([driver] * 2, photo_iuv)}).frames
+    assert torch.equal(aligned, frames)
+    inputs["generator"].manual_seed(0)
+    assert not torch.equal(aligned, pipe(**inputs).frames)
+
+
+# Guidance
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        {"image_guidance_scale": 1.0, "pose_guidance_scale": 1.0},
+        {"image_guidance_scale": 3.0, "pose_guidance_scale": 3.0},
+        {"image_guidance_scale": 2.0, "pose_guidance_scale": 0.0},
+        {"image_guidance_scale": 0.0, "pose_guidance_scale": 4.0},
+        {"guidance_start": 0.3, "guidance_stop": 0.7},
+        {"pose_guidance_scale": 5.0, "guidance_stop": 0.5},
+    ],
+    ids=str,
+)
+def test_guidance_and_its_cost_are_those_of_the_pipeline(guidance):
+    pipe, rows = get_dummy_pipeline(), []
+    pipe.unet.register_forward_hook(lambda unet, inputs, output: rows.append(len(inputs[0])))
+    frames, videos = both(pipe, **guidance, num_inference_steps=4, chunk_size=2)
+    assert torch.equal(frames, videos)
+    half = len(rows) // 2
+    assert rows[:half] == rows[half:], "a prediction with weight 0 is not computed"
+
+
+def test_the_guider_combines_predictions_as_the_pipeline_does(pipe):
+    guider = DreamPoseGuidance(3.0, 2.0, stop=0.5)
+    values = BlockState(null="null states", photo="states", nothing="null pose", pose="windows")
+    fields = {"states": ("null", "photo", "photo"), "windows": ("nothing", "nothing", "pose")}
+    guider.set_state(step=0, num_inference_steps=2, timestep=None)
+    batches = guider.prepare_inputs_from_block_state(values, fields)
+    assert [(b.states, b.windows) for b in batches] == [
+        ("null states", "null pose"),
+        ("states", "null pose"),
+        ("states", "windows"),
+    ]
+    for batch, prediction in zip(batches, (1.0, 10.0, 100.0)):
+        batch.noise_pred = torch.tensor(prediction)
+    assert guider(batches) == 1 + 3 * (10 - 1) + 2 * (100 - 10)
+    guider.set_state(step=1, num_inference_steps=2, timestep=None)  # past the end
+    assert guider.num_conditions == 1 and guider.branches() == [(1.0, True, True)]
+    assert [b.states for b in guider.prepare_inputs({"states": ("no", "no", "yes")})] == ["yes"]
+
+
+# Blocks
+
+
+INPUTS = {"image": [[get_dummy_image(0), get_dummy_image(1)], get_dummy_image(2)], "num_inference_steps": 3}
+INPUTS |= {"chunk_size": 2, "output_type": "np", "pose_maps": get_dummy_inputs()["pose_maps"]}
+
+
+def pipeline_of(block, pipe):
+    """Return a modular pipeline of one block, with the components and settings that it asks for."""
+    alone = block.init_pipeline()
+    components = {name: part for name, part in pipe.components.items() if name in block.component_names}
+    components = {name: part for name, part in components.items() if part is not None}
+    alone.update_components(**components, **{spec.name: pipe.config[spec.name] for spec in block.expected_configs})
+    alone.set_progress_bar_config(disable=True)
+    return alone
+
+
+def test_each_block_runs_alone_with_its_own_components(pipe):
+    expected = modular_of(pipe)(**INPUTS, generator=generators(0))
+    state, inputs = PipelineState(), {**INPUTS, "generator": generators(0)}
+    for name, block in DreamPoseBlocks().sub_blocks.items():
+        alone = pipeline_of(block, pipe)
+        assert (alone.components.get("unet") is None) == (name != "denoise"), "others must not load the largest model"
+        state = alone(state, **{key: value for key, value in inputs.items() if key in block.input_names})
+        assert all(state.get(output) is not None for output in block.output_names if "nsfw" not in output), name
+    outputs = DreamPoseBlocks().output_names
+    assert len(outputs) == 14
+    for output in outputs:
+        assert equal(state.get(output), expected.get(output)), output
+
+
+def test_the_encoding_can_be_taken_out_and_replaced(pipe):
+    """Photos that were encoded before serve several calls, also through a block that only names them."""
+    expected = modular_of(pipe)(**INPUTS, generator=generators(0))
+    blocks = DreamPoseBlocks()
+    blocks.sub_blocks.pop("photos")
+    blocks.sub_blocks.pop("encode")
+    modular = pipeline_of(blocks, pipe)
+    names = ("encoder_hidden_states", "null_hidden_states", "image_latents")
+    assert set(names) <= set(blocks.required_inputs) and "image" not in blocks.input_names
+    assert {"image_encoder", "adapter"}.isdisjoint(modular.components)
+    ready = {name: expected.get(name) for name in (*names, "batch_size")}
+    inputs = {name: value for name, value in INPUTS.items() if name != "image"}
+    assert np.array_equal(modular(**inputs, **ready, generator=generators(0), output="videos"), expected.videos)
+
+    class ReadyStep(ModularPipelineBlocks):
+        inputs = [InputParam("encoded", required=True)]
+        intermediate_outputs = [OutputParam(name) for name in (*names, "batch_size")]
+
+        def __call__(self, components, state):
+            for name, value in self.get_block_state(state).encoded.items():
+                state.set(name, value)
+            return components, state
+
+    blocks.sub_blocks.insert("ready", ReadyStep(), 0)
+    modular = pipeline_of(blocks, pipe)
+    assert np.array_equal(modular(**inputs, encoded=ready, generator=generators(0), output="videos"), expected.videos)
+
+
+class Estimator(torch.nn.Module):
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        """Call the green of a picture's bright half U, its red V, and its part code 1."""
+        body = (picture[..., 2:] > 127).to(torch.uint8)
+        return torch.cat([picture[..., :2], torch.ones_like(body)], dim=-1) * body
+
+
+def test_an_estimator_of_poses_can_be_put_in_front(pipe, tmp_path):
+    torch.jit.script(Estimator()).save(tmp_path / "densepose.pt")
+    pictures = [get_dummy_image(seed) for seed in range(3)]
+
+    class EstimateStep(ModularPipelineBlocks):
+        inputs = [InputParam("driving", required=True), InputParam("densepose", required=True)]
+        intermediate_outputs = [OutputParam("pose_maps")]
+
+        def __call__(self, components, state):
+            values = self.get_block_state(state)
+            estimate = torch.jit.load(values.densepose)
+            pictures = [torch.from_numpy(np.array(picture)) for picture in values.driving]
+            values.pose_maps = [Image.fromarray(estimate(picture).numpy()) for picture in pictures]
+            self.set_block_state(state, values)
+            return components, state
+
+    blocks = DreamPoseBlocks()
+    blocks.sub_blocks.insert("estimate", EstimateStep(), 0)
+    assert "pose_maps" not in blocks.input_names
+    modular = pipeline_of(blocks, pipe)
+    options = {"image": get_dummy_image(), "output_type": "pt"}
+    found = modular(driving=pictures, densepose=tmp_path / "densepose.pt", generator=generators(0), **options)
+    frames = pipe(pose_maps=found.pose_maps, generator=generators(0), **options).frames
+    assert torch.equal(found.videos, frames)
+    assert any((np.asarray(iuv)[..., 2] == 1).any() for iuv in found.pose_maps)
+
+
+def test_a_block_can_be_put_into_the_loop(pipe):
+    class RecordStep(ModularPipelineBlocks):
+        seen = []
+
+        def __call__(self, components, values, i, t):
+            self.seen.append((values.video, i, int(t), len(values.sample)))
+            return components, values
+
+    blocks = DreamPoseBlocks()
+    blocks.sub_blocks["denoise"].sub_blocks["record"] = RecordStep()
+    modular = pipeline_of(blocks, pipe)
+    found = modular(**INPUTS, generator=generators(0))
+    times = found.timesteps.tolist()
+    assert RecordStep.seen == [(b, i, t, 2) for b in range(2) for _ in range(3) for i, t in enumerate(times)]
+
+
+def test_components_are_shared(pipe):
+    modular = modular_of(pipe)
+    assert all(getattr(modular, name) is part for name, part in pipe.components.items() if part is not None)
+    again = to_pipeline(modular)
+    assert all(again.components[name] is part for name, part in pipe.components.items())
+    assert {**again.config}.items() <= {**pipe.config}.items()
+
+
+def test_the_components_manager_offloads(monkeypatch):
+    pipe, moved = get_dummy_pipeline(), []
+    frames = pipe(**get_dummy_inputs()).frames
+    manager = ComponentsManager()
+    modular = to_modular(pipe, components_manager=manager, collection="dreampose")
+    modular.set_progress_bar_config(disable=True)
+    assert len(manager.components) == 6
+
+    def offload_all(hooks, model_id, model, execution_device):
+        moved.append(model_id.split("_")[0])
+        return list(hooks)
+
+    # A CPU has no such function, and is an accelerator for this test alone.
+    monkeypatch.setattr(components_manager.TorchDeviceBackend, "mem_get_info", lambda self: (0, 0))
+    manager.enable_auto_cpu_offload(device="cpu", offload_strategy=offload_all)
+    assert torch.equal(modular(**get_dummy_inputs(), output="videos"), frames)
+    assert set(moved) == {"image", "vae", "adapter", "unet"} and moved[-1] == "vae"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"height": HEIGHT + 1}, "`height` must be a positive multiple of 4"),
+        ({"width": 0}, "`width` must be a positive multiple of 4"),
+        ({"image": []}, "`image` must hold at least one photo"),
+        ({"pose_maps": torch.zeros(3, 2, 4)}, "`pose_maps` must be floating point with the shape"),
+        ({"pose_maps": torch.zeros(3, 2, 2, 4, 4)}, "`pose_maps` must be one sequence, or one per video"),
+        ({"frame_indices": [NUM_FRAMES]}, "`frame_indices` must be one or more different integers"),
+        ({"photo_iuv": "photo.png"}, "`photo_iuv` must be"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number from 1"),
+        ({"generator": [None]}, "`generator` must be one, or one per video"),
+        ({"latents": torch.zeros(3)}, "`latents` must have one of the shapes"),
+        ({"chunk_size": 0}, "`chunk_size` must be a whole number from 1"),
+        ({"output_type": "gif"}, "`output_type` must be one of"),
+        ({"image_guidance_scale": -1.0}, "`image_guidance_scale` must be a finite number from 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_bad_inputs_are_refused_before_the_unet_runs(changes, message):
+    pipe = get_dummy_pipeline()
+    pipe.unet.forward = None
+    modular = modular_of(pipe, **{name: changes.pop(name) for name in SCALES if name in changes})
+    with pytest.raises(ValueError, match=message):
+        modular(**{**INPUTS, **changes})
+
+
+def test_other_guiders_and_components_that_do_not_fit_are_refused(pipe):
+    modular = modular_of(pipe)
+    modular.update_components(guider=diffusers.guiders.ClassifierFreeGuidance())
+    with pytest.raises(ValueError, match="`guider` must guide by photo and pose"):
+        modular(**INPUTS)
+    other = modular_of(get_dummy_pipeline())
+    other.update_components(adapter=type(pipe.adapter)(image_embed_dim=8))
+    with pytest.raises(ValueError, match="`adapter` must fit"):
+        other(**INPUTS)
+
+
+def test_the_documentation_names_every_input_and_output():
+    doc = DreamPoseBlocks().doc
+    assert "TODO" not in doc and "DreamPose, arXiv:2304.06025" not in doc.split("Components:")[1]
+    for param in (*DreamPoseBlocks().inputs, *DreamPoseBlocks().outputs):
+        assert f"{param.name} (`" in doc and param.description and param.description.endswith(".")
+    assert set(DreamPoseBlocks().required_inputs) >= {"image", "pose_maps"}
+    for block in DreamPoseBlocks().sub_blocks.values():
+        assert block.description == inspect.getdoc(type(block)) and "TODO" not in block.doc
+
+
+def test_the_node_of_the_visual_editor():
+    node = MellonPipelineConfig.from_custom_block(DreamPoseBlocks(), node_label="DreamPose").node_params["custom"]
+    assert set(node["model_input_names"]) == {spec.name for spec in DreamPoseBlocks().expected_components}
+    assert node["input_names"] == DreamPoseBlocks().input_names
+    kinds = {name: node["params"][name]["type"] for name in ("image", "height", "chunk_size", "output_type", "videos")}
+    assert kinds == {
+        "image": "image",
+        "height": "int",
+        "chunk_size": "int",
+        "output_type": "string",
+        "videos": "video",
+    }
+    assert node["params"]["image"]["label"] == "Image *" and node["params"]["pose_maps"]["label"] == "Pose Maps *"
