@@ -299,7 +299,7 @@ BAD_RETURNS += [None, 5, [], "latents", {"latents": None}, {"latents": torch.zer
 
 @pytest.mark.parametrize("returned", BAD_RETURNS)
 def test_a_callback_must_return_a_dict_with_latents_of_the_same_shape(pipe, returned):
-    with pytest.raises(ValueError, match="`callback_on_step_end` must return a dict, whose `latents` keep"):
+    with pytest.raises(ValueError, match="`callback_on_step_end` must return a dict, whose dense `latents` keep"):
         pipe(**get_dummy_inputs(), callback_on_step_end=lambda *args: returned)
 
 

@@ -731,3 +731,9 @@ def test_a_vae_without_lora(subjects):
         pipe.load_lora_weights(subjects / "anna")
     pipe.unload_lora_weights()
     assert pipe.get_list_adapters() == {}
+
+
+def test_a_pipeline_without_a_unet_has_no_adapters():
+    pipe = get_dummy_pipeline(unet=None)
+    pipe.unload_lora_weights()
+    assert pipe.get_list_adapters() == {}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -93,6 +94,20 @@ def test_an_int8_unet_stays_near(expected, tmp_path):
     assert {type(layer.weight).__name__ for layer in linear} == {"Int8Tensor"}
     difference = (render(pipe, chunk_size=2) - expected).abs()
     assert 0 < difference.mean() < 0.01 and difference.max() < 0.05
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np"])
+def test_a_stream_keeps_no_finished_frames(output_type):
+    """At most the frames of two chunks are in memory: the one being read, and the one before it."""
+    inputs = {**get_dummy_inputs(), "pose_maps": get_dummy_inputs()["pose_maps"] * 4, "output_type": output_type}
+    frames, most = [], 0
+    for frame in get_dummy_pipeline().stream(**inputs, num_inference_steps=1, chunk_size=2):
+        frames.append(
+            weakref.ref(frame if output_type == "pil" else frame.base)
+        )  # a chunk is one array
+        del frame
+        most = max(most, sum(reference() is not None for reference in frames))
+    assert len(frames) == 20 and most <= 4
 
 
 @pytest.mark.slow

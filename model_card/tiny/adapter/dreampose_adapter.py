@@ -573,7 +573,8 @@ def _lora_method(method: Callable) -> Callable:
         models = {part: getattr(self, part) for part in type(self)._lora_loadable_modules}
         own = {part: getattr(model, "_orig_mod", model) for part, model in models.items()}
         self._lora_loadable_modules = [part for part in own if hasattr(own[part], "load_lora_adapter")]
-        fused = {name for layer in own["unet"].modules() for name in getattr(layer, "merged_adapters", ())}
+        layers = own["unet"].modules() if isinstance(own["unet"], nn.Module) else ()
+        fused = {name for layer in layers for name in getattr(layer, "merged_adapters", ())}
         try:
             vars(self).update(own)
             return method(self, *args, **kwargs)
@@ -1151,8 +1152,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         """Fit all photos into canvases; return pixel values `(P, 3, height, width)` in `[-1, 1]` for each video."""
         is_array = isinstance(image, (np.ndarray, torch.Tensor)) and not getattr(image, "is_nested", False)
         is_batch = isinstance(image, (list, tuple)) or (is_array and image.ndim == 4)
-        subjects = image if is_batch else [image]
-        subjects = [list(photos) if isinstance(photos, (list, tuple)) else [photos] for photos in subjects]
+        subjects = [list(p) if isinstance(p, (list, tuple)) else [p] for p in (image if is_batch else [image])]
         _check(subjects and all(subjects), "`image` must hold at least one photo of each subject", _short(image))
         return [torch.stack([fit_image(photo, height, width) for photo in photos]) for photos in subjects]
 
@@ -1239,15 +1239,19 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         return [branch for branch in branches if branch[0] != 0]
 
     def decode_latents(self, latents: torch.Tensor, generator: list[torch.Generator] | None = None) -> torch.Tensor:
-        """Decode scaled latents `(F, C, h, w)` into frames `(F, 3, H, W)` in `[0, 1]`, float32 on the CPU.
-
-        A VAE that draws noise, such as [`ConsistencyDecoderVAE`], needs one `generator` per frame.
-        """
+        """Decode scaled latents `(F, C, h, w)` into frames `(F, 3, H, W)` in `[0, 1]`, float32 on the CPU."""
+        # A VAE that draws noise, such as `ConsistencyDecoderVAE`, takes one generator per frame.
         draws = {} if generator is None or not hasattr(self.vae, "decoder_unet") else {"generator": generator}
         latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         pixels = self.vae.decode(latents, return_dict=False, **draws)[0]
         low, high = self.config.image_range
         return ((pixels.float() - low) / (high - low)).clamp(0, 1).cpu()
+
+    def run_safety_checker(self, frames: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, list[bool]]:
+        """Blacken the frames `(F, 3, H, W)` in `[0, 1]` that the safety checker flags; return frames and flags."""
+        image_size = self.safety_checker.config.vision_config.image_size
+        clip_input = clip_pixel_values(frames * 2.0 - 1.0, image_size, self.feature_extractor)
+        return self.safety_checker(images=frames, clip_input=clip_input.to(device, self.safety_checker.dtype))
 
     def predict_noise(self, latents, t, windows, states, null_states, branches, unposed=None) -> torch.Tensor:
         """Predict the noise (or the scheduler's other `prediction_type`) of a chunk of frames, with guidance.
@@ -1368,7 +1372,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                             outputs = callback(self, i, t, {name: tensors[name] for name in tensor_inputs})
                             kept = tensors["latents"]
                             returned = outputs.pop("latents", kept) if isinstance(outputs, dict) else None
-                            rule = "`callback_on_step_end` must return a dict, whose `latents` keep their dense shape"
+                            rule = "`callback_on_step_end` must return a dict, whose dense `latents` keep their shape"
                             _check(_is_dense(returned) and returned.shape == kept.shape, rule, _short(returned))
                             padding = returned[-1:].expand(num_padded, -1, -1, -1)
                             latents = torch.cat([returned, padding]).to(device, torch.float32)
@@ -1380,10 +1384,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                     generators = [torch.Generator(draw_device).manual_seed(seed) for _ in frames]
                     frames = frames.cpu() if output_type == "latent" else self.decode_latents(frames, generators)
                     if self.safety_checker is not None and output_type != "latent":
-                        image_size = self.safety_checker.config.vision_config.image_size
-                        clip_input = clip_pixel_values(frames * 2.0 - 1.0, image_size, self.feature_extractor)
-                        clip_input = clip_input.to(device, self.safety_checker.dtype)
-                        frames, flags = self.safety_checker(images=frames, clip_input=clip_input)
+                        frames, flags = self.run_safety_checker(frames, device)
                     if output_type in ("pil", "np"):
                         frames = frames.permute(0, 2, 3, 1).numpy()  # [F, 3, H, W] -> [F, H, W, 3]
                     if output_type == "pil":
@@ -1440,8 +1441,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             num_inference_steps (`int`, *optional*, defaults to `config.default_num_inference_steps`): Denoising steps.
             image_guidance_scale, pose_guidance_scale (`float`, *optional*, default to those in the config):
                 How strongly the frames follow the photo and the poses: `s_I` and `s_p` of the paper, from 0 to 1000. 1
-                means no guidance, 0 ignores them. If `s_I` is 1 or both are equal, one of three UNet predictions is
-                saved; if both are 1, two.
+                means no guidance, 0 ignores them. If `s_I` is 1 or both are equal, one of three predictions is saved.
             guidance_start, guidance_stop (`float`, *optional*, default to 0 and 1):
                 Guide only the steps `i` of `n` with `guidance_start <= i / n < guidance_stop` (arXiv:2404.07724); `i`
                 begins at 0. In all others both scales are 1, which needs one UNet prediction.
