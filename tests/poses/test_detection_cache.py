@@ -51,6 +51,18 @@ def test_damage_of_any_kind_is_noticed_or_harmless(tmp_path):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("name, is_folder", [("", False), ("00002.npz", True), ("clip.json", True)])
+def test_what_else_has_a_name_of_the_cache_is_refused_before_densepose_runs(tmp_path, name, is_folder):
+    cache = tmp_path / "poses" / "clip"
+    path = cache / name
+    path.parent.mkdir(parents=True)
+    path.mkdir() if is_folder else path.write_text("mine")
+    expected, got = ("a file", "a folder") if is_folder else ("a folder", "a file")
+    with pytest.raises(ValueError, match=rf"`driving` must find {expected} or nothing at .*; got {got}. Move it away"):
+        detect(cache, estimator=None)
+    assert path.is_dir() if is_folder else path.read_text() == "mine"
+
+
 def test_the_clip_is_started_only_for_frames_that_are_missing(tmp_path):
     asked = []
 

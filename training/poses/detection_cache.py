@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from training.engine.messages import shorten
 from training.media.pictures import PICTURE_SUFFIXES, UnreadablePictures, list_files
 from training.media.settings_file import partial_path, write_json
 from training.media.timing import choose_frames
@@ -84,6 +85,18 @@ def _frame_path(folder: Path, index: int) -> Path:
     return folder / f"{index:05d}.npz"
 
 
+def _check_names(folder: Path) -> None:
+    """Raise a `ValueError` if a file stands where the cache's folders belong, or a folder where its files belong."""
+    for path in (folder.parent, folder, folder / _FACTS, *folder.glob("*.npz")):
+        is_folder = path in (folder.parent, folder)
+        if path.exists() and path.is_dir() != is_folder:
+            expected, got = ("a folder", "a file") if is_folder else ("a file", "a folder")
+            raise ValueError(
+                f"`driving` must find {expected} or nothing at {shorten(str(path))}, where found poses are kept; got"
+                f" {got}. Move it away."
+            )
+
+
 def detect_frames(
     folder: Path,
     pictures: Callable[[], Iterator[Image.Image | None]],
@@ -99,8 +112,9 @@ def detect_frames(
 
     Raises:
         UnreadablePictures: If a frame cannot be read, or the frames differ in size.
-        ValueError: If the clip is too short for `start` or `end`.
+        ValueError: If the clip is too short for `start` or `end`, or something else has a name of the cache's.
     """
+    _check_names(folder)
     length = _known_length(folder)
     if length is not None:
         choose_frames(length, start, end, every)
