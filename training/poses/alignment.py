@@ -29,7 +29,9 @@ def align_poses(
     both show: torso, upper legs and head. The frame most like the photo comes onto the photo's place, with its feet on
     the photo's ground; how the driver moves from there stays. If no frame shows the photo's side of the body (such as
     a photo from behind), the silhouettes decide, with a warning. `body` then redraws each limb in the photo's length
-    and widths, from the torso outwards. Part codes, U and V stay those of the surface.
+    and widths, from the torso outwards, and what a limb hid and no longer hides in the nearest values of the surface.
+    Part codes, U and V stay those of the surface. The motion is scaled by the height of the head, in which people
+    differ least.
 
     A frame without a body stays empty, and what a frame cuts off stays cut off. A frame whose torso is hidden is only
     placed. Each picture should show one person: several are aligned as if they were one, with a warning.
