@@ -102,9 +102,7 @@ def test_a_stream_keeps_no_finished_frames(output_type):
     inputs = {**get_dummy_inputs(), "pose_maps": get_dummy_inputs()["pose_maps"] * 4, "output_type": output_type}
     frames, most = [], 0
     for frame in get_dummy_pipeline().stream(**inputs, num_inference_steps=1, chunk_size=2):
-        frames.append(
-            weakref.ref(frame if output_type == "pil" else frame.base)
-        )  # a chunk is one array
+        frames.append(weakref.ref(frame if output_type == "pil" else frame.base))  # a chunk is one array
         del frame
         most = max(most, sum(reference() is not None for reference in frames))
     assert len(frames) == 20 and most <= 4
