@@ -2,6 +2,10 @@
 
 import inspect
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -21,6 +25,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPConfig
 
+import modular_dreampose
+import pipeline_dreampose
 from modular_dreampose import (
     DreamPoseBlocks,
     DreamPoseGuidance,
@@ -28,6 +34,7 @@ from modular_dreampose import (
     to_pipeline,
 )
 from pipeline_dreampose import align_pose_maps, teacher_digest
+from tests.hub_server import Hub
 from tests.tiny_components import (
     HEIGHT,
     IMAGE_SIZE,
@@ -418,3 +425,144 @@ def test_the_node_of_the_visual_editor():
         "videos": "video",
     }
     assert node["params"]["image"]["label"] == "Image *" and node["params"]["pose_maps"]["label"] == "Pose Maps *"
+
+
+# Saving and loading
+
+ROUTES = """
+import json, shutil, sys
+from pathlib import Path
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ModularPipeline
+from PIL import Image
+
+work, facts, trust = Path({work!r}), {{}}, {{"trust_remote_code": True}}
+inputs = {{"image": Image.open(work / "photo.png"), "pose_maps": [Image.open(work / "iuv.png")] * 2}}
+inputs["output_type"] = "np"
+plain = DiffusionPipeline.from_pretrained
+blocks = ModularPipeline.from_pretrained
+
+
+def run(name, load, *where):
+    pipe = load(*where, **trust)
+    options = {{"generator": torch.Generator().manual_seed(0)}}
+    if load == blocks:
+        pipe.load_components()
+        np.save(work / f"{{name}}.npy", pipe(**inputs, **options, output="videos"))
+    else:
+        np.save(work / f"{{name}}.npy", pipe(**inputs, **options).frames)
+    return pipe
+
+
+def refusal(load, where):
+    try:
+        load(where)
+    except ValueError as error:
+        return str(error)
+
+
+facts["untrusted"] = [refusal(load, work / "saved") for load in (plain, blocks)]
+modular = run("modular_folder", blocks, work / "saved")
+run("plain_folder", plain, work / "saved")
+shutil.move(work / "saved", work / "moved")
+run("modular_moved", blocks, work / "moved")
+modular.save_pretrained(str(work / "again"), overwrite_modular_index=True)
+modular.blocks.save_pretrained(work / "again")
+run("modular_again", blocks, work / "again")
+modular.blocks.save_pretrained(work / "moved", push_to_hub=True, repo_id="someone/dream-1.5")
+run("modular_hub", blocks, "someone/dream-1.5")
+run("plain_hub", plain, "someone/dream-1.5")
+with open(work / "again" / "pipeline_dreampose.py", "a") as file:
+    file.write("MARK = 'changed'")
+for name in ("moved", "again"):
+    blocks(work / name, **trust)
+    facts[name] = getattr(sys.modules["dreampose_adapter"], "MARK", None)
+assert not any(name.split(".")[0] in ("pipeline_dreampose", "tests") for name in sys.modules)
+(work / "facts.json").write_text(json.dumps(facts))
+"""
+LOADED = ["modular_folder", "plain_folder", "modular_moved", "modular_again", "modular_hub", "plain_hub"]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """A folder with the frames of every route, and the facts that one fresh process found on them."""
+    work, pipe = tmp_path_factory.mktemp("work"), get_dummy_pipeline()
+    (work / "empty").mkdir()
+    pipe.save_pretrained(work / "saved")
+    DreamPoseBlocks().save_pretrained(work / "saved")
+    image, iuv = get_dummy_image(), get_dummy_iuv()
+    image.save(work / "photo.png")
+    iuv.save(work / "iuv.png")
+    np.save(work / "here.npy", pipe(image, [iuv] * 2, output_type="np", generator=generators(0)).frames)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with Hub() as hub:
+        environment |= hub.environment | {
+            "HF_HOME": str(work / "home"),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        }
+        command = [sys.executable, "-c", ROUTES.format(work=str(work))]
+        options = {"cwd": work / "empty", "env": environment, "capture_output": True, "text": True, "timeout": 300}
+        process = subprocess.run(command, **options)
+        assert process.returncode == 0, process.stderr[-4000:]
+        pushed = hub.files("models/someone/dream-1.5")
+    return work, json.loads((work / "facts.json").read_text()), pushed, process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", LOADED)
+def test_a_folder_loads_both_ways_with_the_same_frames(loaded, route):
+    work = loaded[0]
+    assert np.array_equal(np.load(work / f"{route}.npy"), np.load(work / "here.npy"))
+
+
+@pytest.mark.slow
+def test_a_push_names_the_repository_and_trust_is_asked_for(loaded):
+    work, facts, pushed, messages = loaded
+    assert all("trust_remote_code=True" in message for message in facts["untrusted"])
+    index = json.loads(pushed["modular_model_index.json"])
+    components = [value[2] for value in index.values() if isinstance(value, list) and len(value) == 3]
+    assert {spec["pretrained_model_name_or_path"] for spec in components} == {"someone/dream-1.5", None}
+    assert index["adapter"][2]["type_hint"] == ["dreampose_adapter", "DreamPoseAdapter"]
+    assert str(work) not in pushed["modular_model_index.json"].decode() + pushed["modular_config.json"].decode()
+    assert {"model_index.json", "modular_dreampose.py", "pipeline_dreampose.py"} <= set(pushed)
+    assert "pip install pipeline_dreampose" not in messages, "diffusers takes other imports for packages"
+
+
+@pytest.mark.slow
+def test_each_folder_runs_its_own_code(loaded):
+    assert loaded[1]["moved"] is None and loaded[1]["again"] == "changed"
+
+
+def test_the_blocks_add_four_files_to_a_pipeline_s_folder(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    DreamPoseBlocks().save_pretrained(tmp_path)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    new = {str(path.relative_to(tmp_path)) for path in after.keys() - before.keys()}
+    assert new == {"modular_config.json", "modular_model_index.json", "modular_dreampose.py"}
+    assert before.items() <= after.items()
+    assert after[tmp_path / "modular_dreampose.py"] == Path(modular_dreampose.__file__).read_bytes()
+    assert after[tmp_path / "pipeline_dreampose.py"] == Path(pipeline_dreampose.__file__).read_bytes()
+    index = json.loads(after[tmp_path / "modular_model_index.json"])
+    assert {name: value for name, value in index.items() if name.startswith("default_")} == {
+        name: value for name, value in pipe.config.items() if name.startswith("default_")
+    }
+
+
+def test_blocks_without_a_pipeline_are_saved_without_an_index(tmp_path):
+    DreamPoseBlocks().save_pretrained(tmp_path / "new")
+    names = ["modular_config.json", "modular_dreampose.py", "pipeline_dreampose.py"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    config = json.loads((tmp_path / "new" / "modular_config.json").read_text())
+    assert config["auto_map"] == {"ModularPipelineBlocks": "modular_dreampose.DreamPoseBlocks"}
+
+
+def test_changed_blocks_and_pushes_without_a_name_are_refused(tmp_path):
+    blocks = DreamPoseBlocks()
+    with pytest.raises(ValueError, match="`repo_id` must be given to push"):
+        blocks.save_pretrained(tmp_path / "new", push_to_hub=True)
+    blocks.sub_blocks.pop("poses")
+    with pytest.raises(ValueError, match="other blocks must be saved from the file of their own"):
+        blocks.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
