@@ -11,6 +11,7 @@ import argparse
 from collections import deque
 from pathlib import Path
 
+from training.engine.messages import count
 from training.engine.output_lock import locks_output
 from training.options.animation import ALIGNMENTS, parse_animation
 from training.options.command import run_command
@@ -103,7 +104,7 @@ def main(options: argparse.Namespace) -> None:
 def print_choices(options: argparse.Namespace, few_steps: str | None, steps: int) -> None:
     """Print what defaults have chosen, when nothing can be refused any more."""
     if few_steps is not None:
-        print(f"--fast: {steps} step(s) per frame, by the few-step LoRA {few_steps}")
+        print(f"--fast: {count(steps, 'step')} per frame, by the few-step LoRA {few_steps}")
     if options.driving is not None or options.align != "none":
         print(f"--align {options.align}: {ALIGNMENTS[options.align]}")
 

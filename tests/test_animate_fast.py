@@ -68,7 +68,7 @@ def test_the_model_s_own_few_step_lora_is_used_and_announced(folder, run, capsys
     frames, fast = run(), expected(folder, "model/fast", few_steps=0)
     assert are_same(frames, fast)
     own = folder / "model" / OWN_FAST
-    assert f"--fast: 1 step(s) per frame, by the few-step LoRA {own}\n" in capsys.readouterr().out
+    assert f"--fast: 1 step per frame, by the few-step LoRA {own}\n" in capsys.readouterr().out
     assert are_same(run("--fast"), frames)
     full, plain = run("--no_fast"), expected(folder)
     assert are_same(full, plain) and not are_same(fast, plain)
@@ -95,7 +95,7 @@ def test_options_of_the_command_line_come_before_those_of_the_lora(folder, run, 
     options = {"num_inference_steps": 3, "pose_guidance_scale": 2.0}
     frames = run("--num_inference_steps", 3, "--pose_guidance_scale", 2)
     assert are_same(frames, expected(folder, "model/fast", few_steps=0, **options))
-    assert "--fast: 3 step(s) per frame" in capsys.readouterr().out
+    assert "--fast: 3 steps per frame" in capsys.readouterr().out
     assert not are_same(frames, expected(folder, "model/fast", few_steps=0))
 
 
@@ -112,7 +112,7 @@ def test_a_few_step_lora_from_elsewhere_takes_the_place_of_the_model_s_own(folde
     for more in ([], ["--fast"], ["--no_fast"]):
         for model in ("model", "plain"):
             assert are_same(run(*loras, *more, model=model), other)
-            assert f"--fast: 2 step(s) per frame, by the few-step LoRA {folder / 'other'}\n" in capsys.readouterr().out
+            assert f"--fast: 2 steps per frame, by the few-step LoRA {folder / 'other'}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
