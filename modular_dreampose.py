@@ -77,6 +77,7 @@ def _input(name: str, kind: Any, text: str, default: Any = None, mellon: str | N
 _INPUTS = [
     _input("image", Image.Image | list, "A photo, or a list of B photos or of B lists of photos.", mellon="image"),
     _input("pose_maps", torch.Tensor | list, "DensePose IUV pictures, or U and V as `(F, 2, H, W)`; or B such."),
+    _input("control_image", list, "`pose_maps`, as pictures at whose name `diffusers-cli run` reads a list of files."),
     _input("photo_iuv", Image.Image, "IUV picture of the photo, to whose body poses are aligned.", mellon="image"),
     _input("height", int, "Height of the frames in pixels; by default the model's.", mellon="number"),
     _input("width", int, "Width of the frames in pixels; by default the model's.", mellon="number"),
@@ -275,11 +276,14 @@ class DreamPosePosesStep(_Step):
 
     expected_components = _components("vae")  # for its scale
     expected_configs = _configs("default_height", "default_width")
-    inputs = _inputs("pose_maps!", "photo_iuv", "height", "width", "batch_size", "frame_indices")
+    inputs = _inputs("pose_maps", "control_image", "photo_iuv", "height", "width", "batch_size", "frame_indices")
     intermediate_outputs = _outputs("fitted_pose_maps", "frame_indices")
 
     def run(self, pipe, values):
-        poses = values.pose_maps
+        given = [poses for poses in (values.pose_maps, values.control_image) if poses is not None]
+        rule = "`pose_maps`, or the same as `control_image`, must be given, and not both"
+        plug_in._check(len(given) == 1, rule, f"{len(given)} of them")
+        (poses,) = given
         if values.photo_iuv is not None:
             poses = plug_in.align_pose_maps(poses, values.photo_iuv)
         maps = pipe.prepare_pose_maps(poses, *_frame_size(pipe, values), values.batch_size)
