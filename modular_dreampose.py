@@ -355,8 +355,11 @@ class DreamPosePredictStep(ModularPipelineBlocks):
 
     def __call__(self, components, values, i, t):
         states = values.encoder_hidden_states[values.video][values.photo_indices[values.video][i]][None]
+        states, null_states = (
+            part.to(values.sample.device, components.unet.dtype) for part in (states, values.null_hidden_states)
+        )
         components.guider.set_state(step=i, num_inference_steps=values.num_timesteps, timestep=t)
-        inputs = values.windows, states, values.null_hidden_states, components.guider.branches()
+        inputs = values.windows, states, null_states, components.guider.branches()
         values.noise_pred = values.pipe.predict_noise(values.sample, t, *inputs, values.unposed if i == 0 else None)
         return components, values
 
@@ -426,7 +429,7 @@ class DreamPoseDenoiseStep(LoopSequentialPipelineBlocks):
         """Return the denoised latents of the frames `chunk` of one video, on the CPU."""
         pipe, device, num_real = values.pipe, values.pipe._execution_device, len(chunk)
         chunk = chunk + chunk[-1:] * (size - num_real)
-        values.sample = start[chunk]
+        values.sample = start[chunk].to(device)
         values.windows = pipe.prepare_pose_windows(values.fitted_pose_maps[values.video], chunk, device)
         values.generators = [values.step_generators[values.video].clone_state() for _ in chunk]
         for i, t in enumerate(pipe.set_timesteps(values.num_inference_steps, device)):

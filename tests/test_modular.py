@@ -11,7 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import ComponentsManager
+from diffusers import AutoModel, ComponentsManager, ModularPipeline
 from diffusers.modular_pipelines import (
     BlockState,
     InputParam,
@@ -134,6 +134,21 @@ def test_given_noise_and_a_sequence_per_video(pipe, shape):
     arguments = {"image": [get_dummy_image(0), get_dummy_image(1)], "pose_maps": poses, "latents": noise}
     frames, videos = both(pipe, **arguments, chunk_size=3)
     assert torch.equal(frames, videos) and not torch.equal(frames[0], frames[1])
+
+
+def test_half_precision_also_of_the_unet_alone():
+    pipe = get_dummy_pipeline().to(torch.bfloat16)
+    frames, videos = both(pipe)
+    assert torch.equal(frames, videos)
+    encode = pipeline_of(DreamPoseBlocks().sub_blocks["encode"], get_dummy_pipeline())
+    encoded = encode(photos=pipe.prepare_image(get_dummy_image(), HEIGHT, WIDTH))
+    assert encoded.encoder_hidden_states[0].dtype == torch.float32
+    blocks = DreamPoseBlocks()
+    blocks.sub_blocks.pop("encode")
+    names = ("encoder_hidden_states", "null_hidden_states", "image_latents")
+    ready = {name: encoded.get(name) for name in names}
+    videos = pipeline_of(blocks, pipe)(**get_dummy_inputs(), **ready, output="videos")
+    assert videos.shape == frames.shape and (videos - frames).abs().mean() < 0.02
 
 
 def test_without_generator_the_global_one_draws(pipe):
@@ -593,3 +608,15 @@ def test_changed_blocks_and_pushes_without_a_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match="other blocks must be saved from the file of their own"):
         blocks.save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_diffusers_lacks_is_still_lacking(pipe, tmp_path):
+    """If this fails, the name `dreampose_adapter` in `sys.modules`, or the index that we write, can go."""
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="attribute name must be string, not 'list'"):
+        ModularPipeline.from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter" / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "dreampose_adapter.DreamPoseAdapter"}
+    (tmp_path / "adapter" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="does not appear to have any custom code"):
+        AutoModel.from_pretrained(tmp_path, subfolder="adapter", trust_remote_code=True)
