@@ -26,7 +26,6 @@ from PIL import Image
 from transformers import CLIPConfig
 
 import modular_dreampose
-import pipeline_dreampose
 from modular_dreampose import (
     DreamPoseBlocks,
     DreamPoseGuidance,
@@ -585,7 +584,6 @@ def test_the_blocks_add_four_files_to_a_pipeline_s_folder(pipe, tmp_path):
     assert new == {"modular_config.json", "modular_model_index.json", "modular_dreampose.py"}
     assert before.items() <= after.items()
     assert after[tmp_path / "modular_dreampose.py"] == Path(modular_dreampose.__file__).read_bytes()
-    assert after[tmp_path / "pipeline_dreampose.py"] == Path(pipeline_dreampose.__file__).read_bytes()
     index = json.loads(after[tmp_path / "modular_model_index.json"])
     assert {name: value for name, value in index.items() if name.startswith("default_")} == {
         name: value for name, value in pipe.config.items() if name.startswith("default_")
