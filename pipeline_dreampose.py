@@ -545,7 +545,6 @@ def _lora_config(part: str, ranks: dict[str, int], state_dict: dict, metadata: d
             rule = " or ".join(map(repr, choices.get(name, [known[name]])))
             is_plain = isinstance(value, (str, int, float, list, dict))
             check(is_plain and value in choices.get(name, [known[name], False, [], {}]), name, rule, value)
-
     config = {"use_rslora": bool(fields.get("use_rslora")), "use_dora": use_dora, "target_modules": list(ranks)}
     for name, pattern_name in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
         pattern, values = fields.get(pattern_name, {}), {}
@@ -683,7 +682,6 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         _check(pose_channels >= 2 and pose_channels % 4 == 2, rule, f"in_channels={in_channels}")
         return (pose_channels - 2) // 4
 
-    # State of the running call, as diffusers' callbacks and hooks read it
     image_guidance_scale = property(lambda self: self._image_guidance_scale)
     pose_guidance_scale = property(lambda self: self._pose_guidance_scale)
     num_timesteps = property(lambda self: self._num_timesteps)
@@ -821,7 +819,6 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             _check(is_fitting, f"{rule}; {path} has shape {shape}", f"{key} of shape {tuple(weight.shape)}")
             part, _, path = path.partition(".")
             ranks[part][path] = rank
-
         known = importlib.import_module("peft").LoraConfig().to_dict()
         configs = {part: _lora_config(part, ranks[part], state_dict, metadata, known) for part in ranks if ranks[part]}
         expected = {f"{part}.{name}" for part in type(self)._lora_loadable_modules for name in known}
@@ -1270,8 +1267,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 poses = windows[:n] if sees_pose else torch.zeros_like(windows[:n])
                 rows.append(torch.cat([scaled[:n], poses], dim=1))
                 hidden.append((states if sees_photo else null_states).expand(n, -1, -1))
-            rows, hidden = torch.cat(rows).to(self.unet.dtype), torch.cat(hidden)
-            output = self.unet(rows, t, encoder_hidden_states=hidden, return_dict=False)[0]
+            hidden = torch.cat(hidden)  # in the UNet's dtype
+            output = self.unet(torch.cat(rows).to(hidden.dtype), t, encoder_hidden_states=hidden, return_dict=False)[0]
             predictions |= zip(map(tuple, missing), output.float().split(counts))
         if unposed is not None:
             unposed |= {sees: prediction for sees, prediction in predictions.items() if not sees[1]}
@@ -1326,6 +1323,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         ):
             at_the_end.callback(self.maybe_free_model_hooks)
             self._interrupt, null_states = False, None
+            # A hook of the UNet with a state, such as attention kept for the next step, needs batches of one size
+            hooks = [layer._diffusers_hook.hooks for layer in self.unet.modules() if hasattr(layer, "_diffusers_hook")]
+            has_state = any(hook._is_stateful for registry in hooks for hook in registry.values())
             for b, photos in enumerate(call.photos):
                 # 2. Encode the photos, once per video
                 states, image_latents = self.encode_image(photos.to(device))
@@ -1339,7 +1339,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 draw = {"generator": generator, "device": draw_device, "dtype": torch.int64}
                 seed = torch.randint(2**63 - 1, (1,), **draw).item()
                 photo_indices = torch.randint(len(states), (num_timesteps,), **draw).tolist()
-                unposed = {} if len(start) == 1 else None  # predictions of the first step that all frames share
+                unposed = {} if len(start) == 1 and not has_state else None  # first predictions that all frames share
 
                 for first in range(0, len(frame_indices), size):
                     # 4. Prepare a chunk: start, pose windows, generators, and scales, which a callback may change
@@ -1396,9 +1396,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def stream(self, image, pose_maps, **kwargs) -> Iterator[Image.Image | np.ndarray | torch.Tensor]:
         """Yield the frames of a call one by one, video after video, as soon as their chunk is done.
 
-        The arguments are those of [`~DreamPosePipeline.__call__`] without `return_dict`. They are checked at once, and
-        the pixels are the same: PIL images, arrays `(H, W, 3)`, tensors `(3, H, W)` or latents `(C, h, w)`. Finished
-        frames are not kept. The scheduler serves no other call until the last frame, or until the iterator is closed.
+        The arguments are those of [`~DreamPosePipeline.__call__`] but `return_dict`, checked at once, and the frames
+        are the same: PIL images, `(H, W, 3)` arrays, `(3, H, W)` tensors or `(C, h, w)` latents. Finished ones are not
+        kept. The scheduler serves no other call until the last frame, or until the iterator is closed.
         """
         _check("return_dict" not in kwargs, "`return_dict` must be left out", "one")
         call = inspect.signature(self.__call__).bind(image, pose_maps, **kwargs)

@@ -342,6 +342,22 @@ def test_several_photos_share_the_first_step_too(shared_pipe):
     assert difference(frames, shared_pipe(**apart, num_inference_steps=4).frames) < 1e-4
 
 
+def test_hooks_that_keep_attention_see_the_same_batch_in_every_step():
+    pipe, kinds = get_dummy_pipeline(), ("spatial_attention", "cross_attention")
+    settings = {f"{kind}_block_skip_range": 2 for kind in kinds} | {
+        f"{k}_timestep_skip_range": (0, 1000) for k in kinds
+    }
+    settings |= {f"{kind}_block_identifiers": ("blocks",) for kind in kinds}
+    settings["current_timestep_callback"] = lambda: pipe.current_timestep
+    expected = pipe(**get_dummy_inputs(), num_inference_steps=4).frames
+    config = diffusers.PyramidAttentionBroadcastConfig(**settings)
+    diffusers.apply_pyramid_attention_broadcast(pipe.unet, config)
+    with unet_inputs(pipe) as seen:
+        frames = pipe(**get_dummy_inputs(), num_inference_steps=4).frames
+    assert [len(sample) for sample, _ in seen] == [3 * NUM_FRAMES] * 4
+    assert 0 < difference(frames, expected) < 0.2
+
+
 # The interval of guidance
 
 
