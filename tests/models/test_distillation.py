@@ -228,7 +228,8 @@ def test_gradients_reach_the_student_alone_and_the_teacher_stays(pipeline, is_lo
         reference = {name: batch[name] for name in ("image_latents", "image_embeds")}
         inputs = (batch["noise"], torch.full((4,), 999), batch["pose_window"], reference, loss_fn.null_reference)
         before = teacher.predict(module, *inputs)
-        optimizer = torch.optim.SGD([value for value in module.parameters() if value.requires_grad], lr=10.0 if is_lora else 0.01)
+        trainable = [value for value in module.parameters() if value.requires_grad]
+        optimizer = torch.optim.SGD(trainable, lr=10.0 if is_lora else 0.01)
         for _ in range(3):
             loss_fn(module, batch)[0].backward()
             with_gradient = {name for name, value in module.named_parameters() if value.grad is not None}
