@@ -6,7 +6,6 @@ import logging
 import diffusers
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from pipeline_dreampose import DreamPosePipeline, teacher_digest
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, get_unet, save_subject
@@ -134,7 +133,7 @@ def test_a_fused_pipeline_is_saved_with_its_few_steps(folders, tmp_path):
     pipe.use_full_steps()  # nothing to go back to: the few steps are the pipeline's own
     assert defaults_of(pipe) == [1, 1.0, 1.0]
     pipe.save_pretrained(tmp_path)
-    loaded = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    loaded = DreamPosePipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded.scheduler) is diffusers.DDIMScheduler and defaults_of(loaded) == [1, 1.0, 1.0]
     assert torch.equal(render(loaded), fused)
