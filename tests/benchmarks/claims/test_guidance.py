@@ -47,8 +47,8 @@ def test_every_pair_is_measured_and_drawn(whole):
             figures = []
             for index, clip in enumerate(clips):
                 frames = pipe(
-                    clip.reference, list(clip.iuv), 80, 64, 1, image_scale, pose_scale, frame_indices=clip.frame_indices,
-                    generator=torch.Generator().manual_seed(index), output_type="pt",
+                    clip.reference, list(clip.iuv), 80, 64, 1, image_scale, pose_scale,
+                    frame_indices=clip.frame_indices, generator=torch.Generator().manual_seed(index), output_type="pt",
                 ).frames[0]  # fmt: skip
                 figures.append(measure(frames, clip.targets, clip.layers))
                 if index == 0:
