@@ -278,7 +278,7 @@ CASES = [
     (EXPORT, "--sample_dir file", "`sample_dir` must be a folder"),
     (EXPORT, "--sample_dir own", "`sample_dir` must have no poses but those of this sample"),
     (EXPORT, "--pipeline no/such --model_dir tiny", "`pipeline` must be .* the Hub cannot be reached"),
-    (EXPORT, "--model_dir tiny", "`--model_dir` must be given only with `--pipeline`, `--runs` or `--few_steps`, got 'tiny'"),
+    (EXPORT, "--model_dir tiny", "`--model_dir` must be given only with .* or `--few_steps`, got 'tiny'"),
     (EXPORT, "--pipeline model --model_dir run", "`--sample_dir` must be another folder than `--model_dir`"),
     (EXPORT, "--pose_guidance_scale 2", "`--pose_guidance_scale` must be given only with `--pipeline`, got 2.0"),
     (PUSH, "--folder none", "`folder` must be the folder of a DreamPosePipeline, got 'none', which does not exist"),
