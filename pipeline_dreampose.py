@@ -1414,8 +1414,6 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         num_inference_steps: int | None = None,
         image_guidance_scale: float | None = None,
         pose_guidance_scale: float | None = None,
-        guidance_start: float = 0.0,
-        guidance_stop: float = 1.0,
         frame_indices: Sequence[int] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -1424,6 +1422,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        guidance_start: float = 0.0,
+        guidance_stop: float = 1.0,
     ) -> DreamPosePipelineOutput | tuple:
         r"""
         The call function to the pipeline for generation.
@@ -1442,9 +1442,6 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             image_guidance_scale, pose_guidance_scale (`float`, *optional*, default to those in the config):
                 How strongly the frames follow the photo and the poses: `s_I` and `s_p` of the paper, from 0 to 1000. 1
                 means no guidance, 0 ignores them. If `s_I` is 1 or both are equal, one of three predictions is saved.
-            guidance_start, guidance_stop (`float`, *optional*, default to 0 and 1):
-                Guide only the steps `i` of `n` with `guidance_start <= i / n < guidance_stop` (arXiv:2404.07724); `i`
-                begins at 0. In all others both scales are 1, which needs one UNet prediction.
             frame_indices (`Sequence[int]`, *optional*):
                 Indices of the frames to render, in this order; all by default. A frame is the same in any selection.
             generator (`torch.Generator` or `list`, *optional*):
@@ -1462,6 +1459,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 sets `pipeline._interrupt`, the call ends with this chunk; later frames are missing (PIL) or 0.
             callback_on_step_end_tensor_inputs (`list`, *optional*, defaults to `["latents"]`):
                 Tensors in `callback_kwargs`: `"latents"` and `"noise_pred"`, both `(frames of the chunk, C, h, w)`.
+            guidance_start, guidance_stop (`float`, *optional*, default to 0 and 1):
+                Guide only the steps `i` of `n` with `guidance_start <= i / n < guidance_stop` (arXiv:2404.07724); `i`
+                begins at 0. In all others both scales are 1, which needs one UNet prediction.
 
         Returns:
             [`DreamPosePipelineOutput`] or `tuple`: The frames and the safety checker's flags (`None` without one).
