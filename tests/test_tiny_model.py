@@ -13,7 +13,14 @@ from PIL import Image
 
 from tests.launch import ROOT
 from training.hub.repositories import load_pipeline
-from training.metrics.baselines import measure, measure_regions, measure_run, predict_clip, predict_run
+from training.metrics.baselines import (
+    measure,
+    measure_regions,
+    measure_run,
+    predict_clip,
+    predict_run,
+    sample_frames,
+)
 from training.metrics.clips import load_clips
 
 
@@ -52,6 +59,34 @@ def test_held_out_clips_reach_their_psnr():
     for metric, rival in {"l1": "copy", "temporal_error": "copy", "hem_l1": "warp", "hair_l1": "warp"}.items():
         found = averages(metric)
         assert found["own"] < found[rival], (metric, found)
+
+
+def sample_clips(pipe, clips):
+    """Sample the target frames of clips; return their mean PSNR and the number of rows that the UNet computed."""
+    rows = []
+    hook = pipe.unet.register_forward_pre_hook(lambda unet, args: rows.append(len(args[0])))
+    pipe.set_progress_bar_config(disable=True)
+    values = []
+    for seed, clip in enumerate(clips):
+        frames = sample_frames(pipe, clip.reference, clip.iuv, clip.frame_indices, clip.targets[0].size, seed)
+        values.append(measure(frames, clip.targets, clip.layers)["psnr"])
+    hook.remove()
+    return float(np.mean(values)), sum(rows)
+
+
+@pytest.mark.slow
+def test_one_step_of_its_few_step_lora_is_as_good_as_its_own_steps(caplog):
+    clips = list(load_clips("procedural", "test", num_clips=4, frames_per_clip=4))
+    pipe = load_pipeline(str(TINY))
+    own, own_rows = sample_clips(pipe, clips)
+    pipe.load_lora_weights(TINY, subfolder="fast", adapter_name="fast")
+    assert "another teacher" not in caplog.text
+    pipe.use_few_steps("fast")
+    fast, fast_rows = sample_clips(pipe, clips)
+    assert fast_rows == 16 and own_rows > 5 * fast_rows
+    assert fast > own - 0.5, (fast, own)
+    pipe.unload_lora_weights()
+    assert sample_clips(pipe, clips) == (own, own_rows)
 
 
 @pytest.mark.slow
@@ -96,7 +131,7 @@ def test_size_and_formats():
     assert sum(path.stat().st_size for path in files) <= 24 * 2**20
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     components = {path.parent.name for path in files if path.suffix == ".safetensors"}
-    assert components == {"adapter", "image_encoder", "unet", "vae"}
+    assert components == {"adapter", "image_encoder", "unet", "vae", "fast"}
 
 
 def test_documents_have_the_stored_figures():
