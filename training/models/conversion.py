@@ -187,7 +187,8 @@ def convert_checkpoints(
         check_weights(part, getattr(pipeline, part), tensors)
     for part, tensors in weights.items():
         getattr(pipeline, part).load_state_dict(tensors)
-    pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
+    sampling = {"skip_prk_steps": True, "timestep_spacing": "leading"}
+    pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, **sampling)
     # In the release, CLIP sees only the middle of each picture: the crop of CLIP's own processor.
     side = pipeline.image_encoder.config.image_size
     pipeline.feature_extractor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size=side)
