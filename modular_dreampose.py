@@ -166,7 +166,8 @@ class DreamPoseGuidance(BaseGuidance):
     Args:
         image_guidance_scale (`float`, *optional*): How strongly the frames follow the photo; by default the model's.
         pose_guidance_scale (`float`, *optional*): How strongly they follow the poses; by default the model's.
-        start, stop (`float`, *optional*, default to 0 and 1): Guide the steps `i` of `n` with `start <= i / n < stop`.
+        start, stop (`float`, *optional*, default to 0 and to the model's end of guidance):
+            Guide the steps `i` of `n` with `start <= i / n < stop`.
         enabled (`bool`, *optional*, defaults to `True`): If `False`, both scales are 1: one prediction.
     """
 
@@ -179,24 +180,27 @@ class DreamPoseGuidance(BaseGuidance):
         image_guidance_scale: float | None = None,
         pose_guidance_scale: float | None = None,
         start: float = 0.0,
-        stop: float = 1.0,
+        stop: float | None = None,
         enabled: bool = True,
     ):
-        super().__init__(start, stop, enabled)
+        super().__init__(start, 1.0 if stop is None else stop, enabled)
         self.image_guidance_scale, self.pose_guidance_scale = image_guidance_scale, pose_guidance_scale
-        self.defaults = {"image_guidance_scale": 1.0, "pose_guidance_scale": 1.0}
+        self.guidance_stop = stop
+        self.defaults = {"image_guidance_scale": 1.0, "pose_guidance_scale": 1.0, "guidance_stop": 1.0}
 
     @property
-    def scales(self) -> dict[str, float]:
-        """Both scales by name; those that were not given are the defaults, which the denoising block sets."""
+    def settings(self) -> dict[str, float]:
+        """Start, scales and stop by name; what was not given is a default, which the denoising block sets."""
         given = {name: getattr(self, name) for name in self.defaults}
-        return self.defaults | {name: scale for name, scale in given.items() if scale is not None}
+        given = {name: value for name, value in given.items() if value is not None}
+        return {"guidance_start": self._start} | self.defaults | given
 
     def branches(self) -> list[tuple[float, bool, bool]]:
         """Return the predictions of the current step: [`~DreamPosePipeline.guidance_branches`]."""
         step, count = self._step, self._num_inference_steps
-        is_guided = self._enabled and (count is None or self._start <= step / count < self._stop)
-        return DreamPosePipeline.guidance_branches(*self.scales.values() if is_guided else (1.0, 1.0))
+        start, *scales, stop = self.settings.values()
+        is_guided = self._enabled and (count is None or start <= step / count < stop)
+        return DreamPosePipeline.guidance_branches(*scales if is_guided else (1.0, 1.0))
 
     @property
     def num_conditions(self) -> int:
@@ -396,7 +400,9 @@ class DreamPoseDenoiseStep(LoopSequentialPipelineBlocks):
         *_components("unet", "scheduler"),
         ComponentSpec("guider", DreamPoseGuidance, config=FrozenDict({}), default_creation_method="from_config"),
     ]
-    loop_expected_configs = _configs("default_image_guidance_scale", "default_pose_guidance_scale", "pose_range")
+    loop_expected_configs = _configs(
+        *("default_image_guidance_scale", "default_pose_guidance_scale", "default_guidance_stop", "pose_range")
+    )
     loop_inputs = _inputs(
         *("latents!", "fitted_pose_maps!", "num_inference_steps!", "step_generators!", "frame_indices", "chunk_size")
     )
@@ -408,7 +414,7 @@ class DreamPoseDenoiseStep(LoopSequentialPipelineBlocks):
         guider, rule = components.guider, "`guider` must guide by photo and pose, as DreamPoseGuidance does"
         plug_in._check(hasattr(guider, "branches"), rule, type(guider).__name__)
         guider.defaults = {name: pipe.config[f"default_{name}"] for name in guider.defaults}
-        pipe.check_numbers(**guider.scales, chunk_size=values.chunk_size)
+        pipe.check_numbers(**guider.settings, chunk_size=values.chunk_size)
         starts, maps, indices = values.latents, values.fitted_pose_maps, values.frame_indices
         indices = range(maps.shape[1]) if indices is None else indices
         size = _chunk_size(len(indices), values.chunk_size)
@@ -482,8 +488,8 @@ class DreamPoseDecodeStep(_Step):
 class DreamPoseBlocks(SequentialPipelineBlocks):
     """Animate a photo of a person with a pose sequence, as proposed in DreamPose (arXiv:2304.06025).
 
-    The frames are those of `DreamPosePipeline`, bit for bit. The scales of guidance are those of the component
-    `guider`, by default the model's:
+    The frames are those of `DreamPosePipeline`, bit for bit. Scales and interval of guidance are those of the
+    component `guider`, by default the model's:
 
         >>> from diffusers import ModularPipeline
         >>> pipe = ModularPipeline.from_pretrained("path/to/dreampose", trust_remote_code=True)

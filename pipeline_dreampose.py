@@ -74,7 +74,7 @@ _SETTINGS = {
 }
 
 # Arguments of a call whose default is in the config of the pipeline.
-_DEFAULTS = ("height", "width", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")
+_DEFAULTS = ("height", "width", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale", "guidance_stop")
 
 
 def _short(value: Any) -> str:
@@ -602,14 +602,14 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         adapter ([`DreamPoseAdapter`]): Mixes the photo's tokens and latents into the UNet's cross-attention states.
         scheduler ([`KarrasDiffusionSchedulers`] or another): Any with Stable Diffusion's timesteps.
         safety_checker ([`StableDiffusionSafetyChecker`], *optional*): Blackens frames that it finds unsafe.
-        default_height (`int`, *optional*, defaults to 640): Height of the frames in pixels if the call gives none.
-        default_width (`int`, *optional*, defaults to 512): Width of the frames in pixels if the call gives none.
+        default_height, default_width (`int`, *optional*, default to 640 and 512): Size if the call gives none.
         default_num_inference_steps (`int`, *optional*, defaults to 25): Denoising steps if the call gives none.
         default_image_guidance_scale (`float`, *optional*, defaults to 8.0): Image guidance if the call gives none.
         default_pose_guidance_scale (`float`, *optional*, defaults to 3.0): Pose guidance if the call gives none.
         image_range (`tuple`, *optional*): The VAE's black and white, by default as `vae` had them, or `(-1.0, 1.0)`.
         pose_range (`tuple`, *optional*):
             The UNet's values of pose 0 and 1 (the null pose is 0): by default as `unet` had them, or `(0.0, 1.0)`.
+        default_guidance_stop (`float`, *optional*, defaults to 1.0): End of guidance if the call gives none.
     """
 
     model_cpu_offload_seq = "image_encoder->adapter->unet->vae"
@@ -638,6 +638,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         default_pose_guidance_scale: float = 3.0,
         image_range: tuple[float, float] | list[float] | None = None,
         pose_range: tuple[float, float] | list[float] | None = None,
+        default_guidance_stop: float = 1.0,
     ):
         given = locals()
         super().__init__()
@@ -977,7 +978,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             is_scheduler = are_small and issubclass(scheduler_class, SchedulerMixin)
             _check(is_scheduler, "it must name a scheduler of diffusers, with whole numbers up to 10,000", config)
             _check(re.fullmatch("[0-9a-f]{16}", teacher), "`teacher` must be 16 hex digits", teacher)
-            probe, values = copy.copy(self), {name: settings[name] for name in _DEFAULTS[2:]}
+            probe, values = copy.copy(self), {name: settings[name] for name in _DEFAULTS[2:-1]}
             probe.scheduler = scheduler_class.from_config(config)
             probe._check_scheduler()
             probe.check_numbers(**values)
@@ -1279,8 +1280,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         call |= {name: self.config[f"default_{name}"] for name in _DEFAULTS if call[name] is None}
         self.check_components()
         self.check_size(call["height"], call["width"])
-        names = (*_DEFAULTS[2:], "guidance_start", "guidance_stop", "chunk_size")
-        self.check_numbers(**{name: call[name] for name in names})
+        self.check_numbers(**{name: call[name] for name in ("guidance_start", *_DEFAULTS[2:], "chunk_size")})
         call = SimpleNamespace(**call)
         is_known = isinstance(call.output_type, str) and call.output_type in ("pil", "np", "pt", "latent")
         _check(is_known, "`output_type` must be 'pil', 'np', 'pt' or 'latent'", _short(call.output_type))
@@ -1423,7 +1423,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
         guidance_start: float = 0.0,
-        guidance_stop: float = 1.0,
+        guidance_stop: float | None = None,
     ) -> DreamPosePipelineOutput | tuple:
         r"""
         The call function to the pipeline for generation.
@@ -1459,7 +1459,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 sets `pipeline._interrupt`, the call ends with this chunk; later frames are missing (PIL) or 0.
             callback_on_step_end_tensor_inputs (`list`, *optional*, defaults to `["latents"]`):
                 Tensors in `callback_kwargs`: `"latents"` and `"noise_pred"`, both `(frames of the chunk, C, h, w)`.
-            guidance_start, guidance_stop (`float`, *optional*, default to 0 and 1):
+            guidance_start, guidance_stop (`float`, *optional*, default to 0 and to `config.default_guidance_stop`):
                 Guide only the steps `i` of `n` with `guidance_start <= i / n < guidance_stop` (arXiv:2404.07724); `i`
                 begins at 0. In all others both scales are 1, which needs one UNet prediction.
 

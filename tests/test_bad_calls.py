@@ -227,8 +227,6 @@ BAD = {
     "num_inference_steps": [*NOT_WHOLE, 1001, 10**9, HUGE, DIGITS],
     "image_guidance_scale": NOT_A_SCALE,
     "pose_guidance_scale": NOT_A_SCALE,
-    "guidance_start": [*NOT_A_SCALE, 1.1, 2],
-    "guidance_stop": [*NOT_A_SCALE, 1.1, 2],
     "frame_indices": list(bad_frame_indices()),
     "generator": list(bad_generators()),
     "latents": list(bad_latents()),
@@ -238,6 +236,8 @@ BAD = {
     "callback_on_step_end": list(bad_callbacks()),
     "callback_on_step_end_tensor_inputs": [None, 5, "latents", "noise_pred", b"latents", {}, Odd(), object, print]
     + [["pose"], ["latents", "pose"], [None], [5], [["latents"]], [Odd()], [DIGITS], [np.zeros(2)], ["latents", b""]],
+    "guidance_start": [*NOT_A_SCALE, 1.1, 2],
+    "guidance_stop": [*NOT_A_SCALE, 1.1, 2],
 }
 CALLS = [(name, value) for name, values in BAD.items() for value in values]
 

@@ -219,6 +219,7 @@ def test_settings_and_card_of_a_converted_pipeline(converted):
         "default_num_inference_steps": 100,
         "default_image_guidance_scale": 8.0,
         "default_pose_guidance_scale": 3.0,
+        "default_guidance_stop": 1.0,
     }
     assert tuple(pipe.config.image_range) == tuple(pipe.config.pose_range) == (-1, 1)
     assert pipe.feature_extractor.do_center_crop

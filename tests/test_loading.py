@@ -286,6 +286,18 @@ def test_settings_are_saved(tmp_path):
     assert changed.default_pose_guidance_scale == 2.0
 
 
+def test_a_folder_that_stores_no_end_of_guidance_is_guided_in_every_step(tmp_path):
+    get_dummy_pipeline(default_guidance_stop=0.5).save_pretrained(tmp_path)
+    assert DreamPosePipeline.from_pretrained(tmp_path).config.default_guidance_stop == 0.5
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    del index["default_guidance_stop"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    pipe = DreamPosePipeline.from_pretrained(tmp_path)
+    assert pipe.config.default_guidance_stop == 1.0
+    pipe.set_progress_bar_config(disable=True)
+    assert torch.equal(pipe(**get_dummy_inputs()).frames, get_dummy_pipeline()(**get_dummy_inputs()).frames)
+
+
 def test_saving_over_a_loaded_folder(tmp_path):
     get_dummy_pipeline().save_pretrained(tmp_path)
     before = (tmp_path / "model_index.json").read_text()

@@ -223,6 +223,15 @@ def test_guidance_and_its_cost_are_those_of_the_pipeline(guidance):
     assert rows[:half] == rows[half:], "a prediction with weight 0 is not computed"
 
 
+@pytest.mark.parametrize("guidance", [{}, {"guidance_stop": 1.0}, {"guidance_start": 0.3}], ids=str)
+def test_the_stored_end_of_guidance_is_that_of_the_pipeline(guidance):
+    pipe = get_dummy_pipeline(default_guidance_stop=0.5)
+    frames, videos = both(pipe, **guidance, num_inference_steps=4)
+    stop = guidance.get("guidance_stop", 0.5)
+    expected = get_dummy_pipeline()(**get_dummy_inputs(), **guidance | {"guidance_stop": stop}, num_inference_steps=4)
+    assert torch.equal(frames, videos) and torch.equal(frames, expected.frames)
+
+
 def test_the_guider_combines_predictions_as_the_pipeline_does(pipe):
     guider = DreamPoseGuidance(3.0, 2.0, stop=0.5)
     values = BlockState(null="null states", photo="states", nothing="null pose", pose="windows")

@@ -390,6 +390,26 @@ def test_the_interval_of_guidance_equals_scales_that_a_callback_sets(shared_pipe
     assert torch.equal(never, plain) and difference(frames, plain) > 1e-3
 
 
+def test_the_stored_end_of_guidance_counts_if_the_call_gives_none(shared_pipe):
+    pipe = get_dummy_pipeline(default_guidance_stop=0.5)
+    with unet_inputs(pipe) as seen:
+        frames = pipe(**get_dummy_inputs()).frames
+    assert [len(sample) for sample, _ in seen] == [2 + NUM_FRAMES, NUM_FRAMES], "the last of two steps is not guided"
+    assert torch.equal(frames, shared_pipe(**get_dummy_inputs(), guidance_stop=0.5).frames)
+    always = shared_pipe(**get_dummy_inputs()).frames
+    assert torch.equal(pipe(**get_dummy_inputs(), guidance_stop=1.0).frames, always)
+    assert not torch.equal(frames, always)
+    with pytest.raises(ValueError, match="`guidance_stop` must be a finite number from 0.6 to 1; got 0.5"):
+        pipe(**get_dummy_inputs(), guidance_start=0.6)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "1", None])
+def test_a_bad_stored_end_of_guidance_is_refused(value):
+    pipe = get_dummy_pipeline(default_guidance_stop=value)
+    with pytest.raises(ValueError, match="`guidance_stop` must be a finite number from 0.0 to 1; got "):
+        pipe(**get_dummy_inputs())
+
+
 # Batches, chunks and frames
 
 

@@ -140,7 +140,7 @@ def children_cpu_seconds() -> float:
 
 def measure_clip(pipe: DreamPosePipeline, clip: Clip, seed: int, held: Held, **call_options) -> dict[str, float]:
     """Measure the targets of one clip, their regions and the consecutive frames, all sampled from the same noise."""
-    options = {"num_inference_steps": held.num_inference_steps, **call_options}
+    options = {"num_inference_steps": held.num_inference_steps, "guidance_stop": 1.0, **call_options}
     indices = sorted({*clip.frame_indices, *clip.run_indices})
     frames = sample_frames(pipe, clip.reference, clip.iuv, indices, clip.targets[0].size, seed, **options)
     own, run = (frames[[indices.index(i) for i in chosen]] for chosen in (clip.frame_indices, clip.run_indices))
@@ -161,7 +161,8 @@ def compare_noise(model: str, held: Held) -> dict[str, list[dict[str, float]]]:
         where = clip.reference, clip.iuv, clip.run_indices, clip.run_targets[0].size, seed
         for name, draw in (("shared_noise", noise[:1]), ("independent_noise", noise)):
             latents = start_from(pipe, image_latents, draw, held.num_inference_steps)
-            frames = sample_frames(pipe, *where, num_inference_steps=held.num_inference_steps, latents=latents)
+            options = {"num_inference_steps": held.num_inference_steps, "guidance_stop": 1.0, "latents": latents}
+            frames = sample_frames(pipe, *where, **options)
             values = measure(frames, clip.run_targets, clip.run_layers)
             results[name].append(values | measure_run(frames, clip.run_targets, clip.run_layers))
     return results

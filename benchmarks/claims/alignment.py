@@ -59,12 +59,12 @@ def measure_subject(
     targets = draw_targets(len(truth), options.frames_per_clip, np.random.default_rng([config.seed, index]))
     photo, photo_iuv = (Image.fromarray(picture) for picture in (truth[0].image, truth[0].iuv))
     pictures, layers = ([Image.fromarray(getattr(truth[i], n)) for i in targets] for n in ("image", "layers"))
-    steps, figures, row = options.num_inference_steps, {}, []
+    call, figures, row = {"num_inference_steps": options.num_inference_steps, "guidance_stop": 1.0}, {}, []
     poses = {("own poses", ""): drivers["in place"]}
     for case, filmed in drivers.items():
         poses |= {(case, "as filmed"): filmed} | {(case, mode): align_poses(filmed, photo_iuv, mode) for mode in MODES}
     for (case, mode), iuv in poses.items():
-        frames = sample_frames(pipe, photo, iuv, targets, photo.size, index, num_inference_steps=steps)
+        frames = sample_frames(pipe, photo, iuv, targets, photo.size, index, **call)
         values = measure(frames, pictures, layers)
         figures.setdefault(case, {})[mode] = {name: values[name] for name in METRICS}
         row.append((iuv[targets[-1]], to_pictures(frames[-1:].mul(255).round().to(torch.uint8))[0]))

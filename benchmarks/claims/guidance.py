@@ -61,7 +61,7 @@ def measure_pair(
     """Measure each clip with one image and pose scale, and write the first clip's first frame to `path`."""
     scales = dict(zip(("image_guidance_scale", "pose_guidance_scale"), pair, strict=True))
     values, first = [], None
-    for clip, frames, run in sample_clips(pipe, clips, num_inference_steps=num_steps, **scales):
+    for clip, frames, run in sample_clips(pipe, clips, num_inference_steps=num_steps, guidance_stop=1.0, **scales):
         values.append(measure_sampled(clip, frames, run))
         first = frames[:1] if first is None else first
     write_frame(to_pictures(first.mul(255).round().to(torch.uint8))[0], path)

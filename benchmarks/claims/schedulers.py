@@ -66,7 +66,8 @@ def measure_clips(pipe: DreamPosePipeline, clips: Sequence[Clip], name: str, ste
     """Measure each clip with a scheduler and a number of steps."""
     class_name, changes = SCHEDULERS[name]
     pipe.scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config, **changes)
-    return [measure_sampled(*sampled) for sampled in sample_clips(pipe, clips, num_inference_steps=steps)]
+    call = {"num_inference_steps": steps, "guidance_stop": 1.0}  # guided in every step, so that all are comparable
+    return [measure_sampled(*sampled) for sampled in sample_clips(pipe, clips, **call)]
 
 
 def print_report(report: dict, names: list[str], steps: list[int]) -> None:

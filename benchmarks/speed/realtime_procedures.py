@@ -35,7 +35,7 @@ from training.metrics.frames import mean_and_standard_error, psnr
 
 
 SAMPLE = Path(__file__).parents[2] / "model_card" / "sample"
-GUIDED = {"num_inference_steps": 15, "image_guidance_scale": 2.0, "pose_guidance_scale": 2.0}
+GUIDED = {"num_inference_steps": 15, "image_guidance_scale": 2.0, "pose_guidance_scale": 2.0, "guidance_stop": 1.0}
 ONE_STEP = {"num_inference_steps": 1, **ONE_BRANCH}
 FAST = "fast"  # folder and name of a model's few-step LoRA
 VARIANTS = {  # of one step: arguments of [`load_fast`]

@@ -206,6 +206,7 @@ class Examination:
             iuv,
             frame_indices=indices,
             num_inference_steps=self.num_inference_steps,
+            guidance_stop=1.0,
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
         ).frames[0]

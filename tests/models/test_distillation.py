@@ -221,6 +221,8 @@ def test_gradients_reach_the_student_alone_and_the_teacher_stays(pipeline, is_lo
     teacher = Teacher(Accelerator(cpu=True), pipeline, is_lora=is_lora)
     assert teacher.scales == {"image_guidance_scale": 2.0, "pose_guidance_scale": 1.5}
     assert teacher.num_forwards == 2 * 3
+    pipeline.register_to_config(default_guidance_stop=0.5)
+    assert Teacher(Accelerator(cpu=True), pipeline).num_forwards == 3 + 1, "the last step is not guided"
     configs = few_step_lora_configs(2) if is_lora else None
     with made_trainable(pipeline, parts, configs, torch.float32, 0):
         loss_fn = ConsistencyLoss(pipeline, shape_of(pipeline), teacher)

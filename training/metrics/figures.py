@@ -146,7 +146,8 @@ def markdown_tables(rows: Figures, notes: Mapping[str, str]) -> str:
 
 def describe_pipeline(pipe: DreamPosePipeline) -> dict[str, Any]:
     """Describe what the figures depend on besides the options: model defaults, scheduler, versions and machine."""
-    defaults = ("width", "height", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale")
+    defaults = ["width", "height", "num_inference_steps", "image_guidance_scale", "pose_guidance_scale"]
+    defaults += ["guidance_stop"]
     cpu_info = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     names = [line.split(":")[1].strip() for line in cpu_info if line.startswith("model name")]
     return {

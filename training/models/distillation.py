@@ -117,7 +117,9 @@ class Teacher:
         stored = {name: pipeline.config[f"default_{name}"] for name in given}
         self.scales = stored | {name: scale for name, scale in given.items() if scale is not None}
         self.branches = pipeline.guidance_branches(*self.scales.values())
-        self.num_forwards = pipeline.config.default_num_inference_steps * len(self.branches)
+        num_steps, stop = pipeline.config.default_num_inference_steps, pipeline.config.default_guidance_stop
+        num_guided = sum(step / num_steps < stop for step in range(num_steps))
+        self.num_forwards = num_steps + num_guided * (len(self.branches) - 1)
         self.noise_scheduler = build_noise_scheduler(pipeline.scheduler.config)
         self.switched = [pipeline.unet, pipeline.adapter] if is_lora else []
         self.copy = None

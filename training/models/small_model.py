@@ -106,6 +106,7 @@ def build_pipeline(
         default_num_inference_steps=4,
         default_image_guidance_scale=2.0,
         default_pose_guidance_scale=2.0,
+        default_guidance_stop=0.75,
     )
 
 
