@@ -49,11 +49,11 @@ def test_held_out_clips_reach_their_psnr():
         return {name: float(np.nanmean([value[name][metric] for value in values])) for name in names}
 
     mean = averages("psnr")
-    # Measured with the shipped model: own 24.70, copy 14.42, pose dropped 14.30, centre pose five times 23.48, VAE
+    # Measured with the shipped model: own 24.97, copy 14.42, pose dropped 14.34, centre pose five times 23.77, VAE
     # round trip 32.28 dB. Each bound leaves half a decibel for rounding on other machines.
-    assert mean["own"] > 24.2, mean
-    assert mean["own"] > mean["copy"] + 9.7 and mean["own"] > mean["pose_dropped"] + 9.9, mean
-    assert mean["own"] > mean["center_pose"] + 0.5 and mean["vae_round_trip"] > 31.8, mean
+    assert mean["own"] > 24.4, mean
+    assert mean["own"] > mean["copy"] + 10.0 and mean["own"] > mean["pose_dropped"] + 10.1, mean
+    assert mean["own"] > mean["center_pose"] + 0.7 and mean["vae_round_trip"] > 31.8, mean
     # The model beats copying in motion, and warping by the exact UV at hems and hair, which have no UV.
     assert averages("ssim")["own"] > averages("ssim")["copy"]
     for metric, rival in {"l1": "copy", "temporal_error": "copy", "hem_l1": "warp", "hair_l1": "warp"}.items():
