@@ -65,9 +65,10 @@ tiny: $(VENV)/.installed-test  ## train the small model from nothing, export and
 	$(BIN)/python training/evaluation.py --model model_card/tiny --device cpu --output model_card/tiny/evaluation --resume
 	$(MAKE) few-steps
 
-tiny-code:  ## copy the plug-in into the small model's folder
-	cp pipeline_dreampose.py model_card/tiny/pipeline_dreampose.py
+TINY_BLOCKS = from modular_dreampose import DreamPoseBlocks; DreamPoseBlocks().save_pretrained('model_card/tiny', repo_id='you/dreampose-tiny')
+tiny-code: $(VENV)/.installed  ## write the code of pipeline and blocks, and the blocks' index, into the small model's folder
 	cp pipeline_dreampose.py model_card/tiny/adapter/dreampose_adapter.py
+	$(BIN)/python -c "$(TINY_BLOCKS)"
 
 # Without HUB_ID, nothing is installed.
 hub-tiny: $(if $(HUB_ID),$(VENV)/.installed,hub-id)  ## push the small model to the Hub, to HUB_ID=you/dreampose-tiny (private)

@@ -531,5 +531,8 @@ class DreamPoseBlocks(SequentialPipelineBlocks):
             index = DreamPosePipeline.load_config(save_directory)
             index = {name: value for name, value in index.items() if value != [None, None]}
             name = str(repo_id or save_directory)
-            ModularPipeline(self, name, modular_config_dict=None, config_dict=index).save_config(save_directory)
+            modular = ModularPipeline(self, name, modular_config_dict=None, config_dict=index)
+            # The class that transformers takes has another name with torchvision, but it loads by the pipeline's name.
+            modular.config["feature_extractor"][2]["type_hint"] = index["feature_extractor"]
+            modular.save_config(save_directory)
         super().save_config(str(save_directory), push_to_hub=push_to_hub, **kwargs)

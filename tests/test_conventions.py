@@ -378,6 +378,7 @@ def test_requirements_are_pinned_once():
 
 
 @pytest.mark.skipif(not TINY.exists(), reason="the small model is not in this checkout")
-@pytest.mark.parametrize("copy", ["pipeline_dreampose.py", "adapter/dreampose_adapter.py"])
-def test_the_copies_in_the_small_model_are_the_plug_in(copy):
-    assert (TINY / copy).read_bytes() == PLUG_IN.read_bytes(), "run `make tiny-code`"
+@pytest.mark.parametrize("copy", ["pipeline_dreampose.py", "adapter/dreampose_adapter.py", "modular_dreampose.py"])
+def test_the_copies_in_the_small_model_are_the_plug_in_and_the_blocks(copy):
+    source = BLOCKS if copy == BLOCKS.name else PLUG_IN
+    assert (TINY / copy).read_bytes() == source.read_bytes(), "run `make tiny-code`"

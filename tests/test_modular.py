@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,9 @@ from modular_dreampose import (
     to_modular,
     to_pipeline,
 )
-from pipeline_dreampose import align_pose_maps, teacher_digest
+from pipeline_dreampose import DreamPosePipeline, align_pose_maps, teacher_digest
 from tests.hub_server import Hub
+from tests.launch import ROOT
 from tests.tiny_components import (
     HEIGHT,
     IMAGE_SIZE,
@@ -50,6 +52,7 @@ from tests.tiny_components import (
 )
 
 
+TINY = ROOT / "model_card" / "tiny"
 SCALES = ("image_guidance_scale", "pose_guidance_scale")
 ENDS = {"guidance_start": "start", "guidance_stop": "stop"}
 
@@ -597,6 +600,33 @@ def test_the_blocks_add_four_files_to_a_pipeline_s_folder(pipe, tmp_path):
     assert {name: value for name, value in index.items() if name.startswith("default_")} == {
         name: value for name, value in pipe.config.items() if name.startswith("default_")
     }
+
+
+def test_the_small_model_has_the_blocks_as_they_are_saved(tmp_path):
+    shutil.copy(TINY / "model_index.json", tmp_path)
+    DreamPoseBlocks().save_pretrained(tmp_path, repo_id="you/dreampose-tiny")
+    for name in ("modular_config.json", "modular_model_index.json"):
+        assert (TINY / name).read_text() == (tmp_path / name).read_text(), "run `make tiny-code`"
+
+
+@pytest.mark.slow
+def test_the_small_model_loads_both_ways():
+    """Each loader takes the weights from the folder, whatever repository its index names."""
+    pipe = DreamPosePipeline.from_pretrained(TINY)
+    modular = ModularPipeline.from_pretrained(TINY, trust_remote_code=True)
+    modular.load_components()
+    for loaded in (pipe, modular):
+        loaded.set_progress_bar_config(disable=True)
+    inputs = {"image": get_dummy_image(), "pose_maps": [get_dummy_iuv()], "output_type": "pt"}
+    frames = pipe(**inputs, generator=generators(0)).frames
+    assert torch.equal(frames, modular(**inputs, generator=generators(0), output="videos"))
+
+
+def test_the_class_of_the_feature_extractor_is_saved_without_its_backend(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    DreamPoseBlocks().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "modular_model_index.json").read_text())
+    assert index["feature_extractor"][2]["type_hint"] == ["transformers", "CLIPImageProcessor"]
 
 
 def test_blocks_without_a_pipeline_are_saved_without_an_index(tmp_path):

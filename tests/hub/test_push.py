@@ -24,6 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from PIL import Image
 from safetensors import safe_open
 
+from modular_dreampose import DreamPoseBlocks
 from pipeline_dreampose import DreamPosePipeline
 from tests.hub_server import TOKEN, Hub, card_errors
 from tests.launch import ROOT
@@ -31,6 +32,7 @@ from tests.test_loading import HIDDEN_LIBRARIES, files_of, run_fresh
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, save_photo
 from training import push_model
 from training.data.procedural_fashion import ProceduralFashionConfig
+from training.hub.blocks import BLOCKS_FILES
 from training.hub.card_writer import find_hub_id, public_settings, write_base_card
 from training.hub.loras import OWN_FAST
 from training.hub.repositories import (
@@ -173,6 +175,7 @@ read_card("someone/alice")
 """
 
 LOADING = """
+from diffusers import ModularPipeline
 from huggingface_hub import snapshot_download
 
 load = DiffusionPipeline.from_pretrained
@@ -191,6 +194,10 @@ snapshot_download("someone/pushed")
 run("tiny", load("someone/dreampose-tiny", **trust), num_inference_steps=1)
 tiny = {"custom_pipeline": "someone/dreampose-tiny", "cache_dir": str(work / "tiny_cache")}
 run("tiny_custom", load("someone/dreampose-tiny", **tiny, **trust), num_inference_steps=1)
+blocks = ModularPipeline.from_pretrained("someone/dreampose-tiny", **trust)
+blocks.load_components()
+noise = {"generator": torch.Generator().manual_seed(0)}
+np.save(work / "tiny_blocks.npy", blocks(**inputs, **noise, num_inference_steps=1, output="videos"))
 pipe = load("someone/base", revision=commits["base"], **trust)
 run("base", pipe)
 for name, revision in (("alice", "main"), ("first_alice", commits["alice"])):
@@ -481,7 +488,8 @@ def test_the_small_model_is_pushed_as_it_stands(hub, pushes):
         "evaluation/evaluation.json", "evaluation/evaluation.png"
     }  # fmt: skip
     assert files.keys() == here.keys() - unused | {".gitattributes", "pipeline.py"}
-    here["README.md"] = here["README.md"].replace(b'"you/dreampose-tiny"', b'"someone/dreampose-tiny"')
+    for name in ("README.md", "modular_model_index.json"):
+        here[name] = here[name].replace(b'"you/dreampose-tiny"', b'"someone/dreampose-tiny"')
     assert all(files[path] == here.get(path, here["pipeline_dreampose.py"]) for path in files if path[0] != ".")
     assert len(hub.commits[TINY]) == 2 and TINY in hub.private
     assert pushes["card of someone/dreampose-tiny"] == ModelCard.load(folder / "README.md").data.to_dict()
@@ -535,7 +543,7 @@ def test_the_cards_snippets_and_every_route_from_the_hub(work, hub, pushes):
     pipe.adapter = get_dummy_pipeline(seed=1).adapter
     expected |= dict.fromkeys(("pushed", "custom", "snapshot", "offline"), render(pipe, work))
     tiny = DreamPosePipeline.from_pretrained(ROOT / "model_card" / "tiny")
-    expected |= dict.fromkeys(("tiny", "tiny_custom"), render(tiny, work, num_inference_steps=1))
+    expected |= dict.fromkeys(("tiny", "tiny_custom", "tiny_blocks"), render(tiny, work, num_inference_steps=1))
     pipe = DreamPosePipeline.from_pretrained(work / "base")
     expected["base"] = render(pipe, work)
     for names, (_, files) in (
@@ -681,6 +689,7 @@ def test_hub_ids_and_public_settings(tmp_path, monkeypatch):
 
 def test_only_files_of_the_pipeline_are_pushed(tmp_path):
     get_dummy_pipeline().save_pretrained(tmp_path)
+    DreamPoseBlocks().save_pretrained(tmp_path)
     saved = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*"))
     (tmp_path / "unet" / "diffusion_pytorch_model.fp16-00001-of-00002.safetensors").write_bytes(b"")
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json").write_text("{}")
@@ -704,7 +713,7 @@ def test_only_files_of_the_pipeline_are_pushed(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "there.png")
     Image.new("RGB", (8, 8)).save(tmp_path / ".hidden.png")
     patterns = pipeline_patterns(tmp_path)
-    names = ["model_index.json", "pipeline_dreampose.py", OWN_FAST, "README.md", "there.png"]
+    names = ["model_index.json", "pipeline_dreampose.py", *BLOCKS_FILES, OWN_FAST, "README.md", "there.png"]
     assert patterns == names + sorted(saved)
     with pytest.raises(ValueError, match="`folder` must be the folder of a DreamPosePipeline, got .*no model_index"):
         pipeline_patterns(tmp_path / "unet")

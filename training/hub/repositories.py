@@ -32,6 +32,7 @@ from pipeline_dreampose import DreamPosePipeline
 from training.engine.devices import check_device
 from training.engine.hub_access import check_reachable
 from training.engine.messages import one_line, shorten
+from training.hub.blocks import BLOCKS_FILES, BLOCKS_INDEX, index_for_hub
 from training.hub.loras import OWN_FAST, check_lora, fuse_loras
 
 
@@ -205,7 +206,7 @@ def push_folder(
 
     Files that the Hub already has, from an earlier push or an interrupted one, are not sent again. The commit deletes
     a picture of an earlier card that the new card does not show; the repository's history keeps it. On the Hub, the
-    code on the card names the repository in place of `PLACEHOLDERS`; the card in `folder` stays as it is.
+    card's code and the blocks' index name the repository, for `PLACEHOLDERS` and the folder; `folder` stays as it is.
 
     Args:
         folder (`Path`): Folder written by `save_pretrained` or `save_lora_weights`, with a card. A pipeline's folder
@@ -254,13 +255,13 @@ def try_push(folder: Path, repo_id: str, **options: Any) -> None:
 
 
 def pipeline_patterns(folder: Path) -> list[str]:
-    """Return patterns of a saved pipeline's files: index, components, code, few-step LoRA and [`card_patterns`].
+    """Return patterns of a saved pipeline's files: index, components, code, blocks, few-step LoRA, [`card_patterns`].
 
     Other files in a component's folder, such as `.env` or weights of another name, are not among them. A folder
     without a pipeline raises a `ValueError`.
     """
     _check_pipeline_folder("folder", folder)
-    names = (INDEX_NAME, CODE_NAME, COPY_NAME, OWN_FAST)
+    names = (INDEX_NAME, CODE_NAME, COPY_NAME, *BLOCKS_FILES, OWN_FAST)
     names = [glob.escape(name) for name in names if (folder / name).is_file()]
     index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if isinstance(value, list) and re.fullmatch(r"[a-z]\w*", name)]
@@ -340,6 +341,8 @@ def _changes(
         for placeholder in PLACEHOLDERS:
             card = card.replace(f'"{placeholder}"'.encode(), f'"{repo_id}"'.encode())
         contents[CARD_NAME] = card
+    if BLOCKS_INDEX in contents:
+        contents[BLOCKS_INDEX] = index_for_hub(folder, repo_id)
     gone = sorted(remote & OWN_PICTURES - contents.keys()) if CARD_NAME in contents else []
     deletions = [CommitOperationDelete(name, is_folder=False) for name in gone]
     return deletions + [CommitOperationAdd(name, content) for name, content in contents.items()]
