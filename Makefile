@@ -6,8 +6,10 @@ PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3.
 PIP_ARGS ?=
 HUB_ID ?=
 HUB_ARGS ?=
+PAGE_ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+INSTALL_PAGE := build/page/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c build/page/constraints.txt
 # On two CPU cores, two processes of one thread are faster than one process of two threads, and the presets' batches are
 # for two processes. GPU=1 trains in one process on a GPU instead. CPU processes must see no GPU, or torch (as 2.11 did)
 # asks for one GPU per process.
@@ -23,7 +25,7 @@ REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-gpu quality style tiny few-steps tiny-code hub-tiny hub-id densepose community benchmark realtime \
-	benchmark-gpu reproduce clean
+	benchmark-gpu reproduce page page-test push-page clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -75,7 +77,21 @@ hub-tiny: $(if $(HUB_ID),$(VENV)/.installed,hub-id)  ## push the small model to 
 	$(BIN)/python training/push_model.py --folder model_card/tiny --hub_model_id "$(HUB_ID)" $(HUB_ARGS)
 
 hub-id:
-	@echo "make hub-tiny needs HUB_ID=you/dreampose-tiny" >&2; exit 1
+	@echo "make $(MAKECMDGOALS) needs HUB_ID=you/dreampose-tiny" >&2; exit 1
+
+page: build/page/.installed  ## serve the page that moves a person in a browser, with the small model
+	build/page/bin/python model_card/space/app.py $(PAGE_ARGS)
+
+page-test: build/page/.installed-test  ## test the page, in Chromium if there is one (minutes)
+	$(ON_CPU) build/page/bin/python -m pytest -rs tests/space/test_page.py tests/space/test_browser.py
+
+# A Space has the project's files in the same places, but its card and requirements at its root.
+push-page: $(if $(HUB_ID),$(VENV)/.installed,hub-id)  ## push the page with the small model to the Space HUB_ID=you/dreampose (private)
+	rm -rf build/space && mkdir -p build/space/model_card
+	cp -r pipeline_dreampose.py training build/space
+	cp -r model_card/space model_card/tiny model_card/sample build/space/model_card
+	mv build/space/model_card/space/README.md build/space/model_card/space/requirements.txt build/space
+	$(BIN)/hf upload "$(HUB_ID)" build/space . --repo-type space --private --exclude "**/__pycache__/**" $(HUB_ARGS)
 
 benchmark: $(VENV)/.installed-test  ## measure a frame and a training step at half size (hours on a CPU)
 	$(BIN)/python -m benchmarks.speed.sampling --size half --device cpu --output benchmarks/speed/sampling_half_cpu.json
@@ -151,4 +167,18 @@ $(VENV)/.installed-test: $(REQUIREMENTS) | $(BIN)/python
 
 $(VENV)/.installed-quality: $(REQUIREMENTS) | $(BIN)/python
 	$(INSTALL) $$(grep '^ruff==' constraints.txt)
+	@touch $@
+
+# Gradio needs an older Pillow, so the page has an environment of its own, which takes all else from the first one.
+SITE_PACKAGES = import sysconfig; print(sysconfig.get_path('purelib'))
+build/page/.installed: $(REQUIREMENTS) | $(VENV)/.installed
+	$(BIN)/python -m venv build/page
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "$(SITE_PACKAGES)")')" \
+		> "$$(build/page/bin/python -c "$(SITE_PACKAGES)")/project.pth"
+	grep -v '^pillow==' constraints.txt > build/page/constraints.txt
+	$(INSTALL_PAGE) -e ".[page]"
+	@touch $@
+
+build/page/.installed-test: build/page/.installed | $(VENV)/.installed-test
+	$(INSTALL_PAGE) playwright pytest
 	@touch $@

@@ -1,0 +1,66 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Pictures of the page as HTML and CSS. They travel inside the page, so that no file is written for them."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+from PIL import Image
+
+from model_card.space import figures
+
+
+LARGEST = 320  # pixels of a side of a shown picture
+# Boxes that show a frame, the figures in the choices, and nothing that is wider than a phone.
+STYLE = """
+.stage { display: flex; gap: 12px; justify-content: center; }
+.stage figure { margin: 0; text-align: center; }
+.stage img { width: min(240px, 27vw); height: auto; image-rendering: pixelated; border-radius: 8px; }
+.figures .wrap { display: grid; grid-template-columns: repeat(auto-fill, minmax(145px, 1fr)); }
+.figures label { gap: 6px; padding: 6px; }
+.figures label::before { content: ""; width: 51px; height: 64px; border-radius: 6px; flex: none;
+    background-size: cover; image-rendering: pixelated; }
+"""
+
+
+def address(pictures: Sequence[Image.Image], fps: float = figures.FPS) -> str:
+    """Return the data address of one picture, or of several as one that moves for ever, all at most `LARGEST`."""
+    file, shown = io.BytesIO(), [picture.copy() for picture in pictures]
+    for picture in shown:
+        picture.thumbnail((LARGEST, LARGEST))
+    is_small = max(shown[0].size) <= 128
+    how = {"lossless": True, "quality": 0} if is_small else {"quality": 80}
+    moving = {"save_all": True, "append_images": shown[1:], "duration": round(1000 / fps), "loop": 0}
+    shown[0].save(file, "WEBP", method=0, **how, **(moving if shown[1:] else {}))
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def there_and_back(frames: Sequence[Image.Image]) -> list[Image.Image]:
+    """Return frames that go on without a jump when they are repeated."""
+    return [*frames, *frames[-2:0:-1]]
+
+
+def stage(shown: Sequence[tuple[str, Sequence[Image.Image]]], note: str = "") -> str:
+    """Return figures side by side, each with its title and one picture or several that move, and a note below."""
+    figures_html = "".join(
+        f'<figure><img src="{address(pictures)}" alt="{html.escape(title)}"><figcaption>{html.escape(title)}'
+        "</figcaption></figure>"
+        for title, pictures in shown
+    )
+    return f'<div class="stage">{figures_html}</div><p role="status" style="text-align:center">{html.escape(note)}</p>'
+
+
+def choice_style() -> str:
+    """Return the CSS that shows each person and each moving motion in front of its name."""
+    first = next(iter(figures.PERSONS))
+    shown = {
+        "persons": [[figures.photo(person)] for person in figures.PERSONS],
+        "motions": [there_and_back(figures.poses(first, motion)) for motion in figures.MOTIONS],
+    }
+    return "\n".join(
+        f"#{name} label:nth-of-type({index})::before {{ background-image: url({address(pictures)}); }}"
+        for name, choices in shown.items()
+        for index, pictures in enumerate(choices, 1)
+    )

@@ -1,0 +1,132 @@
+"""The page as an interface: what its clients get, and what they cannot have."""
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.launch import ROOT
+from training.media.pictures import iterate_pictures
+
+
+gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed; run `make page-test`")
+pytestmark = pytest.mark.slow
+
+SAMPLE = ROOT / "model_card" / "sample"
+POSES = sorted((SAMPLE / "poses").glob("*.png"))
+PICTURE = "docs/pictures/densepose_iuv.png"
+LONG = ("Full", 15, 2, 2, 0)
+CLIENT = {"verbose": False, "httpx_kwargs": {"timeout": 60}}  # a cancelled call is answered after its chunk
+SHORT = ("Full", 2, 2, 2, 0)
+
+
+@pytest.fixture(scope="module")
+def client(server, tmp_path_factory):
+    return gradio_client.Client(server.address, download_files=tmp_path_factory.mktemp("downloads"), **CLIENT)
+
+
+def material(photo=SAMPLE / "photo.png", poses=POSES[:4]):
+    return gradio_client.handle_file(str(photo)), [gradio_client.handle_file(str(pose)) for pose in poses]
+
+
+def wait_until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_the_snippet_of_the_document_makes_the_sample_video(server, monkeypatch):
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "page.md").read_text(), re.DOTALL)
+    assert "http://127.0.0.1:7860" in snippet
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(snippet.replace("http://127.0.0.1:7860", server.address), names)
+    assert len(list(iterate_pictures(names["video"]))) == len(POSES)
+    assert "animate.py --model model_card/tiny" in names["code"]
+    with ZipFile(names["archive"]) as archive:
+        assert {"dreampose/photo.png", "dreampose/video.mp4", "dreampose/again.py"} <= set(archive.namelist())
+        assert len([name for name in archive.namelist() if name.startswith("dreampose/poses/")]) >= len(POSES)
+    wait_until(lambda: not server.results())  # all that the page keeps are the files it handed out
+
+
+def test_two_visitors_get_each_their_own_video(server, client, tmp_path):
+    other = gradio_client.Client(server.address, download_files=tmp_path, **CLIENT)
+    Image.open(SAMPLE / "photo.png").convert("L").save(tmp_path / "grey.png")
+    jobs = [
+        client.submit(*material(), *SHORT, api_name="/animate"),
+        other.submit(*material(tmp_path / "grey.png", POSES[:3]), *SHORT, api_name="/animate"),
+    ]
+    videos = [list(iterate_pictures(job.result(60)[1])) for job in jobs]
+    assert [len(video) for video in videos] == [4, 3]
+    colours = [np.ptp(np.asarray(video[0], int)[100:200], axis=-1).mean() for video in videos]
+    assert colours[0] > 2 * colours[1]  # the second visitor's figure is grey, up to what the model adds
+
+
+def test_a_cancelled_video_frees_the_device(server, client):
+    wait_until(lambda: not server.results())
+    job = client.submit(*material(poses=POSES), *LONG, api_name="/animate")
+    wait_until(job.outputs, 60)
+    assert server.results()
+    job.cancel()
+    began = time.monotonic()
+    assert client.predict(*material(), *SHORT, api_name="/animate")[1]
+    assert time.monotonic() - began < 30
+    wait_until(lambda: not server.results())
+
+
+def test_errors_are_sentences(client, tmp_path):
+    (tmp_path / "photo.png").write_text("no picture")
+    with pytest.raises(Exception, match="`photo` must be a readable picture"):
+        client.predict(*material(tmp_path / "photo.png"), *SHORT, api_name="/animate")
+    with pytest.raises(Exception, match="`poses` must hold part codes"):
+        client.predict(*material(poses=[SAMPLE / "photo.png"]), *SHORT, api_name="/animate")
+    with pytest.raises(Exception, match="(?i)101 is greater than maximum value 100"):
+        client.predict(*material(), "Full", 101, 2, 2, 0, api_name="/animate")
+
+
+def test_only_the_animation_is_an_interface(client):
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    names = [parameter["parameter_name"] for parameter in endpoints["/animate"]["parameters"]]
+    assert len(endpoints) == 1 and names == ["photo", "poses", "model", "steps", "photo_scale", "pose_scale", "seed"]
+
+
+def call_by_hand(address, data):
+    """Call the animation without Gradio's client, which sends its own files; return the answer's events."""
+    body = json.dumps({"data": data}).encode()
+    request = urllib.request.Request(f"{address}/gradio_api/call/animate", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{address}/gradio_api/call/animate/{event}", timeout=60) as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", *(str(ROOT / name) for name in ("setup.cfg", "model_card/space/app.py", PICTURE))]
+)
+def test_no_other_file_can_be_read(server, path):
+    """Neither by its address, nor by an address that leaves an allowed folder, nor as if it had been uploaded."""
+    assert Path(path).is_file()
+    up = "/".join([".."] * 20)
+    for address in (path, f"{SAMPLE}/{up}{path}", f"{SAMPLE}/" + "%2e%2e/" * 20 + path[1:], f"file://{path}"):
+        for route in ("gradio_api/file=", "file="):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{server.address}/{route}{address}", timeout=10)
+            assert refused.value.code in (403, 404)
+    stolen = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    for data in ([stolen, [stolen]], [{**stolen, "url": f"file://{path}"}, []]):
+        events = call_by_hand(server.address, [*data, *SHORT])
+        assert "event: error" in events and "event: complete" not in events and "readable" not in events
+
+
+def test_an_upload_that_is_too_large_is_refused(server, client, tmp_path):
+    (tmp_path / "photo.png").write_bytes(bytes(20_000_001))
+    with pytest.raises(Exception, match="(?i)size|large|413"):
+        client.predict(*material(tmp_path / "photo.png"), *SHORT, api_name="/animate")
