@@ -23,6 +23,7 @@ TOKEN, OWNER = "hf_loopback", "someone"  # the only token, and its user
 LARGE_FILES = (".safetensors", ".bin", ".parquet", ".png", ".mp4")  # stored in LFS, as on the Hub
 _REPO = r"(?P<repo>[^/]+/[^/]+?)"
 _TYPE = r"(?P<type>models|datasets|spaces)"
+_PREFIX = r"(?P<type>(?:datasets|spaces)/)?"
 
 
 class Hub:
@@ -337,11 +338,11 @@ _ROUTES = [
     (("POST",), "/api/validate-yaml", _Handler.validate_card),
     (("GET",), f"/api/{_TYPE}/{_REPO}/auth-check/write", _Handler.allow),
     (("POST",), f"/api/{_TYPE}/{_REPO}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
-    (("POST",), f"/(?P<type>(?:datasets|spaces)/)?{_REPO}\\.git/info/lfs/objects/batch", _Handler.large_file_batch),
+    (("POST",), f"/{_PREFIX}{_REPO}\\.git/info/lfs/objects/batch", _Handler.large_file_batch),
     (("PUT",), f"/loopback-lfs/{_TYPE}/{_REPO}/(?P<oid>[0-9a-f]+)", _Handler.large_file_put),
     (("POST",), f"/loopback-lfs/{_TYPE}/{_REPO}/(?P<oid>[0-9a-f]+)/verify", _Handler.large_file_verify),
     (("POST",), f"/api/{_TYPE}/{_REPO}/commit/(?P<revision>[^/]+)", _Handler.add_commit),
     (("GET",), f"/api/{_TYPE}/{_REPO}/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", _Handler.tree),
     (("GET",), f"/api/{_TYPE}/{_REPO}(?:/revision/(?P<revision>[^/]+))?", _Handler.info),
-    (("GET", "HEAD"), f"/(?P<type>(?:datasets|spaces)/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.file),
+    (("GET", "HEAD"), f"/{_PREFIX}{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.file),
 ]
