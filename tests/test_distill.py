@@ -96,6 +96,13 @@ def test_a_lora_is_distilled_and_sampled_as_in_training(base, tmp_path, monkeypa
     assert "lora" in card.split("---")[1] and str(tmp_path) not in card
 
 
+def test_a_short_grid_is_validated_with_the_steps_that_it_has(base, tmp_path):
+    words = ("--num_ddim_timesteps", "2", "--max_train_steps", "1", "--validation_steps", "1")
+    main(parse_args(arguments(base, tmp_path, *words, "--num_validation_frames", "3", "--num_validation_pairs", "1")))
+    figures = {name for record in records(tmp_path) for name in record if name.startswith("validation/psnr")}
+    assert figures == {"validation/psnr_1_step", "validation/psnr_2_steps"}
+
+
 def test_the_lora_counts_one_forward_pass_a_frame(base, tmp_path):
     main(parse_args(arguments(base, tmp_path, "--max_train_steps", "1")))
     pipeline = DreamPosePipeline.from_pretrained(base)

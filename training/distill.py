@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline_dreampose import DreamPosePipeline
 
 OPTIONS = (*groups.METHOD_OPTIONS, PairOptions, HeldOutOptions, HubOptions)
+VALIDATED_STEPS = (1, 2, 4)  # validation samples with each of these numbers of steps
 MOST_USED = (
     *("pretrained_model_name_or_path", "train_data", "output_dir", "max_train_steps", "train_batch_size"),
     *("learning_rate", "rank", "train_mode", "resume_from_checkpoint", "push_to_hub"),
@@ -34,8 +35,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple:
     return parse(OPTIONS, argv, description=__doc__, presets="distill", first=MOST_USED)
 
 
-def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", teacher: Any, options: tuple) -> tuple[dict, int]:
-    """Train the student; return its LoRA as arguments of `save_lora_weights`, and the number of steps.
+def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", teacher: Any, module: Any, options: tuple) -> tuple:
+    """Train the student, `module`; return its LoRA as arguments of `save_lora_weights`, and the number of steps.
 
     After full training, the LoRA is `{}`, and the pipeline has the new weights. The pipeline must have the student's
     scheduler and defaults already.
@@ -48,11 +49,9 @@ def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", teacher: Any,
     from training.engine.precision import weight_dtype
     from training.metrics.validation import open_validation
     from training.models import distillation, lora
-    from training.models.denoiser import Denoiser
 
     _, student, consistency, data, run, pairs, held_out, _ = options
     parts = {"unet": pipeline.unet, "adapter": pipeline.adapter}
-    module = Denoiser(**parts).to(memory_format=torch.channels_last if run.channels_last else torch.preserve_format)
     is_lora = student.train_mode == "lora"
     configs = distillation.few_step_lora_configs(student.rank, student.lora_alpha) if is_lora else None
     shape = LatentShape.of(pipeline.vae, pipeline.config.default_height, pipeline.config.default_width)
@@ -60,7 +59,8 @@ def fit(accelerator: "Accelerator", pipeline: "DreamPosePipeline", teacher: Any,
         source = (data.train_data, shape, run.seed, pairs.settings())
         validate, every = None, held_out.validation_steps
         if every is not None:
-            sizes = held_out.sizes() | {"validation_inference_steps": distillation.VALIDATED_STEPS}
+            numbers = [number for number in VALIDATED_STEPS if number <= consistency.num_ddim_timesteps]
+            sizes = held_out.sizes() | {"validation_inference_steps": numbers}
             validate = open_validation(pipeline, accelerator, run.output_dir, source, pairs.streaming, **sizes)
         samples = open_training(accelerator, pipeline, source, pairs.streaming, pairs.latent_cache_dir)
         loss_fn = distillation.ConsistencyLoss(pipeline, shape, teacher, **consistency.loss_arguments())
@@ -80,10 +80,12 @@ def main(options: tuple) -> None:
     from training.media.pictures import spare_inputs
     from training.models import distillation
     from training.models.base_pipeline import load_subject_base
+    from training.models.denoiser import build_denoiser
 
     teacher, student, consistency, data, run, pairs, _, hub = options
     name, is_lora = teacher.named(), student.train_mode == "lora"
     run.loop_arguments(None if pairs.streaming else 1)  # refuses a stream without a number of steps
+    distillation.check_steps(student.num_inference_steps, consistency.num_ddim_timesteps)
     spare_inputs("output_dir", [run.output_dir], [name, data.train_data])
     start = starting_state(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)["global_step"]
     with open_session(settings=option_values(*options), first_step=start, **run.session_arguments()) as accelerator:
@@ -96,12 +98,12 @@ def main(options: tuple) -> None:
         if is_main:
             print(f"All options are in {save_options(run.output_dir, *options)}.")
         repo_id = try_make_repo(hub.hub_model_id, hub.hub_private_repo) if hub.push_to_hub and is_main else None
-        if teacher.gradient_checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
+        how = {"gradient_checkpointing": teacher.gradient_checkpointing, "channels_last": run.channels_last}
+        module = build_denoiser(pipeline, **how)
         guide = distillation.Teacher(accelerator, pipeline, **teacher.scales(), is_lora=is_lora)
         distillation.set_few_steps(pipeline, settings)
         with naming_data_set("train_data"):
-            layers, num_steps = fit(accelerator, pipeline, guide, options)
+            layers, num_steps = fit(accelerator, pipeline, guide, module, options)
         if not is_main:
             return
         facts = {"base_model": name, "revision": commit, "rank": student.rank, "num_steps": num_steps}

@@ -18,6 +18,7 @@ from training.models.distillation import (
     ConsistencyLoss,
     Teacher,
     check_pose_radius,
+    check_steps,
     ddim_grid,
     draw_points,
     few_step_lora_configs,
@@ -91,7 +92,7 @@ class GaussianTeacher:
     """The exact denoiser of latents with a normal distribution of a given standard deviation."""
 
     def __init__(self, scheduler, deviation):
-        self.noise_scheduler, self.deviation = scheduler, deviation
+        self.noise_scheduler, self.deviation, self.guidance_stop = scheduler, deviation, 1.0
 
     def gain(self, timesteps):
         """Return E[clean | noisy] / noisy."""
@@ -193,6 +194,29 @@ def test_the_target_of_the_guided_teacher_by_hand(pipeline):
     assert target[1].unique().tolist() == pytest.approx([from_high], rel=1e-4)
 
 
+def test_the_teacher_guides_where_its_pipeline_does(pipeline):
+    """Of four steps with a stop at 0.75, the last one, from the lowest point of the grid, is not guided."""
+    pipeline.scheduler = SCHEDULES["epsilon"]
+    pipeline.register_to_config(default_guidance_stop=0.75)
+    teacher = Teacher(Accelerator(cpu=True), pipeline, 2.0, 0.0)  # scale 0: guidance leaves photo and pose out
+    teacher.switched = []
+    loss_fn = ConsistencyLoss(pipeline, shape_of(pipeline), teacher, num_ddim_timesteps=4)
+    seen, predict = [], teacher.predict
+    teacher.predict = lambda *given: seen.append(given[-1].tolist()) or predict(*given)
+
+    def module(noisy_latents, timesteps, pose_window, image_latents, image_embeds):
+        return torch.full_like(noisy_latents, 5.0 if bool(pose_window.any()) else 1.0)
+
+    cells = (4, 4, 16, 12)
+    reference = {"image_latents": torch.full(cells, 7.0), "image_embeds": torch.zeros(4, 5, 16)}
+    noisy, window = torch.full(cells, 3.0), torch.ones(4, 10, 16, 12)
+    target = loss_fn.find_target(module, noisy, torch.tensor([0, 1, 2, 3]), window, reference)
+    assert seen == [[False, True, True, True]]
+    low = SCHEDULES["epsilon"].alphas_cumprod[249].item()
+    expected = (3 - math.sqrt(1 - low) * 5) / math.sqrt(low)  # 5 with photo and pose, not 1 as guidance of 0 would
+    assert target[0].unique().tolist() == pytest.approx([expected], rel=1e-4)
+
+
 def test_sampling_starts_from_the_photo_so_the_last_timestep_does_too(pipeline):
     seen = {}
 
@@ -200,7 +224,9 @@ def test_sampling_starts_from_the_photo_so_the_last_timestep_does_too(pipeline):
         seen["noisy"], seen["timesteps"] = noisy_latents, timesteps
         return torch.zeros_like(noisy_latents)
 
-    teacher = SimpleNamespace(noise_scheduler=SCHEDULES["epsilon"], predict=lambda module, noisy, *_: 0 * noisy)
+    teacher = SimpleNamespace(
+        noise_scheduler=SCHEDULES["epsilon"], guidance_stop=1.0, predict=lambda module, noisy, *_: 0 * noisy
+    )
     loss_fn = ConsistencyLoss(pipeline, shape_of(pipeline), teacher, 4, last_timestep_prob=0.5)
     batch = loss_fn.encode_batch(make_batch(shape_of(pipeline), 2))
     batch["timestep_draw"] = torch.tensor([0.1, 0.99])
@@ -229,6 +255,7 @@ def test_gradients_reach_the_student_alone_and_the_teacher_stays(pipeline, is_lo
         batch = loss_fn.encode_batch(make_batch(shape_of(pipeline)))
         reference = {name: batch[name] for name in ("image_latents", "image_embeds")}
         inputs = (batch["noise"], torch.full((4,), 999), batch["pose_window"], reference, loss_fn.null_reference)
+        inputs += (torch.ones(4, dtype=torch.bool),)
         before = teacher.predict(module, *inputs)
         trainable = [value for value in module.parameters() if value.requires_grad]
         optimizer = torch.optim.SGD(trainable, lr=10.0 if is_lora else 0.01)
@@ -255,6 +282,7 @@ def test_the_teacher_predicts_what_the_pipeline_does(pipeline):
         batch = loss_fn.encode_batch(batch)
         photo = {name: batch[name][:1].expand_as(batch[name]) for name in ("image_latents", "image_embeds")}
         inputs = (batch["noise"], torch.full((2,), 999), batch["pose_window"], photo, loss_fn.null_reference)
+        inputs += (torch.tensor([True, True]),)
         predicted = teacher.predict(Denoiser(pipeline.unet, pipeline.adapter), *inputs)
     with torch.no_grad():
         states = pipeline.adapter(photo["image_embeds"][:1], photo["image_latents"][:1])
@@ -287,7 +315,8 @@ def test_the_student_is_sampled_as_its_settings_say(pipeline):
 
 
 def test_more_steps_than_timesteps_and_another_pose_window_are_refused(pipeline):
+    check_steps(20, 20)
     with pytest.raises(ValueError, match="`num_inference_steps` must be at most `num_ddim_timesteps`, 20, got 21"):
-        few_step_settings(pipeline, 20, 21)
+        check_steps(21, 20)
     with pytest.raises(ValueError, match="`pose_radius` must be the model's own, 2, got 1"):
         check_pose_radius(pipeline, 1)

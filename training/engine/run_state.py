@@ -136,3 +136,4 @@ class RunState:
         if self.ema is not None:
             for last, average in zip(self.trained.values(), self.ema.shadow_params):
                 last.data, average.data = average.data, last.data
+            torch.clear_autocast_cache()  # an enclosing autocast keeps casts of the other weights

@@ -25,6 +25,7 @@ from torch import nn
 
 from pipeline_dreampose import DreamPosePipeline, teacher_digest
 from training.data.frame_pairs import LatentShape
+from training.engine.precision import weight_dtype
 from training.hub.card_writer import find_hub_id, try_write_card
 from training.hub.few_step_card import write_few_step_card
 from training.models.denoiser import Denoiser, StageOneLoss
@@ -36,10 +37,6 @@ from training.models.objective import (
     signal_and_noise_rates,
     to_sample_and_noise,
 )
-
-
-# Validation samples with each of these numbers of steps.
-VALIDATED_STEPS = (1, 2, 4)
 
 
 def few_step_lora_configs(rank: int, lora_alpha: int | None = None) -> dict[str, LoraConfig]:
@@ -57,6 +54,15 @@ def check_pose_radius(pipeline: DreamPosePipeline, pose_radius: int) -> None:
         raise ValueError(f"`pose_radius` must be the model's own, {pipeline.pose_radius}, got {pose_radius}.")
 
 
+def check_steps(num_inference_steps: int, num_ddim_timesteps: int) -> None:
+    """Raise a `ValueError` if the student would take more steps than there are timesteps that it knows."""
+    if num_inference_steps > num_ddim_timesteps:
+        raise ValueError(
+            f"`num_inference_steps` must be at most `num_ddim_timesteps`, {num_ddim_timesteps}, got"
+            f" {num_inference_steps}."
+        )
+
+
 def few_step_settings(
     pipeline: DreamPosePipeline, num_ddim_timesteps: int, num_inference_steps: int
 ) -> dict[str, Any]:
@@ -64,15 +70,7 @@ def few_step_settings(
 
     `scheduler` is the configuration of an `LCMScheduler` whose timesteps are those of the distillation. Both scales
     are 1, so that a step is one forward pass. `teacher` is the digest of the pipeline's UNet.
-
-    Raises:
-        ValueError: If there are more steps than timesteps.
     """
-    if num_inference_steps > num_ddim_timesteps:
-        raise ValueError(
-            f"`num_inference_steps` must be at most `num_ddim_timesteps`, {num_ddim_timesteps}, got"
-            f" {num_inference_steps}."
-        )
     arguments, *_ = LCMScheduler.extract_init_dict(dict(pipeline.scheduler.config))
     arguments |= {"original_inference_steps": num_ddim_timesteps, "timestep_spacing": "trailing"}
     return {
@@ -101,7 +99,7 @@ class Teacher:
         accelerator (`Accelerator`): Moves the copy to its device and precision.
         pipeline (`DreamPosePipeline`): Provides UNet, adapter and the noise schedule.
         image_guidance_scale, pose_guidance_scale (`float`, *optional*, default to those in the pipeline's config):
-            See [`DreamPosePipeline.__call__`].
+            See [`DreamPosePipeline.__call__`]. The teacher guides in the part of the steps that the pipeline stores.
         is_lora (`bool`, *optional*, defaults to `True`): Whether the student is a LoRA on the pipeline's models.
     """
 
@@ -117,15 +115,17 @@ class Teacher:
         stored = {name: pipeline.config[f"default_{name}"] for name in given}
         self.scales = stored | {name: scale for name, scale in given.items() if scale is not None}
         self.branches = pipeline.guidance_branches(*self.scales.values())
-        num_steps, stop = pipeline.config.default_num_inference_steps, pipeline.config.default_guidance_stop
-        num_guided = sum(step / num_steps < stop for step in range(num_steps))
+        num_steps, self.guidance_stop = (
+            pipeline.config[f"default_{name}"] for name in ("num_inference_steps", "guidance_stop")
+        )
+        num_guided = sum(step / num_steps < self.guidance_stop for step in range(num_steps))
         self.num_forwards = num_steps + num_guided * (len(self.branches) - 1)
         self.noise_scheduler = build_noise_scheduler(pipeline.scheduler.config)
         self.switched = [pipeline.unet, pipeline.adapter] if is_lora else []
         self.copy = None
         if not is_lora:
             frozen = Denoiser(copy.deepcopy(pipeline.unet), copy.deepcopy(pipeline.adapter)).requires_grad_(False)
-            self.copy = accelerator.prepare_model(frozen, evaluation_mode=True)
+            self.copy = accelerator.prepare_model(frozen.to(weight_dtype(accelerator)), evaluation_mode=True)
 
     @contextmanager
     def without_lora(self) -> Iterator[None]:
@@ -147,8 +147,9 @@ class Teacher:
         pose_window: torch.Tensor,
         reference: Mapping[str, torch.Tensor],
         null_reference: Mapping[str, torch.Tensor],
+        is_guided: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the guided prediction `(B, C, h, w)` in float32.
+        """Return the prediction `(B, C, h, w)` in float32, guided in the samples where `is_guided` `(B,)` holds.
 
         `module` is the student's denoiser. The other arguments are those of
         [`training.models.denoiser.Denoiser.forward`]; `null_reference` are those of the black photo, with `B` = 1.
@@ -156,11 +157,14 @@ class Teacher:
         nulls = {name: value.expand_as(reference[name]) for name, value in null_reference.items()}
         module = module if self.copy is None else self.copy
         total = torch.zeros_like(noisy_latents, dtype=torch.float32)
+        # Without guidance, the branch with photo and pose has the weight 1 and the others 0.
+        branches = [*self.branches, *([] if any(all(seen) for _, *seen in self.branches) else [(0.0, True, True)])]
         with self.without_lora():
-            for weight, sees_photo, sees_pose in self.branches:
+            for weight, sees_photo, sees_pose in branches:
                 photo = reference if sees_photo else nulls
                 window = pose_window if sees_pose else torch.zeros_like(pose_window)
-                total += weight * module(noisy_latents, timesteps, window, **photo).float()
+                weights = torch.where(is_guided, weight, float(sees_photo and sees_pose)).view(-1, 1, 1, 1)
+                total += weights * module(noisy_latents, timesteps, window, **photo).float()
         return total
 
 
@@ -228,9 +232,11 @@ class ConsistencyLoss(StageOneLoss):
     ) -> torch.Tensor:
         """Return the clean latents that the student must predict at `points` `(B,)` of the grid, `(B, C, h, w)`."""
         scheduler, grid = self.noise_scheduler, self.timesteps.to(noisy_latents.device)
-        prediction = self.teacher.predict(
-            module, noisy_latents, grid[points], pose_window, reference, self.null_reference
-        )
+        is_guided = (len(grid) - 1 - points) / len(
+            grid
+        ) < self.teacher.guidance_stop  # the first step is the last point
+        conditions = (pose_window, reference, self.null_reference, is_guided)
+        prediction = self.teacher.predict(module, noisy_latents, grid[points], *conditions)
         clean, noise = to_sample_and_noise(scheduler, prediction, noisy_latents, grid[points])
         lower = grid[(points - 1).clamp(min=0)]
         alpha, sigma = signal_and_noise_rates(scheduler, lower)
