@@ -98,6 +98,38 @@ def test_a_stopped_run_leaves_a_record_of_what_it_wrote(tmp_path):
     assert names(tmp_path) == [RECORD_NAME, "00000.png"]
 
 
+def test_a_run_that_stops_leaves_an_earlier_video_as_it_was(tmp_path):
+    def colored(color, num, stops):
+        for _ in range(num):
+            yield Image.new("RGB", (2, 2), color)
+        if stops:
+            assert (tmp_path / "00000.png").read_bytes() == red, "nothing is replaced before the last frame"
+            raise KeyboardInterrupt
+
+    write_picture_folder(colored("red", 3, stops=False), tmp_path)
+    red, before = (tmp_path / "00000.png").read_bytes(), names(tmp_path)
+    for num in (2, 5):
+        with pytest.raises(KeyboardInterrupt):
+            write_picture_folder(colored("blue", num, stops=True), tmp_path)
+        assert names(tmp_path) == before, "no half-written video is left"
+        assert {path.read_bytes() for path in tmp_path.glob("*.png")} == {red}
+    assert write_picture_folder(colored("blue", 4, stops=False), tmp_path) == 4
+    assert {Image.open(path).getpixel((0, 0)) for path in tmp_path.glob("*.png")} == {(0, 0, 255)}
+    assert names(tmp_path) == [RECORD_NAME, *(f"0000{index}.png" for index in range(4))]
+    check_picture_folder("output", tmp_path)
+
+
+def test_frames_appear_one_by_one_in_a_folder_without_a_video(tmp_path):
+    def counted():
+        for index, picture in enumerate(pictures(3)):
+            assert len(list(tmp_path.glob("*.png"))) == index
+            yield picture
+
+    (tmp_path / "notes.txt").write_text("the user's")
+    record_files([tmp_path / "other.mp4"])
+    assert write_picture_folder(counted(), tmp_path) == 3
+
+
 @pytest.mark.parametrize("is_recorded", [True, False])
 def test_pictures_are_never_written_through_a_link(tmp_path, is_recorded):
     folder = tmp_path / "folder"

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from PIL import Image
 
@@ -140,7 +141,9 @@ def write_frame(frame: Image.Image, path: Path) -> None:
 def write_picture_folder(frames: Iterable[Image.Image], path: str | os.PathLike, argument: str = "path") -> int:
     """Write pictures as numbered PNGs into a folder, and return their number. PNGs of an earlier video are deleted.
 
-    A record in the folder names each file before it is written, so that other files are neither deleted nor replaced.
+    Each PNG appears when its picture comes. If the folder holds an earlier video, they replace it together, after the
+    last one, so that a run that stops before leaves the earlier video as it was. A record in the folder names each
+    file before it is written, so that other files are neither deleted nor replaced.
 
     Raises:
         ValueError: See [`check_picture_folder`].
@@ -148,18 +151,35 @@ def write_picture_folder(frames: Iterable[Image.Image], path: str | os.PathLike,
     folder = Path(path)
     check_picture_folder(argument, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    before, written = _recorded(folder), []
+    before, written, waiting = _recorded(folder), [], {}
     others = {name for name in before if not NUMBERED.fullmatch(name)}
+    has_video = any(os.path.lexists(folder / name) for name in before - others)
     leftovers = [file for file in folder.glob(".*") if re.fullmatch(partial_pattern(NUMBERED.pattern), file.name)]
-    with (folder / RECORD_NAME).open("a", encoding="utf-8") as record:
-        for index, frame in enumerate(frames):
-            written.append(f"{index:05d}.png")
-            record.write(written[-1] + "\n")
-            record.flush()
-            write_frame(frame, folder / written[-1])
+    try:
+        with (folder / RECORD_NAME).open("a", encoding="utf-8") as record:
+            for index, frame in enumerate(frames):
+                written.append(f"{index:05d}.png")
+                if has_video:
+                    waiting[written[-1]] = partial_path(folder / written[-1])
+                    frame.save(waiting[written[-1]], "PNG")
+                else:
+                    _record(record, written[-1:])
+                    write_frame(frame, folder / written[-1])
+            _record(record, waiting)
+        for name, partial in waiting.items():
+            os.replace(partial, folder / name)
+    finally:
+        for partial in waiting.values():
+            partial.unlink(missing_ok=True)
     for file in [*leftovers, *(folder / name for name in before.difference(others, written))]:
         file.unlink(missing_ok=True)
     partial = partial_path(folder / RECORD_NAME)
     partial.write_text("".join(f"{name}\n" for name in [*sorted(others), *written]), encoding="utf-8")
     os.replace(partial, folder / RECORD_NAME)
     return len(written)
+
+
+def _record(record: TextIO, names: Iterable[str]) -> None:
+    """Add names to an open record, at once."""
+    record.writelines(f"{name}\n" for name in names)
+    record.flush()
