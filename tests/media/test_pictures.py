@@ -430,3 +430,10 @@ def test_a_grid_places_its_pictures_and_leaves_empty_cells_white():
 def test_enlarging_keeps_a_plain_colour():
     enlarged = pictures.enlarge(picture(), 3)
     assert enlarged.size == (24, 30) and set(enlarged.get_flattened_data()) == {(255, 0, 0)}
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+def test_a_video_without_frames_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"`frames` must hold at least one frame, got none\.$"):
+        pictures.write_frames(iter([]), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

@@ -338,8 +338,7 @@ def write_video(
     Each frame is encoded when it comes. An odd side is made even by repeating its last line. The file gets its name
     when it is whole. The same frames give the same bytes, on any number of cores. `sound` is that of [`read_sound`].
     """
-    frames = iter(frames)
-    first, rate = next(frames), Fraction(fps).limit_denominator(1001)  # 30000/1001 is usual
+    (first, frames), rate = _started(frames), Fraction(fps).limit_denominator(1001)  # 30000/1001 is usual
     how = {"format": "mp4", "options": {"fflags": "+bitexact"}}
     with written_whole(Path(path)) as partial, av.open(partial, "w", **how) as container:
         stream = container.add_stream(_video_encoder(), rate=rate)
@@ -361,6 +360,14 @@ def write_video(
             writer.close()
 
 
+def _started(frames: Iterable[Image.Image]) -> tuple[Image.Image, Iterator[Image.Image]]:
+    """Return the first frame and an iterator of the others."""
+    frames = iter(frames)
+    for first in frames:
+        return first, frames
+    raise ValueError("`frames` must hold at least one frame, got none.")
+
+
 def _video_encoder() -> str:
     try:
         return av.Codec("libx264", "w").name
@@ -373,18 +380,15 @@ def write_gif(frames: Iterable[Image.Image], path: str | os.PathLike, fps: float
 
     Pillow holds all frames, with one byte per pixel. The file gets its name when it is whole.
     """
-    frames = iter(frames)
+    first, frames = _started(frames)
     with written_whole(Path(path)) as partial:
-        next(frames).save(partial, "GIF", save_all=True, append_images=frames, duration=1000 / fps, loop=0)
+        first.save(partial, "GIF", save_all=True, append_images=frames, duration=1000 / fps, loop=0)
 
 
 def write_frames(
     frames: Iterable[Image.Image], path: str | os.PathLike, fps: float = 30, sound: np.ndarray | None = None
 ) -> None:
-    """Write frames of one size as a video, a GIF or a folder of PNGs, if `path` ends in `.mp4`, `.gif` or neither.
-
-    Only a video has the `sound`.
-    """
+    """Write frames of one size by the end of `path`: .mp4, with `sound`, .gif, or neither for a folder of PNGs."""
     path = Path(path)
     if path.suffix == ".mp4":
         write_video(frames, path, fps, sound)
