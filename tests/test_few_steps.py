@@ -2,6 +2,7 @@
 
 import json
 import logging
+from unittest import mock
 
 import diffusers
 import pytest
@@ -86,6 +87,91 @@ def test_one_forward_pass_makes_a_frame(folders):
     frames = render(pipe)
     hook.remove()
     assert sum(rows) == frames.shape[1]
+
+
+def test_few_steps_activate_their_lora_next_to_those_that_are_active(folders, warnings_of_pipeline):
+    both = load(folders, "fast", "alice")
+    both.set_adapters(["fast", "alice"], [1.0, 0.5])
+    both.use_few_steps("fast")
+    expected = render(both)
+    pipe = load(folders, "fast", "alice")  # which is active alone, as the last one loaded
+    pipe.set_adapters("alice", 0.5)
+    many = render(pipe)
+    pipe.use_few_steps("fast")
+    few = render(pipe)
+    by_hand = load(folders, "alice")
+    by_hand.set_adapters("alice", 0.5)
+    by_hand.scheduler = diffusers.DDIMScheduler.from_config(DDIM)
+    scales = {"image_guidance_scale": 1.0, "pose_guidance_scale": 1.0}
+    alone = render(by_hand, num_inference_steps=1, **scales)
+    assert set(pipe.get_active_adapters()) == {"fast", "alice"}
+    assert not torch.allclose(few, alone, atol=1e-3)
+    torch.testing.assert_close(few, expected, atol=1e-6, rtol=0)
+    pipe.set_adapters("alice", 0.5)
+    pipe.use_full_steps()
+    assert torch.equal(render(pipe), many)
+    assert not warnings_of_pipeline.records
+
+
+def test_few_steps_enable_their_lora_alone_if_all_were_disabled(folders):
+    pipe = load(folders, "alice", "fast")
+    pipe.use_few_steps("fast")
+    expected = load(folders, "fast")
+    expected.use_few_steps("fast")
+    pipe.disable_lora()
+    pipe.use_few_steps("fast")
+    assert torch.equal(render(pipe), render(expected))
+
+
+@pytest.mark.parametrize("detach", ["set_adapters", "disable_lora", "load_lora_weights"])
+def test_few_steps_without_their_lora_are_one_warning_for_each_call(folders, warnings_of_pipeline, detach):
+    pipe = load(folders, "fast")
+    pipe.use_few_steps("fast")
+    few = render(pipe)
+    assert not warnings_of_pipeline.records
+    if detach != "disable_lora":
+        pipe.load_lora_weights(folders / "alice", adapter_name="alice")
+    if detach == "set_adapters":
+        pipe.set_adapters("alice")
+    if detach == "disable_lora":
+        pipe.disable_lora()
+    assert not torch.equal(render(pipe), few)
+    assert len(list(pipe.stream(**get_dummy_inputs()))) == few.shape[1]
+    assert set(warnings_of_pipeline.messages) == {"The few steps need their LoRA 'fast', which is not active."}
+    assert len(set(map(id, warnings_of_pipeline.records))) == 2
+
+
+def test_few_steps_of_a_fused_lora_are_no_warning(folders, warnings_of_pipeline):
+    pipe = load(folders, "fast")
+    pipe.use_few_steps("fast")
+    few = render(pipe)
+    pipe.fuse_lora()
+    pipe.use_few_steps("fast")
+    assert all(layer.merged for layer in pipe._lora_layers())
+    torch.testing.assert_close(render(pipe), few, atol=1e-4, rtol=0)
+    assert not warnings_of_pipeline.records
+
+
+def test_a_scheduler_set_during_few_steps_stays(folders):
+    pipe = load(folders, "fast", "fast_lcm")
+    before = defaults_of(pipe)
+    pipe.use_few_steps("fast")
+    pipe.scheduler = mine = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.use_few_steps("fast_lcm")
+    assert type(pipe.scheduler) is diffusers.LCMScheduler
+    pipe.unload_lora_weights()
+    assert pipe.scheduler is mine and defaults_of(pipe) == before
+
+
+def test_the_scheduler_of_a_stream_must_stay(folders):
+    pipe = load(folders, "fast")
+    pipe.use_few_steps("fast")
+    frames = pipe.stream(**get_dummy_inputs(), chunk_size=2)
+    next(frames), next(frames)
+    pipe.use_full_steps()
+    with pytest.raises(ValueError, match="`scheduler` must stay the same until the last frame; got another"):
+        next(frames)
+    render(pipe)  # it is free again
 
 
 def test_two_few_step_loras_put_the_first_state_back(folders):
@@ -181,6 +267,9 @@ def test_pipelines_that_share_the_models_know_the_few_steps(folders):
     assert defaults_of(other) == [1, 1.0, 1.0] and defaults_of(pipe) != [1, 1.0, 1.0]
     pipe.use_few_steps("fast")
     assert pipe.scheduler is not other.scheduler, "a scheduler serves one call at a time"
+    own = DreamPosePipeline.from_pipe(pipe)  # for which the few steps are its own
+    own.use_full_steps()
+    assert defaults_of(own) == [1, 1.0, 1.0] and own.scheduler is pipe.scheduler
 
 
 def test_compiled_models(folders):
@@ -254,19 +343,45 @@ def hostile_settings():
         {"_class_name": "utils"},
         {"_class_name": ["pipeline_dreampose", "DreamPosePipeline"]},
         {"_class_name": "EDMEulerScheduler"},
+        {"_class_name": "EDMEulerScheduler", "num_train_timesteps": 1e8},
         {"_class_name": "FlowMatchEulerDiscreteScheduler"},
         {**DDIM, "num_train_timesteps": 10**12},
+        {**DDIM, "num_train_timesteps": 1e8, "trained_betas": [0.1, 0.2]},
+        {**DDIM, "num_train_timesteps": 1000.0},
+        {**DDIM, "num_train_timesteps": True},
         {**DDIM, "num_train_timesteps": 0},
         {**DDIM, "num_train_timesteps": -5},
         {**DDIM, "num_train_timesteps": "1000"},
         {**DDIM, "beta_schedule": "none"},
         {**DDIM, "beta_start": float("nan")},
+        {**DDIM, "beta_start": 1e5},
+        {**DDIM, "beta_start": float("-inf")},
+        {**DDIM, "trained_betas": [0.1, [1e9]]},
+        {**DDIM, "trained_betas": {"0": -1e9}},
         {**DDIM, "prediction_type": 3},
         {**DDIM, "trained_betas": [[1]]},
         {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 10**9},
         {"_class_name": "LCMScheduler", "original_inference_steps": 10**9},
     ):
         yield json.dumps({**good, "scheduler": scheduler})
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"_class_name": "EDMEulerScheduler", "num_train_timesteps": 100},
+        {"_class_name": "EDMEulerScheduler", "num_train_timesteps": 1e8},
+        {**DDIM, "num_train_timesteps": 1e8, "trained_betas": [0.1, 0.2]},
+        {**DDIM, "beta_start": -1e5},
+    ],
+)
+def test_no_scheduler_is_made_that_would_be_refused_or_big(scheduler):
+    pipe = get_dummy_pipeline()
+    scheduler_class = getattr(diffusers, scheduler["_class_name"])
+    text = json.dumps(settings_of(pipe, scheduler=scheduler))
+    with mock.patch.object(scheduler_class, "from_config") as made, pytest.raises(ValueError, match="`metadata`"):
+        pipe._read_few_steps({"dreampose.few_steps": text})
+    assert not made.called
 
 
 @pytest.fixture(scope="module")

@@ -358,6 +358,21 @@ def test_hooks_that_keep_attention_see_the_same_batch_in_every_step():
     assert 0 < difference(frames, expected) < 0.2
 
 
+def test_a_unet_that_is_no_module_runs(shared_pipe):
+    class Engine:
+        def __init__(self, unet):
+            self.unet, self.config, self.dtype, self.rows = unet, unet.config, unet.dtype, []
+
+        def __call__(self, sample, *args, **kwargs):
+            self.rows.append(len(sample))
+            return self.unet(sample, *args, **kwargs)
+
+    pipe = get_dummy_pipeline()
+    pipe.unet = engine = Engine(pipe.unet)
+    assert difference(pipe(**get_dummy_inputs()).frames, shared_pipe(**get_dummy_inputs()).frames) < 1e-5
+    assert engine.rows == [3 * NUM_FRAMES] * 2, "it may have been built for batches of one size"
+
+
 # The interval of guidance
 
 
@@ -760,7 +775,7 @@ def test_a_stream_takes_the_arguments_of_the_call_and_refuses_bad_ones_at_once(s
     for name, value, message in wrong_inputs():
         with pytest.raises(ValueError, match=message):
             shared_pipe.stream(**{**get_dummy_inputs(), name: value})
-    with pytest.raises(ValueError, match="`return_dict` must be left out"):
+    with pytest.raises(ValueError, match="`return_dict` must be left out; got `return_dict`"):
         shared_pipe.stream(**get_dummy_inputs(), return_dict=False)
     with pytest.raises(TypeError, match="unexpected keyword argument 'guidance_scale'"):
         shared_pipe.stream(**get_dummy_inputs(), guidance_scale=2.0)
@@ -802,6 +817,23 @@ def test_a_stream_that_is_closed_early_leaves_nothing_behind():
     unread = pipe.stream(**get_dummy_inputs())
     assert torch.equal(pipe(**get_dummy_inputs()).frames, expected)
     assert torch.equal(torch.stack(list(unread))[None], expected)
+
+
+@pytest.mark.parametrize("interrupts", [False, True])
+def test_a_reader_may_stop_at_the_last_frame(interrupts):
+    def callback(pipe, step, timestep, callback_kwargs):
+        pipe._interrupt = interrupts
+        return {}
+
+    pipe = get_dummy_pipeline()
+    pipe.enable_model_cpu_offload(device="cpu")
+    with mock.patch.object(pipe, "maybe_free_model_hooks") as free:
+        frames = pipe.stream(**get_dummy_inputs(), chunk_size=3, callback_on_step_end=callback)
+        places = range(3 if interrupts else NUM_FRAMES)
+        assert len(list(zip(places, frames))) == len(places)  # which asks for no frame after the last one
+        assert free.call_count == 1
+    pipe(**get_dummy_inputs())  # the scheduler is free, while `frames` is still there
+    assert next(frames, None) is None
 
 
 def test_a_reader_may_end_a_stream_after_a_chunk(shared_pipe):

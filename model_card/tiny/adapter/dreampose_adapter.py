@@ -91,6 +91,11 @@ def _check(is_valid: Any, rule: str, got: Any) -> None:
         raise ValueError(f"{rule}; got {got}.")
 
 
+def _layers(model: Any) -> Iterable[nn.Module]:
+    """Return all layers of a model, of none if it wraps something else, such as a TensorRT engine."""
+    return model.modules() if isinstance(model, nn.Module) else ()
+
+
 def _is_dense(value: Any) -> bool:
     """Return whether this is a tensor of plain real numbers, in memory and without gaps."""
     is_strided = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_nested
@@ -173,11 +178,9 @@ def fit_image(image: Image.Image | np.ndarray | torch.Tensor, height: int, width
 
 
 def iuv_to_pose_map(image: Image.Image | np.ndarray, name: str = "image") -> torch.Tensor:
-    """Convert one DensePose IUV image to a pose map `(2, H, W)`: U, then V, in `[0, 1]`, zero outside the body.
-
-    The image is RGB, or an 8-bit array `(H, W, 3)`, with R = V, G = U and B = I: part code 0 for the background, 1..24
-    for body parts. Others raise a `ValueError` that calls it `name`.
-    """
+    """Convert one DensePose IUV image to a pose map `(2, H, W)`: U, then V, in `[0, 1]`, zero outside the body. The
+    image is RGB, or an 8-bit array `(H, W, 3)`, with R = V, G = U and B = I: part code 0 for the background, 1..24 for
+    body parts. Others raise a `ValueError` that calls it `name`."""
     v, u, parts = torch.from_numpy(read_iuv(image, name).copy()).unbind(-1)
     return torch.stack([u, v]).float() / 255.0 * (parts > 0)
 
@@ -234,10 +237,8 @@ def resize_pose_maps(pose_maps: torch.Tensor, h: int, w: int) -> torch.Tensor:
 
 def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.Tensor:
     """Stack the pose maps `(F, 2, h, w)` around frame `index` along the channels (DreamPose, arXiv:2304.06025).
-
     `radius` is the number of frames on each side. Past either end, the border frame is repeated. The result has shape
-    `(2 * (2 * radius + 1), h, w)`, earliest frame first, U before V.
-    """
+    `(2 * (2 * radius + 1), h, w)`, earliest frame first, U before V."""
     _check_pose_maps(pose_maps)
     num_frames = pose_maps.shape[0]
     _check(0 <= index < num_frames, f"`index` must be at least 0 and less than the {num_frames} frames", index)
@@ -264,12 +265,9 @@ def surface_pieces(parts: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarra
 
 
 def match_pieces(pieces: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Match the pieces that a frame and a photo show.
-
-    Returned are the part `[N]` of `N` pieces, the place (x, y) in the frame and in the photo, `[N, 2]` each, the mean
-    U and V in the photo, `[N, 2]`, and the photo's pixels `[N]`. The place in the frame is that of the photo's mean U
-    and V, so that pieces of a few pixels match exactly.
-    """
+    """Match the pieces that a frame and a photo show. Returned are the part `[N]` of `N` pieces, the place (x, y) in
+    the frame and in the photo, `[N, 2]` each, the mean U and V in the photo, `[N, 2]`, and the photo's pixels `[N]`.
+    The place in the frame is that of the photo's mean U and V, so that pieces of a few pixels match exactly."""
     found = []
     for part in np.flatnonzero((pieces[..., 0].any((1, 2))) & (photo[..., 0].any((1, 2)))):
         here, there = (of[part].reshape(-1, 5) for of in (pieces, photo))
@@ -286,9 +284,7 @@ def match_pieces(pieces: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, ...
 
 def fit_place(pieces: np.ndarray, photo: np.ndarray, scale: float | None = None) -> tuple[float, float, np.ndarray]:
     """Fit the scale, unless it is given, and the shift (x, y) that bring a frame's steady parts onto the photo's.
-
-    Before both, the agreement in pose and side is returned, in `[0, 1]`: 0 where frame and photo share too little.
-    """
+    Before both, the agreement in pose and side is returned, in `[0, 1]`: 0 where frame and photo share too little."""
     part, here, there, _, pixels = match_pieces(pieces, photo)
     steady = np.isin(part, _STEADY_PARTS)
     if steady.sum() < 8:
@@ -317,12 +313,10 @@ def most_alike(agreement: np.ndarray) -> int:
 
 
 def fit_clip(frames: list[np.ndarray], photo: np.ndarray) -> tuple[float, np.ndarray, np.ndarray] | None:
-    """Fit the one similarity of a clip by [`surface_pieces`]: scale, shift (x, y), and the frames' agreement.
-
-    The scale is the weighted median over the frames that agree with the photo. The one that agrees best decides the
-    shift, since others may stand elsewhere; its lower foot comes onto the photo's ground line. The result is `None` if
-    no frame shares enough of the photo's surface.
-    """
+    """Fit the one similarity of a clip by [`surface_pieces`]: scale, shift (x, y), and the frames' agreement. The
+    scale is the weighted median over the frames that agree with the photo. The one that agrees best decides the shift,
+    since others may stand elsewhere; its lower foot comes onto the photo's ground line. The result is `None` if no
+    frame shares enough of the photo's surface."""
     fits = [fit_place(frame, photo) for frame in frames]
     agreement = np.array([fit[0] for fit in fits])
     best = most_alike(agreement)
@@ -370,11 +364,9 @@ def resample(pixels: np.ndarray, scale: float, shift: np.ndarray, height: int, w
 
 
 def place_driver(frames: list[np.ndarray], photo: np.ndarray) -> tuple[float, np.ndarray, np.ndarray | None]:
-    """Return scale, shift and the frames' agreement that place a driver on the body in a photo.
-
-    `photo` is IUV `[H, W, 3]` (V, U, I); so are `frames`, or they are maps `[H, W, 2]`. Maps, and a clip that never
-    shows the photo's side of the body, are placed by their silhouettes, with a warning and without an agreement.
-    """
+    """Return scale, shift and the frames' agreement that place a driver on the body in a photo. `photo` is IUV
+    `[H, W, 3]` (V, U, I); so are `frames`, or they are maps `[H, W, 2]`. Maps, and a clip that never shows the photo's
+    side of the body, are placed by their silhouettes, with a warning and without an agreement."""
     _check(any(frame.any() for frame in frames), "`poses` must show a body in at least one frame", "none")
     _check(photo[..., 2].any(), "`photo_iuv` must show a body", "a picture without one")
     sizes = {frame.shape[:2] for frame in frames}
@@ -416,11 +408,9 @@ def align_pose_maps(poses: Sequence[Image.Image] | torch.Tensor, photo_iuv: Imag
 def clip_pixel_values(
     pixel_values: torch.Tensor, image_size: int, feature_extractor: CLIPImageProcessor
 ) -> torch.Tensor:
-    """Convert canvases `(B, 3, H, W)` in `[-1, 1]` to CLIP's normalised input `(B, 3, image_size, image_size)`.
-
-    The whole canvas is squeezed to a square, or its central square is taken if `feature_extractor.do_center_crop` is
-    set. Pixels are rounded to 8 bits, so no gradients pass. The result is float32, on the device of `pixel_values`.
-    """
+    """Convert canvases `(B, 3, H, W)` in `[-1, 1]` to CLIP's normalised input `(B, 3, image_size, image_size)`. The
+    whole canvas is squeezed to a square, or its central square is taken if `feature_extractor.do_center_crop` is set.
+    Pixels are rounded to 8 bits, so no gradients pass. The result is float32, on the device of `pixel_values`."""
     canvases = ((pixel_values.detach().float() + 1.0) * 127.5).round().clamp(0, 255)
     canvases = canvases.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     height, width = canvases.shape[1:3]
@@ -437,9 +427,7 @@ def encode_pixels(
     pixel_values: torch.Tensor, vae: AutoencoderKL, image_range: tuple[float, float] = (-1.0, 1.0)
 ) -> DiagonalGaussianDistribution:
     """Return the VAE's posterior over unscaled latents `(B, C, h, w)` of pictures `(B, 3, H, W)` in `[-1, 1]`.
-
-    `image_range` holds the VAE's input values for black and white. The VAE runs in its own dtype.
-    """
+    `image_range` holds the VAE's input values for black and white. The VAE runs in its own dtype."""
     low, high = image_range
     encoded = vae.encode((low + (high - low) * (pixel_values + 1.0) / 2.0).to(vae.dtype))[0]
     if isinstance(encoded, torch.Tensor):  # latents, as of AutoencoderTiny: a distribution without variance
@@ -454,11 +442,9 @@ def encode_reference(
     feature_extractor: CLIPImageProcessor,
     image_range: tuple[float, float] = (-1.0, 1.0),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode canvases `(B, 3, H, W)` in `[-1, 1]` ([`fit_image`]) into the inputs of the adapter.
-
-    Returns `image_embeds` `(B, T, D)`, the image encoder's `last_hidden_state` without post-layernorm, and
-    `image_latents` `(B, C, h, w)`, the VAE's posterior mean times its `scaling_factor`, which also start the sampling.
-    """
+    """Encode canvases `(B, 3, H, W)` in `[-1, 1]` ([`fit_image`]) into the inputs of the adapter. Returns
+    `image_embeds` `(B, T, D)`, the image encoder's `last_hidden_state` without post-layernorm, and `image_latents`
+    `(B, C, h, w)`, the VAE's posterior mean times its `scaling_factor`, which also start the sampling."""
     image_latents = encode_pixels(pixel_values, vae, image_range).mode() * vae.config.scaling_factor
     clip_pixels = clip_pixel_values(pixel_values, image_encoder.config.image_size, feature_extractor)
     return image_encoder(clip_pixels.to(image_encoder.dtype)).last_hidden_state, image_latents
@@ -526,10 +512,8 @@ _OTHER_LORA_FIELDS = """r lora_alpha rank_pattern alpha_pattern target_modules e
 
 
 def _lora_config(part: str, ranks: dict[str, int], state_dict: dict, metadata: dict, known: dict) -> dict[str, Any]:
-    """Return the `LoraConfig` arguments of one component: layers from its weights, scales from its metadata.
-
-    PEFT runs names in metadata as regular expressions. Here a name is literal: the end of a path, or "^" and the path.
-    """
+    """Return the `LoraConfig` arguments of one component: layers from its weights, scales from its metadata. PEFT runs
+    names in metadata as regular expressions. Here a name is literal: the end of a path, or "^" and the path."""
 
     def check(is_valid: bool, name: str, rule: str, value: Any) -> None:
         _check(is_valid, f"`metadata` of a LoRA must have {rule} as `{part}.{name}`", _short(value))
@@ -572,8 +556,7 @@ def _lora_method(method: Callable) -> Callable:
         models = {part: getattr(self, part) for part in type(self)._lora_loadable_modules}
         own = {part: getattr(model, "_orig_mod", model) for part, model in models.items()}
         self._lora_loadable_modules = [part for part in own if hasattr(own[part], "load_lora_adapter")]
-        layers = own["unet"].modules() if isinstance(own["unet"], nn.Module) else ()
-        fused = {name for layer in layers for name in getattr(layer, "merged_adapters", ())}
+        fused = {name for layer in _layers(own["unet"]) for name in getattr(layer, "merged_adapters", ())}
         try:
             vars(self).update(own)
             return method(self, *args, **kwargs)
@@ -602,7 +585,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         adapter ([`DreamPoseAdapter`]): Mixes the photo's tokens and latents into the UNet's cross-attention states.
         scheduler ([`KarrasDiffusionSchedulers`] or another): Any with Stable Diffusion's timesteps.
         safety_checker ([`StableDiffusionSafetyChecker`], *optional*): Blackens frames that it finds unsafe.
-        default_height, default_width (`int`, *optional*, default to 640 and 512): Size if the call gives none.
+        default_height (`int`, *optional*, defaults to 640): Height of the frames if the call gives none.
+        default_width (`int`, *optional*, defaults to 512): Width of the frames if the call gives none.
         default_num_inference_steps (`int`, *optional*, defaults to 25): Denoising steps if the call gives none.
         default_image_guidance_scale (`float`, *optional*, defaults to 8.0): Image guidance if the call gives none.
         default_pose_guidance_scale (`float`, *optional*, defaults to 3.0): Pose guidance if the call gives none.
@@ -693,9 +677,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """Write a self-contained folder: weights, `model_index.json` and the code that loads them."""
         for name, component in self.components.items():
-            layers = component.modules() if isinstance(component, nn.Module) else []
             rule = "`save_pretrained` takes no PEFT layers: fuse them to keep their effect, then unload them"
-            _check(not any(hasattr(layer, "base_layer") for layer in layers), rule, f"some in `{name}`")
+            _check(not any(hasattr(layer, "base_layer") for layer in _layers(component)), rule, f"some in `{name}`")
         self._check_saving(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -762,11 +745,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     @classmethod
     def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict, **kwargs):
-        """Read a subject's weights; with `return_lora_metadata=True`, return `(weights, metadata)`.
-
-        Other options are `weight_name` (defaults to `"pytorch_lora_weights.safetensors"`), `metadata` of weights by
-        name, and those of `hf_hub_download`.
-        """
+        """Read a subject's weights; with `return_lora_metadata=True`, return `(weights, metadata)`. Other options are
+        `weight_name` (defaults to `"pytorch_lora_weights.safetensors"`), `metadata` of weights by name, and those of
+        `hf_hub_download`."""
         return_lora_metadata = kwargs.pop("return_lora_metadata", False)
         weight_name = str(kwargs.pop("weight_name", None) or LORA_WEIGHT_NAME_SAFE)
         _check(weight_name.endswith(".safetensors"), "`weight_name` must name a safetensors file", repr(weight_name))
@@ -865,12 +846,16 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         with self._undone_on_error(adapter_name):
             for part, config in configs.items():
                 self._load_lora(part, config, state_dict, adapter_name, **options)
-            for layer in [layer for part in self._lora_loadable_modules for layer in getattr(self, part).modules()]:
-                if hasattr(layer, "lora_A") and not hotswap:
-                    layer.set_adapter([adapter_name])
+            for layer in self._lora_layers() if not hotswap else ():
+                layer.set_adapter([adapter_name])
         if adapter_name == self._few_steps_of:  # which was replaced
             self.use_full_steps()
         self.unet._dreampose_few_steps = {**getattr(self.unet, "_dreampose_few_steps", {}), adapter_name: few_steps}
+
+    def _lora_layers(self) -> list[nn.Module]:
+        """Return the layers of all components that hold LoRAs."""
+        parts = [getattr(self, part) for part in self._lora_loadable_modules]
+        return [layer for part in parts for layer in _layers(part) if hasattr(layer, "lora_A")]
 
     def _load_lora(self, part: str, config: dict, state_dict: dict, adapter_name: str, **options) -> None:
         """Attach a checked subject to one component, or replace it there."""
@@ -973,10 +958,14 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             _check(len(text) <= 10_000, "it must have at most 10,000 letters", len(text))
             settings = json.loads(text)
             config, teacher = settings["scheduler"], settings["teacher"]
-            are_small = not any(isinstance(value, int) and value > 10_000 for value in config.values())
+            values = [v for value in config.values() for v in (value if isinstance(value, list) else [value])]
+            is_small = all(v is None or isinstance(v, str) or abs(v) <= 10_000 for v in values)
+            is_small = is_small and type(config.get("num_train_timesteps", 1000)) is int
+            _check(is_small, "its numbers must be at most 10,000, its training steps whole", config)
             scheduler_class = getattr(importlib.import_module("diffusers"), config["_class_name"])
-            is_scheduler = are_small and issubclass(scheduler_class, SchedulerMixin)
-            _check(is_scheduler, "it must name a scheduler of diffusers, with whole numbers up to 10,000", config)
+            is_scheduler = issubclass(scheduler_class, SchedulerMixin)
+            is_known = is_scheduler and "beta_start" in inspect.signature(scheduler_class).parameters
+            _check(is_known, "it must name a scheduler of diffusers for Stable Diffusion", config["_class_name"])
             _check(re.fullmatch("[0-9a-f]{16}", teacher), "`teacher` must be 16 hex digits", teacher)
             probe, values = copy.copy(self), {name: settings[name] for name in _DEFAULTS[2:-1]}
             probe.scheduler = scheduler_class.from_config(config)
@@ -993,23 +982,32 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     def use_few_steps(self, adapter_name: str = "fast") -> None:
         """Sample with the scheduler, and by default with the steps and scales, of an attached few-step LoRA.
 
-        [`~DreamPosePipeline.use_full_steps`] undoes this, and so do deleting and unloading the LoRA, unless it is
-        fused: then the weights keep its effect, and the few steps stay and are saved with the pipeline.
+        It becomes active next to the LoRAs that are. [`~DreamPosePipeline.use_full_steps`] undoes the rest, and so do
+        deleting and unloading the LoRA, unless it is fused: then the weights keep its effect, and the few steps stay
+        and are saved with the pipeline. They are also the own steps of a pipeline made by `from_pipe` meanwhile.
         """
         known, attached = getattr(self.unet, "_dreampose_few_steps", {}), getattr(self.unet, "peft_config", {})
         names = [name for name, settings in known.items() if settings and name in attached]
         rule = f"`adapter_name` must name an attached LoRA with `dreampose.few_steps` in its metadata, among {names}"
         _check(isinstance(adapter_name, str) and adapter_name in names, rule, _short(adapter_name))
+        self.use_full_steps()
         settings = copy.deepcopy(known[adapter_name])
-        if self._few_steps_of is None:
-            self._full_steps = {name: self.config[name] for name in settings} | {"scheduler": self.scheduler}
-        self._few_steps_of, self.scheduler = adapter_name, settings.pop("scheduler")
+        schedulers = (self.scheduler, settings.pop("scheduler"))
+        self._full_steps = {name: self.config[name] for name in settings} | {"scheduler": schedulers}
+        self._few_steps_of, self.scheduler = adapter_name, schedulers[1]
         self.register_to_config(**settings)
+        layers = self._lora_layers()
+        is_fused = any(adapter_name in layer.merged_adapters for layer in layers)
+        for layer in () if is_fused else layers:
+            active = [] if layer.disable_adapters else [name for name in layer.active_adapters if name != adapter_name]
+            layer.set_adapter([*active, adapter_name])
+            layer.enable_adapters(True)
 
     def use_full_steps(self) -> None:
-        """Undo [`~DreamPosePipeline.use_few_steps`]: put the former scheduler and defaults back, if there are any."""
+        """Put the defaults from before `use_few_steps` back, and the scheduler unless another has been set since."""
         if self._few_steps_of is not None:
-            self.scheduler = self._full_steps.pop("scheduler")
+            former, own = self._full_steps.pop("scheduler")
+            self.scheduler = former if self.scheduler is own else self.scheduler
             self.register_to_config(**self._full_steps)
             self._few_steps_of = None
 
@@ -1036,7 +1034,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             settings, got = getattr(component, "config", component), type(component).__name__
             missing = [setting for setting in _SETTINGS[name] if not hasattr(settings, setting)]
             _check(not missing, f"`{name}` must have the settings {missing}", got)
-            takes_videos = name == "vae" and any(isinstance(layer, nn.Conv3d) for layer in component.modules())
+            takes_videos = name == "vae" and any(isinstance(layer, nn.Conv3d) for layer in _layers(component))
             _check(not takes_videos, "`vae` must encode single pictures, not videos", got)
             if name == "vae":
                 channels = [getattr(settings, setting, 3) for setting in ("in_channels", "out_channels")]
@@ -1210,15 +1208,25 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         return self.scheduler.timesteps
 
     def prepare_latents(self, image_latents, timesteps, generator=None, latents=None) -> torch.Tensor:
-        """Return the start of one video, float32 `(1 or F, C, h, w)`: the photo's latents `(1, C, h, w)`, noised.
-
-        All frames share the noise. If unit noise is given as `latents`, it is that at the first noise level instead.
-        """
+        """Return the start of one video, float32 `(1 or F, C, h, w)`: the photo's latents `(1, C, h, w)`, noised. All
+        frames share the noise. If unit noise is given as `latents`, it is that at the first noise level instead."""
         device = image_latents.device
         if latents is not None:
             return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
         noise = randn_tensor(image_latents.shape, generator=generator, device=device, dtype=torch.float32)
         return self.scheduler.add_noise(image_latents.float(), noise, timesteps[:1])
+
+    def draw_video(self, b, image_latents, timesteps, generator=None, latents=None):
+        """Draw the random numbers of video `b` of a call: the start, the photo that each step sees, and the generator
+        of whose copies all frames draw the noise of the steps. Its photos have the latents `(P, C, h, w)`."""
+        generator = generator[b] if isinstance(generator, list) else generator
+        latents = latents[b] if latents is not None and latents.ndim == 5 else latents
+        start = self.prepare_latents(image_latents[:1], timesteps, generator, latents)
+        device = torch.device("cpu") if generator is None else generator.device
+        draw = {"generator": generator, "device": device, "dtype": torch.int64}
+        seed = torch.randint(2**63 - 1, (1,), **draw).item()
+        photo_indices = torch.randint(len(image_latents), (len(timesteps),), **draw).tolist()
+        return start, photo_indices, torch.Generator(device).manual_seed(seed)
 
     def prepare_pose_windows(self, pose_maps: torch.Tensor, frame_indices: Sequence[int], device) -> torch.Tensor:
         """Turn `(F, 2, h, w)` in `[0, 1]` into windows `(frames, 2 * (2 * r + 1), h, w)` in `config.pose_range`."""
@@ -1228,10 +1236,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     @staticmethod
     def guidance_branches(image_guidance_scale: float, pose_guidance_scale: float) -> list[tuple[float, bool, bool]]:
-        """Return `(weight, sees the photo, sees the pose)` of each prediction with a weight other than 0.
-
-        They sum up to `eps(0, 0) + s_I (eps(c_I, 0) - eps(0, 0)) + s_p (eps(c_I, c_p) - eps(c_I, 0))`; 0 means null.
-        """
+        """Return `(weight, sees the photo, sees the pose)` of each prediction with a weight other than 0. They sum up
+        to `eps(0, 0) + s_I (eps(c_I, 0) - eps(0, 0)) + s_p (eps(c_I, c_p) - eps(c_I, 0))`; 0 means null."""
         s_i, s_p = float(image_guidance_scale), float(pose_guidance_scale)
         branches = [(1.0 - s_i, False, False), (s_i - s_p, True, False), (s_p, True, True)]
         return [branch for branch in branches if branch[0] != 0]
@@ -1253,11 +1259,9 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def predict_noise(self, latents, t, windows, states, null_states, branches, unposed=None) -> torch.Tensor:
         """Predict the noise (or the scheduler's other `prediction_type`) of a chunk of frames, with guidance.
-
-        `latents` and the result have shape `(F, C, h, w)`, `windows` `(F, 2 * (2 * r + 1), h, w)`, and all states
-        `(1, T, D)`. The UNet's batch has the order of `branches`. If all frames have the same latents, the dict
-        `unposed` keeps the predictions without pose, which all share: the UNet gets a row for each that it lacks.
-        """
+        `latents` and the result have shape `(F, C, h, w)`, `windows` `(F, 2 * (2 * r + 1), h, w)`, and all states `(1,
+        T, D)`. The UNet's batch has the order of `branches`. If all frames have the same latents, the dict `unposed`
+        keeps the predictions without pose, which all share: the UNet gets a row for each that it lacks."""
         scaled = self.scheduler.scale_model_input(latents, t)
         predictions = {} if unposed is None else dict(unposed)
         missing = [sees for _, *sees in branches if tuple(sees) not in predictions]
@@ -1303,104 +1307,108 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         call.pose_maps = self.prepare_pose_maps(call.pose_maps, call.height, call.width, len(call.photos))
         shape = *call.pose_maps.shape[:2], tuple(call.pose_maps.shape[-2:])  # B, F and (h, w) of [B, F, 2, h, w]
         call.frame_indices = self.check_video_inputs(*shape, call.frame_indices, call.latents, call.generator)
+        layers = self._lora_layers()
+        in_use = [layer.merged_adapters if layer.merged else layer.active_adapters for layer in layers]
+        in_use = [name for layer, names in zip(layers, in_use) for name in names if not layer.disable_adapters]
+        if self._few_steps_of not in [None, *in_use]:
+            logger.warning(f"The few steps need their LoRA {self._few_steps_of!r}, which is not active.")
         with self.hold_scheduler(call.num_inference_steps, self._execution_device):
             return call
 
     @torch.no_grad()
     def sample_chunks(self, call: SimpleNamespace) -> Iterator[tuple[int, int, Any, list[bool] | None]]:
         """Sample a checked call chunk by chunk: the video's index, the first frame's place in it, frames and flags."""
-        device, output_type, frame_indices = self._execution_device, call.output_type, call.frame_indices
-        callback, tensor_inputs = call.callback_on_step_end, call.callback_on_step_end_tensor_inputs
-
-        # 1. Count the chunks, which have equal size: the last one is padded with its last frame
-        num_chunks = math.ceil(len(frame_indices) / int(call.chunk_size))
-        size = math.ceil(len(frame_indices) / num_chunks)
-
+        device, scheduler, num_frames = self._execution_device, self.scheduler, len(call.frame_indices)
+        size = math.ceil(num_frames / math.ceil(num_frames / int(call.chunk_size)))  # of all; the last one is padded
+        places = list(itertools.product(range(len(call.photos)), range(0, num_frames, size)))
         with (
             ExitStack() as at_the_end,
             self.hold_scheduler(call.num_inference_steps, device) as num_timesteps,
-            self.progress_bar(total=len(call.photos) * num_chunks * num_timesteps) as progress_bar,
+            self.progress_bar(total=len(places) * num_timesteps) as progress_bar,
         ):
             at_the_end.callback(self.maybe_free_model_hooks)
-            self._interrupt, null_states = False, None
-            # A hook of the UNet with a state, such as attention kept for the next step, needs batches of one size
-            hooks = [layer._diffusers_hook.hooks for layer in self.unet.modules() if hasattr(layer, "_diffusers_hook")]
-            has_state = any(hook._is_stateful for registry in hooks for hook in registry.values())
-            for b, photos in enumerate(call.photos):
-                # 2. Encode the photos, once per video
-                states, image_latents = self.encode_image(photos.to(device))
+            self._interrupt, call.null_states = False, None
+            for b, first in places:
+                if first == 0:
+                    video = self._begin_video(call, b)
+                chunk = call.frame_indices[first : first + size]
+                latents = self._denoise(call, video, chunk, size - len(chunk), progress_bar)
+                result = b, first, *self._finish(call, video, latents)
+                if self.interrupt or (b, first) == places[-1]:
+                    break  # a reader may take the last frame and never come back
+                yield result
+                if self.interrupt:
+                    return
+                rule = "`scheduler` must stay the same until the last frame"
+                _check(self.scheduler is scheduler, rule, f"another {type(self.scheduler).__name__}")
+        yield result
 
-                # 3. Draw random numbers for all frames of a video: noise, a seed for the steps, a photo per timestep
-                generator = call.generator[b] if isinstance(call.generator, list) else call.generator
-                draw_device = torch.device("cpu") if generator is None else generator.device
-                latents = call.latents[b] if call.latents is not None and call.latents.ndim == 5 else call.latents
-                timesteps = self.set_timesteps(call.num_inference_steps, device)
-                start = self.prepare_latents(image_latents[:1], timesteps, generator, latents)
-                draw = {"generator": generator, "device": draw_device, "dtype": torch.int64}
-                seed = torch.randint(2**63 - 1, (1,), **draw).item()
-                photo_indices = torch.randint(len(states), (num_timesteps,), **draw).tolist()
-                unposed = {} if len(start) == 1 and not has_state else None  # first predictions that all frames share
+    def _begin_video(self, call: SimpleNamespace, b: int) -> SimpleNamespace:
+        """Encode the photos of a video and draw its random numbers."""
+        device, video = self._execution_device, SimpleNamespace(pose_maps=call.pose_maps[b])
+        video.states, image_latents = self.encode_image(call.photos[b].to(device))
+        draws = self.set_timesteps(call.num_inference_steps, device), call.generator, call.latents
+        video.start, video.photo_indices, video.generator = self.draw_video(b, image_latents, *draws)
+        # A hook of the UNet with a state, such as attention kept for the next step, needs batches of one size
+        hooks = [layer._diffusers_hook.hooks for layer in _layers(self.unet) if hasattr(layer, "_diffusers_hook")]
+        has_state = any(hook._is_stateful for registry in hooks for hook in registry.values())
+        is_shared = len(video.start) == 1 and isinstance(self.unet, nn.Module) and not has_state
+        video.unposed = {} if is_shared else None  # predictions of the first step that all frames share
+        return video
 
-                for first in range(0, len(frame_indices), size):
-                    # 4. Prepare a chunk: start, pose windows, generators, and scales, which a callback may change
-                    chunk = frame_indices[first : first + size]
-                    num_real, num_padded = len(chunk), size - len(chunk)
-                    chunk = chunk + chunk[-1:] * num_padded
-                    timesteps = self.set_timesteps(call.num_inference_steps, device)
-                    latents = start.expand(len(call.pose_maps[b]), -1, -1, -1)[chunk]
-                    windows = self.prepare_pose_windows(call.pose_maps[b], chunk, device)
-                    generators = [torch.Generator(draw_device).manual_seed(seed) for _ in chunk]
-                    step_kwargs = {"generator": generators} if self._step_draws_noise else {}
-                    self._image_guidance_scale = call.image_guidance_scale
-                    self._pose_guidance_scale = call.pose_guidance_scale
+    def _denoise(self, call, video: SimpleNamespace, chunk: list[int], num_padded: int, progress_bar) -> torch.Tensor:
+        """Return the denoised latents of the frames `chunk`. The null image is encoded when first needed."""
+        device, padded = self._execution_device, chunk + chunk[-1:] * num_padded
+        timesteps = self.set_timesteps(call.num_inference_steps, device)
+        latents = video.start.expand(len(video.pose_maps), -1, -1, -1)[padded]
+        windows = self.prepare_pose_windows(video.pose_maps, padded, device)
+        step_kwargs = {"generator": [video.generator.clone_state() for _ in padded]} if self._step_draws_noise else {}
+        self._image_guidance_scale = call.image_guidance_scale
+        self._pose_guidance_scale = call.pose_guidance_scale
+        for i, t in enumerate(timesteps):
+            if self.interrupt:
+                break
+            self._current_timestep = t
+            is_guided = call.guidance_start <= i / len(timesteps) < call.guidance_stop
+            scales = (self.image_guidance_scale, self.pose_guidance_scale) if is_guided else (1.0, 1.0)
+            branches = self.guidance_branches(*scales)
+            if call.null_states is None and not all(sees_photo for _, sees_photo, _ in branches):
+                call.null_states = self.encode_null_image(call.height, call.width, device)
+            inputs = windows, video.states[video.photo_indices[i]][None], call.null_states, branches
+            noise_pred = self.predict_noise(latents, t, *inputs, video.unposed if i == 0 else None)
+            latents = self.scheduler.step(noise_pred, t, latents, **step_kwargs).prev_sample
+            if call.callback_on_step_end is not None:
+                tensors = {"latents": latents[: len(chunk)], "noise_pred": noise_pred[: len(chunk)]}
+                given = {name: tensors[name] for name in call.callback_on_step_end_tensor_inputs}
+                outputs, kept = call.callback_on_step_end(self, i, t, given), tensors["latents"]
+                returned = outputs.pop("latents", kept) if isinstance(outputs, dict) else None
+                rule = "`callback_on_step_end` must return a dict, whose dense `latents` keep their shape"
+                _check(_is_dense(returned) and returned.shape == kept.shape, rule, _short(returned))
+                padding = returned[-1:].expand(num_padded, -1, -1, -1)
+                latents = torch.cat([returned, padding]).to(device, torch.float32)
+            progress_bar.update()
+        self._current_timestep = None
+        return latents[: len(chunk)]
 
-                    # 5. Denoise the chunk; the null image is encoded when a guidance branch first needs it
-                    for i, t in enumerate(timesteps):
-                        if self.interrupt:
-                            continue
-                        self._current_timestep = t
-                        is_guided = call.guidance_start <= i / num_timesteps < call.guidance_stop
-                        scales = (self.image_guidance_scale, self.pose_guidance_scale) if is_guided else (1.0, 1.0)
-                        branches = self.guidance_branches(*scales)
-                        if null_states is None and not all(sees_photo for _, sees_photo, _ in branches):
-                            null_states = self.encode_null_image(call.height, call.width, device)
-                        inputs = windows, states[photo_indices[i]][None], null_states, branches
-                        noise_pred = self.predict_noise(latents, t, *inputs, unposed if i == 0 else None)
-                        latents = self.scheduler.step(noise_pred, t, latents, **step_kwargs).prev_sample
-                        if callback is not None:
-                            tensors = {"latents": latents[:num_real], "noise_pred": noise_pred[:num_real]}
-                            outputs = callback(self, i, t, {name: tensors[name] for name in tensor_inputs})
-                            kept = tensors["latents"]
-                            returned = outputs.pop("latents", kept) if isinstance(outputs, dict) else None
-                            rule = "`callback_on_step_end` must return a dict, whose dense `latents` keep their shape"
-                            _check(_is_dense(returned) and returned.shape == kept.shape, rule, _short(returned))
-                            padding = returned[-1:].expand(num_padded, -1, -1, -1)
-                            latents = torch.cat([returned, padding]).to(device, torch.float32)
-                        progress_bar.update()
-
-                    # 6. Decode the chunk and move it to the CPU
-                    self._current_timestep, flags = None, None
-                    frames = latents[:num_real]
-                    generators = [torch.Generator(draw_device).manual_seed(seed) for _ in frames]
-                    frames = frames.cpu() if output_type == "latent" else self.decode_latents(frames, generators)
-                    if self.safety_checker is not None and output_type != "latent":
-                        frames, flags = self.run_safety_checker(frames, device)
-                    if output_type in ("pil", "np"):
-                        frames = frames.permute(0, 2, 3, 1).numpy()  # [F, 3, H, W] -> [F, H, W, 3]
-                    if output_type == "pil":
-                        frames = [Image.fromarray(levels) for levels in (frames * 255).round().astype(np.uint8)]
-                    yield b, first, frames, flags
-                    if self.interrupt:
-                        return
+    def _finish(self, call: SimpleNamespace, video: SimpleNamespace, latents: torch.Tensor) -> tuple[Any, Any]:
+        """Decode a chunk into frames on the CPU, of the type that the call asks for; return them and their flags."""
+        if call.output_type == "latent":
+            return latents.cpu(), None
+        frames, flags = self.decode_latents(latents, [video.generator.clone_state() for _ in latents]), None
+        if self.safety_checker is not None:
+            frames, flags = self.run_safety_checker(frames, self._execution_device)
+        if call.output_type in ("pil", "np"):
+            frames = frames.permute(0, 2, 3, 1).numpy()  # [F, 3, H, W] -> [F, H, W, 3]
+        if call.output_type == "pil":
+            frames = [Image.fromarray(levels) for levels in (frames * 255).round().astype(np.uint8)]
+        return frames, flags
 
     def stream(self, image, pose_maps, **kwargs) -> Iterator[Image.Image | np.ndarray | torch.Tensor]:
-        """Yield the frames of a call one by one, video after video, as soon as their chunk is done.
-
-        The arguments are those of [`~DreamPosePipeline.__call__`] but `return_dict`, checked at once, and the frames
-        are the same: PIL images, `(H, W, 3)` arrays, `(3, H, W)` tensors or `(C, h, w)` latents. Finished ones are not
-        kept. The scheduler serves no other call until the last frame, or until the iterator is closed.
-        """
-        _check("return_dict" not in kwargs, "`return_dict` must be left out", "one")
+        """Yield the frames of a call one by one, video after video, as soon as their chunk is done. The arguments are
+        those of [`~DreamPosePipeline.__call__`] but `return_dict`, checked at once, and the frames are the same: PIL
+        images, `(H, W, 3)` arrays, `(3, H, W)` tensors or `(C, h, w)` latents. Finished ones are not kept. Until the
+        last frame, or until the iterator is closed, the scheduler must stay and serves no other call."""
+        _check("return_dict" not in kwargs, "`return_dict` must be left out", "`return_dict`")
         call = inspect.signature(self.__call__).bind(image, pose_maps, **kwargs)
         call.apply_defaults()
         return (frame for _, _, chunk, _ in self.sample_chunks(self.check_call(call.arguments)) for frame in chunk)
@@ -1443,13 +1451,13 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 How strongly the frames follow the photo and the poses: `s_I` and `s_p` of the paper, from 0 to 1000. 1
                 means no guidance, 0 ignores them. If `s_I` is 1 or both are equal, one of three predictions is saved.
             frame_indices (`Sequence[int]`, *optional*):
-                Indices of the frames to render, in this order; all by default. A frame is the same in any selection.
+                Indices of the frames to render, in this order; all by default. They change frames by rounding only.
             generator (`torch.Generator` or `list`, *optional*):
                 Fixes the result; a list has one per video. All frames of a video share the noise of start and steps.
             latents (`torch.Tensor`, *optional*):
                 Unit noise to start from instead of the noised photo: shape `(1, C, h, w)` for all frames,
                 `(F, C, h, w)` or `(B, F, C, h, w)`. It is multiplied by the scheduler's `init_noise_sigma`.
-            chunk_size (`int`, *optional*, defaults to 8): Most frames at once: affects memory and speed only.
+            chunk_size (`int`, *optional*, defaults to 8): Most frames at once: changes memory, speed, rounding.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, *optional*, defaults to `True`): Return a [`DreamPosePipelineOutput`], not a tuple.
             callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
@@ -1461,7 +1469,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
                 Tensors in `callback_kwargs`: `"latents"` and `"noise_pred"`, both `(frames of the chunk, C, h, w)`.
             guidance_start, guidance_stop (`float`, *optional*, default to 0 and to `config.default_guidance_stop`):
                 Guide only the steps `i` of `n` with `guidance_start <= i / n < guidance_stop` (arXiv:2404.07724); `i`
-                begins at 0. In all others both scales are 1, which needs one UNet prediction.
+                begins at 0, and `n` is the number of the scheduler's timesteps, which Heun has more of than steps. In
+                all others both scales are 1, which needs one UNet prediction.
 
         Returns:
             [`DreamPosePipelineOutput`] or `tuple`: The frames and the safety checker's flags (`None` without one).
