@@ -51,7 +51,7 @@ def main(options: argparse.Namespace) -> None:
     """Render the frames and write them into the video one by one."""
     from accelerate import PartialState
 
-    from training.hub.loras import choose_loras
+    from training.hub.loras import choose_loras, fuse_loras
     from training.hub.repositories import load_pipeline
     from training.media import animation
     from training.media.outputs import record_files
@@ -62,13 +62,13 @@ def main(options: argparse.Namespace) -> None:
     written, folder = check_paths(options)
     state = PartialState(cpu=options.device == "cpu")
     image, device = read_photo(options.image), options.device or state.device
-    source = PoseSource(
-        image, options.output.parent, device, **{name: getattr(options, name) for name in POSE_OPTIONS}
-    )
-    loras, few_steps = choose_loras(options.lora or [], options.model, options.revision, options.fast)
-    pipe = load_pipeline(options.model, device, options.dtype, loras, options.revision)
+    given = {name: getattr(options, name) for name in POSE_OPTIONS}
+    source = PoseSource(image, options.output.parent, device, **given)
+    loras, few_steps = choose_loras(options.lora, options.model, options.revision, options.fast, options.own_fast)
+    pipe = load_pipeline(options.model, device, options.dtype, revision=options.revision)
+    fuse_loras(pipe, loras, own=None if few_steps in options.lora else few_steps)
     given = {name: getattr(options, name) for name in CALL_OPTIONS}
-    call_options = animation.check_call(pipe, options.chunk_size, **given)
+    call_options = animation.check_call(pipe, options.chunk_size, few_steps, **given)
     size, steps = (call_options["height"], call_options["width"]), call_options["num_inference_steps"]
     if state.is_main_process:
         animation.warn_about_size(pipe, *size)

@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 
 import av
 import numpy as np
@@ -22,6 +23,7 @@ from tests.tiny_components import (
     get_dummy_pipeline,
     save_subject,
 )
+from training.engine.output_lock import locks_output
 from training.media.animation import default_scale
 from training.media.outputs import RECORD_NAME
 from training.media.pictures import _video_encoder
@@ -190,7 +192,7 @@ def test_inputs_are_never_overwritten(inputs, output, more, lost, monkeypatch):
 def test_the_revision_reaches_the_hub(inputs, monkeypatch):
     asked, looked_up = [], []
     monkeypatch.setattr("training.hub.repositories.check_reachable", lambda *_: None)
-    monkeypatch.setattr("training.hub.loras._find_own_fast", lambda *asked: looked_up.append(asked))
+    monkeypatch.setattr("training.hub.loras._find_own_fast", lambda *asked: looked_up.append(asked) or (None, None))
     monkeypatch.setattr(DreamPosePipeline, "from_pretrained", lambda name, **options: asked.append((name, options)))
     with pytest.raises(AttributeError):  # there is no pipeline to move to a device
         run(inputs, "--revision", "v1", **{"model": "some/one"})
@@ -283,6 +285,39 @@ def test_only_recorded_pictures_of_a_folder_are_deleted(inputs, tmp_path, monkey
     run(inputs, poses=tmp_path / "fewer", output=clip)  # the same command may run again
     assert sorted(path.name for path in clip.glob("*.png")) == ["00000.png", "mine.png"]
     assert (clip / "mine.png").read_bytes() == b"the user's"
+
+
+def test_a_stopped_run_leaves_the_video_of_its_folder_until_it_is_done(inputs, tmp_path, kill_after):
+    clip = tmp_path / "clip"
+    run(inputs, output=clip)
+    before = {path.name: path.read_bytes() for path in clip.iterdir()}
+    kill_after(3)
+    with pytest.raises(Killed):
+        run(inputs, output=clip, chunk_size=1, seed=7)
+    assert {path.name: path.read_bytes() for path in clip.iterdir()} == before
+    kill_after(NUM_FRAMES)
+    frames = run(inputs, "--resume", output=clip, chunk_size=1, seed=7)
+    written = [np.asarray(Image.open(path)).tobytes() for path in sorted(clip.glob("*.png"))]
+    assert written == [frame.tobytes() for frame in frames]
+
+
+def test_two_runs_that_would_write_one_file_exclude_each_other(inputs, tmp_path):
+    """Their lock is that of the stem, since each also deletes what a killed run left of its files."""
+    locks = locks_output("output", is_folder=False)
+    for first, second, more in (
+        ("v.mp4", "v.gif", []),  # the first with --gif writes both
+        ("v.gif", "v.mp4", ["--gif"]),
+        ("v", "v.mp4", []),  # both have the strip v.png
+        ("v.mp4", "v.png", ["--grid", "1", "1"]),
+    ):
+
+        @locks
+        def while_it_is_locked(options, second=second, more=more):
+            with pytest.raises(ValueError, match=r"`output` must not be in use by another run, .* holds \.v\.lock"):
+                run(inputs, *more, output=tmp_path / second)
+
+        while_it_is_locked(Namespace(output=tmp_path / first))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_of_the_user_are_replaced_only_with_overwrite(inputs, tmp_path, kill_after):

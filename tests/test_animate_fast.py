@@ -7,11 +7,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import animate
 from pipeline_dreampose import DreamPosePipeline
 from tests.animating import Killed, animate_frames
-from tests.test_few_steps import write_fast
+from tests.test_few_steps import LCM, write_fast
 from tests.tiny_components import NUM_FRAMES, get_dummy_image, get_dummy_iuv, get_dummy_pipeline, save_subject
 from training.hub.loras import OWN_FAST
 
@@ -93,10 +95,26 @@ def test_a_frame_costs_as_many_forward_passes_as_the_lora_says(folder, run, monk
 
 def test_options_of_the_command_line_come_before_those_of_the_lora(folder, run, capsys):
     options = {"num_inference_steps": 3, "pose_guidance_scale": 2.0}
-    frames = run("--num_inference_steps", 3, "--pose_guidance_scale", 2)
+    frames = run("--num_inference_steps", 3, "--pose_guidance_scale", 2, "--fast")
     assert are_same(frames, expected(folder, "model/fast", few_steps=0, **options))
     assert "--fast: 3 steps per frame" in capsys.readouterr().out
     assert not are_same(frames, expected(folder, "model/fast", few_steps=0))
+
+
+@pytest.mark.parametrize("name", ["image_guidance_scale", "pose_guidance_scale"])
+def test_a_guidance_scale_leaves_the_model_s_own_lora_out_by_default(folder, run, capsys, name):
+    assert are_same(run(f"--{name}", 5), expected(folder, **{name: 5.0}))
+    assert "--fast" not in capsys.readouterr().out
+    given = run(f"--{name}", 5, "--lora", folder / "other")
+    assert are_same(given, expected(folder, "other", few_steps=0, **{name: 5.0}))
+
+
+def test_the_error_about_too_many_steps_names_the_lora(folder, run):
+    write_fast(folder / "lcm" / "fast", scheduler=LCM)
+    shutil.copytree(folder / "plain", folder / "lcm", dirs_exist_ok=True)
+    rule, own = "`num_inference_steps` must be a number that LCMScheduler can do; got 25", folder / "lcm" / OWN_FAST
+    with pytest.raises(ValueError, match=f"{rule}.* of the LoRA {own}; `--no_fast` leaves out a model's own"):
+        run("--num_inference_steps", 25, model="lcm")
 
 
 def test_a_subject_joins_the_few_steps(folder, run):
@@ -109,7 +127,7 @@ def test_a_subject_joins_the_few_steps(folder, run):
 def test_a_few_step_lora_from_elsewhere_takes_the_place_of_the_model_s_own(folder, run, capsys):
     other = expected(folder, "other", "anna", few_steps=0)
     loras = ["--lora", folder / "other", "--lora", folder / "anna"]
-    for more in ([], ["--fast"], ["--no_fast"]):
+    for more in ([], ["--fast"]):
         for model in ("model", "plain"):
             assert are_same(run(*loras, *more, model=model), other)
             assert f"--fast: 2 steps per frame, by the few-step LoRA {folder / 'other'}\n" in capsys.readouterr().out
@@ -121,6 +139,7 @@ def test_a_few_step_lora_from_elsewhere_takes_the_place_of_the_model_s_own(folde
         (["--fast"], "`fast` must be given with a model that has a few-step LoRA .*/plain', which has none"),
         (["--fast", "--lora", "anna"], "`fast` must be given with a model that has a few-step LoRA"),
         (["--lora", "other", "--lora", "model/fast"], "`lora` must name at most one few-step LoRA, got '.*' and '.*'"),
+        (["--no_fast", "--lora", "other"], "`no_fast` must be given without a few-step LoRA as `lora`, got '.*other'"),
         (["--lora", "missing"], "`lora` must be the file, folder or Hub id of a LoRA, got '.*missing'"),
         (["--lora", "poses"], "`lora` must be the file, folder or Hub id of a LoRA, got .*poses': Error no file"),
         (["--lora", "photo.png"], "`lora` must be safetensors"),
@@ -131,6 +150,19 @@ def test_loras_that_do_not_fit_are_refused_before_a_model_is_loaded(folder, run,
     words = [word if word.startswith("--") else folder / word for word in words]
     with pytest.raises(ValueError, match=message):
         run(*words, model="plain")
+
+
+def test_the_model_s_own_lora_of_other_layers_is_named(folder, run, tmp_path):
+    """Its header is that of a few-step LoRA, so only loading it shows."""
+    shutil.copytree(folder / "model", tmp_path / "model")
+    own = tmp_path / "model" / OWN_FAST
+    with safe_open(own, "pt") as file:
+        weights, metadata = {f"{name}.x": file.get_tensor(name) for name in file.keys()}, file.metadata()
+    save_file(weights, own, metadata)
+    rule = f"`model` must have a few-step LoRA as {OWN_FAST}, unless `--no_fast` is given, got '{own}': `{OWN_FAST}`"
+    with pytest.raises(ValueError, match=f"{rule} must hold a LoRA of this model"):
+        run(model=tmp_path / "model")
+    assert are_same(run("--no_fast", model=tmp_path / "model"), expected(folder))
 
 
 def test_a_stopped_run_resumes_only_with_the_same_loras(folder, run, kill_after, tmp_path):
@@ -161,11 +193,11 @@ def test_a_grid_of_scales_is_of_the_full_steps_unless_asked(folder, tmp_path, ca
         return call(self, *arguments, **options)
 
     monkeypatch.setattr(DreamPosePipeline, "__call__", record)
-    for more in ([], ["--fast"]):
+    for more in ([], ["--fast"], ["--lora", folder / "other"]):
         words = words_of(folder, "--grid", "1,2", "1", *more, output=tmp_path / "grid.png")
         animate.main(animate.parse_args([str(word) for word in words]))
-    assert asked == [(2, 1), (2, 2), (1, 1), (1, 2)]
-    assert capsys.readouterr().out.count("--fast:") == 1
+    assert asked == [(2, 1), (2, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
+    assert capsys.readouterr().out.count("--fast:") == 2
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.mode == "RGB"
 

@@ -72,12 +72,18 @@ def test_settings_and_logs_are_kept_and_curves_are_drawn(tmp_path, monkeypatch):
     assert Image.open(kept / "curves.png").width > 3 * 500
 
 
-def test_a_few_step_lora_is_kept_in_half_precision_and_loads(tmp_path):
-    pipeline = get_dummy_pipeline()
-    settings = few_step_settings(pipeline, 20, 1)
+@pytest.fixture
+def few_step_run(tmp_path):
+    """The folder of a run that has written a few-step LoRA."""
+    settings = few_step_settings(get_dummy_pipeline(), 20, 1)
     run = save_subject(tmp_path / "run", 0, ("unet", "adapter"), few_steps=json.dumps(settings))
     (run / "options.yaml").write_text("rank: 2\n")
     append_log(run, 5, {"loss": 1.0})
+    return run
+
+
+def test_a_few_step_lora_is_kept_in_half_precision_and_loads(tmp_path, few_step_run):
+    pipeline, run = get_dummy_pipeline(), few_step_run
     main(parse_args(["--few_steps", str(run), "--model_dir", str(tmp_path / "tiny"), "--sample_dir", str(tmp_path)]))
     files = {path.relative_to(tmp_path / "tiny").as_posix() for path in (tmp_path / "tiny").rglob("*.*")}
     assert files == {"fast/pytorch_lora_weights.safetensors", "training/few_steps.yaml", "training/few_steps.jsonl"}
@@ -91,18 +97,29 @@ def test_a_few_step_lora_is_kept_in_half_precision_and_loads(tmp_path):
     assert pipeline.config.default_num_inference_steps == 1
 
 
-@pytest.mark.parametrize("content", [None, b"no safetensors"])
-def test_a_run_without_a_lora_is_refused(tmp_path, content):
-    (tmp_path / "run").mkdir()
-    if content is not None:
-        (tmp_path / "run" / LORA).write_bytes(content)
-    words = [
-        "--few_steps",
-        str(tmp_path / "run"),
-        "--model_dir",
-        str(tmp_path / "tiny"),
-        "--sample_dir",
-        str(tmp_path),
-    ]
-    with pytest.raises(ValueError, match="`few_steps` must be the folder of a finished LoRA, got '.*run'"):
-        main(parse_args(words))
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: (run / LORA).unlink(), f"be the folder of a finished run, got '.*run' without {LORA}"),
+        (lambda run: (run / "options.yaml").unlink(), "be the folder of a finished run, .* without options.yaml"),
+        (lambda run: (run / "log.jsonl").unlink(), "be the folder of a finished run, got '.*run' without log.jsonl"),
+        (lambda run: (run / LORA).write_bytes(b"no safetensors"), "be safetensors, .*, got '.*run/pytorch_lora"),
+        (lambda run: save_subject(run, 0), "be the folder of a few-step LoRA, got '.*run', whose LoRA has no"),
+    ],
+)
+def test_a_run_without_a_few_step_lora_is_refused_before_anything_is_written(tmp_path, few_step_run, spoil, message):
+    get_dummy_pipeline().save_pretrained(tmp_path / "model")
+    spoil(few_step_run)
+    folders = ["--model_dir", str(tmp_path / "tiny"), "--sample_dir", str(tmp_path / "sample")]
+    with pytest.raises(ValueError, match=f"`few_steps` must {message}"):
+        main(parse_args([*folders, "--pipeline", str(tmp_path / "model"), "--few_steps", str(few_step_run)]))
+    assert not (tmp_path / "tiny").exists() and not (tmp_path / "sample").exists()
+    with pytest.raises(ValueError, match=f"`few_steps` must {message}"):
+        small_model_files.save_small_lora(few_step_run, tmp_path / "fast")
+
+
+def test_training_runs_without_a_log_are_refused_before_anything_is_written(tmp_path):
+    folders = ["--model_dir", str(tmp_path / "tiny"), "--sample_dir", str(tmp_path / "sample")]
+    with pytest.raises(ValueError, match="`runs` must be the folder of a finished run, got '.*vae' without options"):
+        main(parse_args([*folders, "--runs", str(tmp_path)]))
+    assert list(tmp_path.iterdir()) == []

@@ -86,9 +86,12 @@ def export_sample(options: argparse.Namespace) -> None:
 @locks_output("model_dir", is_folder=True)
 @locks_output("sample_dir", is_folder=True)
 def main(options: argparse.Namespace) -> None:
-    """Write the model, its training runs and the sample. A folder with a longer sample is refused."""
+    """Write the model, its training runs and the sample, after checking all that is read but the model.
+
+    A folder with a longer sample is refused.
+    """
     from training.media.outputs import check_output
-    from training.models.small_model_files import export_training
+    from training.models.small_model_files import RUNS, check_few_step_run, check_run, export_training
 
     check_output("model_dir", options.model_dir)
     check_output("sample_dir", options.sample_dir)
@@ -96,6 +99,10 @@ def main(options: argparse.Namespace) -> None:
     others = {path.name for path in options.sample_dir.glob("poses/*")} - names
     if others:
         raise ValueError(f"`sample_dir` must have no poses but those of this sample, got {sorted(others)[0]!r}.")
+    for name in RUNS if options.runs is not None else ():
+        check_run("runs", options.runs / name)
+    if options.few_steps is not None:
+        check_few_step_run(options.few_steps)
     if options.pipeline is not None:
         export_pipeline(options)
     if options.runs is not None:

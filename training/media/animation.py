@@ -161,10 +161,12 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def check_call(pipe: DreamPosePipeline, chunk_size: int = 8, **call_options: Any) -> dict[str, Any]:
+def check_call(
+    pipe: DreamPosePipeline, chunk_size: int = 8, few_steps: str | None = None, **call_options: Any
+) -> dict[str, Any]:
     """Check a call's size, steps and scales, before anything is written, and return them. `None` is the default.
 
-    `call_options` hold all five under the names of the pipeline's arguments.
+    `call_options` hold all five under the names of the pipeline's arguments. `few_steps` is the few-step LoRA in use.
 
     Raises:
         ValueError: If the pipeline refuses one of them.
@@ -173,8 +175,14 @@ def check_call(pipe: DreamPosePipeline, chunk_size: int = 8, **call_options: Any
     numbers = dict(values)
     pipe.check_size(numbers.pop("height"), numbers.pop("width"))
     pipe.check_numbers(**numbers, chunk_size=chunk_size)
-    with pipe.hold_scheduler(values["num_inference_steps"], pipe.device):
-        return values
+    try:
+        with pipe.hold_scheduler(values["num_inference_steps"], pipe.device):
+            return values
+    except ValueError as error:
+        if few_steps is None:
+            raise
+        advice = "`--no_fast` leaves out a model's own, whose steps are few"
+        raise ValueError(f"{error} The scheduler is that of the LoRA {few_steps}; {advice}.") from error
 
 
 def warn_about_size(pipe: DreamPosePipeline, height: int, width: int) -> None:

@@ -78,8 +78,8 @@ def partial_pattern(pattern: str) -> str:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends, and is deleted if the block fails.
 
-    Temporary files that killed runs left of this path are deleted first, so no other process may be writing it. Its
-    folder is made if missing.
+    Temporary files that killed runs left of this path are deleted first, so no other process may be writing it: the
+    lock of a run's output is that of the stem, whatever the suffix. Its folder is made if missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(".*.partial"):

@@ -11,8 +11,8 @@ from training.options.command import CommandParser
 from training.options.densepose import DENSEPOSE_HELP, add_person_options, pose_settings
 
 
-VIDEO_ONLY = ("gif", "fps", "sound", "resume", "strip_frames", "chunk_size")
-VIDEO_ONLY += ("image_guidance_scale", "pose_guidance_scale")
+SCALES = ("image_guidance_scale", "pose_guidance_scale")
+VIDEO_ONLY = ("gif", "fps", "sound", "resume", "strip_frames", "chunk_size", *SCALES)
 ALIGNMENTS = {
     "none": "the figure stands where the person of the poses stands",
     "place": "the poses are moved and scaled onto the photo's body, all alike",
@@ -61,7 +61,7 @@ def _add_options(parser: CommandParser) -> None:
     add("--save_poses", type=Path, metavar="FOLDER", help="write the aligned poses to a folder, for --poses")
     group = parser.add_argument_group("sampling (the model's own values are the defaults)")
     add, one_of = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    fast = "sample in few steps, by the model's few-step LoRA (default: if there is one, but not for --grid)"
+    fast = "sample by the model's few-step LoRA (default: if there is one, but not for --grid or a guidance scale)"
     one_of("--fast", action="store_true", default=None, help=fast)
     one_of("--no_fast", action="store_false", dest="fast", help="leave the model's few-step LoRA out")
     add("--image_guidance_scale", type=float, metavar="SCALE", help="how closely the video follows the photo")
@@ -82,7 +82,10 @@ def _add_options(parser: CommandParser) -> None:
 
 
 def parse_animation(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
-    """Return the options of a command line, with `settings` for the poses. Raise a `ValueError` for a bad number."""
+    """Return the options of a command line. Raise a `ValueError` for a bad number.
+
+    They have `settings` for the poses, and `own_fast`: whether a few-step LoRA of the model's own is used by default.
+    """
     usage = "%(prog)s --model MODEL --image PHOTO (--poses POSES | --driving VIDEO --densepose MODEL) [--OPTION ...]"
     parser = CommandParser(usage=usage, description=description)
     _add_options(parser)
@@ -95,7 +98,9 @@ def parse_animation(argv: Sequence[str] | None, description: str) -> argparse.Na
     check_ranges(options)
     if options.grid:
         parser.refuse(argv, VIDEO_ONLY, "without `--grid`")
-        options.fast = bool(options.fast)  # a few-step LoRA has its scales built in
+    options.lora = options.lora or []
+    # A few-step LoRA has its scales built in.
+    options.own_fast = not options.grid and all(getattr(options, name) is None for name in SCALES)
     _check_driving(parser, argv, options)
     if options.output.suffix == "" and not options.gif:
         parser.refuse(argv, ["fps"], "only with `--gif` or an `--output` that ends in .mp4 or .gif")
