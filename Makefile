@@ -64,11 +64,15 @@ tiny: $(VENV)/.installed-test  ## train the small model from nothing, export and
 	$(BIN)/python training/train_encoders.py --preset tiny_pipeline
 	$(LAUNCH) training/train.py --preset tiny $(SHARE)
 	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1 --runs runs/tiny
+	$(MAKE) tiny-code
 	$(BIN)/python training/evaluation.py --model model_card/tiny --device cpu --output model_card/tiny/evaluation --resume
 	$(MAKE) few-steps
 
-TINY_BLOCKS = from modular_dreampose import DreamPoseBlocks; DreamPoseBlocks().save_pretrained('model_card/tiny', repo_id='you/dreampose-tiny')
-tiny-code: $(VENV)/.installed  ## write the code of pipeline and blocks, and the blocks' index, into the small model's folder
+TINY_BLOCKS = from modular_dreampose import DreamPoseBlocks; blocks = DreamPoseBlocks(); \
+	blocks.save_pretrained('model_card/tiny', repo_id='you/dreampose-tiny'); \
+	from diffusers.modular_pipelines.mellon_node_utils import MellonPipelineConfig; \
+	MellonPipelineConfig.from_custom_block(blocks, node_label='DreamPose').save('model_card/tiny')
+tiny-code: $(VENV)/.installed  ## write the code of pipeline and blocks, and the blocks' files, into the small model's folder
 	cp pipeline_dreampose.py model_card/tiny/adapter/dreampose_adapter.py
 	$(BIN)/python -c "$(TINY_BLOCKS)"
 

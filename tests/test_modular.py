@@ -398,8 +398,8 @@ def test_the_components_manager_offloads(monkeypatch):
         ({"image": []}, "`image` must hold at least one photo"),
         ({"pose_maps": torch.zeros(3, 2, 4)}, "`pose_maps` must be floating point with the shape"),
         ({"pose_maps": torch.zeros(3, 2, 2, 4, 4)}, "`pose_maps` must be one sequence, or one per video"),
-        ({"pose_maps": None}, "`pose_maps`, or the same as `control_image`, must be given, and not both; got 0"),
-        ({"control_image": [get_dummy_iuv()]}, "`pose_maps`, or the same as `control_image`, .*; got 2"),
+        ({"pose_maps": None}, "`pose_maps` must be given, under this name, as `control_image` or .*; got None"),
+        ({"control_image": [get_dummy_iuv()]}, r"`pose_maps` must be given, .*; got \['pose_maps', 'control_image'\]"),
         ({"frame_indices": [NUM_FRAMES]}, "`frame_indices` must be one or more different integers"),
         ({"photo_iuv": "photo.png"}, "`photo_iuv` must be"),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number from 1"),
@@ -440,19 +440,51 @@ def test_the_documentation_names_every_input_and_output():
         assert block.description == inspect.getdoc(type(block)) and "TODO" not in block.doc
 
 
+@pytest.mark.parametrize("name", ["control_image", "control_video"])
+def test_poses_have_the_names_of_files_too(pipe, name):
+    """`diffusers-cli run` loads files under these names."""
+    poses = [[get_dummy_iuv(seed + i) for i in range(2)] for seed in (0, 20)]
+    inputs = {key: value for key, value in INPUTS.items() if key != "pose_maps"}
+    calls = [{**inputs, key: poses, "generator": generators(0)} for key in ("pose_maps", name)]
+    videos = [modular_of(pipe)(**call, output="videos") for call in calls]
+    assert np.array_equal(*videos) and not np.array_equal(videos[0][0], videos[0][1])
+
+
+def node_of_the_blocks():
+    """Return what the visual editor Mellon draws, and the text of the file that it reads."""
+    config = MellonPipelineConfig.from_custom_block(DreamPoseBlocks(), node_label="DreamPose")
+    return config.node_params["custom"], config.to_json_string()
+
+
 def test_the_node_of_the_visual_editor():
-    node = MellonPipelineConfig.from_custom_block(DreamPoseBlocks(), node_label="DreamPose").node_params["custom"]
-    assert set(node["model_input_names"]) == {spec.name for spec in DreamPoseBlocks().expected_components}
-    assert node["input_names"] == DreamPoseBlocks().input_names
-    kinds = {name: node["params"][name]["type"] for name in ("image", "height", "chunk_size", "output_type", "videos")}
-    assert kinds == {
-        "image": "image",
-        "height": "int",
-        "chunk_size": "int",
-        "output_type": "string",
-        "videos": "video",
-    }
-    assert node["params"]["image"]["label"] == "Image *" and node["params"]["pose_maps"]["label"] == "Pose Maps"
+    node, text = node_of_the_blocks()
+    blocks, params = DreamPoseBlocks(), node["params"]
+    assert node["model_input_names"] == [spec.name for spec in blocks.expected_components]
+    assert node["input_names"] == blocks.input_names
+    outputs = [f"out_{name}" if name in blocks.input_names else name for name in blocks.output_names]
+    assert node["output_names"] == [*outputs, "doc"]
+    assert params.keys() == {*node["model_input_names"], *node["input_names"], *node["output_names"]}
+    kinds = {"image", "control_image", "photo_iuv"}, {"chunk_size"}, {"output_type", "doc"}, {"videos"}
+    kinds = {name: kind for kind, names in zip(("image", "int", "string", "video"), kinds) for name in names}
+    kinds |= dict.fromkeys(node["model_input_names"], "diffusers_auto_model")
+    assert {name: param["type"] for name, param in params.items()} == {**dict.fromkeys(params, "custom"), **kinds}
+    for name, param in params.items():
+        label = name.removeprefix("out_").replace("_", " ").title()
+        assert param["label"] == (f"{label} *" if name == "image" else label)
+    assert all(params[name]["display"] == "output" for name in node["output_names"])
+    assert text == (TINY / "mellon_pipeline_config.json").read_text(), "run `make tiny-code`"
+
+
+def test_the_node_runs_with_its_own_defaults(pipe):
+    """The editor passes the default of a field that nobody filled in, and `None` of an input without a link."""
+    node, _ = node_of_the_blocks()
+    fields = {name: node["params"][name].get("default") for name in node["input_names"]}
+    outputs = [name.removeprefix("out_") for name in node["output_names"]]
+    torch.manual_seed(0)
+    given = {"image": get_dummy_image(), "control_image": [get_dummy_iuv()] * 2}
+    found = modular_of(pipe)(**fields | given, output=outputs)
+    torch.manual_seed(0)
+    assert np.array_equal(found["videos"], pipe(get_dummy_image(), [get_dummy_iuv()] * 2).frames)
 
 
 # Saving and loading

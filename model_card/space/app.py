@@ -7,6 +7,7 @@ python model_card/space/app.py --model you/dreampose --device cuda
 """
 
 import argparse
+import html
 import os
 import sys
 import time
@@ -32,7 +33,7 @@ SAMPLE = ROOT / "model_card" / "sample"
 MAX_QUEUE = 32
 KEPT = 1800  # seconds that the files of a visitor are kept
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}  # one video at a time
-LIVE = {**DEVICE, "trigger_mode": "always_last", "show_progress": "hidden", "api_visibility": "private"}
+QUIET = {"trigger_mode": "always_last", "show_progress": "hidden", "api_visibility": "private"}
 LIVE_CHUNK = 2  # frames that are made, and so shown, together
 FEW, FULL = "Few steps", "Full"
 
@@ -44,6 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default=model, help="pipeline folder or Hub id (default: the small model)")
     parser.add_argument("--device", help="cpu, cuda, mps, ... (default: a GPU if there is one)")
     parser.add_argument("--port", type=int, help="port of the page (default: the first free one from 7860)")
+    parser.add_argument("--mcp", action="store_true", help="offer the animation to language models, as a tool by MCP")
     return parser.parse_args(argv)
 
 
@@ -89,25 +91,47 @@ class Page:
             frames = list(self.studio.frames(figures.photo(person), [iuv], self.settings(*sampling)))
             return views.stage([("Pose", [iuv]), (person, frames)])
 
-    def animate(self, photo, poses, model, steps, photo_scale, pose_scale, seed) -> Iterator[tuple]:
-        """Yield the stage with each frame of an own video, and at last the video, strip, archive and code."""
+    def preview(self, photo, poses, photo_iuv) -> str:
+        """Return the stage with an own photo and its poses, moved onto its body, before anything is sampled."""
+        if not photo or not poses:
+            return ""
+        with saying_errors():
+            image, maps = uploads.read_upload(photo, poses, photo_iuv)
+            poses = "Poses on the photo's body" if photo_iuv else "Poses as they are"
+            return views.stage([("Photo", [image]), (poses, poses_as_pictures(maps))], f"{len(maps)} poses")
+
+    def animate(self, photo, poses, photo_iuv, model, steps, photo_scale, pose_scale, seed) -> Iterator[tuple]:
+        """Animate a person: make a video from one photo and a sequence of DensePose poses.
+
+        Args:
+            photo: Picture of the person.
+            poses: IUV pictures (R = V, G = U, B = I), one lossless video of them, or one .npy file.
+            photo_iuv: IUV picture of the photo, to move the poses onto its body. It may be left out.
+            model: "Few steps" is fast, "Full" samples with the model's own number of steps.
+            steps: Number of denoising steps.
+            photo_scale: How closely the frames follow the photo; 1 is no guidance.
+            pose_scale: How closely the frames follow the poses; 1 is no guidance.
+            seed: Chooses the noise that all frames share.
+        Returns:
+            The newest frame as HTML, and at last the video, a strip of its frames, an archive, and how to repeat it.
+        """
         with saying_errors(), TemporaryDirectory(prefix="dreampose-") as folder:
             began, folder, frames = time.monotonic(), Path(folder), []
-            image, maps = uploads.read_upload(photo, poses)
+            image, maps = uploads.read_upload(photo, poses, photo_iuv)
+            shown = ("Photo", [views.small(image)])
             settings = self.settings(model, steps, photo_scale, pose_scale, seed)
             (folder / "frames").mkdir()
             for index, frame in enumerate(self.studio.frames(image, maps, settings)):
                 write_frame(frame, animation.frame_path(folder / "frames", index))
                 frames.append(frame)
                 note = f"Frame {index + 1} of {len(maps)}"
-                yield views.stage([("Photo", [image]), ("Newest frame", [frame])], note), *[gr.skip()] * 4
+                yield views.stage([shown, ("Newest frame", [frame])], note), *[gr.skip()] * 4
             if len(frames) < len(maps):
                 raise ValueError("The video was stopped. Press Animate to start it again.")
             archive = write_result(folder, self.studio.model, image, maps, frames, settings)
             note = f"{len(frames)} frames in {time.monotonic() - began:.1f} seconds"
             video, strip = (str(archive.with_suffix("") / name) for name in ("video.mp4", "video.png"))
-            shown = [("Photo", [image]), ("Poses", poses_as_pictures(maps)), ("Video", frames)]
-            final = views.stage(shown, note)
+            final = views.stage([shown, ("Poses", poses_as_pictures(maps)), ("Video", frames)], note)
             yield final, video, strip, str(archive), code(self.studio.model, settings, maps)
 
 
@@ -117,7 +141,8 @@ def saying_errors() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise gr.Error(str(error), duration=None) from error
+        # The sentence may hold a file's name, and the page shows HTML.
+        raise gr.Error(html.escape(str(error), quote=False), duration=None) from error
 
 
 def code(model: str, settings: Settings, poses) -> str:
@@ -173,9 +198,9 @@ def live_tab(page: Page, opening: str) -> None:
     moving = [person, motion, *sampling]
     # The switch of few and full steps changes the others, each of which starts a video; only the last one runs.
     changed = [person.input, motion.input, *(control.change for control in sampling[1:])]
-    gr.on(changed, page.live, moving, shown, **LIVE)
+    gr.on(changed, page.live, moving, shown, **DEVICE, **QUIET)
     joints = [turn, *arms, elbows]
-    gr.on([joint.input for joint in joints], page.pose, [person, *joints, *sampling], shown, **LIVE)
+    gr.on([joint.input for joint in joints], page.pose, [person, *joints, *sampling], shown, **DEVICE, **QUIET)
 
 
 def own_tab(page: Page) -> None:
@@ -189,6 +214,11 @@ def own_tab(page: Page) -> None:
         poses = gr.File(
             label="Poses: IUV pictures or one video", file_count="multiple", elem_id="poses", height=180, min_width=240
         )
+        label = "IUV picture of the photo, to move the poses onto its body (may be left out)"
+        photo_iuv = gr.File(label=label, file_types=["image"], elem_id="photo_iuv", min_width=240, height=180)
+    material = [photo, poses, photo_iuv]
+    chosen = gr.HTML(elem_id="chosen")
+    gr.on([field.change for field in material], page.preview, material, chosen, **QUIET)
     sampling = sampling_controls(page)
     with gr.Row():
         sample = gr.Button("Use the sample", elem_id="sample")
@@ -199,25 +229,28 @@ def own_tab(page: Page) -> None:
     strip = gr.Image(label="Strip: photo, poses and frames", type="filepath", interactive=False)
     archive = gr.File(label="Download: video, strip, material and code", interactive=False, elem_id="download")
     how = gr.Markdown(elem_id="code")
-    files = str(SAMPLE / "photo.png"), [str(path) for path in sorted((SAMPLE / "poses").glob("*.png"))]
-    sample.click(lambda: files, None, [photo, poses], api_visibility="private")
+    files = str(SAMPLE / "photo.png"), [str(path) for path in sorted((SAMPLE / "poses").glob("*.png"))], None
+    sample.click(lambda: files, None, material, api_visibility="private")
     outputs = [shown, video, strip, archive, how]
-    run = go.click(page.animate, [photo, poses, *sampling], outputs, api_name="animate", **DEVICE)
+    run = go.click(page.animate, [*material, *sampling], outputs, api_name="animate", **DEVICE)
     stop.click(None, cancels=[run], api_visibility="private")
 
 
 def build_page(studio: Studio) -> gr.Blocks:
-    """Return the page of a model, which opens with a figure that already moves."""
+    """Return the page of a model; if the model draws figures, it opens with one that already moves."""
     page = Page(studio)
-    person, motion = next(iter(figures.PERSONS)), next(iter(figures.MOTIONS))
-    poses = figures.poses(person, motion)
-    opening = page.loop(
-        person, poses, list(studio.frames(figures.photo(person), poses, studio.defaults(page.model == FEW)))
-    )
+    config, settings = studio.pipeline(studio.has_few).config, studio.defaults(studio.has_few)
+    opening = None
+    if (config.default_height, config.default_width) == figures.SIZE:
+        person, motion = next(iter(figures.PERSONS)), next(iter(figures.MOTIONS))
+        poses = figures.poses(person, motion)
+        frames = list(studio.frames(figures.photo(person), poses, settings))
+        opening = page.loop(person, poses, frames)
     with gr.Blocks(title="DreamPose", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
         gr.Markdown("# DreamPose\nA photo and a sequence of poses become a video of that person.")
-        with gr.Tab("Live"):
-            live_tab(page, opening)
+        if opening is not None:
+            with gr.Tab("Live"):
+                live_tab(page, opening)
         with gr.Tab("Your own"):
             own_tab(page)
     return blocks.queue(max_size=MAX_QUEUE)
@@ -232,6 +265,7 @@ def main(options: argparse.Namespace, **launch_options) -> tuple:
         allowed_paths=[str(SAMPLE)],
         max_file_size=uploads.MAX_BYTES,
         footer_links=["api"],
+        mcp_server=options.mcp or None,  # `None` leaves it to Gradio's own variable
         **launch_options,
     )
 

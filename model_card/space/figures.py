@@ -25,6 +25,7 @@ PERSONS = {
 MOTIONS = {"Sway": 1, "Raise one arm": 0, "Raise both arms": 5, "Turn round": 2, "Walk round": 6, "Turn and wave": 10}
 FPS = 12  # of all that the page shows and writes
 _CONFIG = ProceduralFashionConfig()
+SIZE = _CONFIG.height, _CONFIG.width  # of the drawings in pixels, and of a model's frames that knows them
 
 
 def check_choice(name: str, value: object, choices: dict[str, int]) -> int:

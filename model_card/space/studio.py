@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import torch
 from accelerate import PartialState
@@ -53,15 +53,17 @@ class Studio:
         self.model, self.device = model, device or PartialState().device
         self.loras, fast = choose_loras([], model)
         self.has_few = fast is not None
-        self._pipelines, self._running, self._lock = {}, None, threading.Lock()
+        self._pipelines, self._running = {}, None
+        self._lock, self._loading = threading.Lock(), threading.Lock()
 
     def pipeline(self, few: bool) -> DreamPosePipeline:
         """Return the pipeline of few or full steps, loaded when it is first needed, as `animate.py` loads it."""
         if few and not self.has_few:
             raise ValueError("`few` must be off for this model, which has no few-step LoRA. Choose full steps.")
-        if few not in self._pipelines:
-            self._pipelines[few] = load_pipeline(self.model, self.device, lora=self.loras if few else [])
-            self._pipelines[few].set_progress_bar_config(disable=True)
+        with self._loading:
+            if few not in self._pipelines:
+                self._pipelines[few] = load_pipeline(self.model, self.device, lora=self.loras if few else [])
+                self._pipelines[few].set_progress_bar_config(disable=True)
         return self._pipelines[few]
 
     def defaults(self, few: bool) -> Settings:
@@ -124,7 +126,7 @@ def write_result(
     (out / "again.py").write_text(python_lines(model, settings, poses))
     (out / "again.sh").write_text(shell_command(model, settings, poses) + "\n")
     archive = folder / f"{FOLDER}.zip"
-    with ZipFile(archive, "w") as file:
+    with ZipFile(archive, "w", ZIP_DEFLATED) as file:
         for path in sorted(out.rglob("*")):
             if path.is_file():
                 file.write(path, path.relative_to(folder))

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Reading what a visitor uploads, within limits that are checked before anything is decoded."""
+"""Reading what a visitor uploads, within limits that are checked before it is kept in memory."""
 
 import os
 import shutil
@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.media.pictures import UnreadablePictures, open_picture, open_video, read_photo, video_stream
+from pipeline_dreampose import align_pose_maps
+from training.media.pictures import (
+    UnreadablePictures,
+    open_picture,
+    open_video,
+    read_photo,
+    video_stream,
+    why_unreadable,
+)
 from training.poses.pose_files import VIDEO_SUFFIXES, read_poses
 
 
@@ -21,16 +29,20 @@ MAX_BYTES = 20_000_000  # of one file, and of all poses together
 MAX_PHOTO_PIXELS = 16_000_000
 MAX_FRAMES = 240
 MAX_POSE_PIXELS = 64_000_000  # of all frames together, which are held in memory
+MAX_ALIGNED_PIXELS = 16_000_000  # the same of aligned poses, which are floats of the photo's size
 PICTURE_LIMIT = f"at most {MAX_PHOTO_PIXELS // 10**6} million pixels"
+ALIGNED_LIMIT = f"at most {MAX_ALIGNED_PIXELS // 10**6} million pixels times the number of poses"
 POSE_LIMIT = (
     f"at most {MAX_FRAMES} frames, {MAX_POSE_PIXELS // 10**6} million pixels and {MAX_BYTES // 10**6} MB in all"
 )
 
 
 def read_upload(
-    photo: str | None, poses: Sequence[str] | None
+    photo: str | None, poses: Sequence[str] | None, photo_iuv: str | None = None
 ) -> tuple[Image.Image, list[Image.Image] | torch.Tensor]:
     """Return an uploaded photo and its poses, which are one lossless video, one `.npy` file, or pictures.
+
+    If there is an IUV picture of the photo, the poses are moved and scaled onto the photo's body.
 
     Raises:
         ValueError: If one is missing, too large, or cannot be read. The message holds no path of this machine.
@@ -43,12 +55,29 @@ def read_upload(
     with TemporaryDirectory(prefix="dreampose-") as folder:
         try:
             picture = _read_photo(Path(photo))
-            return picture, _read_poses(paths, Path(folder))
+            read = _read_poses(paths, Path(folder))
+            return picture, read if not photo_iuv else _align(read, Path(photo_iuv), picture)
         except ValueError as error:
             message = str(error).replace(folder, "the upload")
-            for path in (Path(photo), *paths):
+            for path in map(Path, (photo, *poses, *([photo_iuv] if photo_iuv else []))):
                 message = message.replace(str(path), path.name)
             raise ValueError(message) from error
+
+
+def _align(poses: list[Image.Image] | torch.Tensor, path: Path, photo: Image.Image) -> torch.Tensor:
+    """Return the poses as maps, moved and scaled onto the body that an IUV picture of the photo shows."""
+    pixels = _measure_picture(path, "photo_iuv") * len(poses)
+    _check(pixels <= MAX_ALIGNED_PIXELS, "photo_iuv", ALIGNED_LIMIT, f"{pixels} pixels for {len(poses)} poses")
+    with TemporaryDirectory(prefix="dreampose-") as folder:
+        shutil.copyfile(path, Path(folder, path.name))
+        try:
+            (iuv,) = read_poses(folder)
+        except ValueError as error:
+            message = str(error).replace(folder, "the upload").replace("`poses`", "`photo_iuv`")
+            raise ValueError(message) from error
+    if iuv.size != photo.size:
+        raise ValueError(f"`photo_iuv` must have the size of the photo, {photo.size} pixels, got {iuv.size}.")
+    return align_pose_maps(poses, iuv)
 
 
 def _check(is_valid: bool, name: str, limit: str, got: str) -> None:
@@ -92,12 +121,13 @@ def _read_poses(paths: list[Path], folder: Path) -> list[Image.Image] | torch.Te
     return read_poses(folder)
 
 
-def _measure_picture(path: Path) -> int:
+def _measure_picture(path: Path, name: str = "poses") -> int:
+    _check(os.path.getsize(path) <= MAX_BYTES, name, POSE_LIMIT, "more bytes")
     try:
         with open_picture(path) as image:
             return image.width * image.height
     except UnreadablePictures as error:
-        raise ValueError(f"`poses` must be readable IUV pictures, got {path.name}: {error}.") from error
+        raise ValueError(f"`{name}` must be readable IUV pictures, got {path.name}: {error}.") from error
 
 
 def _measure_array(path: Path) -> tuple[int, int]:
@@ -110,15 +140,18 @@ def _measure_array(path: Path) -> tuple[int, int]:
 
 
 def _measure_video(path: Path) -> tuple[int, int]:
-    """Return the number of frames and of pixels without decoding one."""
+    """Return the number of frames and of pixels, up to the first frame that is beyond a limit.
+
+    The frames of a video may be larger than its head says, so they are decoded, one at a time.
+    """
+    frames = pixels = 0
     try:
-        with open_video(path) as container:
-            stream = video_stream(container)
-            size, frames = stream.width * stream.height, 0
-            for packet in container.demux(stream):
-                frames += packet.size > 0
-                if frames > MAX_FRAMES:
+        with open_video(path, options={"max_pixels": str(MAX_POSE_PIXELS)}) as container:
+            for frame in container.decode(video_stream(container)):
+                frames, pixels = frames + 1, pixels + frame.width * frame.height
+                if frames > MAX_FRAMES or pixels > MAX_POSE_PIXELS:
                     break
-    except (av.error.FFmpegError, UnreadablePictures, OSError):
-        return 0, 0  # the reader explains what is wrong
-    return frames, frames * size
+    except (av.error.FFmpegError, UnreadablePictures, OSError) as error:
+        reason = why_unreadable(error)
+        raise ValueError(f"`poses` must be a readable video, got {path.name}: {reason}.") from error
+    return frames, pixels

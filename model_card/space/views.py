@@ -25,15 +25,19 @@ STYLE = """
 """
 
 
+def small(picture: Image.Image) -> Image.Image:
+    """Return a picture that is at most `LARGEST` pixels wide and high."""
+    shown = picture.copy()
+    shown.thumbnail((LARGEST, LARGEST))
+    return shown
+
+
 def address(pictures: Sequence[Image.Image], fps: float = figures.FPS) -> str:
     """Return the data address of one picture, or of several as one that moves for ever, all at most `LARGEST`."""
-    file, shown = io.BytesIO(), [picture.copy() for picture in pictures]
-    for picture in shown:
-        picture.thumbnail((LARGEST, LARGEST))
-    is_small = max(shown[0].size) <= 128
-    how = {"lossless": True, "quality": 0} if is_small else {"quality": 80}
-    moving = {"save_all": True, "append_images": shown[1:], "duration": round(1000 / fps), "loop": 0}
-    shown[0].save(file, "WEBP", method=0, **how, **(moving if shown[1:] else {}))
+    file, (first, *others) = io.BytesIO(), map(small, pictures)
+    how = {"lossless": True, "quality": 0} if max(first.size) <= 128 else {"quality": 80}
+    moving = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
+    first.save(file, "WEBP", method=0, **how, **(moving if others else {}))
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -70,20 +70,24 @@ _CONFIGS = {
 
 
 def _input(name: str, kind: Any, text: str, default: Any = None, mellon: str | None = None) -> InputParam:
-    """Describe an input of the user; `mellon` is its kind in the visual editor of that name."""
+    """Describe an input of the user; `mellon` is its kind in the visual editor of that name.
+
+    A number must have a default, since the editor's own is 0.
+    """
     return InputParam(name, kind, default, description=text, metadata={"mellon": mellon})
 
 
 _INPUTS = [
     _input("image", Image.Image | list, "A photo, or a list of B photos or of B lists of photos.", mellon="image"),
     _input("pose_maps", torch.Tensor | list, "DensePose IUV pictures, or U and V as `(F, 2, H, W)`; or B such."),
-    _input("control_image", list, "`pose_maps`, as pictures at whose name `diffusers-cli run` reads a list of files."),
+    _input("control_image", list, "`pose_maps` that `diffusers-cli run` reads from pictures.", mellon="image"),
+    _input("control_video", list, "`pose_maps` that `diffusers-cli run` reads from a lossless video."),
     _input("photo_iuv", Image.Image, "IUV picture of the photo, to whose body poses are aligned.", mellon="image"),
-    _input("height", int, "Height of the frames in pixels; by default the model's.", mellon="number"),
-    _input("width", int, "Width of the frames in pixels; by default the model's.", mellon="number"),
+    _input("height", int, "Height of the frames in pixels; by default the model's."),
+    _input("width", int, "Width of the frames in pixels; by default the model's."),
     _input("batch_size", int, "Number of videos, B.", 1),
     _input("frame_indices", list[int], "Indices of the frames to render; all by default."),
-    _input("num_inference_steps", int, "Denoising steps; by default the model's.", mellon="number"),
+    _input("num_inference_steps", int, "Denoising steps; by default the model's."),
     _input("generator", torch.Generator | list, "Fixes the result; a list has one per video."),
     _input("latents", torch.Tensor, "Unit noise to start from, instead of the noised photo."),
     _input("chunk_size", int, "Most frames at once: affects memory and speed only.", 8, mellon="number"),
@@ -280,14 +284,15 @@ class DreamPosePosesStep(_Step):
 
     expected_components = _components("vae")  # for its scale
     expected_configs = _configs("default_height", "default_width")
-    inputs = _inputs("pose_maps", "control_image", "photo_iuv", "height", "width", "batch_size", "frame_indices")
+    names = ("pose_maps", "control_image", "control_video")
+    inputs = _inputs(*names, "photo_iuv", "height", "width", "batch_size", "frame_indices")
     intermediate_outputs = _outputs("fitted_pose_maps", "frame_indices")
 
     def run(self, pipe, values):
-        given = [poses for poses in (values.pose_maps, values.control_image) if poses is not None]
-        rule = "`pose_maps`, or the same as `control_image`, must be given, and not both"
-        plug_in._check(len(given) == 1, rule, f"{len(given)} of them")
-        (poses,) = given
+        given = [name for name in self.names if getattr(values, name) is not None]
+        rule = "`pose_maps` must be given, under this name, as `control_image` or as `control_video`"
+        plug_in._check(len(given) == 1, rule, f"{given or None}")
+        poses = getattr(values, given[0])
         if values.photo_iuv is not None:
             poses = plug_in.align_pose_maps(poses, values.photo_iuv)
         maps = pipe.prepare_pose_maps(poses, *_frame_size(pipe, values), values.batch_size)

@@ -690,6 +690,7 @@ def test_hub_ids_and_public_settings(tmp_path, monkeypatch):
 def test_only_files_of_the_pipeline_are_pushed(tmp_path):
     get_dummy_pipeline().save_pretrained(tmp_path)
     DreamPoseBlocks().save_pretrained(tmp_path)
+    (tmp_path / "mellon_pipeline_config.json").write_text("{}")
     saved = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*"))
     (tmp_path / "unet" / "diffusion_pytorch_model.fp16-00001-of-00002.safetensors").write_bytes(b"")
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json").write_text("{}")

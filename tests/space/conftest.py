@@ -37,7 +37,7 @@ def server(tmp_path_factory):
     environment = os.environ | {"TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder / "gradio"), "NO_PROXY": "*"}
     environment |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     with open(folder / "page.log", "w") as log:
-        command = [sys.executable, "model_card/space/app.py", "--device", "cpu", "--port", str(port)]
+        command = [sys.executable, "model_card/space/app.py", "--device", "cpu", "--port", str(port), "--mcp"]
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     address, end = f"http://127.0.0.1:{port}", time.monotonic() + 90
     try:

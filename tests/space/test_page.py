@@ -1,5 +1,6 @@
 """The page as an interface: what its clients get, and what they cannot have."""
 
+import importlib
 import json
 import re
 import time
@@ -21,10 +22,10 @@ pytestmark = pytest.mark.slow
 
 SAMPLE = ROOT / "model_card" / "sample"
 POSES = sorted((SAMPLE / "poses").glob("*.png"))
-PICTURE = "docs/pictures/densepose_iuv.png"
-LONG = ("Full", 15, 2, 2, 0)
+LONG = (None, "Full", 15, 2, 2, 0)
+NAMES = ["photo", "poses", "photo_iuv", "model", "steps", "photo_scale", "pose_scale", "seed"]
 CLIENT = {"verbose": False, "httpx_kwargs": {"timeout": 60}}  # a cancelled call is answered after its chunk
-SHORT = ("Full", 2, 2, 2, 0)
+SHORT = (None, "Full", 2, 2, 2, 0)
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +90,21 @@ def test_errors_are_sentences(client, tmp_path):
     with pytest.raises(Exception, match="`poses` must hold part codes"):
         client.predict(*material(poses=[SAMPLE / "photo.png"]), *SHORT, api_name="/animate")
     with pytest.raises(Exception, match="(?i)101 is greater than maximum value 100"):
-        client.predict(*material(), "Full", 101, 2, 2, 0, api_name="/animate")
+        client.predict(*material(), None, "Full", 101, 2, 2, 0, api_name="/animate")
 
 
 def test_only_the_animation_is_an_interface(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     names = [parameter["parameter_name"] for parameter in endpoints["/animate"]["parameters"]]
-    assert len(endpoints) == 1 and names == ["photo", "poses", "model", "steps", "photo_scale", "pose_scale", "seed"]
+    assert len(endpoints) == 1 and names == NAMES
+
+
+def test_the_animation_is_a_described_tool_of_the_mcp_server(server):
+    with urllib.request.urlopen(f"{server.address}/gradio_api/mcp/schema", timeout=10) as answer:
+        (tool,) = json.load(answer)
+    assert tool["name"].endswith("animate") and "one photo and a sequence of DensePose poses" in tool["description"]
+    arguments = tool["inputSchema"]["properties"]
+    assert list(arguments) == NAMES and all(argument["description"] for argument in arguments.values())
 
 
 def call_by_hand(address, data):
@@ -108,11 +117,13 @@ def call_by_hand(address, data):
         return answer.read().decode()
 
 
-@pytest.mark.parametrize(
-    "path", ["/etc/passwd", *(str(ROOT / name) for name in ("setup.cfg", "model_card/space/app.py", PICTURE))]
-)
+OWN_FILES = [ROOT / "setup.cfg", ROOT / "model_card/space/app.py", ROOT / "docs/pictures/densepose_iuv.png"]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "page.log", *OWN_FILES], ids=str)
 def test_no_other_file_can_be_read(server, path):
     """Neither by its address, nor by an address that leaves an allowed folder, nor as if it had been uploaded."""
+    path = str(server.folder / path)  # an absolute path stays as it is
     assert Path(path).is_file()
     up = "/".join([".."] * 20)
     for address in (path, f"{SAMPLE}/{up}{path}", f"{SAMPLE}/" + "%2e%2e/" * 20 + path[1:], f"file://{path}"):
@@ -124,6 +135,18 @@ def test_no_other_file_can_be_read(server, path):
     for data in ([stolen, [stolen]], [{**stolen, "url": f"file://{path}"}, []]):
         events = call_by_hand(server.address, [*data, *SHORT])
         assert "event: error" in events and "event: complete" not in events and "readable" not in events
+
+
+def test_a_model_of_people_has_no_live_figures():
+    """It does not know the drawn ones, and may need minutes for them, so that the page would open late."""
+    app = importlib.import_module("model_card.space.app")
+    studio = app.Studio(str(ROOT / "model_card" / "tiny"), "cpu")
+    tabs = []
+    for height in (80, 160):
+        studio.pipeline(studio.has_few).register_to_config(default_height=height)
+        blocks = app.build_page(studio)
+        tabs.append([block.label for block in blocks.blocks.values() if isinstance(block, app.gr.Tab)])
+    assert tabs == [["Live", "Your own"], ["Your own"]]
 
 
 def test_an_upload_that_is_too_large_is_refused(server, client, tmp_path):

@@ -1,5 +1,7 @@
 """What a visitor uploads, and the limits of it."""
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
@@ -33,13 +35,57 @@ def test_pictures_an_array_and_a_lossless_video_give_the_same_poses(tmp_path):
         assert len(poses) == 5 and all(np.array_equal(pose, frame) for pose, frame in zip(poses, frames))
 
 
-def refused(photo=PHOTO, poses=POSES[:2]):
+def refused(photo=PHOTO, poses=POSES[:2], photo_iuv=None):
     """Return the message of a refused upload, which must name no folder of this machine."""
     with pytest.raises(ValueError) as caught:
-        uploads.read_upload(photo, poses)
+        uploads.read_upload(photo, poses, photo_iuv)
     message = str(caught.value)
     assert not any(word in message for word in ("/tmp", str(ROOT), "dreampose-")), message
     return message
+
+
+def test_an_iuv_picture_of_the_photo_moves_the_poses_onto_its_body(tmp_path):
+    """Poses of the photo itself, drawn smaller and elsewhere, come back to where the photo's body is."""
+    iuv = Image.open(SAMPLE / "photo_iuv.png").convert("RGB")
+    small = Image.new("RGB", iuv.size)
+    small.paste(iuv.resize((iuv.width // 2, iuv.height // 2), Image.Resampling.NEAREST), (3, 20))
+    small.save(tmp_path / "0.png")
+    _, poses = uploads.read_upload(PHOTO, [tmp_path / "0.png"], SAMPLE / "photo_iuv.png")
+    body, moved = np.asarray(iuv)[..., 2] > 0, poses[0].sum(0).numpy() > 0
+    assert poses.shape == (1, 2, iuv.height, iuv.width)
+    before = np.asarray(small)[..., 2] > 0
+    assert (body & moved).sum() / (body | moved).sum() > 0.7 > 2 * (body & before).sum() / (body | before).sum()
+
+
+def test_a_photo_s_iuv_picture_that_is_none_is_refused(tmp_path):
+    assert "`photo_iuv` must hold part codes" in refused(photo_iuv=PHOTO)
+    large = Image.open(SAMPLE / "photo_iuv.png").convert("RGB").resize((128, 160), Image.Resampling.NEAREST)
+    large.save(tmp_path / "large.png")
+    assert "`photo_iuv` must have the size of the photo, (64, 80) pixels" in refused(photo_iuv=tmp_path / "large.png")
+    Image.new("RGB", (64, 80)).save(tmp_path / "nobody.png")
+    assert "photo_iuv" in refused(photo_iuv=tmp_path / "nobody.png")
+    Image.new("RGB", (3000, 3000)).save(tmp_path / "larger.png")
+    assert "16 million pixels times" in refused(photo_iuv=tmp_path / "larger.png")
+
+
+def test_frames_that_are_larger_than_a_video_says_are_counted_as_they_are(tmp_path, monkeypatch):
+    with av.open(tmp_path / "bomb.mkv", "w") as container:
+        stream = container.add_stream("png", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "rgb24"
+        for size in (32, 2000):
+            encoder = av.CodecContext.create("png", "w")
+            encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = size, size, "rgb24", Fraction(1, 12)
+            frame = av.VideoFrame.from_image(Image.new("RGB", (size, size)))
+            frame.pts = size > 32
+            for packet in [*encoder.encode(frame), *encoder.encode()]:
+                packet.stream = stream
+                container.mux(packet)
+    with av.open(tmp_path / "bomb.mkv") as container:
+        assert container.streams.video[0].width == 32
+        assert [frame.width for frame in container.decode(video=0)] == [32, 2000]
+    monkeypatch.setattr(uploads, "MAX_POSE_PIXELS", 1_000_000)
+    monkeypatch.setattr(uploads, "read_poses", None)
+    assert "`poses` must" in refused(poses=[tmp_path / "bomb.mkv"])
 
 
 def test_missing_files_are_named():

@@ -1,13 +1,15 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What Modular Diffusers reads in a pipeline's folder: the blocks' code, where it is, and where components are."""
+"""What Modular Diffusers reads in a pipeline's folder: the blocks' code, where it is, where components are, and the
+node of the visual editor Mellon.
+"""
 
 import json
 from pathlib import Path
 
 
 BLOCKS_INDEX = "modular_model_index.json"
-BLOCKS_FILES = ("modular_dreampose.py", "modular_config.json", BLOCKS_INDEX)
+BLOCKS_FILES = ("modular_dreampose.py", "modular_config.json", BLOCKS_INDEX, "mellon_pipeline_config.json")
 
 
 def index_for_hub(folder: Path, repo_id: str) -> bytes:
