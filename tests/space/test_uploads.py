@@ -69,7 +69,7 @@ def test_a_photo_s_iuv_picture_that_is_none_is_refused(tmp_path):
 
 
 def test_frames_that_are_larger_than_a_video_says_are_counted_as_they_are(tmp_path, monkeypatch):
-    with av.open(tmp_path / "bomb.mkv", "w") as container:
+    with av.open(tmp_path / "bomb.mov", "w") as container:
         stream = container.add_stream("png", rate=12)
         stream.width, stream.height, stream.pix_fmt = 32, 32, "rgb24"
         for size in (32, 2000):
@@ -80,12 +80,12 @@ def test_frames_that_are_larger_than_a_video_says_are_counted_as_they_are(tmp_pa
             for packet in [*encoder.encode(frame), *encoder.encode()]:
                 packet.stream = stream
                 container.mux(packet)
-    with av.open(tmp_path / "bomb.mkv") as container:
+    with av.open(tmp_path / "bomb.mov") as container:
         assert container.streams.video[0].width == 32
         assert [frame.width for frame in container.decode(video=0)] == [32, 2000]
     monkeypatch.setattr(uploads, "MAX_POSE_PIXELS", 1_000_000)
     monkeypatch.setattr(uploads, "read_poses", None)
-    assert "`poses` must" in refused(poses=[tmp_path / "bomb.mkv"])
+    assert "`poses` must" in refused(poses=[tmp_path / "bomb.mov"])
 
 
 def test_missing_files_are_named():

@@ -58,4 +58,4 @@ def test_the_next_command_is_one_that_animate_takes():
     options = animate.parse_args(words[2:])
     assert (options.lora, str(options.model), str(options.image)) == (["out of me"], "model", "photos/a.jpg")
     whole = animate.parse_args(shlex.split(next_command("out", "model", PHOTOS[0], is_lora=False))[2:])
-    assert whole.lora is None and str(whole.model) == "out"
+    assert whole.lora == [] and str(whole.model) == "out"
