@@ -145,3 +145,13 @@ def test_what_the_pipeline_refuses_is_refused_before_anything_is_written(name, v
     animation.check_call(pipe, **options)
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         animation.check_call(pipe, **options | {name: value})
+
+
+def test_the_digest_of_a_model_does_not_depend_on_how_the_code_of_its_parts_was_imported():
+    pipe = get_dummy_pipeline()
+    expected = animation.model_digest(pipe)
+    # The blocks give the adapter's class this module.
+    pipe.register_to_config(adapter=("dreampose_adapter", "DreamPoseAdapter"))
+    assert animation.model_digest(pipe) == expected
+    pipe.register_to_config(default_width=pipe.config.default_width + 8)
+    assert animation.model_digest(pipe) != expected

@@ -58,8 +58,11 @@ def model_digest(pipe: DreamPosePipeline) -> str:
     for name, component in sorted(parts.items()):
         config = getattr(component, "config", component)
         config = config if isinstance(config, dict) else config.to_dict()
-        # Names with an underscore do not describe the model, for example the folder it was loaded from.
-        settings = {key: str(value) for key, value in sorted(config.items()) if not key.startswith("_")}
+        # Names with an underscore do not describe the model, for example the folder it was loaded from. The pipeline's
+        # entries for its parts name modules of Python, which depend on how their code was imported.
+        left_out = pipe.components if component is pipe else ()
+        entries = [key for key in sorted(config) if not key.startswith("_") and key not in left_out]
+        settings = {key: str(config[key]) for key in entries}
         hashed.update(f"{name} {type(component).__name__} {settings}".encode())
         if isinstance(component, torch.nn.Module):
             for key, tensor in component.state_dict().items():
