@@ -1312,13 +1312,14 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         in_use = [name for layer, names in zip(layers, in_use) for name in names if not layer.disable_adapters]
         if self._few_steps_of not in [None, *in_use]:
             logger.warning(f"The few steps need their LoRA {self._few_steps_of!r}, which is not active.")
-        with self.hold_scheduler(call.num_inference_steps, self._execution_device):
+        call.device = self._execution_device  # once, since diffusers looks through all modules for it
+        with self.hold_scheduler(call.num_inference_steps, call.device):
             return call
 
     @torch.no_grad()
     def sample_chunks(self, call: SimpleNamespace) -> Iterator[tuple[int, int, Any, list[bool] | None]]:
         """Sample a checked call chunk by chunk: the video's index, the first frame's place in it, frames and flags."""
-        device, scheduler, num_frames = self._execution_device, self.scheduler, len(call.frame_indices)
+        device, scheduler, num_frames = call.device, self.scheduler, len(call.frame_indices)
         size = math.ceil(num_frames / math.ceil(num_frames / int(call.chunk_size)))  # of all; the last one is padded
         places = list(itertools.product(range(len(call.photos)), range(0, num_frames, size)))
         with (
@@ -1345,7 +1346,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def _begin_video(self, call: SimpleNamespace, b: int) -> SimpleNamespace:
         """Encode the photos of a video and draw its random numbers."""
-        device, video = self._execution_device, SimpleNamespace(pose_maps=call.pose_maps[b])
+        device, video = call.device, SimpleNamespace(pose_maps=call.pose_maps[b])
         video.states, image_latents = self.encode_image(call.photos[b].to(device))
         draws = self.set_timesteps(call.num_inference_steps, device), call.generator, call.latents
         video.start, video.photo_indices, video.generator = self.draw_video(b, image_latents, *draws)
@@ -1358,7 +1359,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def _denoise(self, call, video: SimpleNamespace, chunk: list[int], num_padded: int, progress_bar) -> torch.Tensor:
         """Return the denoised latents of the frames `chunk`. The null image is encoded when first needed."""
-        device, padded = self._execution_device, chunk + chunk[-1:] * num_padded
+        device, padded = call.device, chunk + chunk[-1:] * num_padded
         timesteps = self.set_timesteps(call.num_inference_steps, device)
         latents = video.start.expand(len(video.pose_maps), -1, -1, -1)[padded]
         windows = self.prepare_pose_windows(video.pose_maps, padded, device)
@@ -1396,7 +1397,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             return latents.cpu(), None
         frames, flags = self.decode_latents(latents, [video.generator.clone_state() for _ in latents]), None
         if self.safety_checker is not None:
-            frames, flags = self.run_safety_checker(frames, self._execution_device)
+            frames, flags = self.run_safety_checker(frames, call.device)
         if call.output_type in ("pil", "np"):
             frames = frames.permute(0, 2, 3, 1).numpy()  # [F, 3, H, W] -> [F, H, W, 3]
         if call.output_type == "pil":
