@@ -30,6 +30,10 @@ def test_encoders_train_and_become_a_pipeline(tmp_path):
     run(tmp_path / "vae", "--num_crop_steps", "2", "--vae_channels", "8", "16", "--validation_steps", "3")
     run(tmp_path / "encoder", "--component", "image_encoder", "--hidden_size", "32", "--num_hidden_layers", "1")
     assert AutoencoderKL.from_pretrained(tmp_path / "vae").config.scaling_factor == 1
+    around = ["--component", "doubled_vae", "--vae_dir", str(tmp_path / "vae"), "--max_latent_noise", "0.1"]
+    run(tmp_path / "doubled", *around, "--num_crop_steps", "2", "--validation_steps", "3")
+    doubled = AutoencoderKL.from_pretrained(tmp_path / "doubled")
+    assert doubled.config.block_out_channels == [8, 8, 16] and doubled.config.latent_channels == 4
     folders = ["--vae_dir", str(tmp_path / "vae"), "--image_encoder_dir", str(tmp_path / "encoder")]
     run(tmp_path / "base", "--component", "pipeline", *folders, "--unet_channels", "8", "16")
     pipeline = DreamPosePipeline.from_pretrained(tmp_path / "base")
@@ -59,8 +63,11 @@ def test_batches_hold_only_crops_or_only_whole_frames_when_their_size_changes(tm
 
 
 def test_bad_options(tmp_path):
-    with pytest.raises(ValueError, match="`vae_dir` is missing: `component` pipeline needs the folder"):
-        run(tmp_path, "--component", "pipeline")
+    for component in ("pipeline", "doubled_vae"):
+        with pytest.raises(ValueError, match=f"`vae_dir` is missing: `component` {component} needs the folder"):
+            run(tmp_path, "--component", component)
+    with pytest.raises(ValueError, match="`vae_dir` must be the folder of a trained model, got '.*nowhere'"):
+        run(tmp_path, "--component", "doubled_vae", "--vae_dir", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="`image_size` must be a multiple of `patch_size`, got 60, 8"):
         run(tmp_path, "--image_size", "60")
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""Train the small model's own VAE and image encoder from nothing, and build the pipeline that stage 1 starts from.
+"""Train the small model's own VAEs and image encoder from nothing, and build the pipeline that stage 1 starts from.
 
 python training/train_encoders.py --preset tiny_vae --output_dir FOLDER
 accelerate launch --num_processes 2 training/train_encoders.py ...    # two processes
@@ -33,8 +33,9 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple:
 
 
 def train_vae(accelerator: "Accelerator", encoder: EncoderOptions, data: DataOptions, run: TrainOptions) -> None:
-    """Train the VAE, normalise its latents, and write it to `output_dir`."""
+    """Train the VAE and normalise its latents, or train one around the latents of another; write it."""
     import torch
+    from diffusers import AutoencoderKL
 
     from training.data.encoder_frames import VAEFrames, read_pictures
     from training.data.frame_pairs import LatentShape
@@ -42,28 +43,35 @@ def train_vae(accelerator: "Accelerator", encoder: EncoderOptions, data: DataOpt
     from training.engine.checkpoints import starting_state
     from training.engine.loop import train
     from training.models.autoencoder import VAETrainer, measure_latents, named_loss, normalize_latents
+    from training.models.doubled_autoencoder import DoubledVAETrainer, double_vae
     from training.models.small_model import build_vae
 
     dataset = load_prepared(data.train_data, "train")
-    vae = build_vae(encoder.latent_channels, tuple(encoder.vae_channels), data.height)
+    weights, is_doubled = (encoder.mse_weight, encoder.l1_weight), encoder.component == "doubled_vae"
+    if is_doubled:
+        base = AutoencoderKL.from_pretrained(encoder.vae_dir)
+        module = DoubledVAETrainer(vae := double_vae(base), base, *weights, encoder.latent_weight)
+    else:
+        vae = build_vae(encoder.latent_channels, tuple(encoder.vae_channels), data.height)
+        module = VAETrainer(vae, *weights, encoder.kl_weight)
     shape = LatentShape.of(vae, data.height, data.width)
-    module = VAETrainer(vae, encoder.mse_weight, encoder.l1_weight, encoder.kl_weight)
     module.to(memory_format=torch.channels_last if run.channels_last else torch.preserve_format)
     # Crops are counted from where the run starts, so that no batch mixes crops and whole frames.
     start = starting_state(run.output_dir, run.resume_from_checkpoint)
     num_crop_steps = max(0, encoder.num_crop_steps - start["global_step"])
     crop_until = start["num_samples"] + num_crop_steps * run.global_batch_size(accelerator.num_processes)
-    frames = VAEFrames(dataset, shape, run.seed, crop_until)
+    frames = VAEFrames(dataset, shape, run.seed, crop_until, encoder.max_latent_noise if is_doubled else None)
     held_out = read_pictures(load_prepared(data.train_data, "validation"), shape, 64)
 
     def validate(module, global_step):
-        return {"psnr": module.measure_psnr(held_out)}
+        return module.measure_psnr(held_out)
 
     arguments = {"validate": validate, "validation_steps": encoder.validation_steps}
     arguments |= run.loop_arguments(len(frames), accelerator.num_processes)
     train(accelerator, module, named_loss, frames, **arguments)
     if accelerator.is_main_process:
-        normalize_latents(vae, *measure_latents(vae, read_pictures(dataset, shape, 512).to(vae.device)))
+        if not is_doubled:
+            normalize_latents(vae, *measure_latents(vae, read_pictures(dataset, shape, 512).to(vae.device)))
         vae.to(memory_format=torch.contiguous_format).save_pretrained(run.output_dir)
 
 
@@ -98,8 +106,8 @@ def main(options: tuple) -> None:
 
     encoder, data, run = options
     folders = {"vae_dir": encoder.vae_dir, "image_encoder_dir": encoder.image_encoder_dir}
-    for name, folder in folders.items() if encoder.component == "pipeline" else ():
-        if not (Path(folder) / "config.json").is_file():
+    for name, folder in folders.items():
+        if folder is not None and not (Path(folder) / "config.json").is_file():
             raise ValueError(f"`{name}` must be the folder of a trained model, got {folder!r}.")
     start = starting_state(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)["global_step"]
     with open_session(settings=option_values(*options), first_step=start, **run.session_arguments()) as accelerator:
@@ -111,7 +119,7 @@ def main(options: tuple) -> None:
             sizes = (data.height, data.width, tuple(encoder.unet_channels))
             build_pipeline(vae, image_encoder, *sizes).save_pretrained(run.output_dir)
         else:
-            train_encoder = train_vae if encoder.component == "vae" else train_clip
+            train_encoder = train_clip if encoder.component == "image_encoder" else train_vae
             with naming_data_set("train_data"):
                 train_encoder(accelerator, encoder, data, run)
 

@@ -44,7 +44,11 @@ def refusal(command, capsys, words):
         ("train", "--high_noise_start 3", "`--high_noise_start` must be given only with `--high_noise_fraction`"),
         ("train", "--lr_power 2", "`--lr_power` must be given only with `--lr_scheduler polynomial`, got .* constant"),
         ("train_encoders", "--hidden_size 64", "`--hidden_size` .* only with `--component image_encoder`, got .* vae"),
-        ("train_encoders", "--component image_encoder --height 64", "`--height` .* `--component vae or pipeline`"),
+        (
+            "train_encoders",
+            "--component image_encoder --height 64",
+            "`--height` .* `--component vae or doubled_vae or pipeline`",
+        ),
         ("train_encoders", "--preset tiny_pipeline --train_batch_size 2", "`--train_batch_size` .* got .* pipeline"),
     ],
 )

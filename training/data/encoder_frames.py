@@ -20,14 +20,16 @@ def read_pictures(dataset: datasets.Dataset, shape: LatentShape, num_pictures: i
 
 
 class VAEFrames(Dataset):
-    """Pictures with posterior noise: crops of half the size before global position `crop_until`, then whole frames.
+    """Pictures with noise of their latents: crops of half the size before global position `crop_until`, then whole
+    frames.
 
-    Crops let the first steps see several times as many pictures in the same time. `dataset` has rows with `image`.
+    Crops let the first steps see several times as many pictures in the same time. `dataset` has rows with `image`. The
+    noise has standard deviation 1, or one from 0 to `max_noise`, drawn for each picture.
     """
 
-    def __init__(self, dataset, shape: LatentShape, seed: int, crop_until: int = 0):
+    def __init__(self, dataset, shape: LatentShape, seed: int, crop_until: int = 0, max_noise: float | None = None):
         self.dataset = dataset.select_columns(["image"])
-        self.shape, self.seed, self.crop_until = shape, seed, crop_until
+        self.shape, self.seed, self.crop_until, self.max_noise = shape, seed, crop_until, max_noise
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -43,6 +45,8 @@ class VAEFrames(Dataset):
             pixel_values = pixel_values[:, top : top + height, left : left + width]
             cells = tuple(side // 2 for side in cells)
         noise = torch.randn(self.shape.channels, *cells, generator=generator)
+        if self.max_noise is not None:
+            noise *= self.max_noise * torch.rand((), generator=generator)
         return {"pixel_values": pixel_values, "noise": noise}
 
 

@@ -136,6 +136,7 @@ class ProceduralFashion(datasets.GeneratorBasedBuilder):
     BUILDER_CONFIG_CLASS = ProceduralFashionConfig
     BUILDER_CONFIGS = [
         ProceduralFashionConfig(name="tiny", version="1.2.0"),
+        ProceduralFashionConfig(name="large", version="1.2.0", height=160, width=128),
         ProceduralFashionConfig(
             name="smoke", version="1.2.0", num_frames=6, num_train=6, num_validation=2, num_test=3
         ),
@@ -171,7 +172,8 @@ def load_procedural_fashion(
     """Load one split from the cache of `datasets`, and draw it first if it is not there; one row per frame.
 
     Args:
-        config_name (`str`, *optional*, defaults to `"tiny"`): `"tiny"` or `"smoke"`.
+        config_name (`str`, *optional*, defaults to `"tiny"`): `"tiny"`, `"large"` (twice the height and width), or
+            `"smoke"` (few clips).
         split (`str`, *optional*, defaults to `"train"`): `"train"`, `"validation"` or `"test"`.
         num_proc (`int`, *optional*): Number of drawing processes; by default one per core from 256 clips on.
         overrides: Fields of `ProceduralFashionConfig`.

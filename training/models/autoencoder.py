@@ -44,11 +44,14 @@ class VAETrainer(nn.Module):
         return {"loss": loss, "psnr": 10 * torch.log10(4 / mse.detach()), "l1": l1.detach(), "kl": kl.detach()}
 
     @torch.no_grad()
-    def measure_psnr(self, pixel_values: torch.Tensor) -> float:
-        """Return the mean PSNR in dB of pictures [N,3,H,W] in [-1,1] decoded from their posterior's mean."""
+    def restore(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return pictures [N,3,H,W] in [-1,1] decoded from the mean of their posterior, in [0,1]."""
+        return self.vae.decode(self.vae.encode(pixel_values).latent_dist.mode()).sample.clamp(-1, 1) / 2 + 0.5
+
+    def measure_psnr(self, pixel_values: torch.Tensor) -> dict[str, float]:
+        """Return the mean PSNR in dB of restored pictures [N,3,H,W] in [-1,1]."""
         pixel_values = pixel_values.to(self.vae.device)
-        restored = self.vae.decode(self.vae.encode(pixel_values).latent_dist.mode()).sample.clamp(-1, 1)
-        return psnr(restored / 2 + 0.5, pixel_values / 2 + 0.5).mean().item()
+        return {"psnr": psnr(self.restore(pixel_values), pixel_values / 2 + 0.5).mean().item()}
 
 
 @torch.no_grad()

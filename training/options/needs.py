@@ -70,13 +70,16 @@ NEEDS = (
     Need("person", "densepose"),
     Need("prior_prob", "prior_dataset"),
     # The small model's encoders.
-    _value("vae_dir image_encoder_dir unet_channels", "component", "pipeline"),
-    _value("latent_channels vae_channels mse_weight l1_weight kl_weight num_crop_steps", "component", "vae"),
-    _value("validation_steps channels_last", "component", "vae"),
+    _value("vae_dir", "component", "pipeline", "doubled_vae"),
+    _value("image_encoder_dir unet_channels", "component", "pipeline"),
+    _value("latent_channels vae_channels kl_weight", "component", "vae"),
+    _value("latent_weight max_latent_noise", "component", "doubled_vae"),
+    _value("mse_weight l1_weight num_crop_steps", "component", "vae", "doubled_vae"),
+    _value("validation_steps channels_last", "component", "vae", "doubled_vae"),
     _value("image_size patch_size hidden_size num_hidden_layers", "component", "image_encoder"),
-    _value("height width", "component", "vae", "pipeline"),
+    _value("height width", "component", "vae", "doubled_vae", "pipeline"),
     *(
-        _value(names, "component", "vae", "image_encoder")
+        _value(names, "component", "vae", "doubled_vae", "image_encoder")
         for names in (
             "train_data max_train_steps num_train_epochs train_batch_size gradient_accumulation_steps learning_rate",
             "lr_scheduler lr_warmup_steps lr_num_cycles lr_power optimizer use_8bit_adam adam_beta1 adam_beta2",
