@@ -47,7 +47,7 @@ def refusal(command, capsys, words):
         (
             "train_encoders",
             "--component image_encoder --height 64",
-            "`--height` .* `--component vae or doubled_vae or pipeline`",
+            "`--height` .* only with `--component vae or .*`",
         ),
         ("train_encoders", "--preset tiny_pipeline --train_batch_size 2", "`--train_batch_size` .* got .* pipeline"),
     ],
