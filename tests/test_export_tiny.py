@@ -9,20 +9,31 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipeline_dreampose import DreamPosePipeline
-from tests.tiny_components import get_dummy_components, get_dummy_pipeline, save_subject
+from tests.tiny_components import (
+    HEIGHT,
+    WIDTH,
+    get_dummy_components,
+    get_dummy_image,
+    get_dummy_iuv,
+    get_dummy_pipeline,
+    save_subject,
+)
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.engine.run_log import append_log
 from training.export_tiny import main, parse_args
 from training.media.charts import line_chart
 from training.models import small_model_files
 from training.models.distillation import few_step_settings
+from training.models.doubled_autoencoder import double_vae
+from training.models.small_model import build_vae
 
 
 LORA = "pytorch_lora_weights.safetensors"
 
 
 def test_export(tmp_path):
-    DreamPosePipeline(**get_dummy_components()).save_pretrained(tmp_path / "run")
+    size = {"default_height": HEIGHT, "default_width": WIDTH}
+    DreamPosePipeline(**get_dummy_components(), **size).save_pretrained(tmp_path / "run")
     folders = ["--model_dir", str(tmp_path / "tiny"), "--sample_dir", str(tmp_path / "sample")]
     flags = ["--pipeline", str(tmp_path / "run"), "--pose_guidance_scale", "1.75", "--subject", "2", "--motion", "5"]
     main(parse_args([*folders, *flags, "--num_frames", "7"]))
@@ -36,7 +47,7 @@ def test_export(tmp_path):
     assert pipeline.config.default_pose_guidance_scale == 1.75
     assert pipeline.config.default_image_guidance_scale == 8.0, "an option that is not given changes nothing"
 
-    config = ProceduralFashionConfig(name="sample", num_frames=7)
+    config = ProceduralFashionConfig(name="sample", num_frames=7, height=HEIGHT, width=WIDTH)  # of the model's frames
     files = sorted((tmp_path / "sample" / "poses").iterdir())
     assert [file.name for file in files] == [f"{index:04d}.png" for index in range(7)]
     photo, pose = np.asarray(Image.open(tmp_path / "sample" / "photo.png")), np.asarray(Image.open(files[6]))
@@ -44,6 +55,25 @@ def test_export(tmp_path):
     iuv = np.asarray(Image.open(tmp_path / "sample" / "photo_iuv.png"))
     assert np.array_equal(iuv, config.clip("test", 2, 2, [0])[0].iuv), "for stage 2"
     assert np.array_equal(pose, config.clip("test", 2, 5, [6])[0].iuv), "another subject's motion on this body"
+
+
+def test_a_doubled_vae_doubles_the_frames_of_the_same_latents(tmp_path):
+    pipeline = get_dummy_pipeline()
+    pipeline.save_pretrained(tmp_path / "run")
+    double_vae(pipeline.vae).save_pretrained(tmp_path / "vae")
+    (tmp_path / "vae" / "options.yaml").write_text("component: doubled_vae\n")
+    append_log(tmp_path / "vae", 5, {"loss": 1.0})
+    folders = ["--model_dir", str(tmp_path / "tiny"), "--sample_dir", str(tmp_path / "sample")]
+    main(parse_args([*folders, "--pipeline", str(tmp_path / "run"), "--vae", str(tmp_path / "vae")]))
+    doubled = DreamPosePipeline.from_pretrained(tmp_path / "tiny")
+    assert (doubled.config.default_height, doubled.config.default_width) == (2 * HEIGHT, 2 * WIDTH)
+    assert Image.open(tmp_path / "sample" / "photo.png").size == (2 * WIDTH, 2 * HEIGHT)
+    assert (tmp_path / "tiny" / "training" / "doubled_vae.yaml").read_text() == "component: doubled_vae\n"
+    (frame,) = doubled(get_dummy_image(), [get_dummy_iuv(0)]).frames[0]
+    assert frame.size == (2 * WIDTH, 2 * HEIGHT)
+    build_vae(3, (8, 16), 32).save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match="`vae` must have the 4 latent channels of the pipeline's, got 3"):
+        main(parse_args([*folders, "--pipeline", str(tmp_path / "run"), "--vae", str(tmp_path / "vae")]))
 
 
 def test_the_default_sample_turns_around_in_a_skirt_or_dress():

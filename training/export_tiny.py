@@ -22,6 +22,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(usage="%(prog)s [--pipeline FOLDER] [--OPTION VALUE ...]", description=__doc__)
     add = parser.add_argument_group("model").add_argument
     add("--pipeline", metavar="FOLDER", help="folder that stage 1 wrote; without it, no model is written")
+    add("--vae", metavar="FOLDER", help="folder of a doubled VAE of train_encoders.py, instead of the pipeline's")
     add("--runs", type=Path, help="folder of the training runs, whose settings and logs are copied")
     add("--few_steps", type=Path, help="folder that distill.py wrote; its LoRA goes to `fast` in `--model_dir`")
     add("--model_dir", type=Path, default=Path("model_card/tiny"), help="folder to write the small model to")
@@ -37,19 +38,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if options.model_dir == options.sample_dir:
         parser.error(f"`--sample_dir` must be another folder than `--model_dir`, got {str(options.sample_dir)!r}.")
     if options.pipeline is None:
-        parser.refuse(argv, STORED_SCALES, "only with `--pipeline`")
+        parser.refuse(argv, [*STORED_SCALES, "vae"], "only with `--pipeline`")
     if options.pipeline is None and options.runs is None and options.few_steps is None:
         parser.refuse(argv, ["model_dir"], "only with `--pipeline`, `--runs` or `--few_steps`")
     return options
 
 
 def export_pipeline(options: argparse.Namespace) -> None:
-    """Save the pipeline in half precision, with the given scales as its defaults."""
+    """Save the pipeline in half precision, with the given scales as its defaults and the given VAE."""
+    import torch
+    from diffusers import AutoencoderKL
+
     from training.hub.repositories import load_pipeline
-    from training.models.small_model import save_small_model
+    from training.models.small_model import save_small_model, with_vae
+    from training.models.small_model_files import copy_run
 
     with naming_arguments(model="pipeline"):
         pipeline = load_pipeline(options.pipeline, dtype="float16")
+    if options.vae is not None:
+        pipeline = with_vae(pipeline, AutoencoderKL.from_pretrained(options.vae, dtype=torch.float16))
+        copy_run(Path(options.vae), options.model_dir / "training", "doubled_vae")
     given = {name: getattr(options, name) for name in STORED_SCALES if getattr(options, name) is not None}
     pipeline.register_to_config(**{f"default_{name}": value for name, value in given.items()})
     save_small_model(pipeline, options.model_dir)
@@ -66,13 +74,19 @@ def export_few_steps(run: Path, folder: Path) -> None:
 
 
 def export_sample(options: argparse.Namespace) -> None:
-    """Draw a held-out subject's photo, and the IUV pictures of another subject's held-out motion."""
+    """Draw a held-out subject's photo, and the IUV pictures of another subject's held-out motion, in the size of the
+    frames of the model in `--model_dir`, if there is one."""
     from PIL import Image
 
+    from pipeline_dreampose import DreamPosePipeline
     from training.data.procedural_fashion import ProceduralFashionConfig
     from training.data.procedural_scene import render_clip
 
-    config = ProceduralFashionConfig(name="sample", num_frames=options.num_frames)
+    size = {}
+    if (options.model_dir / DreamPosePipeline.config_name).is_file():
+        index = DreamPosePipeline.load_config(options.model_dir)
+        size = {name: index[f"default_{name}"] for name in ("height", "width")}
+    config = ProceduralFashionConfig(name="sample", num_frames=options.num_frames, **size)
     subject, motion = config.subject("test", options.subject), config.motion("test", options.motion)
     photo = config.clip("test", options.subject, options.subject, [0])[0]
     (poses := options.sample_dir / "poses").mkdir(parents=True, exist_ok=True)
@@ -101,6 +115,8 @@ def main(options: argparse.Namespace) -> None:
         raise ValueError(f"`sample_dir` must have no poses but those of this sample, got {sorted(others)[0]!r}.")
     for name in RUNS if options.runs is not None else ():
         check_run("runs", options.runs / name)
+    if options.vae is not None:
+        check_run("vae", Path(options.vae), "config.json")
     if options.few_steps is not None:
         check_few_step_run(options.few_steps)
     if options.pipeline is not None:

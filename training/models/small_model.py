@@ -172,6 +172,20 @@ class ImageEncoderTrainer(nn.Module):
         return {"loss": loss, "color": color_loss.detach(), "part": part_loss.detach(), "uv": uv_loss.detach()}
 
 
+def with_vae(pipeline: DreamPosePipeline, vae: AutoencoderKL) -> DreamPosePipeline:
+    """Return a pipeline with another VAE around the same latents. Its frames have the size that this VAE gives them.
+
+    Raises:
+        ValueError: If the VAE has another number of latent channels.
+    """
+    before, after = (one.config.latent_channels for one in (pipeline.vae, vae))
+    if before != after:
+        raise ValueError(f"`vae` must have the {before} latent channels of the pipeline's, got {after}.")
+    factor = 2 ** (len(vae.config.block_out_channels) - len(pipeline.vae.config.block_out_channels))
+    sizes = {name: int(pipeline.config[name] * factor) for name in ("default_height", "default_width")}
+    return DreamPosePipeline.from_pipe(pipeline, vae=vae, **sizes)
+
+
 def save_small_model(pipeline: DreamPosePipeline, folder: Path) -> None:
     """Save a pipeline in its own precision, to be sampled with few steps and loaded in float32 by default."""
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler)
