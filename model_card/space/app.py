@@ -8,6 +8,7 @@ python model_card/space/app.py --model you/dreampose --device cuda
 
 import argparse
 import html
+import math
 import os
 import sys
 import time
@@ -20,9 +21,14 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # a Space has the project's files in the same places
 
+try:
+    import spaces  # ZeroGPU wants it to be imported before torch
+except ImportError:
+    spaces = None
 import gradio as gr  # noqa: E402
 
 from model_card.space import figures, uploads, views  # noqa: E402
+from model_card.space.dances import DanceReader  # noqa: E402
 from model_card.space.studio import MAX_STEPS, Settings, Studio, python_lines, shell_command, write_result  # noqa: E402
 from training.media import animation  # noqa: E402
 from training.media.outputs import write_frame  # noqa: E402
@@ -33,17 +39,29 @@ SAMPLE = ROOT / "model_card" / "sample"
 MAX_QUEUE = 32
 KEPT = 1800  # seconds that the files of a visitor are kept
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}  # one video at a time
-QUIET = {"trigger_mode": "always_last", "show_progress": "hidden", "api_visibility": "private"}
+QUIET = {"trigger_mode": "always_last", "show_progress": "minimal", "api_visibility": "private"}
 LIVE_CHUNK = 2  # frames that are made, and so shown, together
+OWN_CHUNK = 4  # the same of a visitor's own video
+GPU_SECONDS = 120  # that ZeroGPU gives to a video
+ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))  # a GPU that a Space has only while a function asks for it
 FEW, FULL = "Few steps", "Full"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the options of a command line. A Space sets the model by its variable `DREAMPOSE_MODEL`."""
+    """Return the options of a command line.
+
+    A Space sets the model by its variable `DREAMPOSE_MODEL`, and DensePose by `DREAMPOSE_DENSEPOSE`.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = os.environ.get("DREAMPOSE_MODEL", "model_card/tiny")
     parser.add_argument("--model", default=model, help="pipeline folder or Hub id (default: the small model)")
     parser.add_argument("--device", help="cpu, cuda, mps, ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--densepose",
+        default=os.environ.get("DREAMPOSE_DENSEPOSE"),
+        metavar="FILE",
+        help="TorchScript DensePose from a source that you trust, to take poses from visitors' videos",
+    )
     parser.add_argument("--port", type=int, help="port of the page (default: the first free one from 7860)")
     parser.add_argument("--mcp", action="store_true", help="offer the animation to language models, as a tool by MCP")
     return parser.parse_args(argv)
@@ -52,8 +70,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 class Page:
     """What the page's controls do. Each method turns a bad input into a message of the page."""
 
-    def __init__(self, studio: Studio):
-        self.studio = studio
+    def __init__(self, studio: Studio, reader: DanceReader | None = None):
+        self.studio, self.reader = studio, reader
         self.model = FEW if studio.has_few else FULL
 
     def defaults(self, model: str) -> tuple[int, float, float]:
@@ -62,10 +80,10 @@ class Page:
             settings = self.studio.defaults(model == FEW)
             return tuple(settings.call_options.values())
 
-    def settings(self, model, steps, photo_scale, pose_scale, seed) -> Settings:
+    def settings(self, model, steps, photo_scale, pose_scale, seed, subject="") -> Settings:
         """Return what the controls say. A browser sends whole numbers with or without a point."""
         whole = [int(value) if isinstance(value, float) and value.is_integer() else value for value in (steps, seed)]
-        return Settings(model == FEW, whole[0], photo_scale, pose_scale, whole[1])
+        return Settings(model == FEW, whole[0], photo_scale, pose_scale, whole[1], (subject or "").strip())
 
     def live(self, person, motion, *sampling) -> Iterator[str]:
         """Yield the stage with each frame of a drawn person in a drawn motion, and at last the moving whole."""
@@ -73,34 +91,62 @@ class Page:
             poses, done = figures.poses(person, motion), []
             for frame in self.studio.frames(figures.photo(person), poses, self.settings(*sampling), LIVE_CHUNK):
                 done.append(frame)
-                shown = [("Pose", poses[len(done) - 1 : len(done)]), (f"{person}, made now", [frame])]
-                yield views.stage(shown, f"Frame {len(done)} of {len(poses)}")
+                shown = [("Photo", [figures.photo(person)]), ("Poses", [poses[len(done) - 1]]), (person, [frame])]
+                yield views.stage(shown, f"Frame {len(done)} of {len(poses)}, made now")
             if len(done) == len(poses):
                 yield self.loop(person, poses, done)
+
+    def opening(self) -> str:
+        """Return the stage with the first person in the first motion, made before anybody visits the page."""
+        person, motion = next(iter(figures.PERSONS)), next(iter(figures.MOTIONS))
+        poses = figures.poses(person, motion)
+        if ON_ZERO_GPU:  # which works for visitors alone
+            return views.stage([("Poses", views.there_and_back(poses))], "Choose a person and a motion.")
+        settings = self.studio.defaults(self.model == FEW)
+        return self.loop(person, poses, list(self.studio.frames(figures.photo(person), poses, settings)))
 
     def loop(self, person, poses, frames) -> str:
         """Return the stage with a finished motion, which the browser repeats without asking the model again."""
         photo = ("Photo", [figures.photo(person)])
         shown = [photo, ("Poses", views.there_and_back(poses)), (person, views.there_and_back(frames))]
-        return views.stage(shown, f"{len(frames)} frames, each made from the photo and the poses alone")
+        return views.stage(shown, f"{len(frames)} frames, made from the photo and the poses")
 
     def pose(self, person, turn, left, right, elbows, *sampling) -> str:
         """Return the stage with a person in the pose of the sliders."""
         with saying_errors():
             iuv = figures.still_pose(person, turn, left, right, elbows)
             frames = list(self.studio.frames(figures.photo(person), [iuv], self.settings(*sampling)))
-            return views.stage([("Pose", [iuv]), (person, frames)])
+            shown = [("Photo", [figures.photo(person)]), ("Poses", [iuv]), (person, frames)]
+            return views.stage(shown, "Your pose, made now")
 
-    def preview(self, photo, poses, photo_iuv) -> str:
-        """Return the stage with an own photo and its poses, moved onto its body, before anything is sampled."""
-        if not photo or not poses:
-            return ""
+    def preview(self, photo, poses, photo_iuv, dance=None) -> Iterator[str]:
+        """Yield the stage with an own photo and its poses, moved onto its body, before anything is sampled."""
+        if not photo or not (poses or dance):
+            yield ""
+            return
         with saying_errors():
-            image, maps = uploads.read_upload(photo, poses, photo_iuv)
-            poses = "Poses on the photo's body" if photo_iuv else "Poses as they are"
-            return views.stage([("Photo", [image]), (poses, poses_as_pictures(maps))], f"{len(maps)} poses")
+            upload = uploads.Upload(photo, poses, photo_iuv, dance, self.reader)
+            shown = ("Photo", [views.small(upload.photo)])
+            for number in upload.find_poses():
+                yield views.stage([shown], f"Finding the poses: frame {number}")
+            material = upload.read()
+            title = "Poses on the photo's body" if photo_iuv or dance else "Poses as they are"
+            pictures = poses_as_pictures(material.poses)
+            yield views.stage([shown, (title, pictures)], f"{len(pictures)} poses", material.fps)
 
-    def animate(self, photo, poses, photo_iuv, model, steps, photo_scale, pose_scale, seed) -> Iterator[tuple]:
+    def animate(
+        self,
+        photo,
+        poses,
+        photo_iuv=None,
+        model=None,
+        steps=None,
+        photo_scale=None,
+        pose_scale=None,
+        seed=0,
+        subject="",
+        dance=None,
+    ) -> Iterator[tuple]:
         """Animate a person: make a video from one photo and a sequence of DensePose poses.
 
         Args:
@@ -112,27 +158,46 @@ class Page:
             photo_scale: How closely the frames follow the photo; 1 is no guidance.
             pose_scale: How closely the frames follow the poses; 1 is no guidance.
             seed: Chooses the noise that all frames share.
+            subject: Hub id of a LoRA of this person, which everybody can read. It may be left out.
+            dance: Ordinary video of a person who moves, instead of the poses, where the page has a DensePose.
         Returns:
-            The newest frame as HTML, and at last the video, a strip of its frames, an archive, and how to repeat it.
+            The newest frames as HTML, and at last the video, a strip of its frames, an archive, and how to repeat it.
         """
         with saying_errors(), TemporaryDirectory(prefix="dreampose-") as folder:
-            began, folder, frames = time.monotonic(), Path(folder), []
-            image, maps = uploads.read_upload(photo, poses, photo_iuv)
-            shown = ("Photo", [views.small(image)])
-            settings = self.settings(model, steps, photo_scale, pose_scale, seed)
-            (folder / "frames").mkdir()
-            for index, frame in enumerate(self.studio.frames(image, maps, settings)):
-                write_frame(frame, animation.frame_path(folder / "frames", index))
-                frames.append(frame)
-                note = f"Frame {index + 1} of {len(maps)}"
-                yield views.stage([shown, ("Newest frame", [frame])], note), *[gr.skip()] * 4
-            if len(frames) < len(maps):
+            began, folder = time.monotonic(), Path(folder)
+            settings = self.settings(model, steps, photo_scale, pose_scale, seed, subject)
+            upload = uploads.Upload(photo, poses, photo_iuv, dance, self.reader)
+            shown = ("Photo", [views.small(upload.photo)])
+            for number in upload.find_poses():
+                yield views.stage([shown], f"Finding the poses: frame {number}"), *[gr.skip()] * 4
+            material = upload.read()
+            frames = []
+            for chunk in self.chunks(folder, material, settings):
+                frames += chunk
+                note = f"Frame {len(frames)} of {len(material.poses)}"
+                newest = views.stage([shown, ("Newest frames", chunk)], note, material.fps, once=True)
+                yield newest, *[gr.skip()] * 4
+            if len(frames) < len(material.poses):
                 raise ValueError("The video was stopped. Press Animate to start it again.")
-            archive = write_result(folder, self.studio.model, image, maps, frames, settings)
+            archive = write_result(folder, self.studio, material, frames, settings)
             note = f"{len(frames)} frames in {time.monotonic() - began:.1f} seconds"
             video, strip = (str(archive.with_suffix("") / name) for name in ("video.mp4", "video.png"))
-            final = views.stage([shown, ("Poses", poses_as_pictures(maps)), ("Video", frames)], note)
-            yield final, video, strip, str(archive), code(self.studio.model, settings, maps)
+            shown = [shown, ("Poses", poses_as_pictures(material.poses)), ("Video", frames)]
+            final = views.stage(shown, note, material.fps)
+            yield final, video, strip, str(archive), code(self.studio, material, settings)
+
+    def chunks(self, folder: Path, material: uploads.Material, settings: Settings) -> Iterator[list]:
+        """Yield the frames of a video by about `OWN_CHUNK`, as they are made, and write them into a folder."""
+        (folder / "frames").mkdir()
+        total, chunk = len(material.poses), []
+        size = math.ceil(total / math.ceil(total / OWN_CHUNK))  # the pipeline's chunks are equal
+        frames = self.studio.frames(material.photo, material.poses, settings, OWN_CHUNK)
+        for index, frame in enumerate(frames):
+            write_frame(frame, animation.frame_path(folder / "frames", index))
+            chunk.append(frame)
+            if len(chunk) == size or index == total - 1:
+                yield chunk
+                chunk = []
 
 
 @contextmanager
@@ -145,9 +210,9 @@ def saying_errors() -> Iterator[None]:
         raise gr.Error(html.escape(str(error), quote=False), duration=None) from error
 
 
-def code(model: str, settings: Settings, poses) -> str:
+def code(studio: Studio, material: uploads.Material, settings: Settings) -> str:
     """Return how to make a video again, as Markdown."""
-    python, shell = python_lines(model, settings, poses), shell_command(model, settings, poses)
+    python, shell = python_lines(studio, material, settings), shell_command(studio, material, settings)
     where = "Unpack the download in a clone of the project. Each of these makes exactly this video again:"
     return f"{where}\n\n```python\n{python}```\n\n```bash\n{shell}\n```"
 
@@ -155,24 +220,28 @@ def code(model: str, settings: Settings, poses) -> str:
 def sampling_controls(page: Page) -> list[gr.components.Component]:
     """Draw the controls of sampling, and return them in the order of `Page.settings`."""
     steps, photo_scale, pose_scale = page.defaults(page.model)
-    choices, one = [FEW, FULL] if page.studio.has_few else [FULL], "1 is no guidance."
+    choices = [FEW, FULL] if page.studio.has_few else [FULL]
+    more = "1 adds nothing. Larger values follow it more, and take longer."
     with gr.Accordion("How it is sampled", open=False):
         info = "Few steps is live. Full takes longer and follows the scales below."
         model = gr.Radio(choices, value=page.model, label="Model", info=info)
-        steps = gr.Slider(1, MAX_STEPS, steps, step=1, label="Steps", info="More steps take longer.")
-        info = "How closely the frames follow the photo; " + one
-        photo_scale = gr.Slider(0, 10, photo_scale, label="Photo", info=info)
-        info = "How closely the frames follow the poses; " + one
-        pose_scale = gr.Slider(0, 10, pose_scale, label="Poses", info=info)
+        steps = gr.Slider(
+            1, MAX_STEPS, steps, step=1, label="Steps", info="Denoising steps of each frame. More take longer."
+        )
+        info = "How closely the frames follow the photo: " + more
+        photo_scale = gr.Slider(0, 10, photo_scale, label="Photo scale", info=info)
+        info = "How closely the frames follow the poses: " + more
+        pose_scale = gr.Slider(0, 10, pose_scale, label="Pose scale", info=info)
         info = "The noise that all frames share; another number is another try."
         seed = gr.Number(0, precision=0, minimum=0, label="Seed", info=info)
     model.input(page.defaults, model, [steps, photo_scale, pose_scale], api_visibility="private")
     return [model, steps, photo_scale, pose_scale, seed]
 
 
-def live_tab(page: Page, opening: str) -> None:
+def live_tab(page: Page) -> None:
     """Draw the drawn persons, their motions and the sliders of their joints."""
-    shown = gr.HTML(opening, elem_id="live")
+    gr.Markdown("The model has never seen these drawn people and motions. Choose some, and it makes the frames now.")
+    shown = gr.HTML(page.opening(), elem_id="live")
     person = gr.Radio(
         list(figures.PERSONS),
         value=next(iter(figures.PERSONS)),
@@ -203,54 +272,66 @@ def live_tab(page: Page, opening: str) -> None:
     gr.on([joint.input for joint in joints], page.pose, [person, *joints, *sampling], shown, **DEVICE, **QUIET)
 
 
-def own_tab(page: Page) -> None:
-    """Draw the fields of a visitor's own photo and poses, and what is made of them."""
-    gr.Markdown(
-        f"A photo ({uploads.PICTURE_LIMIT}), and IUV pictures, a lossless IUV video or a `.npy` file"
-        f" ({uploads.POSE_LIMIT})."
-    )
+def file_fields(page: Page) -> tuple[list[gr.File], list[gr.File]]:
+    """Draw the fields of a visitor's files; return those that every page has, and that of a dance if there is one."""
+    photo_types = {"file_types": ["image"], "min_width": 240, "height": 180}
     with gr.Row():
-        photo = gr.File(label="Photo of the person", file_types=["image"], elem_id="photo", min_width=240, height=180)
+        photo = gr.File(label="Photo of the person", elem_id="photo", **photo_types)
         poses = gr.File(
             label="Poses: IUV pictures or one video", file_count="multiple", elem_id="poses", height=180, min_width=240
         )
-        label = "IUV picture of the photo, to move the poses onto its body (may be left out)"
-        photo_iuv = gr.File(label=label, file_types=["image"], elem_id="photo_iuv", min_width=240, height=180)
-    material = [photo, poses, photo_iuv]
+        dance = []
+        if page.reader is not None:
+            types = {"file_types": ["video"], "min_width": 240, "height": 180}
+            dance = [gr.File(label="Or a dance: an ordinary video of one person", elem_id="dance", **types)]
+        label = "The photo's own pose, if you have it"
+        photo_iuv = gr.File(label=label, elem_id="photo_iuv", **photo_types)
+    return [photo, poses, photo_iuv], dance
+
+
+def own_tab(page: Page) -> None:
+    """Draw the fields of a visitor's own photo and poses, and what is made of them."""
+    gr.Markdown(
+        f"Drop a photo of a person ({uploads.PICTURE_LIMIT}), and poses: IUV pictures of DensePose, a lossless video"
+        f" of them or a `.npy` file ({uploads.POSE_LIMIT}). With an IUV picture of the photo, the poses are moved onto"
+        " its body."
+    )
+    sample = gr.Button("Use the sample", elem_id="sample", size="sm")
+    material, dance = file_fields(page)
     chosen = gr.HTML(elem_id="chosen")
-    gr.on([field.change for field in material], page.preview, material, chosen, **QUIET)
+    changed = [field.change for field in (*material, *dance)]
+    gr.on(changed, page.preview, [*material, *dance], chosen, **QUIET, **(DEVICE if dance else {}))
     sampling = sampling_controls(page)
+    info = "Hub id of a LoRA of this person (may be left out). Only safetensors that everybody can read are loaded."
+    subject = gr.Textbox("", label="Subject", info=info, placeholder="you/dreampose-anna", max_length=100)
     with gr.Row():
-        sample = gr.Button("Use the sample", elem_id="sample")
         go = gr.Button("Animate", variant="primary", elem_id="animate")
         stop = gr.Button("Stop", variant="stop", elem_id="stop")
     shown = gr.HTML(elem_id="own")
-    video = gr.Video(label="Video", loop=True, elem_id="video", interactive=False, height=400)
-    strip = gr.Image(label="Strip: photo, poses and frames", type="filepath", interactive=False)
-    archive = gr.File(label="Download: video, strip, material and code", interactive=False, elem_id="download")
-    how = gr.Markdown(elem_id="code")
+    with gr.Column(visible=False) as results:
+        video = gr.Video(label="Video", loop=True, elem_id="video", interactive=False, height=400)
+        strip = gr.Image(label="Strip: photo, poses and frames", type="filepath", interactive=False)
+        archive = gr.File(label="Download: video, strip, material and code", interactive=False, elem_id="download")
+        how = gr.Markdown(elem_id="code")
     files = str(SAMPLE / "photo.png"), [str(path) for path in sorted((SAMPLE / "poses").glob("*.png"))], None
     sample.click(lambda: files, None, material, api_visibility="private")
     outputs = [shown, video, strip, archive, how]
-    run = go.click(page.animate, [*material, *sampling], outputs, api_name="animate", **DEVICE)
+    given = [*material, *sampling, subject, *dance]
+    run = go.click(page.animate, given, outputs, api_name="animate", show_progress_on=shown, **DEVICE)
+    run.success(lambda: gr.Column(visible=True), None, results, api_visibility="private")
     stop.click(None, cancels=[run], api_visibility="private")
 
 
-def build_page(studio: Studio) -> gr.Blocks:
+def build_page(studio: Studio, reader: DanceReader | None = None) -> gr.Blocks:
     """Return the page of a model; if the model draws figures, it opens with one that already moves."""
-    page = Page(studio)
-    config, settings = studio.pipeline(studio.has_few).config, studio.defaults(studio.has_few)
-    opening = None
-    if (config.default_height, config.default_width) == figures.SIZE:
-        person, motion = next(iter(figures.PERSONS)), next(iter(figures.MOTIONS))
-        poses = figures.poses(person, motion)
-        frames = list(studio.frames(figures.photo(person), poses, settings))
-        opening = page.loop(person, poses, frames)
+    page = Page(studio, reader)
+    config = studio.pipeline(studio.has_few).config
+    has_live = (config.default_height, config.default_width) == figures.SIZE
     with gr.Blocks(title="DreamPose", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
         gr.Markdown("# DreamPose\nA photo and a sequence of poses become a video of that person.")
-        if opening is not None:
+        if has_live:
             with gr.Tab("Live"):
-                live_tab(page, opening)
+                live_tab(page)
         with gr.Tab("Your own"):
             own_tab(page)
     return blocks.queue(max_size=MAX_QUEUE)
@@ -258,7 +339,15 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 def main(options: argparse.Namespace, **launch_options) -> tuple:
     """Build the page and serve it; return what `launch` returns."""
-    blocks = build_page(Studio(options.model, options.device))
+    on_gpu = spaces.GPU(duration=GPU_SECONDS) if spaces else lambda function: function
+    studio = Studio(options.model, options.device, on_gpu)
+    if ON_ZERO_GPU:  # which wants models to be loaded at the start
+        for few in {studio.has_few, False}:
+            studio.pipeline(few)
+    reader = None
+    if options.densepose:
+        reader = DanceReader(options.densepose, "cpu" if ON_ZERO_GPU else studio.device)
+    blocks = build_page(studio, reader)
     return blocks.launch(
         server_port=options.port,
         css=views.STYLE + views.choice_style(),

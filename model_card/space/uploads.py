@@ -4,7 +4,9 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline_dreampose import align_pose_maps
+from model_card.space.dances import DanceReader
+from model_card.space.figures import FPS
 from training.media.pictures import (
     UnreadablePictures,
     open_picture,
@@ -22,6 +25,8 @@ from training.media.pictures import (
     video_stream,
     why_unreadable,
 )
+from training.media.timing import frame_rate
+from training.poses.alignment import align_poses
 from training.poses.pose_files import VIDEO_SUFFIXES, read_poses
 
 
@@ -29,45 +34,110 @@ MAX_BYTES = 20_000_000  # of one file, and of all poses together
 MAX_PHOTO_PIXELS = 16_000_000
 MAX_FRAMES = 240
 MAX_POSE_PIXELS = 64_000_000  # of all frames together, which are held in memory
-MAX_ALIGNED_PIXELS = 16_000_000  # the same of aligned poses, which are floats of the photo's size
+MAX_ALIGNED_PIXELS = 16_000_000  # the same of aligned pose maps, which are floats of the photo's size
 PICTURE_LIMIT = f"at most {MAX_PHOTO_PIXELS // 10**6} million pixels"
-ALIGNED_LIMIT = f"at most {MAX_ALIGNED_PIXELS // 10**6} million pixels times the number of poses"
 POSE_LIMIT = (
     f"at most {MAX_FRAMES} frames, {MAX_POSE_PIXELS // 10**6} million pixels and {MAX_BYTES // 10**6} MB in all"
 )
 
 
-def read_upload(
-    photo: str | None, poses: Sequence[str] | None, photo_iuv: str | None = None
-) -> tuple[Image.Image, list[Image.Image] | torch.Tensor]:
-    """Return an uploaded photo and its poses, which are one lossless video, one `.npy` file, or pictures.
+@dataclass(frozen=True)
+class Material:
+    """What a video is made from. The poses are IUV pictures or pose maps, `fps` of them for a second."""
 
-    If there is an IUV picture of the photo, the poses are moved and scaled onto the photo's body.
+    photo: Image.Image
+    poses: list[Image.Image] | torch.Tensor
+    fps: float = FPS
+
+
+class Upload:
+    """Files of a visitor: a photo, its IUV picture if there is one, and poses or a dance.
+
+    The poses are one lossless video, one `.npy` file, or pictures. A dance is an ordinary video, in which the owner's
+    DensePose finds the poses. If the photo has an IUV picture, or DensePose finds one, the poses are moved and scaled
+    onto the photo's body.
 
     Raises:
-        ValueError: If one is missing, too large, or cannot be read. The message holds no path of this machine.
+        ValueError: If one is missing, too large, or cannot be read, here or in the methods. The message holds no path
+            of this machine.
     """
-    if not photo:
-        raise ValueError("`photo` must be a picture of the person: drop one on the field of the photo.")
-    if not poses:
-        raise ValueError("`poses` must be IUV pictures or a lossless IUV video: drop them on the field of the poses.")
-    paths = [Path(pose) for pose in poses]
-    with TemporaryDirectory(prefix="dreampose-") as folder:
+
+    def __init__(
+        self,
+        photo: str | None,
+        poses: Sequence[str] | None,
+        photo_iuv: str | None = None,
+        dance: str | None = None,
+        reader: DanceReader | None = None,
+    ):
+        if not photo:
+            raise ValueError("`photo` must be a picture of the person: drop one on the field of the photo.")
+        if not poses and not dance:
+            other = ", or a dance on its own" if reader else ""
+            where = f"drop them on the field of the poses{other}."
+            raise ValueError(f"`poses` must be IUV pictures or a lossless IUV video: {where}")
+        if poses and dance:
+            raise ValueError("`dance` must be given without `poses`, got both: remove one of them.")
+        if dance and reader is None:
+            raise ValueError("`dance` must be left out, since this page has no DensePose. Give `poses` instead.")
+        self._poses, self._iuv = [Path(pose) for pose in poses or ()], Path(photo_iuv) if photo_iuv else None
+        self._dance, self._reader = Path(dance) if dance else None, reader
+        self._files = photo, *(poses or ()), photo_iuv, dance
+        self._found = []
+        with self._hiding_paths():
+            self.photo = _read_photo(Path(photo))
+            if dance:
+                _check(os.path.getsize(dance) <= MAX_BYTES, "dance", f"at most {MAX_BYTES // 10**6} MB", "more")
+
+    def find_poses(self) -> Iterator[int]:
+        """Find the poses of a dance, and yield how many frames are done after each, so that this can be stopped."""
+        if self._dance is not None:
+            with self._hiding_paths():
+                for detections in self._reader.detect(self._dance, MAX_FRAMES):
+                    self._found.append(detections)
+                    yield len(self._found)
+
+    def read(self) -> Material:
+        """Return the photo and its poses, after all frames of [`find_poses`] if they come from a dance."""
+        fps, iuv = FPS, None
+        with self._hiding_paths(), TemporaryDirectory(prefix="dreampose-") as folder:
+            try:
+                if self._iuv is not None:
+                    iuv = _read_photo_iuv(self._iuv, self.photo)
+                if self._dance is not None:
+                    poses, fps = self._reader.follow(self._found), self._reader.frame_rate(self._dance)
+                    iuv = iuv or self._reader.find_in_photo(self.photo)
+                else:
+                    poses = _read_poses(self._poses, Path(folder))
+                    fps = frame_rate(self._poses[0]) or FPS if len(self._poses) == 1 else FPS
+            except ValueError as error:
+                raise ValueError(str(error).replace(folder, "the upload")) from error
+            return Material(self.photo, poses if iuv is None else _align(poses, iuv), fps)
+
+    @contextmanager
+    def _hiding_paths(self) -> Iterator[None]:
         try:
-            picture = _read_photo(Path(photo))
-            read = _read_poses(paths, Path(folder))
-            return picture, read if not photo_iuv else _align(read, Path(photo_iuv), picture)
+            yield
         except ValueError as error:
-            message = str(error).replace(folder, "the upload")
-            for path in map(Path, (photo, *poses, *([photo_iuv] if photo_iuv else []))):
-                message = message.replace(str(path), path.name)
+            message = str(error)
+            for path in filter(None, self._files):
+                message = message.replace(str(path), Path(path).name)
             raise ValueError(message) from error
 
 
-def _align(poses: list[Image.Image] | torch.Tensor, path: Path, photo: Image.Image) -> torch.Tensor:
-    """Return the poses as maps, moved and scaled onto the body that an IUV picture of the photo shows."""
-    pixels = _measure_picture(path, "photo_iuv") * len(poses)
-    _check(pixels <= MAX_ALIGNED_PIXELS, "photo_iuv", ALIGNED_LIMIT, f"{pixels} pixels for {len(poses)} poses")
+def _align(poses: list[Image.Image] | torch.Tensor, iuv: Image.Image) -> list[Image.Image] | torch.Tensor:
+    """Return the poses moved and scaled onto the body that an IUV picture of the photo shows."""
+    pixels = iuv.width * iuv.height * len(poses)
+    most = MAX_ALIGNED_PIXELS if isinstance(poses, torch.Tensor) else MAX_POSE_PIXELS
+    limit = f"at most {most // 10**6} million pixels times the number of poses"
+    _check(pixels <= most, "photo_iuv", limit, f"{pixels} pixels for {len(poses)} poses")
+    return align_poses(poses, iuv, "place")
+
+
+def _read_photo_iuv(path: Path, photo: Image.Image) -> Image.Image:
+    """Return the IUV picture of a photo, which has the photo's size."""
+    pixels = _measure_picture(path, "photo_iuv")
+    _check(pixels <= MAX_PHOTO_PIXELS, "photo_iuv", PICTURE_LIMIT, f"{pixels} pixels")
     with TemporaryDirectory(prefix="dreampose-") as folder:
         shutil.copyfile(path, Path(folder, path.name))
         try:
@@ -77,7 +147,7 @@ def _align(poses: list[Image.Image] | torch.Tensor, path: Path, photo: Image.Ima
             raise ValueError(message) from error
     if iuv.size != photo.size:
         raise ValueError(f"`photo_iuv` must have the size of the photo, {photo.size} pixels, got {iuv.size}.")
-    return align_pose_maps(poses, iuv)
+    return iuv
 
 
 def _check(is_valid: bool, name: str, limit: str, got: str) -> None:

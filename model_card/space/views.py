@@ -18,8 +18,16 @@ STYLE = """
 .stage { display: flex; gap: 12px; justify-content: center; }
 .stage figure { margin: 0; text-align: center; }
 .stage img { width: min(240px, 27vw); height: auto; image-rendering: pixelated; border-radius: 8px; }
-.figures .wrap { display: grid; grid-template-columns: repeat(auto-fill, minmax(145px, 1fr)); }
-.figures label { gap: 6px; padding: 6px; }
+.gradio-container { overflow: clip !important; }
+@media (min-height: 640px) {
+    #live { position: sticky; top: 0; z-index: 50; background: var(--body-background-fill); }
+}
+#live .pending { opacity: 1; }
+#live [data-testid="status-tracker"] { overflow: visible; }
+#own { min-height: 48px; }
+.figures .wrap { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); }
+.figures label { flex-direction: column; justify-content: space-between; gap: 4px; padding: 6px; }
+.figures label span { margin: 0; text-align: center; line-height: 1.2; }
 .figures label::before { content: ""; width: 51px; height: 64px; border-radius: 6px; flex: none;
     background-size: cover; image-rendering: pixelated; }
 """
@@ -32,11 +40,11 @@ def small(picture: Image.Image) -> Image.Image:
     return shown
 
 
-def address(pictures: Sequence[Image.Image], fps: float = figures.FPS) -> str:
-    """Return the data address of one picture, or of several as one that moves for ever, all at most `LARGEST`."""
+def address(pictures: Sequence[Image.Image], fps: float = figures.FPS, once: bool = False) -> str:
+    """Return the data address of one picture, or of several as one that moves, for ever or once; see [`small`]."""
     file, (first, *others) = io.BytesIO(), map(small, pictures)
     how = {"lossless": True, "quality": 0} if max(first.size) <= 128 else {"quality": 80}
-    moving = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
+    moving = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": int(once)}
     first.save(file, "WEBP", method=0, **how, **(moving if others else {}))
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
@@ -46,12 +54,16 @@ def there_and_back(frames: Sequence[Image.Image]) -> list[Image.Image]:
     return [*frames, *frames[-2:0:-1]]
 
 
-def stage(shown: Sequence[tuple[str, Sequence[Image.Image]]], note: str = "") -> str:
-    """Return figures side by side, each with its title and one picture or several that move, and a note below."""
+def stage(
+    shown: Sequence[tuple[str, Sequence[Image.Image]]], note: str = "", fps: float = figures.FPS, once: bool = False
+) -> str:
+    """Return figures side by side, each with its title and one picture or several that move, and a note below.
+
+    They move `fps` pictures a second, for ever or `once`.
+    """
     figures_html = "".join(
-        f'<figure><img src="{address(pictures)}" alt="{html.escape(title)}"><figcaption>{html.escape(title)}'
-        "</figcaption></figure>"
-        for title, pictures in shown
+        f'<figure><img src="{address(pictures, fps, once)}" alt="{name}"><figcaption>{name}</figcaption></figure>'
+        for name, pictures in ((html.escape(title), pictures) for title, pictures in shown)
     )
     return f'<div class="stage">{figures_html}</div><p role="status" style="text-align:center">{html.escape(note)}</p>'
 

@@ -1,9 +1,12 @@
 """The page in headless Chromium, as a visitor sees it."""
 
+import base64
+import io
 import shutil
 import time
 
 import pytest
+from PIL import Image
 
 from tests.launch import ROOT
 
@@ -93,6 +96,7 @@ def test_another_motion_is_shown_frame_by_frame_as_it_is_made(visit):
     )
     page.get_by_label("Raise both arms").check()
     page.wait_for_function("window.seen.length > 1 && window.seen.at(-1)[0].startsWith('16 frames')")
+    assert page.locator("#live figure").count() == 3
     made = [time for note, time in page.evaluate("window.seen") if note.startswith("Frame ")]
     assert len(made) >= 4  # of 16; the browser may leave out some
     rate = 1000 * (len(made) - 1) / (made[-1] - made[0])
@@ -102,12 +106,11 @@ def test_another_motion_is_shown_frame_by_frame_as_it_is_made(visit):
 
 def test_a_slider_poses_the_body_by_keyboard(visit):
     page = visit()
-    assert page.locator("#live figure").count() == 3
     turn = page.get_by_label("range slider for Turn")
     turn.focus()
     for _ in range(3):
         turn.press("ArrowRight")
-    page.wait_for_function("document.querySelectorAll('#live figure').length == 2")
+    page.wait_for_function("document.querySelector('#live [role=status]').innerText.startsWith('Your pose')")
     before = page.locator(NEWEST).get_attribute("src")
     turn.press("ArrowRight")
     page.wait_for_function(f"document.querySelector('{NEWEST}').src !== {before!r}")
@@ -140,6 +143,42 @@ def test_the_sample_runs_from_its_button_to_a_video_that_plays(visit):
     with page.expect_download() as download:
         page.locator("#download a").first.click()
     assert download.value.suggested_filename == "dreampose.zip"
+
+
+def test_visitors_see_the_length_of_the_queue_and_get_each_their_own_video(visit):
+    first, second, third = (visit() for _ in range(3))
+    for page, poses in ((first, POSES), (second, POSES[:9])):
+        show_own(page)
+        page.set_input_files("#photo input[type=file]", str(SAMPLE / "photo.png"))
+        page.set_input_files("#poses input[type=file]", poses)
+        wait_for_files(page, len(poses))
+    choose_steps(first, 8)
+    first.click("#animate")
+    first.wait_for_function("document.querySelector('#own').innerText.includes('Frame ')")
+    second.click("#animate")
+    second.get_by_text("queue: 1/1").first.wait_for()
+    third.get_by_label("Walk round").check()
+    third.get_by_text("queue: 2/2").first.wait_for()
+    for page, number in ((first, len(POSES)), (second, 9)):
+        video = page.wait_for_selector("#video video")
+        page.wait_for_function("video => video.duration > 0", arg=video)
+        assert video.evaluate("video => video.duration") == pytest.approx(number / 12, abs=0.05)
+    third.wait_for_function("document.querySelector('#live [role=status]').innerText.startsWith('16 frames')")
+
+
+def test_the_newest_frames_move_while_the_next_ones_are_made(visit):
+    page = visit()
+    show_own(page)
+    page.click("#sample")
+    wait_for_files(page, len(POSES))
+    assert page.locator("#video").count() == 0  # there are no empty fields of results
+    choose_steps(page, 15)
+    page.click("#animate")
+    page.wait_for_function("document.querySelector('#own').innerText.includes('Frame 8 of 32')")
+    newest = page.locator("#own figure:last-child img").get_attribute("src")
+    frames = Image.open(io.BytesIO(base64.b64decode(newest.partition(",")[2])))
+    assert (frames.format, frames.n_frames, frames.info["loop"]) == ("WEBP", 4, 1)
+    page.click("#stop")
 
 
 def test_a_bad_upload_shows_its_sentence(visit, tmp_path):

@@ -14,7 +14,11 @@ import pytest
 from PIL import Image
 
 from tests.launch import ROOT
-from training.media.pictures import iterate_pictures
+from tests.space.again import run_again
+from tests.space.conftest import LORA
+from tests.space.test_uploads import write_video
+from training.media import animation
+from training.media.pictures import enlarge, iterate_pictures, write_frames
 
 
 gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed; run `make page-test`")
@@ -23,7 +27,7 @@ pytestmark = pytest.mark.slow
 SAMPLE = ROOT / "model_card" / "sample"
 POSES = sorted((SAMPLE / "poses").glob("*.png"))
 LONG = (None, "Full", 15, 2, 2, 0)
-NAMES = ["photo", "poses", "photo_iuv", "model", "steps", "photo_scale", "pose_scale", "seed"]
+NAMES = ["photo", "poses", "photo_iuv", "model", "steps", "photo_scale", "pose_scale", "seed", "subject", "dance"]
 CLIENT = {"verbose": False, "httpx_kwargs": {"timeout": 60}}  # a cancelled call is answered after its chunk
 SHORT = (None, "Full", 2, 2, 2, 0)
 
@@ -93,6 +97,59 @@ def test_errors_are_sentences(client, tmp_path):
         client.predict(*material(), None, "Full", 101, 2, 2, 0, api_name="/animate")
 
 
+def test_the_code_of_a_subject_s_video_makes_exactly_this_video(server, client, tmp_path):
+    """The subject comes from the Hub, without a token, and none of its files stays."""
+    server.hub.requests.clear()
+    few = None, "Few steps", 1, 1, 1, 5
+    plain, ours = (client.predict(*material(), *few, name, api_name="/animate") for name in ("", "someone/anna"))
+    videos = [list(iterate_pictures(answer[1])) for answer in (plain, ours)]
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*videos))
+    assert {path.rpartition("/")[2] for path in server.hub.paths()} == {LORA}
+    assert not list(server.folder.rglob("*.safetensors"))
+    clone = run_again(ours[3], tmp_path / "clone", **server.hub.environment, HF_HOME=str(tmp_path / "home"))
+    frames = [Image.open(clone / f"{index}.png") for index in range(4)]
+    scale = animation.default_scale(frames[0].height)
+    write_frames((enlarge(frame, scale) for frame in frames), clone / "again.mp4", 12)
+    for again in ("video.mp4", "again.mp4"):
+        made = list(iterate_pictures(clone / again))
+        assert len(made) == 4 and all(np.array_equal(a, b) for a, b in zip(made, videos[1]))
+
+
+@pytest.mark.parametrize(
+    "subject, message",
+    [
+        ("someone/fast", "`subject` must be a subject, got a few-step LoRA"),
+        ("someone/pickled", "got someone/pickled, which has no pytorch_lora_weights.safetensors"),
+        ("someone/nobody", "got someone/nobody, which has no pytorch_lora_weights.safetensors"),
+        ("model_card/tiny", "got model_card/tiny, which has no pytorch_lora_weights.safetensors"),
+    ],
+)
+def test_what_is_no_subject_is_refused(client, subject, message):
+    with pytest.raises(Exception, match=message):
+        client.predict(*material(), *SHORT, subject, api_name="/animate")
+
+
+def test_a_dance_moves_the_photo_s_person_where_the_owner_has_a_densepose(client, tmp_path):
+    """The fake DensePose sees a body in IUV pictures alone, so that one is the photo."""
+    write_video(tmp_path / "dance.mkv", [Image.open(path).convert("RGB") for path in POSES[:3]])
+    photo, dance = (gradio_client.handle_file(str(path)) for path in (POSES[0], tmp_path / "dance.mkv"))
+    answer = client.predict(photo=photo, poses=None, dance=dance, steps=1, api_name="/animate")
+    assert len(list(iterate_pictures(answer[1]))) == 3
+    with ZipFile(answer[3]) as archive:
+        assert len([name for name in archive.namelist() if name.startswith("dreampose/poses/")]) >= 3
+
+
+def test_a_page_that_a_visitor_uploads_is_saved_and_not_shown_by_browsers(server):
+    head = 'Content-Disposition: form-data; name="files"; filename="a.html"'
+    body = f"--x\r\n{head}\r\n\r\n<script>1</script>\r\n--x--\r\n".encode()
+    header = {"Content-Type": "multipart/form-data; boundary=x"}
+    request = urllib.request.Request(f"{server.address}/gradio_api/upload", body, header)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        (path,) = json.load(answer)
+    with urllib.request.urlopen(f"{server.address}/gradio_api/file={path}", timeout=10) as answer:
+        assert answer.headers["Content-Disposition"].startswith("attachment")
+
+
 def test_only_the_animation_is_an_interface(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     names = [parameter["parameter_name"] for parameter in endpoints["/animate"]["parameters"]]
@@ -133,7 +190,7 @@ def test_no_other_file_can_be_read(server, path):
             assert refused.value.code in (403, 404)
     stolen = {"path": path, "meta": {"_type": "gradio.FileData"}}
     for data in ([stolen, [stolen]], [{**stolen, "url": f"file://{path}"}, []]):
-        events = call_by_hand(server.address, [*data, *SHORT])
+        events = call_by_hand(server.address, [*data, *SHORT, "", None])
         assert "event: error" in events and "event: complete" not in events and "readable" not in events
 
 

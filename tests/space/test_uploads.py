@@ -5,19 +5,28 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from model_card.space import uploads
+from model_card.space import dances, uploads
+from tests.densepose_exports import TupleExport
 from tests.launch import ROOT
+from training.data.procedural_fashion import ProceduralFashionConfig
 
 
 SAMPLE = ROOT / "model_card" / "sample"
 PHOTO, POSES = SAMPLE / "photo.png", sorted((SAMPLE / "poses").glob("*.png"))
 
 
-def write_video(path, frames, codec="ffv1", pixel_format="bgr0"):
+def read(photo, poses=None, photo_iuv=None, dance=None, reader=None):
+    upload = uploads.Upload(photo, poses, photo_iuv, dance, reader)
+    assert list(upload.find_poses()) == list(range(1, len(upload._found) + 1))
+    return upload.read()
+
+
+def write_video(path, frames, codec="ffv1", pixel_format="bgr0", rate=12):
     with av.open(path, "w") as container:
-        stream = container.add_stream(codec, rate=12)
+        stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = *frames[0].size, pixel_format
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_image(frame)))
@@ -27,18 +36,19 @@ def write_video(path, frames, codec="ffv1", pixel_format="bgr0"):
 def test_pictures_an_array_and_a_lossless_video_give_the_same_poses(tmp_path):
     frames = [Image.open(path).convert("RGB") for path in POSES[:5]]
     np.save(tmp_path / "poses.npy", np.stack(frames))
-    write_video(tmp_path / "poses.mkv", frames)
+    write_video(tmp_path / "poses.mkv", frames, rate=25)
     # Browsers may send files in any order.
-    for given in (POSES[:5][::-1], [tmp_path / "poses.npy"], [tmp_path / "poses.mkv"]):
-        photo, poses = uploads.read_upload(PHOTO, given)
-        assert np.array_equal(photo, Image.open(PHOTO).convert("RGB"))
-        assert len(poses) == 5 and all(np.array_equal(pose, frame) for pose, frame in zip(poses, frames))
+    for given, fps in ((POSES[:5][::-1], 12), ([tmp_path / "poses.npy"], 12), ([tmp_path / "poses.mkv"], 25)):
+        material = read(PHOTO, given)
+        assert np.array_equal(material.photo, Image.open(PHOTO).convert("RGB")) and material.fps == fps
+        assert len(material.poses) == 5
+        assert all(np.array_equal(pose, frame) for pose, frame in zip(material.poses, frames))
 
 
-def refused(photo=PHOTO, poses=POSES[:2], photo_iuv=None):
+def refused(photo=PHOTO, poses=POSES[:2], photo_iuv=None, dance=None, reader=None):
     """Return the message of a refused upload, which must name no folder of this machine."""
     with pytest.raises(ValueError) as caught:
-        uploads.read_upload(photo, poses, photo_iuv)
+        read(photo, poses, photo_iuv, dance, reader)
     message = str(caught.value)
     assert not any(word in message for word in ("/tmp", str(ROOT), "dreampose-")), message
     return message
@@ -50,9 +60,9 @@ def test_an_iuv_picture_of_the_photo_moves_the_poses_onto_its_body(tmp_path):
     small = Image.new("RGB", iuv.size)
     small.paste(iuv.resize((iuv.width // 2, iuv.height // 2), Image.Resampling.NEAREST), (3, 20))
     small.save(tmp_path / "0.png")
-    _, poses = uploads.read_upload(PHOTO, [tmp_path / "0.png"], SAMPLE / "photo_iuv.png")
-    body, moved = np.asarray(iuv)[..., 2] > 0, poses[0].sum(0).numpy() > 0
-    assert poses.shape == (1, 2, iuv.height, iuv.width)
+    (pose,) = read(PHOTO, [tmp_path / "0.png"], SAMPLE / "photo_iuv.png").poses
+    assert pose.size == iuv.size
+    body, moved = (np.asarray(picture)[..., 2] > 0 for picture in (iuv, pose))
     before = np.asarray(small)[..., 2] > 0
     assert (body & moved).sum() / (body | moved).sum() > 0.7 > 2 * (body & before).sum() / (body | before).sum()
 
@@ -64,8 +74,15 @@ def test_a_photo_s_iuv_picture_that_is_none_is_refused(tmp_path):
     assert "`photo_iuv` must have the size of the photo, (64, 80) pixels" in refused(photo_iuv=tmp_path / "large.png")
     Image.new("RGB", (64, 80)).save(tmp_path / "nobody.png")
     assert "photo_iuv" in refused(photo_iuv=tmp_path / "nobody.png")
-    Image.new("RGB", (3000, 3000)).save(tmp_path / "larger.png")
-    assert "16 million pixels times" in refused(photo_iuv=tmp_path / "larger.png")
+    Image.new("RGB", (4001, 4000)).save(tmp_path / "larger.png")
+    assert "`photo_iuv` must have at most 16 million pixels" in refused(photo_iuv=tmp_path / "larger.png")
+
+
+def test_poses_that_would_be_too_large_on_the_photo_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_ALIGNED_PIXELS", 1_000_000)
+    np.save(tmp_path / "maps.npy", np.zeros((240, 2, 8, 8), np.float32))
+    message = refused(poses=[tmp_path / "maps.npy"], photo_iuv=SAMPLE / "photo_iuv.png")
+    assert "at most 1 million pixels times the number of poses, got 1228800 pixels for 240 poses" in message
 
 
 def test_frames_that_are_larger_than_a_video_says_are_counted_as_they_are(tmp_path, monkeypatch):
@@ -133,3 +150,50 @@ def test_sizes_are_limited_before_anything_is_decoded(tmp_path, monkeypatch):
     assert "got 241 frames" in refused(poses=[tmp_path / "long.mkv"])
     monkeypatch.setattr(uploads, "MAX_BYTES", 1000)
     assert "`photo` must have at most 0 MB" in refused()
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A DensePose that returns the middle of a picture as it is."""
+    path = tmp_path_factory.mktemp("densepose") / "model.pt"
+    torch.jit.script(TupleExport()).save(path)
+    return dances.DanceReader(str(path), "cpu")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return [Image.fromarray(frame.iuv) for frame in ProceduralFashionConfig().clip("test", 0, 0, range(6))]
+
+
+def test_a_dance_gives_its_poses_at_about_the_page_s_rate_on_the_photo_s_body(tmp_path, reader, drawn):
+    write_video(tmp_path / "dance.mkv", [frame for frame in drawn for _ in range(2)], rate=25)
+    photo = drawn[0]  # in which this DensePose finds a body
+    photo.save(tmp_path / "photo.png")
+    for _ in range(2):  # the second time, what was found for the preview is used again
+        material = read(tmp_path / "photo.png", dance=tmp_path / "dance.mkv", reader=reader)
+        assert material.fps == 12.5 and len(material.poses) == len(drawn)
+        for pose, frame in zip(material.poses, drawn):
+            body, found = (np.asarray(picture)[2:78, 4:60, 2] > 0 for picture in (frame, pose))
+            assert (body & found).sum() > 0.9 * (body | found).sum()
+
+
+def test_what_is_no_dance_is_refused(tmp_path, reader, drawn, monkeypatch):
+    write_video(tmp_path / "dance.mkv", drawn)
+    dance = {"dance": tmp_path / "dance.mkv", "poses": None}
+    assert "`dance` must be left out" in refused(**dance)
+    assert "`dance` must be given without `poses`" in refused(dance=tmp_path / "dance.mkv", reader=reader)
+    black = Image.new("RGB", drawn[0].size)
+    black.save(tmp_path / "black.png")
+    assert "`photo` must show a person" in refused(**dance, photo=tmp_path / "black.png", reader=reader)
+    write_video(tmp_path / "nobody.mkv", [black] * 7)
+    assert "finds nobody" in refused(poses=None, dance=tmp_path / "nobody.mkv", reader=reader)
+    (tmp_path / "text.mp4").write_text("no video")
+    text = {"poses": None, "dance": tmp_path / "text.mp4"}
+    assert "`dance` must be a readable video, got text.mp4" in refused(**text, reader=reader).replace("'", "")
+    monkeypatch.setattr(uploads, "MAX_FRAMES", 3)
+    write_video(tmp_path / "long.mkv", drawn[:1] * 4)
+    assert "`dance` must have at most 0.25 seconds" in refused(poses=None, dance=tmp_path / "long.mkv", reader=reader)
+    monkeypatch.setattr(uploads, "MAX_BYTES", 1_000_000)
+    with open(tmp_path / "long.mkv", "ab") as file:
+        file.truncate(1_000_001)
+    assert "`dance` must have at most 1 MB" in refused(poses=None, dance=tmp_path / "long.mkv", reader=reader)
