@@ -2,6 +2,7 @@
 # PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu". `make hub-tiny` needs HUB_ID; with
 # HUB_ARGS=--no_hub_private_repo everybody can see the repository.
 VENV ?= .venv
+PAGE_VENV ?= build/page
 PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3.12) $(shell command -v python3.13) python3)
 PIP_ARGS ?=
 HUB_ID ?=
@@ -9,7 +10,7 @@ HUB_ARGS ?=
 PAGE_ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
-INSTALL_PAGE := build/page/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c build/page/constraints.txt
+INSTALL_PAGE := $(PAGE_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c $(PAGE_VENV)/constraints.txt
 # On two CPU cores, two processes of one thread are faster than one process of two threads, and the presets' batches are
 # for two processes. GPU=1 trains in one process on a GPU instead. CPU processes must see no GPU, or torch (as 2.11 did)
 # asks for one GPU per process.
@@ -40,8 +41,11 @@ densepose: $(VENV)/.installed  ## install what a TorchScript DensePose needs: th
 	@$(BIN)/python -c "import torchvision" 2>/dev/null || { echo "torchvision does not fit the installed torch. Take it from the \
 	same index as torch, for example: make densepose PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'" >&2; exit 1; }
 
-test: $(VENV)/.installed-test  ## run all tests
-	$(PYTEST)
+# The page's environment runs the tests of the page that need Gradio.
+PAGE_TESTS = tests/space/test_page.py tests/space/test_browser.py
+test: $(VENV)/.installed-test  ## run all tests, those of the page in its own environment
+	$(PYTEST) $(addprefix --ignore=,$(PAGE_TESTS))
+	$(MAKE) page-test
 
 test-fast: $(VENV)/.installed-test  ## run the tests that take seconds
 	$(PYTEST) -m "not slow"
@@ -83,11 +87,11 @@ hub-tiny: $(if $(HUB_ID),$(VENV)/.installed,hub-id)  ## push the small model to 
 hub-id:
 	@echo "make $(MAKECMDGOALS) needs HUB_ID=you/dreampose-tiny" >&2; exit 1
 
-page: build/page/.installed  ## serve the page that moves a person in a browser, with the small model
-	build/page/bin/python model_card/space/app.py $(PAGE_ARGS)
+page: $(PAGE_VENV)/.installed  ## serve the page that moves a person in a browser, with the small model
+	$(PAGE_VENV)/bin/python model_card/space/app.py $(PAGE_ARGS)
 
-page-test: build/page/.installed-test  ## test the page, in Chromium if there is one (minutes)
-	$(ON_CPU) build/page/bin/python -m pytest -rs tests/space/test_page.py tests/space/test_browser.py
+page-test: $(PAGE_VENV)/.installed-test  ## test the page, in Chromium if there is one (minutes)
+	$(ON_CPU) $(PAGE_VENV)/bin/python -m pytest -rs $(PAGE_TESTS)
 
 # A Space has the project's files in the same places, but its card and requirements at its root.
 push-page: $(if $(HUB_ID),$(VENV)/.installed,hub-id)  ## push the page with the small model to the Space HUB_ID=you/dreampose (private)
@@ -175,14 +179,14 @@ $(VENV)/.installed-quality: $(REQUIREMENTS) | $(BIN)/python
 
 # Gradio needs an older Pillow, so the page has an environment of its own, which takes all else from the first one.
 SITE_PACKAGES = import sysconfig; print(sysconfig.get_path('purelib'))
-build/page/.installed: $(REQUIREMENTS) | $(VENV)/.installed
-	$(BIN)/python -m venv build/page
+$(PAGE_VENV)/.installed: $(REQUIREMENTS) | $(VENV)/.installed
+	$(BIN)/python -m venv $(PAGE_VENV)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c "$(SITE_PACKAGES)")')" \
-		> "$$(build/page/bin/python -c "$(SITE_PACKAGES)")/project.pth"
-	grep -v '^pillow==' constraints.txt > build/page/constraints.txt
+		> "$$($(PAGE_VENV)/bin/python -c "$(SITE_PACKAGES)")/project.pth"
+	grep -v '^pillow==' constraints.txt > $(PAGE_VENV)/constraints.txt
 	$(INSTALL_PAGE) -e ".[page]"
 	@touch $@
 
-build/page/.installed-test: build/page/.installed | $(VENV)/.installed-test
+$(PAGE_VENV)/.installed-test: $(PAGE_VENV)/.installed | $(VENV)/.installed-test
 	$(INSTALL_PAGE) playwright pytest
 	@touch $@

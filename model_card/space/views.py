@@ -25,7 +25,7 @@ STYLE = """
 #live .pending { opacity: 1; }
 #live [data-testid="status-tracker"] { overflow: visible; }
 #own { min-height: 48px; }
-.figures .wrap { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); }
+.figures .wrap { display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); }
 .figures label { flex-direction: column; justify-content: space-between; gap: 4px; padding: 6px; }
 .figures label span { margin: 0; text-align: center; line-height: 1.2; }
 .figures label::before { content: ""; width: 51px; height: 64px; border-radius: 6px; flex: none;
