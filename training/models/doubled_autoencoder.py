@@ -50,9 +50,23 @@ def double_vae(vae: AutoencoderKL) -> AutoencoderKL:
     return doubled
 
 
+def shrink(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Return pictures [B,3,H,W] in half the height and width, each pixel centred on the first of its 2x2 pixels.
+
+    A pose map of the latents' size holds the first pixel of each cell. In the larger picture, that pixel lies a
+    quarter of a small pixel further to the top left, and the small picture moves by as much. Else the frames of a UNet
+    that was trained with the smaller pictures would move against their poses.
+    """
+    weights = pixel_values.new_tensor([0.25, 0.5, 0.25])
+    channels = pixel_values.shape[1]
+    kernel = torch.outer(weights, weights).expand(channels, 1, 3, 3)
+    padded = F.pad(pixel_values, (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(padded, kernel, stride=2, groups=channels)
+
+
 class DoubledVAETrainer(VAETrainer):
     """A VAE from [`double_vae`] and its loss: the encoder learns the latents of the VAE that it comes from, for
-    pictures of half the size, and the decoder learns to restore the larger pictures from those latents.
+    pictures that [`shrink`] halves, and the decoder learns to restore the larger pictures from those latents.
 
     Args:
         vae (`AutoencoderKL`): The model to train.
@@ -78,7 +92,7 @@ class DoubledVAETrainer(VAETrainer):
     def base_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return what the encoder has to learn for pictures [B,3,H,W] in [-1,1]: latents [B,C,h,w]."""
         base = self._base[0].to(pixel_values.device)
-        return base.encode(F.avg_pool2d(pixel_values, 2)).latent_dist.mean
+        return base.encode(shrink(pixel_values)).latent_dist.mean
 
     def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the loss and its parts for pictures [B,3,H,W] in [-1,1] and noise of the latents [B,C,h,w]."""
