@@ -276,6 +276,13 @@ def test_own_class_asks_no_trust_and_runs_no_second_copy(work):
     assert pipe.config.image_range == (-1.0, 1.0) and pipe.config.default_num_inference_steps == 2
 
 
+def test_what_diffusers_lacks_for_one_s_own_class_is_still_lacking(work, monkeypatch):
+    """If this fails, the override of `_dict_from_json_file` can go."""
+    monkeypatch.delattr(DreamPosePipeline, "_dict_from_json_file")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DreamPosePipeline.from_pretrained(work / "saved")
+
+
 def test_settings_are_saved(tmp_path):
     pipe = get_dummy_pipeline(image_range=(0.0, 1.0), pose_range=(-1.0, 1.0), default_pose_guidance_scale=4.5)
     pipe.save_pretrained(tmp_path)

@@ -344,6 +344,12 @@ def test_options_that_would_be_ignored_or_fail_are_refused(subjects, options, me
     assert pipe.get_list_adapters() == {}
 
 
+def test_diffusers_still_has_no_public_function_that_reads_any_lora():
+    """If this fails, that function can replace the private `_fetch_state_dict`."""
+    with pytest.raises(NotImplementedError):
+        diffusers.loaders.lora_base.LoraBaseMixin.lora_state_dict()
+
+
 def test_a_weight_name_may_be_a_path(subjects):
     weights = DreamPosePipeline.lora_state_dict(subjects / "anna", weight_name=Path(FILE), use_safetensors=True)
     assert weights.keys() == load_file(subjects / "anna" / FILE).keys()

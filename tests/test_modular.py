@@ -254,6 +254,42 @@ def test_the_guider_combines_predictions_as_the_pipeline_does(pipe):
     assert [b.states for b in guider.prepare_inputs({"states": ("no", "no", "yes")})] == ["yes"]
 
 
+class HalvedGuidance(DreamPoseGuidance):
+    def forward(self, **predictions):
+        return super().forward(**predictions) / 2
+
+
+def test_the_forward_of_a_guider_combines_the_predictions(pipe):
+    """A guider of one's own decides the frames: here as if the UNet predicted half of the noise."""
+    halved = modular_of(pipe)
+    halved.update_components(guider=HalvedGuidance())
+    videos = halved(**get_dummy_inputs(), output="videos")
+    other = get_dummy_pipeline()
+    other.unet.register_forward_hook(lambda unet, inputs, output: (output[0] / 2,))
+    frames = other(**get_dummy_inputs()).frames
+    assert (videos - frames).abs().max() < 1e-5
+    assert (videos - pipe(**get_dummy_inputs()).frames).abs().max() > 1e-3
+
+
+def test_hooks_that_keep_attention_see_the_same_batch_in_every_step():
+    pipe, rows = get_dummy_pipeline(), []
+    config = diffusers.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+    )
+    diffusers.apply_pyramid_attention_broadcast(pipe.unet, config)
+    pipe.unet.register_forward_pre_hook(lambda unet, inputs: rows.append(len(inputs[0])))
+    modular_of(pipe)(**get_dummy_inputs(), chunk_size=2)
+    assert len(set(rows)) == 1
+
+
+def test_a_block_looks_for_its_device_once(pipe, monkeypatch):
+    looks, find = [], DreamPosePipeline._execution_device.fget
+    found = property(lambda self: looks.append(1) or find(self))
+    monkeypatch.setattr(DreamPosePipeline, "_execution_device", found)
+    modular_of(pipe)(**INPUTS, generator=generators(0))
+    assert len(looks) == len(DreamPoseBlocks().sub_blocks)
+
+
 # Blocks
 
 
@@ -406,7 +442,7 @@ def test_the_components_manager_offloads(monkeypatch):
         ({"generator": [None]}, "`generator` must be one, or one per video"),
         ({"latents": torch.zeros(3)}, "`latents` must have one of the shapes"),
         ({"chunk_size": 0}, "`chunk_size` must be a whole number from 1"),
-        ({"output_type": "gif"}, "`output_type` must be one of"),
+        ({"output_type": "gif"}, "`output_type` must be 'pil', 'np'"),
         ({"image_guidance_scale": -1.0}, "`image_guidance_scale` must be a finite number from 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

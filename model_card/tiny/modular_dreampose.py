@@ -7,19 +7,17 @@ Axes are those of that file: `B` videos, `P` photos of one subject, `F` frames, 
 
 import importlib
 import inspect
-import math
+import itertools
 import os
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, ComponentsManager, DDIMScheduler, ModularPipeline, UNet2DConditionModel
 from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.guiders import BaseGuidance
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.modular_pipelines import (
     BlockState,
     ComponentSpec,
@@ -139,17 +137,8 @@ def _configs(*names: str) -> list[ConfigSpec]:
 def to_pipeline(modular: ModularPipeline) -> DreamPosePipeline:
     """Return a pipeline of the same components, not copies; blocks run its steps. Missing components are `None`."""
     components = {name: modular.components.get(name) for name in _SPECS}
-    pipe = DreamPosePipeline(
-        **components, **{name: modular.config[name] for name in _CONFIGS if name in modular.config}
-    )
-    # Steps read one setting each of a component that a pipeline of a single block has no need to load.
-    if pipe.unet is None and pipe.adapter is not None:
-        pipe.unet = SimpleNamespace(dtype=pipe.adapter.dtype)
-    if pipe.scheduler is None:
-        pipe.scheduler = SimpleNamespace(config=FrozenDict(num_train_timesteps=1))
-    if pipe.vae is None and pipe.unet is not None:
-        pipe.vae = SimpleNamespace(config=SimpleNamespace(latent_channels=pipe.unet.config.out_channels))
-    return pipe
+    settings = {name: modular.config[name] for name in _CONFIGS if name in modular.config}
+    return DreamPosePipeline(**components, **settings)
 
 
 def to_modular(
@@ -176,7 +165,7 @@ class DreamPoseGuidance(BaseGuidance):
     """
 
     _input_predictions = ["pred_null", "pred_photo", "pred_photo_and_pose"]
-    _sees = [(False, False), (True, False), (True, True)]  # photo and pose, of each of these
+    sees = [(False, False), (True, False), (True, True)]  # photo and pose, of each of these
 
     @register_to_config
     def __init__(
@@ -201,10 +190,9 @@ class DreamPoseGuidance(BaseGuidance):
 
     def branches(self) -> list[tuple[float, bool, bool]]:
         """Return the predictions of the current step: [`~DreamPosePipeline.guidance_branches`]."""
-        step, count = self._step, self._num_inference_steps
-        start, *scales, stop = self.settings.values()
-        is_guided = self._enabled and (count is None or start <= step / count < stop)
-        return DreamPosePipeline.guidance_branches(*scales if is_guided else (1.0, 1.0))
+        start, *scales, stop = self.settings.values() if self._enabled else (0.0, 1.0, 1.0, 1.0)
+        step, count = (self._step, self._num_inference_steps) if self._num_inference_steps else (0, 1)
+        return plug_in.guidance_branches(*scales, step, count, start, stop)
 
     @property
     def num_conditions(self) -> int:
@@ -216,7 +204,7 @@ class DreamPoseGuidance(BaseGuidance):
 
     def _rows(self) -> list[tuple[int, str]]:
         needed = [tuple(sees) for _, *sees in self.branches()]
-        return [(row, name) for row, name in enumerate(self._input_predictions) if self._sees[row] in needed]
+        return [(row, name) for row, name in enumerate(self._input_predictions) if self.sees[row] in needed]
 
     def prepare_inputs(self, data: dict[str, tuple]) -> list[BlockState]:
         """Return the inputs of each prediction, of triples in the order of the three predictions."""
@@ -228,8 +216,8 @@ class DreamPoseGuidance(BaseGuidance):
 
     def forward(self, **predictions: torch.Tensor) -> torch.Tensor:
         """Return the guided prediction."""
-        names = [name for _, name in self._rows()]
-        return sum(weight * predictions[name] for (weight, *_), name in zip(self.branches(), names))
+        seen = {self.sees[row]: predictions[name] for row, name in self._rows()}
+        return plug_in.combine_predictions(seen, self.branches())
 
 
 class _Step(ModularPipelineBlocks):
@@ -241,7 +229,8 @@ class _Step(ModularPipelineBlocks):
     @torch.no_grad()
     def __call__(self, components, state):
         values = self.get_block_state(state)
-        self.run(to_pipeline(components), values)
+        pipe = to_pipeline(components)
+        self.run(pipe, pipe._execution_device, values)
         self.set_block_state(state, values)
         return components, state
 
@@ -261,9 +250,8 @@ class DreamPoseCheckStep(_Step):
 
     inputs = _inputs("chunk_size", "output_type")
 
-    def run(self, pipe, values):
-        kinds = ("pil", "np", "pt", "latent")
-        plug_in._check(values.output_type in kinds, f"`output_type` must be one of {kinds}", repr(values.output_type))
+    def run(self, pipe, device, values):
+        plug_in.check_output_type(values.output_type)
         pipe.check_numbers(chunk_size=values.chunk_size)
 
 
@@ -274,7 +262,7 @@ class DreamPosePhotosStep(_Step):
     intermediate_outputs = _outputs("photos", "batch_size")
     expected_configs = _configs("default_height", "default_width")
 
-    def run(self, pipe, values):
+    def run(self, pipe, device, values):
         values.photos = pipe.prepare_image(values.image, *_frame_size(pipe, values))
         values.batch_size = len(values.photos)
 
@@ -288,7 +276,7 @@ class DreamPosePosesStep(_Step):
     inputs = _inputs(*names, "photo_iuv", "height", "width", "batch_size", "frame_indices")
     intermediate_outputs = _outputs("fitted_pose_maps", "frame_indices")
 
-    def run(self, pipe, values):
+    def run(self, pipe, device, values):
         given = [name for name in self.names if getattr(values, name) is not None]
         rule = "`pose_maps` must be given, under this name, as `control_image` or as `control_video`"
         plug_in._check(len(given) == 1, rule, f"{given or None}")
@@ -296,8 +284,7 @@ class DreamPosePosesStep(_Step):
         if values.photo_iuv is not None:
             poses = plug_in.align_pose_maps(poses, values.photo_iuv)
         maps = pipe.prepare_pose_maps(poses, *_frame_size(pipe, values), values.batch_size)
-        shape = *maps.shape[:2], tuple(maps.shape[-2:])
-        values.frame_indices = pipe.check_video_inputs(*shape, values.frame_indices, None, None)
+        values.frame_indices = pipe.check_video_inputs(*maps.shape[:2], None, values.frame_indices, None, None)
         values.fitted_pose_maps = maps
 
 
@@ -309,11 +296,11 @@ class DreamPoseSetTimestepsStep(_Step):
     inputs = _inputs("num_inference_steps")
     intermediate_outputs = _outputs("timesteps", "num_inference_steps")
 
-    def run(self, pipe, values):
+    def run(self, pipe, device, values):
         if values.num_inference_steps is None:
             values.num_inference_steps = pipe.config.default_num_inference_steps
         pipe.check_numbers(num_inference_steps=values.num_inference_steps)
-        with pipe.hold_scheduler(values.num_inference_steps, pipe._execution_device):
+        with pipe.hold_scheduler(values.num_inference_steps, device):
             values.timesteps = pipe.scheduler.timesteps
 
 
@@ -325,8 +312,7 @@ class DreamPoseEncodeStep(_Step):
     inputs = _inputs("photos!")
     intermediate_outputs = _outputs("encoder_hidden_states", "null_hidden_states", "image_latents")
 
-    def run(self, pipe, values):
-        device = pipe._execution_device
+    def run(self, pipe, device, values):
         encoded = [pipe.encode_image(photos.to(device)) for photos in values.photos]
         values.encoder_hidden_states, values.image_latents = (list(parts) for parts in zip(*encoded))
         values.null_hidden_states = pipe.encode_null_image(*values.photos[0].shape[-2:], device)
@@ -335,24 +321,18 @@ class DreamPoseEncodeStep(_Step):
 class DreamPosePrepareLatentsStep(_Step):
     """Draw each video's random numbers: its start, the photo that each step sees, and the noise of the steps."""
 
-    expected_components = _components("scheduler", "vae")
+    expected_components = _components("scheduler")
     inputs = _inputs("image_latents!", "fitted_pose_maps!", "timesteps!", "generator", "latents")
     intermediate_outputs = _outputs("latents", "photo_indices", "step_generators")
 
-    def run(self, pipe, values):
-        maps, generators, noise = values.fitted_pose_maps, values.generator, values.latents
-        pipe.check_video_inputs(*maps.shape[:2], tuple(maps.shape[-2:]), None, noise, generators)
-        values.latents, values.photo_indices, values.step_generators = [], [], []
-        for b, image_latents in enumerate(values.image_latents):
-            generator = generators[b] if isinstance(generators, list) else generators
-            device = torch.device("cpu") if generator is None else generator.device
-            given = noise[b] if noise is not None and noise.ndim == 5 else noise
-            values.latents.append(pipe.prepare_latents(image_latents[:1], values.timesteps, generator, given))
-            draw = {"generator": generator, "device": device, "dtype": torch.int64}
-            seed = torch.randint(2**63 - 1, (1,), **draw).item()
-            values.step_generators.append(torch.Generator(device).manual_seed(seed))
-            indices = torch.randint(len(image_latents), (len(values.timesteps),), **draw)
-            values.photo_indices.append(indices.tolist())
+    def run(self, pipe, device, values):
+        cell_shape, draws = tuple(values.image_latents[0].shape[1:]), (values.generator, values.latents)
+        pipe.check_video_inputs(*values.fitted_pose_maps.shape[:2], cell_shape, None, *reversed(draws))
+        videos = [
+            pipe.draw_video(b, image_latents, values.timesteps, *draws)
+            for b, image_latents in enumerate(values.image_latents)
+        ]
+        values.latents, values.photo_indices, values.step_generators = (list(drawn) for drawn in zip(*videos))
 
 
 class DreamPosePredictStep(ModularPipelineBlocks):
@@ -363,13 +343,16 @@ class DreamPosePredictStep(ModularPipelineBlocks):
     inputs = _inputs("encoder_hidden_states!", "null_hidden_states!", "photo_indices!")
 
     def __call__(self, components, values, i, t):
-        states = values.encoder_hidden_states[values.video][values.photo_indices[values.video][i]][None]
-        states, null_states = (
-            part.to(values.sample.device, components.unet.dtype) for part in (states, values.null_hidden_states)
-        )
-        components.guider.set_state(step=i, num_inference_steps=values.num_timesteps, timestep=t)
-        inputs = values.windows, states, null_states, components.guider.branches()
-        values.noise_pred = values.pipe.predict_noise(values.sample, t, *inputs, values.unposed if i == 0 else None)
+        guider = components.guider
+        guider.set_state(step=i, num_inference_steps=values.num_timesteps, timestep=t)
+        batches = guider.prepare_inputs({"sees": tuple(guider.sees)})
+        photo = values.photo_indices[values.video][i]
+        inputs = values.windows, values.states[photo : photo + 1], values.null_states
+        sees, unposed = [batch.sees for batch in batches], values.unposed if i == 0 else None
+        predictions = values.pipe.predict_branches(values.sample, t, *inputs, sees, unposed)
+        for batch in batches:
+            batch.noise_pred = predictions[batch.sees]
+        values.noise_pred = guider(batches)
         return components, values
 
 
@@ -381,22 +364,18 @@ class DreamPoseSchedulerStep(ModularPipelineBlocks):
     intermediate_outputs = _outputs("latents")
 
     def __call__(self, components, values, i, t):
-        draws = {"generator": values.generators} if values.pipe._step_draws_noise else {}
-        values.sample = components.scheduler.step(values.noise_pred, t, values.sample, **draws).prev_sample
+        step = components.scheduler.step(values.noise_pred, t, values.sample, **values.step_kwargs)
+        values.sample = step.prev_sample
         return components, values
-
-
-def _chunk_size(num_frames: int, chunk_size: int) -> int:
-    """Return the equal size of all chunks, of which the last is padded."""
-    return math.ceil(num_frames / math.ceil(num_frames / int(chunk_size)))
 
 
 class DreamPoseDenoiseStep(LoopSequentialPipelineBlocks):
     """Denoise the videos in chunks of frames. For each timestep of each chunk, the blocks within run once.
 
-    They share `sample` (the chunk's latents), `noise_pred`, `windows` (its pose windows), `generators` (one for each
-    frame), `video` (the index of the video), `num_timesteps`, `unposed` (predictions of the first step that all frames
-    share) and `pipe` (a pipeline of the components).
+    They share `sample` (the chunk's latents), `noise_pred`, `windows` (its pose windows), `step_kwargs` (of the
+    scheduler's step), `video` (the index of the video), `states` and `null_states` (what the UNet sees of its photos
+    and without photo), `num_timesteps`, `unposed` (predictions of the first step that all frames share) and
+    `pipe` (a pipeline of the components).
     """
 
     model_name, description = _Step.model_name, _Step.description
@@ -415,38 +394,36 @@ class DreamPoseDenoiseStep(LoopSequentialPipelineBlocks):
     @torch.no_grad()
     def __call__(self, components, state):
         values = self.get_block_state(state)
-        pipe = values.pipe = to_pipeline(components)
-        guider, rule = components.guider, "`guider` must guide by photo and pose, as DreamPoseGuidance does"
+        pipe, guider = to_pipeline(components), components.guider
+        values.pipe = pipe
+        rule = "`guider` must guide by photo and pose, as DreamPoseGuidance does"
         plug_in._check(hasattr(guider, "branches"), rule, type(guider).__name__)
         guider.defaults = {name: pipe.config[f"default_{name}"] for name in guider.defaults}
         pipe.check_numbers(**guider.settings, chunk_size=values.chunk_size)
-        starts, maps, indices = values.latents, values.fitted_pose_maps, values.frame_indices
-        indices = range(maps.shape[1]) if indices is None else indices
-        size = _chunk_size(len(indices), values.chunk_size)
-        chunks = [list(indices[first : first + size]) for first in range(0, len(indices), size)]
-        with pipe.hold_scheduler(values.num_inference_steps, pipe._execution_device) as values.num_timesteps:
-            with self.progress_bar(total=len(starts) * len(chunks) * values.num_timesteps) as progress_bar:
+        maps, indices, device = values.fitted_pose_maps, values.frame_indices, pipe._execution_device
+        chunks = plug_in.split_frames(range(maps.shape[1]) if indices is None else indices, values.chunk_size)
+        values.null_states = values.null_hidden_states.to(device, pipe.unet.dtype)
+        with pipe.hold_scheduler(values.num_inference_steps, device) as values.num_timesteps:
+            with self.progress_bar(total=len(values.latents) * len(chunks) * values.num_timesteps) as progress_bar:
                 videos = []
-                for values.video, start in enumerate(starts):
-                    values.unposed = {} if len(start) == 1 else None
-                    start = start.expand(maps.shape[1], -1, -1, -1)
-                    parts = [self.denoise(components, values, start, c, size, progress_bar) for c in chunks]
+                for values.video, start in enumerate(values.latents):
+                    values.states = values.encoder_hidden_states[values.video].to(device, pipe.unet.dtype)
+                    values.unposed = pipe.shared_predictions(start)
+                    inputs = start, maps[values.video], values.step_generators[values.video], device, progress_bar
+                    parts = [self.denoise(components, values, chunk, *inputs)[:n].cpu() for chunk, n in chunks]
                     videos.append(torch.cat(parts))
         values.latents = torch.stack(videos)
         self.set_block_state(state, values)
         return components, state
 
-    def denoise(self, components, values, start, chunk, size, progress_bar) -> torch.Tensor:
-        """Return the denoised latents of the frames `chunk` of one video, on the CPU."""
-        pipe, device, num_real = values.pipe, values.pipe._execution_device, len(chunk)
-        chunk = chunk + chunk[-1:] * (size - num_real)
-        values.sample = start[chunk].to(device)
-        values.windows = pipe.prepare_pose_windows(values.fitted_pose_maps[values.video], chunk, device)
-        values.generators = [values.step_generators[values.video].clone_state() for _ in chunk]
-        for i, t in enumerate(pipe.set_timesteps(values.num_inference_steps, device)):
+    def denoise(self, components, values, chunk, start, maps, generator, device, progress_bar) -> torch.Tensor:
+        """Return the denoised latents of the frames `chunk` of one video."""
+        inputs = start, maps, chunk, generator, device
+        values.sample, values.windows, values.step_kwargs = values.pipe.prepare_chunk(*inputs)
+        for i, t in enumerate(values.pipe.set_timesteps(values.num_inference_steps, device)):
             components, values = self.loop_step(components, values, i=i, t=t)
             progress_bar.update()
-        return values.sample[:num_real].cpu()
+        return values.sample
 
 
 class DreamPoseDecodeStep(_Step):
@@ -457,37 +434,18 @@ class DreamPoseDecodeStep(_Step):
     inputs = _inputs("latents!", "chunk_size", "step_generators", "output_type")
     intermediate_outputs = _outputs("videos", "nsfw_content_detected")
 
-    def run(self, pipe, values):
-        DreamPoseCheckStep.run(self, pipe, values)
-        values.videos, values.nsfw_content_detected = values.latents, None
-        if values.output_type != "latent":
-            generators = values.step_generators or [None] * len(values.latents)
-            decoded = [self.decode(pipe, *video, values.chunk_size) for video in zip(values.latents, generators)]
-            videos, flags = zip(*decoded)
-            values.nsfw_content_detected = list(flags) if pipe.safety_checker is not None else None
-            if values.output_type == "pt":
-                values.videos = torch.stack(videos)
-                return
-            values.videos = [VaeImageProcessor.pt_to_numpy(frames) for frames in videos]
-            if values.output_type == "np":
-                values.videos = np.stack(values.videos)
-            else:
-                values.videos = [VaeImageProcessor.numpy_to_pil(frames) for frames in values.videos]
+    def run(self, pipe, device, values):
+        DreamPoseCheckStep.run(self, pipe, device, values)
+        num_videos, num_frames = values.latents.shape[:2]
+        generators, chunks = values.step_generators, plug_in.split_frames(range(num_frames), values.chunk_size)
 
-    def decode(self, pipe, latents, generator, chunk_size) -> tuple[torch.Tensor, list[bool]]:
-        """Return the frames `(F, 3, H, W)` of one video in `[0, 1]`, and the safety checker's flags."""
-        device, frames, flags = pipe._execution_device, [], []
-        for part in latents.split(_chunk_size(len(latents), chunk_size)):
-            draws = None if generator is None else [generator.clone_state() for _ in part]
-            part = pipe.decode_latents(part.to(device), draws)
-            if pipe.safety_checker is not None:
-                image_size = pipe.safety_checker.config.vision_config.image_size
-                clip_input = plug_in.clip_pixel_values(part * 2.0 - 1.0, image_size, pipe.feature_extractor)
-                clip_input = clip_input.to(device, pipe.safety_checker.dtype)
-                part, found = pipe.safety_checker(images=part, clip_input=clip_input)
-                flags += found
-            frames.append(part)
-        return torch.cat(frames), flags
+        def decoded():
+            for b, (chunk, count) in itertools.product(range(num_videos), chunks):
+                latents = values.latents[b, chunk[:count]].to(device)
+                generator = None if generators is None else generators[b]
+                yield b, chunk[0], *pipe.decode_chunk(latents, values.output_type, generator, device)
+
+        values.videos, values.nsfw_content_detected = plug_in.collect_frames(decoded(), num_videos, num_frames)
 
 
 class DreamPoseBlocks(SequentialPipelineBlocks):

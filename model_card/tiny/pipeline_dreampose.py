@@ -450,6 +450,69 @@ def encode_reference(
     return image_encoder(clip_pixels.to(image_encoder.dtype)).last_hidden_state, image_latents
 
 
+def split_frames(frame_indices: Sequence[int], chunk_size: int) -> list[tuple[list[int], int]]:
+    """Split frames into chunks of one size, at most `chunk_size`. Return each chunk and the number of its own frames.
+
+    The last chunk is padded with its last frame.
+    """
+    count = len(frame_indices)
+    size = math.ceil(count / math.ceil(count / int(chunk_size)))
+    chunks = [list(frame_indices[first : first + size]) for first in range(0, count, size)]
+    return [(chunk + chunk[-1:] * (size - len(chunk)), len(chunk)) for chunk in chunks]
+
+
+def guidance_branches(
+    image_guidance_scale: float,
+    pose_guidance_scale: float,
+    step: int = 0,
+    num_steps: int = 1,
+    start: float = 0.0,
+    stop: float = 1.0,
+) -> list[tuple[float, bool, bool]]:
+    """Return `(weight, sees the photo, sees the pose)` of each prediction with a weight other than 0.
+
+    They sum up to `eps(0, 0) + s_I (eps(c_I, 0) - eps(0, 0)) + s_p (eps(c_I, c_p) - eps(c_I, 0))`; 0 means null. Both
+    scales are 1 in a step outside of `start <= step / num_steps < stop`.
+    """
+    is_guided = start <= step / num_steps < stop
+    s_i, s_p = (float(image_guidance_scale), float(pose_guidance_scale)) if is_guided else (1.0, 1.0)
+    branches = [(1.0 - s_i, False, False), (s_i - s_p, True, False), (s_p, True, True)]
+    return [branch for branch in branches if branch[0] != 0]
+
+
+def combine_predictions(predictions: dict, branches: list[tuple[float, bool, bool]]) -> torch.Tensor:
+    """Return the sum of predictions by `(sees the photo, sees the pose)`, weighted as [`guidance_branches`] says."""
+    return sum(weight * predictions[*sees] for weight, *sees in branches)
+
+
+def collect_frames(chunks: Iterable[tuple], num_videos: int, num_frames: int) -> tuple[Any, list[list[bool]] | None]:
+    """Collect chunks of frames: the index of the video, the first frame's place in it, frames, and flags or `None`.
+
+    Returned are the frames of all videos, in lists if the chunks are lists, else in an array or tensor, and the flags.
+    Frames that never came are missing in lists, and 0 in arrays and tensors.
+    """
+    frames = all_flags = None
+    for b, first, chunk, flags in chunks:
+        if flags is not None:
+            all_flags = all_flags or [[] for _ in range(num_videos)]
+            all_flags[b].extend(flags)
+        if isinstance(chunk, list):
+            frames = frames or [[] for _ in range(num_videos)]
+            frames[b].extend(chunk)
+            continue
+        if frames is None:
+            shape = (num_videos, num_frames, *chunk.shape[1:])
+            frames = np.zeros(shape, np.float32) if isinstance(chunk, np.ndarray) else chunk.new_zeros(shape)
+        frames[b, first : first + len(chunk)] = chunk
+    return frames, all_flags
+
+
+def check_output_type(output_type: Any) -> None:
+    """Raise a `ValueError` unless frames can have this type."""
+    is_known = isinstance(output_type, str) and output_type in ("pil", "np", "pt", "latent")
+    _check(is_known, "`output_type` must be 'pil', 'np', 'pt' or 'latent'", _short(output_type))
+
+
 def teacher_digest(unet: UNet2DConditionModel) -> str:
     """Return 16 hex digits that tell a UNet, in any floating-point type, by the signs of its first layer's weights."""
     signs = torch.signbit(unet.conv_in.weight.detach()).cpu().numpy()
@@ -635,7 +698,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         self.register_to_config(pose_range=self._resolve_range("pose_range", pose_range, unet, (0.0, 1.0)))
         self._check_settings(*(name for name in ("vae", "unet") if getattr(self, name) is not None))
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 8
-        if self.vae is not None and self.unet is not None:
+        if self.unet is not None:
             _ = self.pose_radius  # raises for a UNet that was not widened
 
     @staticmethod
@@ -660,7 +723,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     @property
     def pose_radius(self) -> int:
         """Number of frames on each side of the pose window's centre, derived from the UNet's input channels."""
-        in_channels, latent_channels = self.unet.config.in_channels, self.vae.config.latent_channels
+        in_channels, latent_channels = self.unet.config.in_channels, self.unet.config.out_channels
         pose_channels = in_channels - latent_channels
         rule = f"`unet` must take {latent_channels} latent channels and 2 * (2 * r + 1) pose channels, e.g. "
         rule += f"{latent_channels + 10} for five poses (widen `conv_in` by new input channels with weights of 0)"
@@ -728,7 +791,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        """Read `model_index.json` without its pipeline file, so that this class runs; `download` calls only this."""
+        """Read `model_index.json` without its pipeline file, so that this class runs."""
+        # `download` calls this private method alone. It lacks a public way to say that the class is here already.
         config = super()._dict_from_json_file(json_file)
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][-1]
@@ -764,6 +828,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         has_own = not isinstance(source, dict) and kwargs.get("metadata") is not None
         _check(not has_own, "`metadata` must be left out if weights come from a file, which has its own", "both")
         try:
+            # diffusers' public functions that read a LoRA belong to other models, whose key formats they convert.
             state_dict, metadata = _fetch_state_dict(source, **options)
         except (SafetensorError, ValueError, RecursionError) as error:  # also of an integer with too many digits
             rule = "`pretrained_model_name_or_path_or_dict` must be safetensors, and its metadata JSON"
@@ -926,7 +991,14 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         layers = {part: weights for part, weights in layers.items() if weights}
         _check(layers, "`unet_lora_layers`, `adapter_lora_layers` or `vae_lora_layers` must be given", "none")
         cls._make_folder(save_directory)
-        cls._save_lora_weights(save_directory, layers, metadata | {"dreampose": run_metadata}, weight_name=weight_name)
+        packed, packed_metadata = {}, {}
+        for part, weights in layers.items():
+            packed |= cls.pack_weights(weights, part)
+        for part, values in (metadata | {"dreampose": run_metadata}).items():
+            packed_metadata |= cls.pack_weights(values or {}, part)
+        options = {"is_main_process": True, "save_function": None, "safe_serialization": True}
+        options["lora_adapter_metadata"] = packed_metadata
+        cls.write_lora_layers(packed, save_directory, weight_name=weight_name, **options)
 
     def set_adapters(self, adapter_names: list[str] | str, adapter_weights: float | dict | list | None = None) -> None:
         """Activate attached subjects at scales, by default 1, or dicts of scales: [`LoraBaseMixin.set_adapters`]."""
@@ -1105,23 +1177,25 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def check_numbers(self, **values) -> None:
         """Raise a `ValueError` unless the given steps, scales, ends of guidance and chunk size are in their ranges."""
-        config = self.scheduler.config
-        least_steps = 1 if config.get("skip_prk_steps", True) else self.scheduler.pndm_order
         ranges = {
-            "num_inference_steps": (numbers.Integral, least_steps, config.num_train_timesteps),
             "image_guidance_scale": (numbers.Real, 0, 1000),
             "pose_guidance_scale": (numbers.Real, 0, 1000),
             "guidance_start": (numbers.Real, 0, 1),
             "guidance_stop": (numbers.Real, values.get("guidance_start", 0), 1),
             "chunk_size": (numbers.Integral, 1, sys.maxsize),
         }
+        if "num_inference_steps" in values:
+            config = self.scheduler.config
+            least = 1 if config.get("skip_prk_steps", True) else self.scheduler.pndm_order
+            ranges["num_inference_steps"] = (numbers.Integral, least, config.num_train_timesteps)
         for name, value in values.items():
             kind, least, most = ranges[name]
             is_inside = isinstance(value, kind) and least <= value <= most
             rule = f"must be a {'whole' if kind is numbers.Integral else 'finite'} number from {least} to {most}"
             _check(is_inside, f"`{name}` {rule}", _short(value))
 
-    def check_video_inputs(self, batch_size, num_frames, latent_size, frame_indices, latents, generator) -> list[int]:
+    @staticmethod
+    def check_video_inputs(batch_size, num_frames, cell_shape, frame_indices, latents, generator) -> list[int]:
         """Check the arguments that depend on the number of videos and frames; return the indices to render."""
         given, indices = range(num_frames) if frame_indices is None else frame_indices, []
         with suppress(TypeError, ValueError, RuntimeError):  # one more than there can be, since it may be endless
@@ -1133,7 +1207,6 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             _check(isinstance(latents, torch.Tensor), "`latents` must be a tensor", type(latents))
             values = _to_array(latents, "latents", (-1e4, 1e4), "be finite noise, at most 1e4 in size")
             _check(values.dtype.kind == "f", "`latents` must be floating-point noise", latents.dtype)
-            cell_shape = (self.vae.config.latent_channels, *latent_size)
             shapes = [(1, *cell_shape), (num_frames, *cell_shape), (batch_size, num_frames, *cell_shape)]
             _check(values.shape in shapes, f"`latents` must have one of the shapes {shapes}", values.shape)
         generators = generator if isinstance(generator, list) else [generator] * batch_size
@@ -1192,8 +1265,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         size = (self.vae.config.latent_channels, *(side // self.vae_scale_factor for side in pixel_values.shape[-2:]))
         got = f"{tuple(image_latents.shape[1:])} from {type(self.vae).__name__}"
         _check(image_latents.shape[1:] == size, f"`vae` must encode these pictures to latents of shape {size}", got)
-        encoder_hidden_states = self.adapter(image_embeds.to(self.adapter.dtype), image_latents.to(self.adapter.dtype))
-        return encoder_hidden_states.to(self.unet.dtype), image_latents
+        states = self.adapter(image_embeds.to(self.adapter.dtype), image_latents.to(self.adapter.dtype))
+        return states if self.unet is None else states.to(self.unet.dtype), image_latents
 
     def encode_null_image(self, height: int, width: int, device: torch.device) -> torch.Tensor:
         """Return the states `(1, T, D)` of a black picture, which also replaces the photo when training drops it."""
@@ -1234,13 +1307,52 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         windows = torch.stack([pose_window(pose_maps, index, self.pose_radius) for index in frame_indices])
         return (low + (high - low) * windows).to(device)
 
-    @staticmethod
-    def guidance_branches(image_guidance_scale: float, pose_guidance_scale: float) -> list[tuple[float, bool, bool]]:
-        """Return `(weight, sees the photo, sees the pose)` of each prediction with a weight other than 0. They sum up
-        to `eps(0, 0) + s_I (eps(c_I, 0) - eps(0, 0)) + s_p (eps(c_I, c_p) - eps(c_I, 0))`; 0 means null."""
-        s_i, s_p = float(image_guidance_scale), float(pose_guidance_scale)
-        branches = [(1.0 - s_i, False, False), (s_i - s_p, True, False), (s_p, True, True)]
-        return [branch for branch in branches if branch[0] != 0]
+    def shared_predictions(self, start: torch.Tensor) -> dict | None:
+        """Return a dict for the predictions of the first step that all frames of a video share, if they can share."""
+        # A hook of the UNet with a state, such as attention kept for the next step, needs batches of one size
+        hooks = [layer._diffusers_hook.hooks for layer in _layers(self.unet) if hasattr(layer, "_diffusers_hook")]
+        has_state = any(hook._is_stateful for registry in hooks for hook in registry.values())
+        return {} if len(start) == 1 and isinstance(self.unet, nn.Module) and not has_state else None
+
+    def prepare_chunk(self, start, pose_maps, frame_indices, generator, device):
+        """Return a chunk's latents and pose windows, and the keyword arguments of its `scheduler.step`."""
+        latents = start.expand(len(pose_maps), -1, -1, -1)[frame_indices].to(device)
+        windows = self.prepare_pose_windows(pose_maps, frame_indices, device)
+        draws = [generator.clone_state() for _ in frame_indices]
+        return latents, windows, {"generator": draws} if self._step_draws_noise else {}
+
+    guidance_branches = staticmethod(guidance_branches)
+
+    def predict_noise(self, latents, t, windows, states, null_states, branches, unposed=None) -> torch.Tensor:
+        """Predict the noise of a chunk of frames, with guidance: `predict_branches`, weighted as `branches` say."""
+        sees = [(sees_photo, sees_pose) for _, sees_photo, sees_pose in branches]
+        inputs = latents, t, windows, states, null_states, sees, unposed
+        return combine_predictions(self.predict_branches(*inputs), branches)
+
+    def predict_branches(self, latents, t, windows, states, null_states, sees, unposed=None):
+        """Predict the noise (or the scheduler's other `prediction_type`) of a chunk, once for each of `sees`.
+
+        Each entry of `sees` says whether a prediction sees the photo and the pose. The UNet's batch has this order.
+        Latents and predictions have shape `(F, C, h, w)`, windows `(F, 2 * (2 * r + 1), h, w)`, and states `(1, T, D)`
+        in the UNet's dtype. If all frames have the same latents, the dict `unposed` keeps the predictions without
+        pose, which all share: the UNet gets one row for each that it lacks.
+        """
+        scaled = self.scheduler.scale_model_input(latents, t)
+        predictions = {} if unposed is None else dict(unposed)
+        missing = [pair for pair in sees if pair not in predictions]
+        counts = [len(latents) if sees_pose or unposed is None else 1 for _, sees_pose in missing]
+        if missing:
+            rows, hidden = [], []
+            for (sees_photo, sees_pose), n in zip(missing, counts):
+                poses = windows[:n] if sees_pose else torch.zeros_like(windows[:n])
+                rows.append(torch.cat([scaled[:n], poses], dim=1))
+                hidden.append((states if sees_photo else null_states).expand(n, -1, -1))
+            hidden = torch.cat(hidden)
+            output = self.unet(torch.cat(rows).to(hidden.dtype), t, encoder_hidden_states=hidden, return_dict=False)[0]
+            predictions |= zip(missing, output.float().split(counts))
+        if unposed is not None:
+            unposed |= {pair: prediction for pair, prediction in predictions.items() if not pair[1]}
+        return {pair: predictions[pair].expand_as(latents) for pair in sees}
 
     def decode_latents(self, latents: torch.Tensor, generator: list[torch.Generator] | None = None) -> torch.Tensor:
         """Decode scaled latents `(F, C, h, w)` into frames `(F, 3, H, W)` in `[0, 1]`, float32 on the CPU."""
@@ -1257,27 +1369,19 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         clip_input = clip_pixel_values(frames * 2.0 - 1.0, image_size, self.feature_extractor)
         return self.safety_checker(images=frames, clip_input=clip_input.to(device, self.safety_checker.dtype))
 
-    def predict_noise(self, latents, t, windows, states, null_states, branches, unposed=None) -> torch.Tensor:
-        """Predict the noise (or the scheduler's other `prediction_type`) of a chunk of frames, with guidance.
-        `latents` and the result have shape `(F, C, h, w)`, `windows` `(F, 2 * (2 * r + 1), h, w)`, and all states `(1,
-        T, D)`. The UNet's batch has the order of `branches`. If all frames have the same latents, the dict `unposed`
-        keeps the predictions without pose, which all share: the UNet gets a row for each that it lacks."""
-        scaled = self.scheduler.scale_model_input(latents, t)
-        predictions = {} if unposed is None else dict(unposed)
-        missing = [sees for _, *sees in branches if tuple(sees) not in predictions]
-        counts = [len(latents) if sees_pose or unposed is None else 1 for _, sees_pose in missing]
-        if missing:
-            rows, hidden = [], []
-            for (sees_photo, sees_pose), n in zip(missing, counts):
-                poses = windows[:n] if sees_pose else torch.zeros_like(windows[:n])
-                rows.append(torch.cat([scaled[:n], poses], dim=1))
-                hidden.append((states if sees_photo else null_states).expand(n, -1, -1))
-            hidden = torch.cat(hidden)  # in the UNet's dtype
-            output = self.unet(torch.cat(rows).to(hidden.dtype), t, encoder_hidden_states=hidden, return_dict=False)[0]
-            predictions |= zip(map(tuple, missing), output.float().split(counts))
-        if unposed is not None:
-            unposed |= {sees: prediction for sees, prediction in predictions.items() if not sees[1]}
-        return sum((weight * predictions[*sees] for weight, *sees in branches), torch.zeros_like(latents))
+    def decode_chunk(self, latents, output_type, generator, device) -> tuple[Any, list[bool] | None]:
+        """Turn latents into frames on the CPU, of the type that a call asks for; return them and their flags."""
+        if output_type == "latent":
+            return latents.cpu(), None
+        draws = None if generator is None else [generator.clone_state() for _ in latents]
+        frames, flags = self.decode_latents(latents, draws), None
+        if self.safety_checker is not None:
+            frames, flags = self.run_safety_checker(frames, device)
+        if output_type in ("pil", "np"):
+            frames = frames.permute(0, 2, 3, 1).numpy()  # [F, 3, H, W] -> [F, H, W, 3]
+        if output_type == "pil":
+            frames = [Image.fromarray(levels) for levels in (frames * 255).round().astype(np.uint8)]
+        return frames, flags
 
     def check_call(self, call: dict[str, Any]) -> SimpleNamespace:
         """Check and prepare all arguments of a call by name, before any model runs; `None` becomes the default."""
@@ -1286,8 +1390,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         self.check_size(call["height"], call["width"])
         self.check_numbers(**{name: call[name] for name in ("guidance_start", *_DEFAULTS[2:], "chunk_size")})
         call = SimpleNamespace(**call)
-        is_known = isinstance(call.output_type, str) and call.output_type in ("pil", "np", "pt", "latent")
-        _check(is_known, "`output_type` must be 'pil', 'np', 'pt' or 'latent'", _short(call.output_type))
+        check_output_type(call.output_type)
         is_flag = isinstance(call.return_dict, (bool, np.bool_))
         _check(is_flag, "`return_dict` must be True or False", _short(call.return_dict))
         callback, known = call.callback_on_step_end, self._callback_tensor_inputs
@@ -1305,7 +1408,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         _check(are_known, f"`callback_on_step_end_tensor_inputs` must be a list of {known}", _short(names))
         call.photos = self.prepare_image(call.image, call.height, call.width)  # B of [P, 3, H, W]
         call.pose_maps = self.prepare_pose_maps(call.pose_maps, call.height, call.width, len(call.photos))
-        shape = *call.pose_maps.shape[:2], tuple(call.pose_maps.shape[-2:])  # B, F and (h, w) of [B, F, 2, h, w]
+        shape = *call.pose_maps.shape[:2], (self.vae.config.latent_channels, *call.pose_maps.shape[-2:])
         call.frame_indices = self.check_video_inputs(*shape, call.frame_indices, call.latents, call.generator)
         layers = self._lora_layers()
         in_use = [layer.merged_adapters if layer.merged else layer.active_adapters for layer in layers]
@@ -1319,23 +1422,22 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     @torch.no_grad()
     def sample_chunks(self, call: SimpleNamespace) -> Iterator[tuple[int, int, Any, list[bool] | None]]:
         """Sample a checked call chunk by chunk: the video's index, the first frame's place in it, frames and flags."""
-        device, scheduler, num_frames = call.device, self.scheduler, len(call.frame_indices)
-        size = math.ceil(num_frames / math.ceil(num_frames / int(call.chunk_size)))  # of all; the last one is padded
-        places = list(itertools.product(range(len(call.photos)), range(0, num_frames, size)))
+        scheduler, chunks = self.scheduler, split_frames(call.frame_indices, call.chunk_size)
+        last = len(call.photos) - 1, len(chunks) - 1
         with (
             ExitStack() as at_the_end,
-            self.hold_scheduler(call.num_inference_steps, device) as num_timesteps,
-            self.progress_bar(total=len(places) * num_timesteps) as progress_bar,
+            self.hold_scheduler(call.num_inference_steps, call.device) as num_timesteps,
+            self.progress_bar(total=len(call.photos) * len(chunks) * num_timesteps) as progress_bar,
         ):
             at_the_end.callback(self.maybe_free_model_hooks)
             self._interrupt, call.null_states = False, None
-            for b, first in places:
-                if first == 0:
+            for b, (number, (chunk, count)) in itertools.product(range(len(call.photos)), enumerate(chunks)):
+                if number == 0:
                     video = self._begin_video(call, b)
-                chunk = call.frame_indices[first : first + size]
-                latents = self._denoise(call, video, chunk, size - len(chunk), progress_bar)
-                result = b, first, *self._finish(call, video, latents)
-                if self.interrupt or (b, first) == places[-1]:
+                latents = self._denoise(call, video, chunk, count, progress_bar)
+                frames = self.decode_chunk(latents, call.output_type, video.generator, call.device)
+                result = b, number * len(chunk), *frames
+                if self.interrupt or (b, number) == last:
                     break  # a reader may take the last frame and never come back
                 yield result
                 if self.interrupt:
@@ -1350,59 +1452,39 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         video.states, image_latents = self.encode_image(call.photos[b].to(device))
         draws = self.set_timesteps(call.num_inference_steps, device), call.generator, call.latents
         video.start, video.photo_indices, video.generator = self.draw_video(b, image_latents, *draws)
-        # A hook of the UNet with a state, such as attention kept for the next step, needs batches of one size
-        hooks = [layer._diffusers_hook.hooks for layer in _layers(self.unet) if hasattr(layer, "_diffusers_hook")]
-        has_state = any(hook._is_stateful for registry in hooks for hook in registry.values())
-        is_shared = len(video.start) == 1 and isinstance(self.unet, nn.Module) and not has_state
-        video.unposed = {} if is_shared else None  # predictions of the first step that all frames share
+        video.unposed = self.shared_predictions(video.start)
         return video
 
-    def _denoise(self, call, video: SimpleNamespace, chunk: list[int], num_padded: int, progress_bar) -> torch.Tensor:
-        """Return the denoised latents of the frames `chunk`. The null image is encoded when first needed."""
-        device, padded = call.device, chunk + chunk[-1:] * num_padded
-        timesteps = self.set_timesteps(call.num_inference_steps, device)
-        latents = video.start.expand(len(video.pose_maps), -1, -1, -1)[padded]
-        windows = self.prepare_pose_windows(video.pose_maps, padded, device)
-        step_kwargs = {"generator": [video.generator.clone_state() for _ in padded]} if self._step_draws_noise else {}
+    def _denoise(self, call, video: SimpleNamespace, chunk: list[int], count: int, progress_bar) -> torch.Tensor:
+        """Return the denoised latents of the first `count` frames of `chunk`; encode the null image when needed."""
+        timesteps = self.set_timesteps(call.num_inference_steps, call.device)
+        start = video.start, video.pose_maps, chunk, video.generator, call.device
+        latents, windows, step_kwargs = self.prepare_chunk(*start)
         self._image_guidance_scale = call.image_guidance_scale
         self._pose_guidance_scale = call.pose_guidance_scale
         for i, t in enumerate(timesteps):
             if self.interrupt:
                 break
             self._current_timestep = t
-            is_guided = call.guidance_start <= i / len(timesteps) < call.guidance_stop
-            scales = (self.image_guidance_scale, self.pose_guidance_scale) if is_guided else (1.0, 1.0)
-            branches = self.guidance_branches(*scales)
+            interval = i, len(timesteps), call.guidance_start, call.guidance_stop
+            branches = self.guidance_branches(self.image_guidance_scale, self.pose_guidance_scale, *interval)
             if call.null_states is None and not all(sees_photo for _, sees_photo, _ in branches):
-                call.null_states = self.encode_null_image(call.height, call.width, device)
+                call.null_states = self.encode_null_image(call.height, call.width, call.device)
             inputs = windows, video.states[video.photo_indices[i]][None], call.null_states, branches
             noise_pred = self.predict_noise(latents, t, *inputs, video.unposed if i == 0 else None)
             latents = self.scheduler.step(noise_pred, t, latents, **step_kwargs).prev_sample
             if call.callback_on_step_end is not None:
-                tensors = {"latents": latents[: len(chunk)], "noise_pred": noise_pred[: len(chunk)]}
+                tensors = {"latents": latents[:count], "noise_pred": noise_pred[:count]}
                 given = {name: tensors[name] for name in call.callback_on_step_end_tensor_inputs}
                 outputs, kept = call.callback_on_step_end(self, i, t, given), tensors["latents"]
                 returned = outputs.pop("latents", kept) if isinstance(outputs, dict) else None
                 rule = "`callback_on_step_end` must return a dict, whose dense `latents` keep their shape"
                 _check(_is_dense(returned) and returned.shape == kept.shape, rule, _short(returned))
-                padding = returned[-1:].expand(num_padded, -1, -1, -1)
-                latents = torch.cat([returned, padding]).to(device, torch.float32)
+                padding = returned[-1:].expand(len(chunk) - count, -1, -1, -1)
+                latents = torch.cat([returned, padding]).to(call.device, torch.float32)
             progress_bar.update()
         self._current_timestep = None
-        return latents[: len(chunk)]
-
-    def _finish(self, call: SimpleNamespace, video: SimpleNamespace, latents: torch.Tensor) -> tuple[Any, Any]:
-        """Decode a chunk into frames on the CPU, of the type that the call asks for; return them and their flags."""
-        if call.output_type == "latent":
-            return latents.cpu(), None
-        frames, flags = self.decode_latents(latents, [video.generator.clone_state() for _ in latents]), None
-        if self.safety_checker is not None:
-            frames, flags = self.run_safety_checker(frames, call.device)
-        if call.output_type in ("pil", "np"):
-            frames = frames.permute(0, 2, 3, 1).numpy()  # [F, 3, H, W] -> [F, H, W, 3]
-        if call.output_type == "pil":
-            frames = [Image.fromarray(levels) for levels in (frames * 255).round().astype(np.uint8)]
-        return frames, flags
+        return latents[:count]
 
     def stream(self, image, pose_maps, **kwargs) -> Iterator[Image.Image | np.ndarray | torch.Tensor]:
         """Yield the frames of a call one by one, video after video, as soon as their chunk is done. The arguments are
@@ -1477,19 +1559,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             [`DreamPosePipelineOutput`] or `tuple`: The frames and the safety checker's flags (`None` without one).
         """
         call = self.check_call({name: value for name, value in locals().items() if name != "self"})
-        frames = [[] for _ in call.photos] if output_type == "pil" else None
-        nsfw_content_detected = None
-        for b, first, chunk, flags in self.sample_chunks(call):
-            if flags is not None:
-                nsfw_content_detected = nsfw_content_detected or [[] for _ in call.photos]
-                nsfw_content_detected[b].extend(flags)
-            if output_type == "pil":
-                frames[b].extend(chunk)
-                continue
-            if frames is None:
-                shape = (len(call.photos), len(call.frame_indices), *chunk.shape[1:])
-                frames = np.zeros(shape, np.float32) if output_type == "np" else chunk.new_zeros(shape)
-            frames[b, first : first + len(chunk)] = chunk
+        sizes = len(call.photos), len(call.frame_indices)
+        frames, nsfw_content_detected = collect_frames(self.sample_chunks(call), *sizes)
         if not return_dict:
             return (frames, nsfw_content_detected)
         return DreamPosePipelineOutput(frames=frames, nsfw_content_detected=nsfw_content_detected)
