@@ -46,9 +46,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def export_pipeline(options: argparse.Namespace) -> None:
     """Save the pipeline in half precision, with the given scales as its defaults and the given VAE."""
-    import torch
-    from diffusers import AutoencoderKL
-
     from training.hub.repositories import load_pipeline
     from training.models.small_model import save_small_model, with_vae
     from training.models.small_model_files import copy_run
@@ -56,45 +53,12 @@ def export_pipeline(options: argparse.Namespace) -> None:
     with naming_arguments(model="pipeline"):
         pipeline = load_pipeline(options.pipeline, dtype="float16")
     if options.vae is not None:
-        pipeline = with_vae(pipeline, AutoencoderKL.from_pretrained(options.vae, dtype=torch.float16))
+        pipeline = with_vae(pipeline, options.vae)
         copy_run(Path(options.vae), options.model_dir / "training", "doubled_vae")
     given = {name: getattr(options, name) for name in STORED_SCALES if getattr(options, name) is not None}
     pipeline.register_to_config(**{f"default_{name}": value for name, value in given.items()})
     save_small_model(pipeline, options.model_dir)
     print(f"Wrote {options.model_dir}.")
-
-
-def export_few_steps(run: Path, folder: Path) -> None:
-    """Write a few-step LoRA in half precision, and copy the settings and the log of its training."""
-    from training.models.small_model_files import copy_run, save_small_lora
-
-    save_small_lora(run, folder / "fast")
-    copy_run(run, folder / "training", "few_steps")
-    print(f"Wrote {folder / 'fast'}.")
-
-
-def export_sample(options: argparse.Namespace) -> None:
-    """Draw a held-out subject's photo, and the IUV pictures of another subject's held-out motion, in the size of the
-    frames of the model in `--model_dir`, if there is one."""
-    from PIL import Image
-
-    from pipeline_dreampose import DreamPosePipeline
-    from training.data.procedural_fashion import ProceduralFashionConfig
-    from training.data.procedural_scene import render_clip
-
-    size = {}
-    if (options.model_dir / DreamPosePipeline.config_name).is_file():
-        index = DreamPosePipeline.load_config(options.model_dir)
-        size = {name: index[f"default_{name}"] for name in ("height", "width")}
-    config = ProceduralFashionConfig(name="sample", num_frames=options.num_frames, **size)
-    subject, motion = config.subject("test", options.subject), config.motion("test", options.motion)
-    photo = config.clip("test", options.subject, options.subject, [0])[0]
-    (poses := options.sample_dir / "poses").mkdir(parents=True, exist_ok=True)
-    Image.fromarray(photo.image).save(options.sample_dir / "photo.png")
-    Image.fromarray(photo.iuv).save(options.sample_dir / "photo_iuv.png")  # stage 2 reads it
-    for index, frame in enumerate(render_clip(subject, motion, config.height, config.width)):
-        Image.fromarray(frame.iuv).save(poses / f"{index:04d}.png", optimize=True)
-    print(f"Wrote {options.sample_dir}.")
 
 
 @locks_output("model_dir", is_folder=True)
@@ -104,8 +68,16 @@ def main(options: argparse.Namespace) -> None:
 
     A folder with a longer sample is refused.
     """
+    from training.data.procedural_sample import write_sample
+    from training.hub.repositories import default_size
     from training.media.outputs import check_output
-    from training.models.small_model_files import RUNS, check_few_step_run, check_run, export_training
+    from training.models.small_model_files import (
+        RUNS,
+        check_few_step_run,
+        check_run,
+        export_few_steps,
+        export_training,
+    )
 
     check_output("model_dir", options.model_dir)
     check_output("sample_dir", options.sample_dir)
@@ -126,7 +98,11 @@ def main(options: argparse.Namespace) -> None:
         print(f"Wrote {options.model_dir / 'training'}.")
     if options.few_steps is not None:
         export_few_steps(options.few_steps, options.model_dir)
-    export_sample(options)
+        print(f"Wrote {options.model_dir / 'fast'}.")
+    has_model = (options.model_dir / "model_index.json").is_file()
+    size = dict(zip(("width", "height"), default_size(options.model_dir))) if has_model else {}
+    write_sample(options.sample_dir, options.subject, options.motion, num_frames=options.num_frames, **size)
+    print(f"Wrote {options.sample_dir}.")
 
 
 if __name__ == "__main__":

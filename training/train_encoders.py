@@ -35,44 +35,38 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple:
 def train_vae(accelerator: "Accelerator", encoder: EncoderOptions, data: DataOptions, run: TrainOptions) -> None:
     """Train the VAE and normalise its latents, or train one around the latents of another; write it."""
     import torch
-    from diffusers import AutoencoderKL
 
     from training.data.encoder_frames import VAEFrames, read_pictures
     from training.data.frame_pairs import LatentShape
     from training.data.samples import load_prepared
     from training.engine.checkpoints import starting_state
     from training.engine.loop import train
-    from training.models.autoencoder import VAETrainer, measure_latents, named_loss, normalize_latents
-    from training.models.doubled_autoencoder import DoubledVAETrainer, double_vae
+    from training.models.autoencoder import VAETrainer, named_loss
+    from training.models.doubled_autoencoder import DoubledVAETrainer
     from training.models.small_model import build_vae
 
-    dataset = load_prepared(data.train_data, "train")
     weights, is_doubled = (encoder.mse_weight, encoder.l1_weight), encoder.component == "doubled_vae"
     if is_doubled:
-        base = AutoencoderKL.from_pretrained(encoder.vae_dir)
-        module = DoubledVAETrainer(vae := double_vae(base), base, *weights, encoder.latent_weight)
+        module = DoubledVAETrainer.around(encoder.vae_dir, *weights, encoder.latent_weight)
     else:
         vae = build_vae(encoder.latent_channels, tuple(encoder.vae_channels), data.height)
         module = VAETrainer(vae, *weights, encoder.kl_weight)
-    shape = LatentShape.of(vae, data.height, data.width)
+    dataset, shape = load_prepared(data.train_data, "train"), LatentShape.of(module.vae, data.height, data.width)
     module.to(memory_format=torch.channels_last if run.channels_last else torch.preserve_format)
     # Crops are counted from where the run starts, so that no batch mixes crops and whole frames.
     start = starting_state(run.output_dir, run.resume_from_checkpoint)
     num_crop_steps = max(0, encoder.num_crop_steps - start["global_step"])
     crop_until = start["num_samples"] + num_crop_steps * run.global_batch_size(accelerator.num_processes)
-    frames = VAEFrames(dataset, shape, run.seed, crop_until, encoder.max_latent_noise if is_doubled else None)
+    max_noise = encoder.max_latent_noise if is_doubled else None
+    frames = VAEFrames(dataset, shape, run.seed, crop_until, max_noise)
     held_out = read_pictures(load_prepared(data.train_data, "validation"), shape, 64)
-
-    def validate(module, global_step):
-        return module.measure_psnr(held_out)
-
-    arguments = {"validate": validate, "validation_steps": encoder.validation_steps}
-    arguments |= run.loop_arguments(len(frames), accelerator.num_processes)
+    arguments = run.loop_arguments(len(frames), accelerator.num_processes)
+    arguments |= {"validation_steps": encoder.validation_steps}
+    arguments |= {"validate": lambda module, step: module.measure_psnr(held_out)}
     train(accelerator, module, named_loss, frames, **arguments)
     if accelerator.is_main_process:
-        if not is_doubled:
-            normalize_latents(vae, *measure_latents(vae, read_pictures(dataset, shape, 512).to(vae.device)))
-        vae.to(memory_format=torch.contiguous_format).save_pretrained(run.output_dir)
+        module.normalize(read_pictures(dataset, shape, 512).to(module.vae.device))
+        module.vae.to(memory_format=torch.contiguous_format).save_pretrained(run.output_dir)
 
 
 def train_clip(accelerator: "Accelerator", encoder: EncoderOptions, data: DataOptions, run: TrainOptions) -> None:
@@ -96,13 +90,10 @@ def train_clip(accelerator: "Accelerator", encoder: EncoderOptions, data: DataOp
 
 def main(options: tuple) -> None:
     """Train one encoder, or write a pipeline of both encoders and an untrained UNet and adapter."""
-    from diffusers import AutoencoderKL
-    from transformers import CLIPVisionModel
-
     from training.engine.checkpoints import starting_state
     from training.engine.errors import naming_data_set
     from training.engine.session import open_session
-    from training.models.small_model import build_pipeline
+    from training.models.small_model import join_encoders
 
     encoder, data, run = options
     folders = {"vae_dir": encoder.vae_dir, "image_encoder_dir": encoder.image_encoder_dir}
@@ -114,10 +105,8 @@ def main(options: tuple) -> None:
         if accelerator.is_main_process:
             print(save_options(run.output_dir, *options).read_text())
         if encoder.component == "pipeline":
-            vae = AutoencoderKL.from_pretrained(encoder.vae_dir)
-            image_encoder = CLIPVisionModel.from_pretrained(encoder.image_encoder_dir)
-            sizes = (data.height, data.width, tuple(encoder.unet_channels))
-            build_pipeline(vae, image_encoder, *sizes).save_pretrained(run.output_dir)
+            sizes = data.height, data.width, tuple(encoder.unet_channels)
+            join_encoders(encoder.vae_dir, encoder.image_encoder_dir, *sizes).save_pretrained(run.output_dir)
         else:
             train_encoder = train_clip if encoder.component == "image_encoder" else train_vae
             with naming_data_set("train_data"):

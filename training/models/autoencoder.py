@@ -43,6 +43,10 @@ class VAETrainer(nn.Module):
         # The PSNR's peak is 2, the range of [-1, 1].
         return {"loss": loss, "psnr": 10 * torch.log10(4 / mse.detach()), "l1": l1.detach(), "kl": kl.detach()}
 
+    def normalize(self, pixel_values: torch.Tensor) -> None:
+        """Give the latents of pictures [N,3,H,W] in [-1,1] mean 0 and standard deviation 1, after the training."""
+        normalize_latents(self.vae, *measure_latents(self.vae, pixel_values))
+
     @torch.no_grad()
     def restore(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return pictures [N,3,H,W] in [-1,1] decoded from the mean of their posterior, in [0,1]."""

@@ -88,6 +88,15 @@ class DoubledVAETrainer(VAETrainer):
         # In a list, since a module's parts are trained, averaged and saved.
         self._base = [copy.deepcopy(base).requires_grad_(False).eval()]
 
+    @classmethod
+    def around(cls, folder: str, *weights: float) -> "DoubledVAETrainer":
+        """Return the trainer of a VAE around the latents of the one in a folder."""
+        base = AutoencoderKL.from_pretrained(folder)
+        return cls(double_vae(base), base, *weights)
+
+    def normalize(self, pixel_values: torch.Tensor) -> None:
+        """Do nothing: the latents stay those of the base."""
+
     @torch.no_grad()
     def base_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return what the encoder has to learn for pictures [B,3,H,W] in [-1,1]: latents [B,C,h,w]."""

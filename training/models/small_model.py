@@ -8,6 +8,7 @@ Legend: `B` batch, `S` side of the image encoder's square.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +111,12 @@ def build_pipeline(
     )
 
 
+def join_encoders(vae_dir: str, image_encoder_dir: str, *sizes: Any) -> DreamPosePipeline:
+    """Call [`build_pipeline`] with the trained encoders of two folders; `sizes` are its other arguments."""
+    vae, image_encoder = AutoencoderKL.from_pretrained(vae_dir), CLIPVisionModel.from_pretrained(image_encoder_dir)
+    return build_pipeline(vae, image_encoder, *sizes)
+
+
 def _build_scheduler() -> DPMSolverMultistepScheduler:
     """Return a DPM-Solver with Stable Diffusion's noise schedule.
 
@@ -172,12 +179,13 @@ class ImageEncoderTrainer(nn.Module):
         return {"loss": loss, "color": color_loss.detach(), "part": part_loss.detach(), "uv": uv_loss.detach()}
 
 
-def with_vae(pipeline: DreamPosePipeline, vae: AutoencoderKL) -> DreamPosePipeline:
-    """Return a pipeline with another VAE around the same latents. Its frames have the size that this VAE gives them.
+def with_vae(pipeline: DreamPosePipeline, folder: str) -> DreamPosePipeline:
+    """Return a pipeline with the VAE of a folder, around the same latents. Its frames get the size that it makes.
 
     Raises:
         ValueError: If the VAE has another number of latent channels.
     """
+    vae = AutoencoderKL.from_pretrained(folder, dtype=pipeline.vae.dtype)
     before, after = (one.config.latent_channels for one in (pipeline.vae, vae))
     if before != after:
         raise ValueError(f"`vae` must have the {before} latent channels of the pipeline's, got {after}.")

@@ -75,3 +75,9 @@ def save_small_lora(run: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / LORA_WEIGHT_NAME_SAFE, metadata)
     sort_metadata(folder / LORA_WEIGHT_NAME_SAFE)
+
+
+def export_few_steps(run: Path, folder: Path) -> None:
+    """Write a run's few-step LoRA into a model's folder, and copy the settings and the log of its training."""
+    save_small_lora(run, folder / "fast")
+    copy_run(run, folder / "training", "few_steps")
