@@ -178,9 +178,11 @@ def fit_image(image: Image.Image | np.ndarray | torch.Tensor, height: int, width
 
 
 def iuv_to_pose_map(image: Image.Image | np.ndarray, name: str = "image") -> torch.Tensor:
-    """Convert one DensePose IUV image to a pose map `(2, H, W)`: U, then V, in `[0, 1]`, zero outside the body. The
-    image is RGB, or an 8-bit array `(H, W, 3)`, with R = V, G = U and B = I: part code 0 for the background, 1..24 for
-    body parts. Others raise a `ValueError` that calls it `name`."""
+    """Convert one DensePose IUV image to a pose map `(2, H, W)`: U, then V, in `[0, 1]`, zero outside the body.
+
+    The image is RGB, or an 8-bit array `(H, W, 3)`, with R = V, G = U and B = I: part code 0 for the background, 1..24
+    for body parts. Others raise a `ValueError` that calls it `name`.
+    """
     v, u, parts = torch.from_numpy(read_iuv(image, name).copy()).unbind(-1)
     return torch.stack([u, v]).float() / 255.0 * (parts > 0)
 
@@ -237,8 +239,10 @@ def resize_pose_maps(pose_maps: torch.Tensor, h: int, w: int) -> torch.Tensor:
 
 def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.Tensor:
     """Stack the pose maps `(F, 2, h, w)` around frame `index` along the channels (DreamPose, arXiv:2304.06025).
+
     `radius` is the number of frames on each side. Past either end, the border frame is repeated. The result has shape
-    `(2 * (2 * radius + 1), h, w)`, earliest frame first, U before V."""
+    `(2 * (2 * radius + 1), h, w)`, earliest frame first, U before V.
+    """
     _check_pose_maps(pose_maps)
     num_frames = pose_maps.shape[0]
     _check(0 <= index < num_frames, f"`index` must be at least 0 and less than the {num_frames} frames", index)
@@ -265,9 +269,12 @@ def surface_pieces(parts: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarra
 
 
 def match_pieces(pieces: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Match the pieces that a frame and a photo show. Returned are the part `[N]` of `N` pieces, the place (x, y) in
-    the frame and in the photo, `[N, 2]` each, the mean U and V in the photo, `[N, 2]`, and the photo's pixels `[N]`.
-    The place in the frame is that of the photo's mean U and V, so that pieces of a few pixels match exactly."""
+    """Match the pieces that a frame and a photo show.
+
+    Returned are the part `[N]` of `N` pieces, the place (x, y) in the frame and in the photo, `[N, 2]` each, the mean
+    U and V in the photo, `[N, 2]`, and the photo's pixels `[N]`. The place in the frame is that of the photo's mean U
+    and V, so that pieces of a few pixels match exactly.
+    """
     found = []
     for part in np.flatnonzero((pieces[..., 0].any((1, 2))) & (photo[..., 0].any((1, 2)))):
         here, there = (of[part].reshape(-1, 5) for of in (pieces, photo))
@@ -284,7 +291,9 @@ def match_pieces(pieces: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, ...
 
 def fit_place(pieces: np.ndarray, photo: np.ndarray, scale: float | None = None) -> tuple[float, float, np.ndarray]:
     """Fit the scale, unless it is given, and the shift (x, y) that bring a frame's steady parts onto the photo's.
-    Before both, the agreement in pose and side is returned, in `[0, 1]`: 0 where frame and photo share too little."""
+
+    Before both, the agreement in pose and side is returned, in `[0, 1]`: 0 where frame and photo share too little.
+    """
     part, here, there, _, pixels = match_pieces(pieces, photo)
     steady = np.isin(part, _STEADY_PARTS)
     if steady.sum() < 8:
@@ -313,10 +322,12 @@ def most_alike(agreement: np.ndarray) -> int:
 
 
 def fit_clip(frames: list[np.ndarray], photo: np.ndarray) -> tuple[float, np.ndarray, np.ndarray] | None:
-    """Fit the one similarity of a clip by [`surface_pieces`]: scale, shift (x, y), and the frames' agreement. The
-    scale is the weighted median over the frames that agree with the photo. The one that agrees best decides the shift,
-    since others may stand elsewhere; its lower foot comes onto the photo's ground line. The result is `None` if no
-    frame shares enough of the photo's surface."""
+    """Fit the one similarity of a clip by [`surface_pieces`]: scale, shift (x, y), and the frames' agreement.
+
+    The scale is the weighted median over the frames that agree with the photo. The one that agrees best decides the
+    shift, since others may stand elsewhere; its lower foot comes onto the photo's ground line. The result is `None` if
+    no frame shares enough of the photo's surface.
+    """
     fits = [fit_place(frame, photo) for frame in frames]
     agreement = np.array([fit[0] for fit in fits])
     best = most_alike(agreement)
@@ -364,9 +375,11 @@ def resample(pixels: np.ndarray, scale: float, shift: np.ndarray, height: int, w
 
 
 def place_driver(frames: list[np.ndarray], photo: np.ndarray) -> tuple[float, np.ndarray, np.ndarray | None]:
-    """Return scale, shift and the frames' agreement that place a driver on the body in a photo. `photo` is IUV
-    `[H, W, 3]` (V, U, I); so are `frames`, or they are maps `[H, W, 2]`. Maps, and a clip that never shows the photo's
-    side of the body, are placed by their silhouettes, with a warning and without an agreement."""
+    """Return scale, shift and the frames' agreement that place a driver on the body in a photo.
+
+    `photo` is IUV `[H, W, 3]` (V, U, I); so are `frames`, or they are maps `[H, W, 2]`. Maps, and a clip that never
+    shows the photo's side of the body, are placed by their silhouettes, with a warning and without an agreement.
+    """
     _check(any(frame.any() for frame in frames), "`poses` must show a body in at least one frame", "none")
     _check(photo[..., 2].any(), "`photo_iuv` must show a body", "a picture without one")
     sizes = {frame.shape[:2] for frame in frames}
@@ -408,9 +421,11 @@ def align_pose_maps(poses: Sequence[Image.Image] | torch.Tensor, photo_iuv: Imag
 def clip_pixel_values(
     pixel_values: torch.Tensor, image_size: int, feature_extractor: CLIPImageProcessor
 ) -> torch.Tensor:
-    """Convert canvases `(B, 3, H, W)` in `[-1, 1]` to CLIP's normalised input `(B, 3, image_size, image_size)`. The
-    whole canvas is squeezed to a square, or its central square is taken if `feature_extractor.do_center_crop` is set.
-    Pixels are rounded to 8 bits, so no gradients pass. The result is float32, on the device of `pixel_values`."""
+    """Convert canvases `(B, 3, H, W)` in `[-1, 1]` to CLIP's normalised input `(B, 3, image_size, image_size)`.
+
+    The whole canvas is squeezed to a square, or its central square is taken if `feature_extractor.do_center_crop` is
+    set. Pixels are rounded to 8 bits, so no gradients pass. The result is float32, on the device of `pixel_values`.
+    """
     canvases = ((pixel_values.detach().float() + 1.0) * 127.5).round().clamp(0, 255)
     canvases = canvases.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     height, width = canvases.shape[1:3]
@@ -427,7 +442,9 @@ def encode_pixels(
     pixel_values: torch.Tensor, vae: AutoencoderKL, image_range: tuple[float, float] = (-1.0, 1.0)
 ) -> DiagonalGaussianDistribution:
     """Return the VAE's posterior over unscaled latents `(B, C, h, w)` of pictures `(B, 3, H, W)` in `[-1, 1]`.
-    `image_range` holds the VAE's input values for black and white. The VAE runs in its own dtype."""
+
+    `image_range` holds the VAE's input values for black and white. The VAE runs in its own dtype.
+    """
     low, high = image_range
     encoded = vae.encode((low + (high - low) * (pixel_values + 1.0) / 2.0).to(vae.dtype))[0]
     if isinstance(encoded, torch.Tensor):  # latents, as of AutoencoderTiny: a distribution without variance
@@ -442,9 +459,11 @@ def encode_reference(
     feature_extractor: CLIPImageProcessor,
     image_range: tuple[float, float] = (-1.0, 1.0),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode canvases `(B, 3, H, W)` in `[-1, 1]` ([`fit_image`]) into the inputs of the adapter. Returns
-    `image_embeds` `(B, T, D)`, the image encoder's `last_hidden_state` without post-layernorm, and `image_latents`
-    `(B, C, h, w)`, the VAE's posterior mean times its `scaling_factor`, which also start the sampling."""
+    """Encode canvases `(B, 3, H, W)` in `[-1, 1]` ([`fit_image`]) into the inputs of the adapter.
+
+    Returns `image_embeds` `(B, T, D)`, the image encoder's `last_hidden_state` without post-layernorm, and
+    `image_latents` `(B, C, h, w)`, the VAE's posterior mean times its `scaling_factor`, which also start the sampling.
+    """
     image_latents = encode_pixels(pixel_values, vae, image_range).mode() * vae.config.scaling_factor
     clip_pixels = clip_pixel_values(pixel_values, image_encoder.config.image_size, feature_extractor)
     return image_encoder(clip_pixels.to(image_encoder.dtype)).last_hidden_state, image_latents
@@ -809,9 +828,11 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     @classmethod
     def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict, **kwargs):
-        """Read a subject's weights; with `return_lora_metadata=True`, return `(weights, metadata)`. Other options are
-        `weight_name` (defaults to `"pytorch_lora_weights.safetensors"`), `metadata` of weights by name, and those of
-        `hf_hub_download`."""
+        """Read a subject's weights; with `return_lora_metadata=True`, return `(weights, metadata)`.
+
+        Other options are `weight_name` (defaults to `"pytorch_lora_weights.safetensors"`), `metadata` of weights by
+        name, and those of `hf_hub_download`.
+        """
         return_lora_metadata = kwargs.pop("return_lora_metadata", False)
         weight_name = str(kwargs.pop("weight_name", None) or LORA_WEIGHT_NAME_SAFE)
         _check(weight_name.endswith(".safetensors"), "`weight_name` must name a safetensors file", repr(weight_name))
@@ -1281,8 +1302,10 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         return self.scheduler.timesteps
 
     def prepare_latents(self, image_latents, timesteps, generator=None, latents=None) -> torch.Tensor:
-        """Return the start of one video, float32 `(1 or F, C, h, w)`: the photo's latents `(1, C, h, w)`, noised. All
-        frames share the noise. If unit noise is given as `latents`, it is that at the first noise level instead."""
+        """Return the start of one video, float32 `(1 or F, C, h, w)`: the photo's latents `(1, C, h, w)`, noised.
+
+        All frames share the noise. If unit noise is given as `latents`, it is that at the first noise level instead.
+        """
         device = image_latents.device
         if latents is not None:
             return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
@@ -1487,10 +1510,12 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         return latents[:count]
 
     def stream(self, image, pose_maps, **kwargs) -> Iterator[Image.Image | np.ndarray | torch.Tensor]:
-        """Yield the frames of a call one by one, video after video, as soon as their chunk is done. The arguments are
-        those of [`~DreamPosePipeline.__call__`] but `return_dict`, checked at once, and the frames are the same: PIL
-        images, `(H, W, 3)` arrays, `(3, H, W)` tensors or `(C, h, w)` latents. Finished ones are not kept. Until the
-        last frame, or until the iterator is closed, the scheduler must stay and serves no other call."""
+        """Yield the frames of a call one by one, video after video, as soon as their chunk is done.
+
+        The arguments are those of [`~DreamPosePipeline.__call__`] but `return_dict`, checked at once, and the frames
+        are the same: PIL images, `(H, W, 3)` arrays, `(3, H, W)` tensors or `(C, h, w)` latents. Finished ones are not
+        kept. Until the last frame, or until the iterator is closed, the scheduler must stay and serves no other call.
+        """
         _check("return_dict" not in kwargs, "`return_dict` must be left out", "`return_dict`")
         call = inspect.signature(self.__call__).bind(image, pose_maps, **kwargs)
         call.apply_defaults()
