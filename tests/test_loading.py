@@ -1,5 +1,6 @@
 """Every way to load and save the pipeline: which file runs, and that it gives the same pixels."""
 
+import inspect
 import json
 import os
 import shutil
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import dynamic_modules_utils
+from diffusers.hooks import ModelHook
+from diffusers.utils import dynamic_modules_utils, import_utils
 from peft import LoraConfig
 from PIL import Image
 
@@ -281,6 +283,13 @@ def test_what_diffusers_lacks_for_one_s_own_class_is_still_lacking(work, monkeyp
     monkeypatch.delattr(DreamPosePipeline, "_dict_from_json_file")
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         DreamPosePipeline.from_pretrained(work / "saved")
+
+
+def test_private_names_of_diffusers_have_no_public_counterpart():
+    """If this fails, the public name can replace the private one in the pipeline's file."""
+    assert not [name for name in dir(ModelHook) if "stateful" in name and not name.startswith("_")]
+    assert "pipeline" not in inspect.signature(DreamPoseAdapter.load_lora_adapter).parameters
+    assert not hasattr(import_utils.is_torchvision_available, "cache_clear")
 
 
 def test_settings_are_saved(tmp_path):

@@ -40,7 +40,7 @@ try:
         importlib.import_module("torchvision")
 except Exception as error:  # a broken build may raise anything
     sys.modules["torchvision"] = None
-    import_utils._torchvision_available = False  # diffusers and transformers may have asked before
+    import_utils._torchvision_available = False  # diffusers cannot be asked to look again, transformers can
     is_torchvision_available.cache_clear()
     is_torchvision_v2_available.cache_clear()
     warnings.warn(f"torchvision is ignored because it does not fit torch {torch.__version__}: {error}")
@@ -965,6 +965,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             # diffusers keeps the old configuration, and refuses another `alpha_pattern`
             model.peft_config[adapter_name] = type(old)(**config)
         metadata = {f"{part}.{name}": value for name, value in config.items()}
+        # Only by the private `_pipeline` does diffusers learn whose offloading to take off and to put back.
         options |= {"adapter_name": adapter_name, "metadata": metadata, "_pipeline": self}
         model.load_lora_adapter(state_dict, prefix=part, **options)
         # PEFT 0.21 swaps neither `r` nor `lora_alpha`, from which scalings are computed, and forgets the set scale.
@@ -1012,14 +1013,13 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         layers = {part: weights for part, weights in layers.items() if weights}
         _check(layers, "`unet_lora_layers`, `adapter_lora_layers` or `vae_lora_layers` must be given", "none")
         cls._make_folder(save_directory)
-        packed, packed_metadata = {}, {}
+        packed, facts = {}, {}
         for part, weights in layers.items():
             packed |= cls.pack_weights(weights, part)
         for part, values in (metadata | {"dreampose": run_metadata}).items():
-            packed_metadata |= cls.pack_weights(values or {}, part)
+            facts |= cls.pack_weights(values or {}, part)
         options = {"is_main_process": True, "save_function": None, "safe_serialization": True}
-        options["lora_adapter_metadata"] = packed_metadata
-        cls.write_lora_layers(packed, save_directory, weight_name=weight_name, **options)
+        cls.write_lora_layers(packed, save_directory, weight_name=weight_name, lora_adapter_metadata=facts, **options)
 
     def set_adapters(self, adapter_names: list[str] | str, adapter_weights: float | dict | list | None = None) -> None:
         """Activate attached subjects at scales, by default 1, or dicts of scales: [`LoraBaseMixin.set_adapters`]."""
@@ -1332,7 +1332,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def shared_predictions(self, start: torch.Tensor) -> dict | None:
         """Return a dict for the predictions of the first step that all frames of a video share, if they can share."""
-        # A hook of the UNet with a state, such as attention kept for the next step, needs batches of one size
+        # A hook with a state, such as kept attention, needs batches of one size. diffusers lists no hooks publicly.
         hooks = [layer._diffusers_hook.hooks for layer in _layers(self.unet) if hasattr(layer, "_diffusers_hook")]
         has_state = any(hook._is_stateful for registry in hooks for hook in registry.values())
         return {} if len(start) == 1 and isinstance(self.unet, nn.Module) and not has_state else None
