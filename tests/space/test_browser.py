@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.launch import ROOT
+from tests.space.test_uploads import write_video
 
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; run `make page-test`")
@@ -164,6 +165,22 @@ def test_visitors_see_the_length_of_the_queue_and_get_each_their_own_video(visit
         page.wait_for_function("video => video.duration > 0", arg=video)
         assert video.evaluate("video => video.duration") == pytest.approx(number / 12, abs=0.05)
     third.wait_for_function("document.querySelector('#live [role=status]').innerText.startsWith('16 frames')")
+
+
+def test_the_poses_on_the_photo_s_body_are_shown_before_the_run(visit, tmp_path):
+    page = visit()
+    show_own(page)
+    page.set_input_files("#photo input[type=file]", str(SAMPLE / "photo.png"))
+    page.set_input_files("#poses input[type=file]", POSES[:3])
+    page.locator("#chosen").get_by_text("Poses as they are").wait_for()
+    page.set_input_files("#photo_iuv input[type=file]", str(SAMPLE / "photo_iuv.png"))
+    page.locator("#chosen").get_by_text("Poses on the photo's body").wait_for()
+    page = visit()  # with a dance, in which the fake DensePose of the tests sees the body of an IUV picture
+    show_own(page)
+    write_video(tmp_path / "dance.mov", [Image.open(path).convert("RGB") for path in POSES[:5]], "png", "rgb24")
+    page.set_input_files("#photo input[type=file]", POSES[0])
+    page.set_input_files("#dance input[type=file]", str(tmp_path / "dance.mov"))
+    page.locator("#chosen").get_by_text("5 poses").wait_for()
 
 
 def test_the_newest_frames_move_while_the_next_ones_are_made(visit):
