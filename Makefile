@@ -154,7 +154,8 @@ reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## test the paper's
 
 community:  ## write the file and README section for diffusers' examples/community
 	mkdir -p $(COMMUNITY)
-	cp pipeline_dreampose.py $(COMMUNITY)/dreampose.py
+	$(PYTHON) -c "from pathlib import Path; from training.hub.community import write_community_file as write; \
+		write(Path('pipeline_dreampose.py'), Path('$(COMMUNITY)'))"
 	cp model_card/community.md $(COMMUNITY)/README.md
 
 clean:  ## remove what the other targets made, including the environment

@@ -251,6 +251,7 @@ def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.T
     return pose_maps[neighbours].flatten(0, 1)
 
 
+# examples/community: left out
 # Place of a driver's poses on the body in a photo: one scale and one shift, found on the surface of the two bodies. A
 # piece of surface is a bin of U and V of one body part. A picture's pieces are an array `[25, 12, 12, 5]`: how many
 # pixels show a piece, and the sums of their x, y, U and V.
@@ -418,6 +419,9 @@ def align_pose_maps(poses: Sequence[Image.Image] | torch.Tensor, photo_iuv: Imag
     return torch.from_numpy(np.stack(placed)).permute(0, 3, 1, 2).contiguous()
 
 
+# examples/community: end
+
+
 def clip_pixel_values(
     pixel_values: torch.Tensor, image_size: int, feature_extractor: CLIPImageProcessor
 ) -> torch.Tensor:
@@ -532,10 +536,14 @@ def check_output_type(output_type: Any) -> None:
     _check(is_known, "`output_type` must be 'pil', 'np', 'pt' or 'latent'", _short(output_type))
 
 
+# examples/community: left out
 def teacher_digest(unet: UNet2DConditionModel) -> str:
     """Return 16 hex digits that tell a UNet, in any floating-point type, by the signs of its first layer's weights."""
     signs = torch.signbit(unet.conv_in.weight.detach()).cpu().numpy()
     return hashlib.sha256(np.packbits(signs).tobytes()).hexdigest()[:16]
+
+
+# examples/community: end
 
 
 class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -552,8 +560,10 @@ class DreamPoseAdapter(ModelMixin, ConfigMixin, PeftAdapterMixin):
         pooled_width (`int`, *optional*, defaults to 32): Width to which latents of any size are max-pooled.
     """
 
+    # examples/community: left out
     # Kept in the class, since loading another model's copy of this file overwrites the file and the module's globals.
     _source = Path(__file__).read_bytes()
+    # examples/community: end
 
     @register_to_config
     def __init__(self, image_embed_dim=768, num_image_tokens=50, latent_channels=4, pooled_height=40, pooled_width=32):
@@ -587,6 +597,7 @@ class DreamPosePipelineOutput(BaseOutput):
     nsfw_content_detected: list[list[bool]] | None = None
 
 
+# examples/community: left out
 # Fields of a `LoraConfig` that are checked one by one, or do not change a loaded LoRA.
 _OTHER_LORA_FIELDS = """r lora_alpha rank_pattern alpha_pattern target_modules exclude_modules layers_to_transform
     layers_pattern lora_dropout task_type auto_mapping peft_version base_model_name_or_path revision inference_mode
@@ -651,6 +662,9 @@ def _lora_method(method: Callable) -> Callable:
     return run
 
 
+# examples/community: end
+
+
 class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     r"""
     Pipeline for animating a photo of a person with a pose sequence, as proposed in DreamPose (arXiv:2304.06025).
@@ -682,11 +696,15 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     _optional_components = ["safety_checker"]
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "noise_pred"]
+    # examples/community: left out
     _lora_loadable_modules = ["unet", "adapter", "vae"]
     _source = Path(__file__).read_bytes()
+    # examples/community: end
     _current_timestep = None
     _held_schedulers = {}
+    # examples/community: left out
     _few_steps_of = None  # the few-step LoRA in use
+    # examples/community: end
 
     def __init__(
         self,
@@ -756,6 +774,7 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
     interrupt = property(lambda self: self._interrupt)
     _step_draws_noise = property(lambda self: "generator" in inspect.signature(self.scheduler.step).parameters)
 
+    # examples/community: left out
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """Write a self-contained folder: weights, `model_index.json` and the code that loads them."""
         for name, component in self.components.items():
@@ -1104,6 +1123,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
             self.register_to_config(**self._full_steps)
             self._few_steps_of = None
 
+    # examples/community: end
+
     def check_components(self) -> None:
         """Raise a `ValueError` unless the components fit each other."""
         self._check_settings(*_SETTINGS)
@@ -1433,11 +1454,13 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         call.pose_maps = self.prepare_pose_maps(call.pose_maps, call.height, call.width, len(call.photos))
         shape = *call.pose_maps.shape[:2], (self.vae.config.latent_channels, *call.pose_maps.shape[-2:])
         call.frame_indices = self.check_video_inputs(*shape, call.frame_indices, call.latents, call.generator)
+        # examples/community: left out
         layers = self._lora_layers()
         in_use = [layer.merged_adapters if layer.merged else layer.active_adapters for layer in layers]
         in_use = [name for layer, names in zip(layers, in_use) for name in names if not layer.disable_adapters]
         if self._few_steps_of not in [None, *in_use]:
             logger.warning(f"The few steps need their LoRA {self._few_steps_of!r}, which is not active.")
+        # examples/community: end
         call.device = self._execution_device  # once, since diffusers looks through all modules for it
         with self.hold_scheduler(call.num_inference_steps, call.device):
             return call
@@ -1591,6 +1614,8 @@ class DreamPosePipeline(DiffusionPipeline, LoraBaseMixin):
         return DreamPosePipelineOutput(frames=frames, nsfw_content_detected=nsfw_content_detected)
 
 
+# examples/community: left out
 for _name in """check_lora load_lora_weights unload_lora_weights fuse_lora unfuse_lora set_adapters delete_adapters
     enable_lora disable_lora get_active_adapters get_list_adapters""".split():
     setattr(DreamPosePipeline, _name, _lora_method(getattr(DreamPosePipeline, _name)))
+# examples/community: end

@@ -22,6 +22,7 @@ import pipeline_dreampose
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline, iuv_to_pose_map
 from tests.hub_server import Hub
 from tests.tiny_components import get_dummy_inputs, get_dummy_pipeline, get_unet
+from training.hub.community import community_file
 
 
 SOURCE = Path(pipeline_dreampose.__file__)
@@ -264,7 +265,7 @@ def test_the_folder_carries_its_code_and_names_nothing_else(work):
 @pytest.mark.slow
 def test_make_writes_the_file_for_upstream(tmp_path):
     subprocess.run(["make", "community", f"COMMUNITY={tmp_path}"], cwd=SOURCE.parent, check=True, capture_output=True)
-    assert (tmp_path / "dreampose.py").read_bytes() == SOURCE.read_bytes()
+    assert (tmp_path / "dreampose.py").read_text() == community_file(SOURCE.read_text())
     row = (tmp_path / "README.md").read_text().splitlines()[0]
     assert row.count("|") == 6 and "(#dreampose)" in row and "\n## DreamPose\n" in (tmp_path / "README.md").read_text()
 
