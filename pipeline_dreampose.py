@@ -252,6 +252,8 @@ def pose_window(pose_maps: torch.Tensor, index: int, radius: int = 2) -> torch.T
 
 
 # examples/community: left out
+# (`make community` leaves such parts out of the file for diffusers' own repository.)
+
 # Place of a driver's poses on the body in a photo: one scale and one shift, found on the surface of the two bodies. A
 # piece of surface is a bin of U and V of one body part. A picture's pieces are an array `[25, 12, 12, 5]`: how many
 # pixels show a piece, and the sums of their x, y, U and V.

@@ -379,7 +379,7 @@ def test_the_file_may_be_executed_again():
     source = inspect.getsource(pipeline_dreampose)
     assert not re.search(r"is(instance|subclass)\([^)]*DreamPose", source) and not re.search(r"super\(\w", source)
     assert not re.search(r"^\s*(from|import)\s+\.", source, re.MULTILINE)
-    assert source.count("\n") <= 1621
+    assert source.count("\n") <= 1623
 
 
 def test_iuv_pictures_of_the_tests_are_valid():
