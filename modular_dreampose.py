@@ -220,6 +220,27 @@ class DreamPoseGuidance(BaseGuidance):
         return plug_in.combine_predictions(seen, self.branches())
 
 
+def _check_loaded(block: ModularPipelineBlocks, components: ModularPipeline) -> None:
+    """Raise a `ValueError` unless the components of a block are there."""
+    for name in (spec.name for spec in block.expected_components if spec.name != "safety_checker"):
+        rule = f"`{name}` must be loaded: call `load_components()`, or give it to `update_components()`"
+        plug_in._check(getattr(components, name, None) is not None, rule, None)
+
+
+def _check_latents(latents: Any, num_axes: int) -> None:
+    """Raise a `ValueError` unless latents are a tensor of finite numbers with so many axes."""
+    is_tensor = isinstance(latents, torch.Tensor) and latents.ndim == num_axes and latents.numel() > 0
+    rule = f"`latents` must be tensors of finite numbers with {num_axes} axes"
+    plug_in._check(is_tensor and torch.isfinite(latents).all(), rule, plug_in._short(latents))
+
+
+def _check_counts(num_videos: int, **values: Any) -> None:
+    """Raise a `ValueError` unless each value has one entry per video."""
+    for name, value in values.items():
+        rule = f"`{name}` must have an entry for each of the {num_videos} videos"
+        plug_in._check(len(value) == num_videos, rule, f"{len(value)}")
+
+
 class _Step(ModularPipelineBlocks):
     """A block that runs steps of the pipeline."""
 
@@ -229,6 +250,7 @@ class _Step(ModularPipelineBlocks):
     @torch.no_grad()
     def __call__(self, components, state):
         values = self.get_block_state(state)
+        _check_loaded(self, components)
         pipe = to_pipeline(components)
         self.run(pipe, pipe._execution_device, values)
         self.set_block_state(state, values)
@@ -326,8 +348,13 @@ class DreamPosePrepareLatentsStep(_Step):
     intermediate_outputs = _outputs("latents", "photo_indices", "step_generators")
 
     def run(self, pipe, device, values):
+        maps = values.fitted_pose_maps
+        _check_counts(len(values.image_latents), fitted_pose_maps=maps)
         cell_shape, draws = tuple(values.image_latents[0].shape[1:]), (values.generator, values.latents)
-        pipe.check_video_inputs(*values.fitted_pose_maps.shape[:2], cell_shape, None, *reversed(draws))
+        rule = f"`fitted_pose_maps` must have the size of `image_latents`, {cell_shape[1:]}, and values in [0, 1]"
+        is_fit = tuple(maps.shape[-2:]) == cell_shape[1:] and maps.min() >= 0 and maps.max() <= 1
+        plug_in._check(is_fit, rule, plug_in._short(maps))
+        pipe.check_video_inputs(*maps.shape[:2], cell_shape, None, *reversed(draws))
         videos = [
             pipe.draw_video(b, image_latents, values.timesteps, *draws)
             for b, image_latents in enumerate(values.image_latents)
@@ -388,22 +415,34 @@ class DreamPoseDenoiseStep(LoopSequentialPipelineBlocks):
         *("default_image_guidance_scale", "default_pose_guidance_scale", "default_guidance_stop", "pose_range")
     )
     loop_inputs = _inputs(
-        *("latents!", "fitted_pose_maps!", "num_inference_steps!", "step_generators!", "frame_indices", "chunk_size")
+        *("latents!", "fitted_pose_maps!", "timesteps!", "num_inference_steps!", "encoder_hidden_states!"),
+        *("null_hidden_states!", "photo_indices!", "step_generators!", "frame_indices", "chunk_size"),
     )
 
     @torch.no_grad()
     def __call__(self, components, state):
         values = self.get_block_state(state)
+        _check_loaded(self, components)
         pipe, guider = to_pipeline(components), components.guider
         values.pipe = pipe
         rule = "`guider` must guide by photo and pose, as DreamPoseGuidance does"
         plug_in._check(hasattr(guider, "branches"), rule, type(guider).__name__)
         guider.defaults = {name: pipe.config[f"default_{name}"] for name in guider.defaults}
         pipe.check_numbers(**guider.settings, chunk_size=values.chunk_size)
-        maps, indices, device = values.fitted_pose_maps, values.frame_indices, pipe._execution_device
-        chunks = plug_in.split_frames(range(maps.shape[1]) if indices is None else indices, values.chunk_size)
+        pipe.check_numbers(num_inference_steps=values.num_inference_steps)
+        maps, device, num_videos = values.fitted_pose_maps, pipe._execution_device, len(values.latents)
+        names = ("fitted_pose_maps", "encoder_hidden_states", "photo_indices", "step_generators")
+        _check_counts(num_videos, **{name: getattr(values, name) for name in names})
+        for start in values.latents:
+            _check_latents(start, 4)
+        cell_shape = tuple(values.latents[0].shape[1:])
+        indices = pipe.check_video_inputs(num_videos, maps.shape[1], cell_shape, values.frame_indices, None, None)
+        chunks = plug_in.split_frames(indices, values.chunk_size)
         values.null_states = values.null_hidden_states.to(device, pipe.unet.dtype)
         with pipe.hold_scheduler(values.num_inference_steps, device) as values.num_timesteps:
+            rule = "`timesteps` must be those that the scheduler sets for `num_inference_steps`"
+            is_own = torch.equal(torch.as_tensor(values.timesteps).cpu(), pipe.scheduler.timesteps.cpu())
+            plug_in._check(is_own, rule, plug_in._short(values.timesteps))
             with self.progress_bar(total=len(values.latents) * len(chunks) * values.num_timesteps) as progress_bar:
                 videos = []
                 for values.video, start in enumerate(values.latents):
@@ -436,6 +475,7 @@ class DreamPoseDecodeStep(_Step):
 
     def run(self, pipe, device, values):
         DreamPoseCheckStep.run(self, pipe, device, values)
+        _check_latents(values.latents, 5)
         num_videos, num_frames = values.latents.shape[:2]
         generators, chunks = values.step_generators, plug_in.split_frames(range(num_frames), values.chunk_size)
 
@@ -446,6 +486,11 @@ class DreamPoseDecodeStep(_Step):
                 yield b, chunk[0], *pipe.decode_chunk(latents, values.output_type, generator, device)
 
         values.videos, values.nsfw_content_detected = plug_in.collect_frames(decoded(), num_videos, num_frames)
+
+
+def _structure(block: ModularPipelineBlocks) -> list[tuple]:
+    """Return names and classes of the blocks within a block, in their order and to any depth."""
+    return [(name, type(part), _structure(part)) for name, part in getattr(block, "sub_blocks", {}).items()]
 
 
 class DreamPoseBlocks(SequentialPipelineBlocks):
@@ -482,9 +527,9 @@ class DreamPoseBlocks(SequentialPipelineBlocks):
         `save_pretrained` calls this. `repo_id` names the Hub repository that the folder is for; without one, the index
         names the folder. It is written here, since the pipeline's own index needs the code of its adapter.
         """
-        found = {name: type(block) for name, block in self.sub_blocks.items()}
+        found, own = _structure(self), _structure(type(self)())
         rule = "`save_directory` is for the blocks of this file: other blocks must be saved from the file of their own"
-        plug_in._check(found == dict(zip(self.block_names, type(self).block_classes)), rule, sorted(found))
+        plug_in._check(found == own, rule, [name for name, *_ in found])
         repo_id = kwargs.get("repo_id")
         plug_in._check(repo_id or not push_to_hub, "`repo_id` must be given to push", repo_id)
         os.makedirs(save_directory, exist_ok=True)

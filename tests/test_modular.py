@@ -725,3 +725,50 @@ def test_what_diffusers_lacks_is_still_lacking(pipe, tmp_path):
     (tmp_path / "adapter" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="does not appear to have any custom code"):
         AutoModel.from_pretrained(tmp_path, subfolder="adapter", trust_remote_code=True)
+
+
+POSES = [get_dummy_iuv(i) for i in range(NUM_FRAMES)]
+
+
+def test_other_timesteps_than_the_scheduler_sets_are_refused(pipe):
+    blocks = DreamPoseBlocks()
+    blocks.sub_blocks.pop("set_timesteps")
+    run = pipeline_of(blocks, pipe)
+    given = {"image": get_dummy_image(), "pose_maps": POSES, "num_inference_steps": 2}
+    own = pipe.set_timesteps(2, torch.device("cpu"))
+    frames = run(**given, timesteps=own, generator=generators(0), output="videos")
+    assert len(frames[0]) == len(POSES)
+    for timesteps in (own[1:], own - 1):
+        with pytest.raises(ValueError, match="`timesteps` must be those that the scheduler sets for `num_inf"):
+            run(**given, timesteps=timesteps)
+
+
+def test_blocks_alone_refuse_what_does_not_fit(pipe):
+    blocks = DreamPoseBlocks()
+    photos = pipe.prepare_image([get_dummy_image()] * 2, 32, 24)
+    encoded = pipeline_of(blocks.sub_blocks["encode"], pipe)(photos=photos)
+    for name in ("photos", "encode"):
+        blocks.sub_blocks.pop(name)
+    made = {name: encoded.get(name) for name in ("encoder_hidden_states", "null_hidden_states", "image_latents")}
+    with pytest.raises(ValueError, match="`fitted_pose_maps` must have an entry for each of the 2 videos; got 1"):
+        pipeline_of(blocks, pipe)(pose_maps=POSES, **made)
+    made["image_latents"] = [latents[..., :-4] for latents in made["image_latents"]]
+    with pytest.raises(ValueError, match="`fitted_pose_maps` must have the size of `image_latents`"):
+        pipeline_of(blocks, pipe)(pose_maps=POSES, batch_size=2, **made)
+    with pytest.raises(ValueError, match="`latents` must be tensors of finite numbers with 5 axes"):
+        pipeline_of(DreamPoseBlocks().sub_blocks["decode"], pipe)(latents=torch.full((1, 1, 4, 16, 12), torch.nan))
+
+
+def test_components_that_were_not_loaded_are_named():
+    modular = ModularPipeline.from_pretrained(ROOT / "model_card" / "tiny", trust_remote_code=True)
+    with pytest.raises(ValueError, match=r"`\w+` must be loaded: call `load_components\(\)`"):
+        modular(image=get_dummy_image(), pose_maps=POSES)
+
+
+def test_changed_loops_and_orders_are_not_saved_as_the_blocks_of_this_file(tmp_path):
+    changed, moved = DreamPoseBlocks(), DreamPoseBlocks()
+    changed.sub_blocks["denoise"].sub_blocks.pop("step")
+    moved.sub_blocks["check"] = moved.sub_blocks.pop("check")
+    for blocks in (changed, moved):
+        with pytest.raises(ValueError, match="`save_directory` is for the blocks of this file"):
+            blocks.save_pretrained(tmp_path)

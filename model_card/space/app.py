@@ -207,7 +207,8 @@ def saying_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         # The sentence may hold a file's name, and the page shows HTML.
-        raise gr.Error(html.escape(str(error), quote=False), duration=None) from error
+        # Without a traceback, which a visitor could flood the log with.
+        raise gr.Error(html.escape(str(error), quote=False), duration=None, print_exception=False) from error
 
 
 def code(studio: Studio, material: uploads.Material, settings: Settings) -> str:

@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0
 """Reading what a visitor uploads, within limits that are checked before it is kept in memory."""
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ from training.poses.pose_files import VIDEO_SUFFIXES, read_poses
 MAX_BYTES = 20_000_000  # of one file, and of all poses together
 MAX_PHOTO_PIXELS = 16_000_000
 MAX_FRAMES = 240
+MAX_SCANS = 100  # of a JPEG; an ordinary progressive one has about ten
+PICTURE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP")  # MPO is a telephone's JPEG with a second picture
 MAX_POSE_PIXELS = 64_000_000  # of all frames together, which are held in memory
 MAX_ALIGNED_PIXELS = 16_000_000  # the same of aligned pose maps, which are floats of the photo's size
 PICTURE_LIMIT = f"at most {MAX_PHOTO_PIXELS // 10**6} million pixels"
@@ -136,8 +139,7 @@ def _align(poses: list[Image.Image] | torch.Tensor, iuv: Image.Image) -> list[Im
 
 def _read_photo_iuv(path: Path, photo: Image.Image) -> Image.Image:
     """Return the IUV picture of a photo, which has the photo's size."""
-    pixels = _measure_picture(path, "photo_iuv")
-    _check(pixels <= MAX_PHOTO_PIXELS, "photo_iuv", PICTURE_LIMIT, f"{pixels} pixels")
+    _measure_picture(path, "photo_iuv")
     with TemporaryDirectory(prefix="dreampose-") as folder:
         shutil.copyfile(path, Path(folder, path.name))
         try:
@@ -155,15 +157,30 @@ def _check(is_valid: bool, name: str, limit: str, got: str) -> None:
         raise ValueError(f"`{name}` must have {limit}, got {got}. Upload less, or make it smaller.")
 
 
-def _read_photo(path: Path) -> Image.Image:
-    _check(os.path.getsize(path) <= MAX_BYTES, "photo", f"at most {MAX_BYTES // 10**6} MB", "more")
+def _measure_picture(
+    path: Path, name: str, most: int = MAX_PHOTO_PIXELS, limit: str = PICTURE_LIMIT
+) -> tuple[int, int]:
+    """Return width and height of a picture that costs little to decode, or raise a `ValueError`."""
+    _check(os.path.getsize(path) <= MAX_BYTES, name, f"at most {MAX_BYTES // 10**6} MB", "more")
     try:
         with open_picture(path) as image:
-            _check(image.width * image.height <= MAX_PHOTO_PIXELS, "photo", PICTURE_LIMIT, f"{image.size} pixels")
+            (width, height), kind = image.size, image.format
     except UnreadablePictures as error:
-        raise ValueError(
-            f"`photo` must be a readable picture (PNG, JPEG or WebP), got {path.name}: {error}."
-        ) from error
+        rule = f"`{name}` must be a readable picture (PNG, JPEG or WebP)"
+        raise ValueError(f"{rule}, got {path.name}: {error}.") from error
+    # A tile of a TIFF may be far larger than the picture, and each scan of a JPEG is decoded over the whole of it.
+    if kind not in PICTURE_FORMATS:
+        raise ValueError(f"`{name}` must be PNG, JPEG or WebP, got {path.name}, which is {kind}.")
+    num_scans = path.read_bytes().count(b"\xff\xda") if kind == "JPEG" else 1
+    if num_scans > MAX_SCANS:
+        raise ValueError(f"`{name}` must be an ordinary JPEG, got {path.name} with {num_scans} scans: save it again.")
+    _check(width * height <= most, name, limit, f"{width} x {height} pixels")
+    _check(max(width, height) <= 16 * min(width, height), name, "sides of 16 to 1 at most", f"{width} x {height}")
+    return width, height
+
+
+def _read_photo(path: Path) -> Image.Image:
+    _measure_picture(path, "photo")
     return read_photo(path, "photo")
 
 
@@ -185,19 +202,12 @@ def _read_poses(paths: list[Path], folder: Path) -> list[Image.Image] | torch.Te
         if (folder / path.name).exists():
             raise ValueError(f"`poses` must be files with different names, got {path.name} twice.")
         if path.suffix.lower() != ".npy":
-            pixels += _measure_picture(path)
+            pixels += math.prod(_measure_picture(path, "poses", MAX_POSE_PIXELS, POSE_LIMIT))
         shutil.copyfile(path, folder / path.name)
     _check(pixels <= MAX_POSE_PIXELS, "poses", POSE_LIMIT, f"{pixels} pixels")
-    return read_poses(folder)
-
-
-def _measure_picture(path: Path, name: str = "poses") -> int:
-    _check(os.path.getsize(path) <= MAX_BYTES, name, POSE_LIMIT, "more bytes")
-    try:
-        with open_picture(path) as image:
-            return image.width * image.height
-    except UnreadablePictures as error:
-        raise ValueError(f"`{name}` must be readable IUV pictures, got {path.name}: {error}.") from error
+    poses = read_poses(folder)  # which fills gaps of the numbers
+    _check(len(poses) <= MAX_FRAMES, "poses", POSE_LIMIT, f"{len(poses)} frames with those that fill gaps")
+    return poses
 
 
 def _measure_array(path: Path) -> tuple[int, int]:
@@ -216,8 +226,10 @@ def _measure_video(path: Path) -> tuple[int, int]:
     """
     frames = pixels = 0
     try:
-        with open_video(path, options={"max_pixels": str(MAX_POSE_PIXELS)}) as container:
-            for frame in container.decode(video_stream(container)):
+        with open_video(path) as container:
+            stream = video_stream(container)
+            stream.codec_context.options = {"max_pixels": str(MAX_POSE_PIXELS)}
+            for frame in container.decode(stream):
                 frames, pixels = frames + 1, pixels + frame.width * frame.height
                 if frames > MAX_FRAMES or pixels > MAX_POSE_PIXELS:
                     break

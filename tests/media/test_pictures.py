@@ -437,3 +437,24 @@ def test_a_video_without_frames_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=r"`frames` must hold at least one frame, got none\.$"):
         pictures.write_frames(iter([]), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_frame_larger_than_the_head_of_its_video_says_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 64 * 64)
+    with av.open(tmp_path / "grows.mov", "w") as container:
+        stream = container.add_stream("png", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "rgb24"
+        for index, side in enumerate((64, 256)):
+            encoder = av.CodecContext.create("png", "w")
+            encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = side, side, "rgb24", Fraction(1, 12)
+            frame = av.VideoFrame.from_ndarray(np.zeros((side, side, 3), np.uint8))
+            frame.pts = index
+            for packet in [*encoder.encode(frame), *encoder.encode()]:
+                packet.stream = stream
+                container.mux(packet)
+    widths = []
+    with pictures.open_video(tmp_path / "grows.mov") as container:
+        stream = pictures.video_stream(container)
+        with pytest.raises(av.error.FFmpegError):
+            widths += (frame.width for frame in container.decode(stream))
+    assert 256 not in widths

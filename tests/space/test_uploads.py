@@ -114,7 +114,7 @@ def test_what_is_no_picture_is_refused(tmp_path):
     text = tmp_path / "photo.png"
     text.write_text("#!/bin/sh\nrm -rf /\n")
     assert "`photo` must be a readable picture" in refused(photo=text)
-    assert "`poses` must be readable IUV pictures, got photo.png" in refused(poses=[text])
+    assert "`poses` must be a readable picture (PNG, JPEG or WebP), got photo.png" in refused(poses=[text])
     svg = tmp_path / "photo.svg"
     svg.write_text('<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>')
     assert "`photo` must be a readable picture" in refused(photo=svg)
@@ -197,3 +197,25 @@ def test_what_is_no_dance_is_refused(tmp_path, reader, drawn, monkeypatch):
     with open(tmp_path / "long.mkv", "ab") as file:
         file.truncate(1_000_001)
     assert "`dance` must have at most 1 MB" in refused(poses=None, dance=tmp_path / "long.mkv", reader=reader)
+
+
+def test_pictures_that_cost_too_much_to_decode_are_refused(tmp_path):
+    Image.new("RGB", (64, 80)).save(tmp_path / "scans.jpg", progressive=True)
+    data = (tmp_path / "scans.jpg").read_bytes()
+    last = data.rindex(b"\xff\xda")
+    (tmp_path / "scans.jpg").write_bytes(data[:last] + data[last:-2] * 200 + data[-2:])
+    Image.new("RGB", (64, 80)).save(tmp_path / "tile.tif")
+    Image.new("RGB", (1, 100)).save(tmp_path / "thin.png")
+    assert "must be an ordinary JPEG, got scans.jpg with 2" in refused(photo=tmp_path / "scans.jpg")
+    assert "must be PNG, JPEG or WebP, got tile.tif, which is TIFF" in refused(photo=tmp_path / "tile.tif")
+    for name in ("photo", "poses", "photo_iuv"):
+        value = [tmp_path / "thin.png"] if name == "poses" else tmp_path / "thin.png"
+        assert f"`{name}` must have sides of 16 to 1 at most, got 1 x 100" in refused(**{name: value})
+
+
+def test_gaps_of_numbered_poses_do_not_pass_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_FRAMES", 5)
+    poses = [tmp_path / f"{number}.png" for number in (0, 1, 4, 7)]
+    for path in poses:
+        path.write_bytes(POSES[0].read_bytes())
+    assert "got 8 frames with those that fill gaps" in refused(poses=poses)

@@ -185,6 +185,8 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
     width, height = _shown_size(streams[0].width, streams[0].height, pixel_aspect(streams[0]))
     if width * height > MAX_PIXELS:
         raise UnreadablePictures(f"a frame has {width * height} pixels, and the limit is {MAX_PIXELS}")
+    # A frame may be larger than the head of the file says: then FFmpeg refuses it before it takes the memory.
+    streams[0].codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return streams[0]
 
 
