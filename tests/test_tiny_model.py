@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler
 from PIL import Image
 
+from pipeline_dreampose import DreamPosePipeline
 from tests.launch import ROOT
+from training.data.procedural_fashion import ProceduralFashionConfig
 from training.hub.repositories import load_pipeline
 from training.metrics.baselines import (
     measure,
@@ -20,8 +22,10 @@ from training.metrics.baselines import (
     predict_clip,
     predict_run,
     sample_frames,
+    vae_round_trip,
 )
 from training.metrics.clips import load_clips
+from training.metrics.frames import psnr
 
 
 TINY, SAMPLE = ROOT / "model_card" / "tiny", ROOT / "model_card" / "sample"
@@ -131,7 +135,7 @@ def test_size_and_formats():
     assert sum(path.stat().st_size for path in files) <= 24 * 2**20
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     components = {path.parent.name for path in files if path.suffix == ".safetensors"}
-    assert components == {"adapter", "image_encoder", "unet", "vae", "fast"}
+    assert components == {"adapter", "image_encoder", "unet", "vae", "fast", "larger"}
 
 
 def test_documents_have_the_stored_figures():
@@ -159,3 +163,20 @@ def test_the_summary_is_cut_from_the_stored_tables():
     names = ["model", "VAE round trip", "copy of the reference", "warp of the reference"]
     found = [dict(zip(cells(header)[1:], cells(row)[1:])) for row in rows]
     assert found == [{metric: stored[name][metric] for metric in cells(header)[1:]} for name in names]
+
+
+def test_the_larger_vae_gives_larger_frames_of_the_same_model():
+    vae = AutoencoderKL.from_pretrained(TINY, subfolder="larger")
+    pipe = DreamPosePipeline.from_pretrained(TINY, vae=vae, default_height=160, default_width=128)
+    pipe.set_progress_bar_config(disable=True)
+    config = ProceduralFashionConfig(height=160, width=128)
+    frames = config.clip("test", 3, 3, range(4, 8))
+    truth = torch.stack([torch.from_numpy(frame.image) for frame in frames]).permute(0, 3, 1, 2) / 255
+    restored = vae_round_trip(pipe, truth)
+    halves = [torch.nn.functional.avg_pool2d(pictures, 2) for pictures in (restored, truth)]
+    assert psnr(restored, truth).mean() > 28 and psnr(*halves).mean() > 31
+    photo = config.clip("test", 3, 3, [0])[0].image
+    made = pipe(photo, [Image.fromarray(frame.iuv) for frame in frames], output_type="pt").frames[0]
+    assert made.shape == (4, 3, 160, 128)
+    copied = torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
+    assert psnr(made, truth).mean() > psnr(copied.expand_as(truth), truth).mean() + 4
