@@ -760,7 +760,7 @@ def test_blocks_alone_refuse_what_does_not_fit(pipe):
 
 
 def test_components_that_were_not_loaded_are_named():
-    modular = ModularPipeline.from_pretrained(ROOT / "model_card" / "tiny", trust_remote_code=True)
+    modular = DreamPoseBlocks().init_pipeline()
     with pytest.raises(ValueError, match=r"`\w+` must be loaded: call `load_components\(\)`"):
         modular(image=get_dummy_image(), pose_maps=POSES)
 
