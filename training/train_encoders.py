@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.options.command import CHECKPOINTS_KEPT, run_command
-from training.options.encoders import EncoderOptions
+from training.options.encoders import BEGIN_WITH, EncoderOptions
 from training.options.parsing import option_values, parse, save_options
 from training.options.run import TrainOptions
 from training.options.stage_one import DataOptions
@@ -96,9 +96,9 @@ def main(options: tuple) -> None:
     from training.models.small_model import join_encoders
 
     encoder, data, run = options
-    folders = {"vae_dir": encoder.vae_dir, "image_encoder_dir": encoder.image_encoder_dir}
-    for name, folder in folders.items():
-        if folder is not None and not (Path(folder) / "config.json").is_file():
+    for name in BEGIN_WITH.get(encoder.component, ()):
+        folder = getattr(encoder, name)
+        if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"`{name}` must be the folder of a trained model, got {folder!r}.")
     start = starting_state(run.output_dir, run.resume_from_checkpoint, run.max_train_steps)["global_step"]
     with open_session(settings=option_values(*options), first_step=start, **run.session_arguments()) as accelerator:

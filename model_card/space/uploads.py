@@ -171,7 +171,7 @@ def _measure_picture(
     # A tile of a TIFF may be far larger than the picture, and each scan of a JPEG is decoded over the whole of it.
     if kind not in PICTURE_FORMATS:
         raise ValueError(f"`{name}` must be PNG, JPEG or WebP, got {path.name}, which is {kind}.")
-    num_scans = path.read_bytes().count(b"\xff\xda") if kind == "JPEG" else 1
+    num_scans = path.read_bytes().count(b"\xff\xda") if kind in ("JPEG", "MPO") else 1
     if num_scans > MAX_SCANS:
         raise ValueError(f"`{name}` must be an ordinary JPEG, got {path.name} with {num_scans} scans: save it again.")
     _check(width * height <= most, name, limit, f"{width} x {height} pixels")

@@ -440,7 +440,7 @@ def test_a_video_without_frames_is_refused(tmp_path, name):
 
 
 def test_a_frame_larger_than_the_head_of_its_video_says_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 64 * 64)
+    monkeypatch.setitem(pictures.DECODER_LIMITS, "max_pixels", str(64 * 64))
     with av.open(tmp_path / "grows.mov", "w") as container:
         stream = container.add_stream("png", rate=12)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "rgb24"
@@ -458,3 +458,17 @@ def test_a_frame_larger_than_the_head_of_its_video_says_is_refused_before_it_is_
         with pytest.raises(av.error.FFmpegError):
             widths += (frame.width for frame in container.decode(stream))
     assert 256 not in widths
+
+
+def test_frames_with_alpha_have_the_same_limit(tmp_path, monkeypatch):
+    with av.open(tmp_path / "a.webm", "w") as container:
+        stream = container.add_stream("libvpx-vp9", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuva420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 4), np.uint8), format="rgba")
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    with pictures.open_video(tmp_path / "a.webm") as container:
+        assert [frame.format.name for frame in pictures.decode_video(container)] == ["yuva420p"]
+    monkeypatch.setitem(pictures.DECODER_LIMITS, "max_pixels", str(64 * 32))
+    with pictures.open_video(tmp_path / "a.webm") as container, pytest.raises(av.error.FFmpegError):
+        list(pictures.decode_video(container))

@@ -200,13 +200,16 @@ def test_what_is_no_dance_is_refused(tmp_path, reader, drawn, monkeypatch):
 
 
 def test_pictures_that_cost_too_much_to_decode_are_refused(tmp_path):
-    Image.new("RGB", (64, 80)).save(tmp_path / "scans.jpg", progressive=True)
-    data = (tmp_path / "scans.jpg").read_bytes()
-    last = data.rindex(b"\xff\xda")
-    (tmp_path / "scans.jpg").write_bytes(data[:last] + data[last:-2] * 200 + data[-2:])
-    Image.new("RGB", (64, 80)).save(tmp_path / "tile.tif")
+    picture = Image.new("RGB", (64, 80))
+    picture.save(tmp_path / "scans.jpg", progressive=True)
+    picture.save(tmp_path / "two.jpg", "MPO", progressive=True, save_all=True, append_images=[picture])
+    for name in ("scans.jpg", "two.jpg"):
+        data = (tmp_path / name).read_bytes()
+        last = data.rindex(b"\xff\xda")
+        (tmp_path / name).write_bytes(data[:last] + data[last:-2] * 200 + data[-2:])
+        assert f"must be an ordinary JPEG, got {name} with 2" in refused(photo=tmp_path / name)
+    picture.save(tmp_path / "tile.tif")
     Image.new("RGB", (1, 100)).save(tmp_path / "thin.png")
-    assert "must be an ordinary JPEG, got scans.jpg with 2" in refused(photo=tmp_path / "scans.jpg")
     assert "must be PNG, JPEG or WebP, got tile.tif, which is TIFF" in refused(photo=tmp_path / "tile.tif")
     for name in ("photo", "poses", "photo_iuv"):
         value = [tmp_path / "thin.png"] if name == "poses" else tmp_path / "thin.png"

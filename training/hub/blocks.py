@@ -1,8 +1,6 @@
 # Copyright 2026 The DreamPose for diffusers authors
 # Licensed under the Apache License, Version 2.0
-"""What Modular Diffusers reads in a pipeline's folder: the blocks' code, where it is, where components are, and the
-node of the visual editor Mellon.
-"""
+"""Names and contents of the files that Modular Diffusers and the visual editor Mellon read in a pipeline's folder."""
 
 import json
 from pathlib import Path

@@ -36,9 +36,9 @@ PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # make FFmpeg fetch addresses.
 PICTURE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 VIDEO_FORMATS = "apng,asf,avi,flv,gif,matroska,mov,mpeg,mpegts,nut,ogg"
-# To say that such a file has no pictures.
-_AUDIO_FORMATS = "aac,ac3,aiff,amr,ape,au,caf,dts,eac3,flac,mp3,tta,w64,wav,wv"
+_AUDIO_FORMATS = "aac,ac3,aiff,amr,ape,au,caf,dts,eac3,flac,mp3,tta,w64,wav,wv"  # such a file has no pictures
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # about 89 million; a larger picture may be a decompression bomb
+DECODER_LIMITS = {"max_pixels": str(MAX_PIXELS)}  # FFmpeg refuses a larger frame, whatever the head of the file says
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_picture` refuses it
 # FFmpeg's own decoders of these codecs leave out the alpha channel.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -185,8 +185,7 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
     width, height = _shown_size(streams[0].width, streams[0].height, pixel_aspect(streams[0]))
     if width * height > MAX_PIXELS:
         raise UnreadablePictures(f"a frame has {width * height} pixels, and the limit is {MAX_PIXELS}")
-    # A frame may be larger than the head of the file says: then FFmpeg refuses it before it takes the memory.
-    streams[0].codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    streams[0].codec_context.options = DECODER_LIMITS
     return streams[0]
 
 
@@ -209,6 +208,7 @@ def decode_video(container: av.container.InputContainer) -> Iterator[av.VideoFra
         yield from container.decode(stream)
         return
     decoder = av.CodecContext.create(name, "r")
+    decoder.options = DECODER_LIMITS
     for packet in container.demux(stream):
         yield from decoder.decode(packet)
 

@@ -16,6 +16,10 @@ from training.options.fields import (
 )
 
 
+# Options that name the folders of trained models, by the component that is made from them.
+BEGIN_WITH = {"pipeline": ("vae_dir", "image_encoder_dir"), "doubled_vae": ("vae_dir",)}
+
+
 @dataclass(frozen=True)
 class EncoderOptions:
     """Encoders: the component to train, its size and its loss."""
@@ -58,8 +62,7 @@ class EncoderOptions:
         check(self, rule, lambda v: len(v) <= 8 and max(v) <= LARGEST_SIDE, "vae_channels", "unet_channels")
         check_not_negative(self, "mse_weight", "l1_weight", "kl_weight", "num_crop_steps")
         check_not_negative(self, "latent_weight", "max_latent_noise")
-        needed = {"pipeline": ("vae_dir", "image_encoder_dir"), "doubled_vae": ("vae_dir",)}
-        for name in needed.get(self.component, ()):
+        for name in BEGIN_WITH.get(self.component, ()):
             if getattr(self, name) is None:
                 raise ValueError(
                     f"`{name}` is missing: `component` {self.component} needs the folder of a trained model."
