@@ -64,10 +64,11 @@ style: $(VENV)/.installed-quality  ## repair lint and format
 # Every step resumes from its newest checkpoint. After an interruption, type `make tiny` again.
 tiny: $(VENV)/.installed-test  ## train the small model from nothing, export and measure it (hours on a CPU; or GPU=1)
 	$(LAUNCH) training/train_encoders.py --preset tiny_vae $(SHARE)
+	$(LAUNCH) training/train_encoders.py --preset tiny_doubled_vae $(SHARE)
 	$(LAUNCH) training/train_encoders.py --preset tiny_image_encoder $(SHARE)
 	$(BIN)/python training/train_encoders.py --preset tiny_pipeline
 	$(LAUNCH) training/train.py --preset tiny $(SHARE)
-	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1 --runs runs/tiny
+	$(BIN)/python training/export_tiny.py --pipeline runs/tiny/stage1 --vae runs/tiny/doubled_vae --runs runs/tiny
 	$(MAKE) tiny-code
 	$(BIN)/python training/evaluation.py --model model_card/tiny --device cpu --output model_card/tiny/evaluation --resume
 	$(MAKE) few-steps

@@ -41,7 +41,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    for number, frame in enumerate(ProceduralFashionConfig().clip("test", 0, 0, [0, 8])):
+    for number, frame in enumerate(ProceduralFashionConfig(height=80, width=64).clip("test", 0, 0, [0, 8])):
         save_photo(folder, f"view_{number}", Image.fromarray(frame.image), Image.fromarray(frame.iuv))
     return folder
 
@@ -309,7 +309,7 @@ def test_two_subjects_on_one_base_are_switched(base, photos, tmp_path):
 @pytest.mark.slow
 def test_densepose_makes_the_poses_and_trackers_separate_the_phases(base, tmp_path):
     """In TensorBoard's files, the two phases have different names and steps."""
-    for number, frame in enumerate(ProceduralFashionConfig().clip("test", 0, 0, [0, 8])):
+    for number, frame in enumerate(ProceduralFashionConfig(height=80, width=64).clip("test", 0, 0, [0, 8])):
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.fromarray(frame.iuv).save(tmp_path / "photos" / f"view_{number}.png")  # the fake DensePose returns it
     torch.jit.script(TupleExport()).save(tmp_path / "model.pt")

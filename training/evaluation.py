@@ -62,11 +62,12 @@ def open_evaluation(options: argparse.Namespace, asked: dict, is_main: bool) -> 
     asked |= {name: getattr(clips, name) for name in COUNTS}  # fewer than the defaults in a small split
     pipe = load_pipeline(options.model, options.device, options.dtype, options.lora, options.revision)
     pipe.set_progress_bar_config(disable=True)
+    asked["digest"] = model_digest(pipe)
     learned = LearnedMetrics(pipe, options.identity_encoder, options.inception, options.i3d, clips.num_consecutive)
     if is_main:
-        others = ("lora", "revision", "output", "scale", "device")  # the weights identify the model
-        settings = {name: value for name, value in asked.items() if name not in others} | {"judges": learned.notes}
-        settings |= {"model": model_digest(pipe), "clips": digest([clips[0].reference, *clips[0].iuv])}
+        others = ("model", "lora", "revision", "output", "scale", "device")  # the digest identifies the model
+        first = {"judges": learned.notes, "clips": digest([clips[0].reference, *clips[0].iuv])}
+        settings = {name: value for name, value in asked.items() if name not in others} | first
         open_frames(options.output / ".clips", settings, options.resume, SUFFIX, "clips", options.overwrite)
     return clips, pipe, learned
 

@@ -75,7 +75,8 @@ def main(options: argparse.Namespace) -> dict:
     held = Held(**{name: getattr(options, name) for name in names})
     arms = run_arms(options, held)
     # The arms depend on the model's encoders alone, but this comparison depends on the whole model.
-    noise = {options.work_dir / f"noise-{model_digest(model)}.json": (options.model, held)}
+    digest = model_digest(model)
+    noise = {options.work_dir / f"noise-{digest}.json": (options.model, held)}
     (compared,) = run_missing(compare_noise, noise, 1, "comparison")
     sides = {("noise", name): [values_of(clips)] for name, clips in compared.items()}
     for (arm, _), result in arms.items():
@@ -84,7 +85,7 @@ def main(options: argparse.Namespace) -> dict:
     if options.subjects.exists():
         sides |= values_of_subjects(json.loads(options.subjects.read_text()))
     report = {
-        "settings": settings | {"seeds": options.seeds, "model": options.model},
+        "settings": settings | {"seeds": options.seeds, "model": options.model, "digest": digest},
         "versions": package_versions("torch", "diffusers"),
         "training_cpu_seconds": {f"{arm}, seed {s}": r["training_cpu_seconds"] for (arm, s), r in arms.items()},
         "claims": judge(sides),

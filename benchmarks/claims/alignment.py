@@ -95,16 +95,16 @@ def summarize(kept: dict[str, dict]) -> dict:
 def main(options: argparse.Namespace) -> dict:
     """Measure the missing subjects, write the report and the picture, and return the report."""
     check_clip_options(options)
-    width, height = default_size(options.model)
-    config = ProceduralFashionConfig(name="figure", width=width, height=height)
+    config = ProceduralFashionConfig("figure", **dict(zip(("width", "height"), default_size(options.model))))
     pipe = load_pipeline(options.model, options.device)
     pipe.set_progress_bar_config(disable=True)
+    digest = model_digest(pipe)  # before the scheduler is replaced
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     folder = options.output.with_name(f".{options.output.stem}.subjects")
-    settings = {name: value for name, value in vars(options).items() if name not in RUN_OPTIONS}
-    common = settings | {"model": model_digest(pipe), "num_subjects": "any"}
+    settings = {name: value for name, value in vars(options).items() if name not in RUN_OPTIONS} | {"digest": digest}
     subjects = range(options.first_subject, options.first_subject + options.num_subjects)
     measures = {str(index): partial(measure_subject, pipe, config, index, options, folder) for index in subjects}
+    common = settings | {"num_subjects": "any"}
     kept = measure_missing(folder, common, options.resume, "subjects", measures, options.overwrite)
     report = {"settings": settings, "versions": package_versions("torch", "diffusers"), "rows": summarize(kept)}
     write_json(options.output, report)

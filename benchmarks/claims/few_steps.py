@@ -57,7 +57,8 @@ def main(options: argparse.Namespace) -> dict:
     digests = {
         name: model_digest(load_pipeline(model, options.device, lora=lora)) for name, (model, lora, _) in rows.items()
     }
-    common = {name: value for name, value in settings.items() if name != "steps"} | {"digests": digests[TEACHER]}
+    settings["digest"] = digests[TEACHER]
+    common = {name: value for name, value in settings.items() if name != "steps"}
     where = (options.device, clips, options.num_consecutive)
     measures = {name: partial(measure_row, row, *where) for name, row in rows.items()}
     kept = measure_missing(folder, common, options.resume, "rows", measures, options.overwrite)

@@ -90,7 +90,8 @@ def main(options: argparse.Namespace) -> dict:
     settings["num_inference_steps"] = options.num_inference_steps or pipe.config.default_num_inference_steps
     folder = options.output.with_name(f".{options.output.stem}.pairs")
     scales = ("image_scales", "pose_scales")  # a resumed run may ask for others
-    common = {name: value for name, value in settings.items() if name not in scales} | {"model": model_digest(pipe)}
+    settings["digest"] = model_digest(pipe)
+    common = {name: value for name, value in settings.items() if name not in scales}
     pairs = {f"{i:g}, {p:g}": (i, p) for i, p in product(options.image_scales, options.pose_scales)}
     measures = {
         name: partial(measure_pair, pipe, clips, pair, options.num_inference_steps, folder / f"{name}.png")

@@ -85,7 +85,8 @@ def main(options: argparse.Namespace) -> dict:
     settings["num_inference_steps"] = options.num_inference_steps or pipe.config.default_num_inference_steps
     scales = pipe.config.default_image_guidance_scale, pipe.config.default_pose_guidance_scale
     folder = options.output.with_name(f".{options.output.stem}.parts")
-    common = {name: value for name, value in settings.items() if name != "intervals"} | {"model": model_digest(pipe)}
+    settings["digest"] = model_digest(pipe)
+    common = {name: value for name, value in settings.items() if name != "intervals"}
     parts = {f"{part[0]:g} to {part[1]:g}": part for part in (ALL_STEPS, *options.intervals)}
     measures = {
         name: partial(measure_interval, pipe, clips, part, options.num_inference_steps) for name, part in parts.items()

@@ -22,6 +22,8 @@ from PIL import Image
 
 from benchmarks.scripts import machine_facts, package_versions, parse_benchmark, run_script
 from training.data.samples import load_prepared
+from training.hub.repositories import load_pipeline
+from training.media.animation import model_digest
 from training.media.pictures import picture_grid
 from training.media.settings_file import write_json
 from training.options.command import CommandParser
@@ -102,9 +104,10 @@ def main(options: argparse.Namespace) -> dict:
     picture_grid([[picture] for picture in pictures], row_titles=list(results)).save(folder / "strip.png")
     figures = {"copied photo": results["small model"]["rows"]["copy of the reference"]}
     figures |= {name: result["rows"]["model"] for name, result in results.items()}
+    digest = model_digest(load_pipeline(str(options.model)))
     report = {
         "figures": {name: {m: round(row[m]["mean"], 3) for m in METRICS} for name, row in figures.items()},
-        "settings": {"stage 1": CONFIG.name, "stage 2": STAGE_TWO, "with prior": PRIOR},
+        "settings": {"stage 1": CONFIG.name, "stage 2": STAGE_TWO, "with prior": PRIOR, "digest": digest},
         "machine": machine_facts("processor", "cores") | package_versions("torch", "diffusers"),
     }
     write_json(options.output, report)

@@ -86,7 +86,8 @@ def main(options: argparse.Namespace) -> dict:
     folder = options.output.with_name(f".{options.output.stem}.parts")
     settings = {name: value for name, value in vars(options).items() if name not in RUN_OPTIONS}
     chosen = ("schedulers", "steps", "reference", "reference_steps")  # a resumed run may ask for others
-    common = {name: value for name, value in settings.items() if name not in chosen} | {"model": model_digest(pipe)}
+    settings["digest"] = model_digest(pipe)
+    common = {name: value for name, value in settings.items() if name not in chosen}
     cells = list(product(options.schedulers, options.steps))
     measures = {
         f"{name} {steps}": partial(measure_clips, pipe, clips, name, steps)

@@ -23,6 +23,7 @@ from benchmarks.speed.realtime_procedures import (
     measure_parts,
     measure_quality,
 )
+from training.media.animation import model_digest
 from training.media.settings_file import write_json
 from training.options.clips import add_clip_options
 from training.options.command import CommandParser
@@ -63,8 +64,10 @@ def main(options: argparse.Namespace) -> dict:
     rounds = measure_calls(build_calls(options.model, options.num_frames, options.chunk_sizes), options.repeats)
     rates = {name: statistics.median(values) for name, values in rounds.items()}
     cold, *first_frame = measure_first_frame(*video, options.repeats)
+    settings = {name: value for name, value in vars(options).items() if name != "output"}
+    settings["digest"] = model_digest(pipe)
     report = {
-        "settings": {name: value for name, value in vars(options).items() if name != "output"},
+        "settings": settings,
         "stored_default": {name: value for name, value in pipe.config.items() if name.startswith("default_")},
         "machine": machine,
         "ratios": compare(rates),

@@ -49,7 +49,7 @@ def add_subject_options(parser: argparse.ArgumentParser, work_dir: Path) -> None
     add("--split", choices=("validation", "test"), default="test", help="split of the drawn subjects")
     add("--num_subjects", type=count, default=20, help="number of subjects to measure")
     add("--first_subject", type=int, default=0, help="number of the first subject")
-    add("--num_inference_steps", type=count, default=10, help="denoising steps per frame")
+    add("--num_inference_steps", type=count, help="denoising steps per frame (default: the model's own)")
     add("--num_processes", type=count, default=os.cpu_count(), help="jobs that run at the same time, one thread each")
     add("--work_dir", type=Path, default=work_dir, help="folder that keeps a file for each finished job")
 
@@ -77,7 +77,7 @@ class Trial:
     phases: dict[str, dict[str, Any]]  # phase -> keyword arguments of `training.engine.loop.train`, without folders
     loss: dict[str, Any]  # keyword arguments of `StageOneLoss`
     num_cached_crops: int  # argument of `train_subject`
-    num_inference_steps: int  # of all predictions
+    num_inference_steps: int | None  # of all predictions, by default those that the model stores
     num_clips: int = 0  # learn from this many clips of other motions instead of photos
 
 
@@ -157,7 +157,7 @@ class Examination:
         pipeline: DreamPosePipeline,
         photos: Sequence[Frame],
         footage: Sequence[Footage],
-        num_inference_steps: int,
+        num_inference_steps: int | None,
     ):
         self.pipeline, self.num_inference_steps = pipeline, num_inference_steps
         pipeline.set_progress_bar_config(disable=True)
@@ -206,7 +206,6 @@ class Examination:
             iuv,
             frame_indices=indices,
             num_inference_steps=self.num_inference_steps,
-            guidance_stop=1.0,
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
         ).frames[0]

@@ -25,7 +25,7 @@ from training.data.procedural_figure import (
 from training.data.procedural_scene import Motion, render_clip, simulate_loose
 
 
-CONFIG = ProceduralFashionConfig(name="smoke", num_frames=6)
+CONFIG = ProceduralFashionConfig(name="smoke", height=80, width=64, num_frames=6)
 
 
 def make_subject(**changes):

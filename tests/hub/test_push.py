@@ -264,7 +264,7 @@ def work(tmp_path_factory):
     shutil.copytree(ROOT / "model_card" / "tiny", work / "tree" / "model_card" / "tiny")
     get_dummy_pipeline(seed=2).save_pretrained(work / "base")
     (work / "base" / "README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n")
-    for number, frame in enumerate(ProceduralFashionConfig().clip("test", 0, 0, [0, 8])):
+    for number, frame in enumerate(ProceduralFashionConfig(height=80, width=64).clip("test", 0, 0, [0, 8])):
         save_photo(work / "photos", f"{number}", Image.fromarray(frame.image), Image.fromarray(frame.iuv))
     (work / "empty" / "poses").mkdir(parents=True)
     inputs["image"].save(work / "empty" / "photo.png")

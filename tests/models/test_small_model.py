@@ -29,7 +29,7 @@ def test_image_encoder_targets_by_hand():
 
 def test_a_new_small_model_samples_as_the_shipped_one():
     shipped, vae = DreamPosePipeline.load_config(TINY), build_vae()
-    new = build_pipeline(vae, build_image_encoder(16, 8, 32, 1), 80, 64, (16, 16, 16))
+    new = build_pipeline(vae, build_image_encoder(16, 8, 32, 1), 160, 128, (16, 16, 16))
     names = {name for name in new.config if name.startswith("default_")}
     assert "default_guidance_stop" in names and all(new.config[name] == shipped[name] for name in names)
     stored = json.loads((TINY / "scheduler" / "scheduler_config.json").read_text())

@@ -25,7 +25,7 @@ from training.poses.detections import (
 @pytest.fixture(scope="module")
 def drawn_iuv():
     """The IUV of a drawn figure, [80, 64, 3] as V, U, I."""
-    return ProceduralFashionConfig(name="figure").clip("test", 0, 0, [0])[0].iuv
+    return ProceduralFashionConfig(name="figure", height=80, width=64).clip("test", 0, 0, [0])[0].iuv
 
 
 def charts_of(iuv):

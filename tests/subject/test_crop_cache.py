@@ -28,7 +28,7 @@ CLOSE = {"rtol": 2e-3, "atol": 2e-3}
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    for number, frame in enumerate(ProceduralFashionConfig().clip("test", 0, 0, [0, 8])):
+    for number, frame in enumerate(ProceduralFashionConfig(height=80, width=64).clip("test", 0, 0, [0, 8])):
         save_photo(folder, f"view_{number}", Image.fromarray(frame.image), Image.fromarray(frame.iuv))
     return load_photos(folder)
 

@@ -249,7 +249,7 @@ def test_densepose_sees_a_photo_as_it_is_trained(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def iuvs():
     """Two IUV pictures of a drawn figure, 80 x 64."""
-    return [frame.iuv for frame in ProceduralFashionConfig().clip("test", 0, 0, [0, 8])]
+    return [frame.iuv for frame in ProceduralFashionConfig(height=80, width=64).clip("test", 0, 0, [0, 8])]
 
 
 def inside(iuv):

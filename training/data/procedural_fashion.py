@@ -96,8 +96,8 @@ def sample_motion(rng: np.random.Generator, num_frames: int) -> Motion:
 class ProceduralFashionConfig(datasets.BuilderConfig):
     """Size and number of the drawn clips. `num_*` count clips; each has its own subject and motion."""
 
-    height: int = 80
-    width: int = 64
+    height: int = 160
+    width: int = 128
     num_frames: int = 16
     num_train: int = 2400
     num_validation: int = 16
@@ -135,10 +135,10 @@ class ProceduralFashion(datasets.GeneratorBasedBuilder):
 
     BUILDER_CONFIG_CLASS = ProceduralFashionConfig
     BUILDER_CONFIGS = [
-        ProceduralFashionConfig(name="tiny", version="1.2.0"),
-        ProceduralFashionConfig(name="large", version="1.2.0", height=160, width=128),
+        ProceduralFashionConfig(name="tiny", version="1.3.0"),
+        ProceduralFashionConfig(name="half", version="1.3.0", height=80, width=64),
         ProceduralFashionConfig(
-            name="smoke", version="1.2.0", num_frames=6, num_train=6, num_validation=2, num_test=3
+            name="smoke", version="1.3.0", height=80, width=64, num_frames=6, num_train=6, num_validation=2, num_test=3
         ),
     ]
     DEFAULT_CONFIG_NAME = "tiny"
@@ -172,8 +172,8 @@ def load_procedural_fashion(
     """Load one split from the cache of `datasets`, and draw it first if it is not there; one row per frame.
 
     Args:
-        config_name (`str`, *optional*, defaults to `"tiny"`): `"tiny"`, `"large"` (twice the height and width), or
-            `"smoke"` (few clips).
+        config_name (`str`, *optional*, defaults to `"tiny"`): `"tiny"`, `"half"` (half the height and width), or
+            `"smoke"` (few clips of that size).
         split (`str`, *optional*, defaults to `"train"`): `"train"`, `"validation"` or `"test"`.
         num_proc (`int`, *optional*): Number of drawing processes; by default one per core from 256 clips on.
         overrides: Fields of `ProceduralFashionConfig`.

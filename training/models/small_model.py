@@ -191,7 +191,7 @@ def with_vae(pipeline: DreamPosePipeline, folder: str) -> DreamPosePipeline:
         raise ValueError(f"`vae` must have the {before} latent channels of the pipeline's, got {after}.")
     factor = 2 ** (len(vae.config.block_out_channels) - len(pipeline.vae.config.block_out_channels))
     sizes = {name: int(pipeline.config[name] * factor) for name in ("default_height", "default_width")}
-    return DreamPosePipeline.from_pipe(pipeline, vae=vae, **sizes)
+    return DreamPosePipeline.from_pipe(pipeline, vae=vae, dtype=vae.dtype, **sizes)
 
 
 def save_small_model(pipeline: DreamPosePipeline, folder: Path) -> None:
