@@ -26,7 +26,9 @@ FRAMES = 6
 @pytest.fixture(scope="module")
 def drawn():
     """IUV pictures of a drawn clip, 80 x 64 pixels. The fake DensePose returns a picture as it is."""
-    clip = ProceduralFashionConfig(name="driver", height=80, width=64, num_frames=FRAMES).clip("test", 0, 0, range(FRAMES))
+    clip = ProceduralFashionConfig(name="driver", height=80, width=64, num_frames=FRAMES).clip(
+        "test", 0, 0, range(FRAMES)
+    )
     return [Image.fromarray(frame.iuv) for frame in clip]
 
 

@@ -31,14 +31,20 @@ from training.models.small_model import build_vae
 LORA = "pytorch_lora_weights.safetensors"
 
 
+def assert_half_precision(folder):
+    files = list(folder.rglob("*.safetensors"))
+    assert {file.parent.name for file in files} == {"adapter", "image_encoder", "unet", "vae"}
+    for file in files:
+        assert all(tensor.dtype == torch.float16 for tensor in load_file(file).values()), file
+
+
 def test_export(tmp_path):
     size = {"default_height": HEIGHT, "default_width": WIDTH}
     DreamPosePipeline(**get_dummy_components(), **size).save_pretrained(tmp_path / "run")
     folders = ["--model_dir", str(tmp_path / "tiny"), "--sample_dir", str(tmp_path / "sample")]
     flags = ["--pipeline", str(tmp_path / "run"), "--pose_guidance_scale", "1.75", "--subject", "2", "--motion", "5"]
     main(parse_args([*folders, *flags, "--num_frames", "7"]))
-    for file in (tmp_path / "tiny").rglob("*.safetensors"):
-        assert all(tensor.dtype == torch.float16 for tensor in load_file(file).values()), file
+    assert_half_precision(tmp_path / "tiny")
     for file in (tmp_path / "tiny").rglob("*.json"):
         assert "_name_or_path" not in json.loads(file.read_text()), file
     pipeline = DreamPosePipeline.from_pretrained(tmp_path / "tiny")
@@ -65,6 +71,7 @@ def test_a_doubled_vae_doubles_the_frames_of_the_same_latents(tmp_path):
     append_log(tmp_path / "vae", 5, {"loss": 1.0})
     folders = ["--model_dir", str(tmp_path / "tiny"), "--sample_dir", str(tmp_path / "sample")]
     main(parse_args([*folders, "--pipeline", str(tmp_path / "run"), "--vae", str(tmp_path / "vae")]))
+    assert_half_precision(tmp_path / "tiny")
     doubled = DreamPosePipeline.from_pretrained(tmp_path / "tiny")
     assert (doubled.config.default_height, doubled.config.default_width) == (2 * HEIGHT, 2 * WIDTH)
     assert Image.open(tmp_path / "sample" / "photo.png").size == (2 * WIDTH, 2 * HEIGHT)

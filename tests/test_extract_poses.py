@@ -28,7 +28,9 @@ HEIGHT, WIDTH = 80, 64
 @pytest.fixture(scope="module")
 def drawn():
     """Frames of a drawn clip: pictures and their IUV."""
-    return ProceduralFashionConfig(name="figure", height=HEIGHT, width=WIDTH, num_frames=6).clip("test", 0, 0, [0, 2, 4])
+    return ProceduralFashionConfig(name="figure", height=HEIGHT, width=WIDTH, num_frames=6).clip(
+        "test", 0, 0, [0, 2, 4]
+    )
 
 
 @pytest.fixture(scope="module", params=[DictExport, ChannelsFirstExport, TupleExport])

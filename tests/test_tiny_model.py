@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from pipeline_dreampose import DreamPosePipeline
@@ -53,11 +53,11 @@ def test_held_out_clips_reach_their_psnr():
         return {name: float(np.nanmean([value[name][metric] for value in values])) for name in names}
 
     mean = averages("psnr")
-    # Measured with the shipped model: own 24.97, copy 14.42, pose dropped 14.34, centre pose five times 23.77, VAE
-    # round trip 32.28 dB. Each bound leaves half a decibel for rounding on other machines.
-    assert mean["own"] > 24.4, mean
-    assert mean["own"] > mean["copy"] + 10.0 and mean["own"] > mean["pose_dropped"] + 10.1, mean
-    assert mean["own"] > mean["center_pose"] + 0.7 and mean["vae_round_trip"] > 31.8, mean
+    # Measured with the shipped model: own 23.56, copy 14.02, pose dropped 13.77, centre pose five times 22.51, VAE
+    # round trip 31.39 dB. Each bound leaves a third of a decibel or more for rounding on other machines.
+    assert mean["own"] > 23.0, mean
+    assert mean["own"] > mean["copy"] + 9.0 and mean["own"] > mean["pose_dropped"] + 9.2, mean
+    assert mean["own"] > mean["center_pose"] + 0.7 and mean["vae_round_trip"] > 30.9, mean
     # The model beats copying in motion, and warping by the exact UV at hems and hair, which have no UV.
     assert averages("ssim")["own"] > averages("ssim")["copy"]
     for metric, rival in {"l1": "copy", "temporal_error": "copy", "hem_l1": "warp", "hair_l1": "warp"}.items():
@@ -135,7 +135,7 @@ def test_size_and_formats():
     assert sum(path.stat().st_size for path in files) <= 24 * 2**20
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     components = {path.parent.name for path in files if path.suffix == ".safetensors"}
-    assert components == {"adapter", "image_encoder", "unet", "vae", "fast", "larger"}
+    assert components == {"adapter", "image_encoder", "unet", "vae", "fast"}
 
 
 def test_documents_have_the_stored_figures():
@@ -165,11 +165,9 @@ def test_the_summary_is_cut_from_the_stored_tables():
     assert found == [{metric: stored[name][metric] for metric in cells(header)[1:]} for name in names]
 
 
-def test_the_larger_vae_gives_larger_frames_of_the_same_model():
-    vae = AutoencoderKL.from_pretrained(TINY, subfolder="larger")
-    pipe = DreamPosePipeline.from_pretrained(TINY, vae=vae, default_height=160, default_width=128)
+def test_its_vae_restores_drawn_frames_and_its_own_frames_are_of_their_size():
+    pipe, config = DreamPosePipeline.from_pretrained(TINY), ProceduralFashionConfig()
     pipe.set_progress_bar_config(disable=True)
-    config = ProceduralFashionConfig(height=160, width=128)
     frames = config.clip("test", 3, 3, range(4, 8))
     truth = torch.stack([torch.from_numpy(frame.image) for frame in frames]).permute(0, 3, 1, 2) / 255
     restored = vae_round_trip(pipe, truth)
@@ -177,6 +175,6 @@ def test_the_larger_vae_gives_larger_frames_of_the_same_model():
     assert psnr(restored, truth).mean() > 28 and psnr(*halves).mean() > 31
     photo = config.clip("test", 3, 3, [0])[0].image
     made = pipe(photo, [Image.fromarray(frame.iuv) for frame in frames], output_type="pt").frames[0]
-    assert made.shape == (4, 3, 160, 128)
+    assert made.shape == truth.shape == (4, 3, 160, 128)
     copied = torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
     assert psnr(made, truth).mean() > psnr(copied.expand_as(truth), truth).mean() + 4

@@ -202,6 +202,17 @@ def test_several_processes_draw_the_same_rows(tmp_path):
     assert all(a.tobytes() == b.tobytes() for a, b in zip(one["image"], two["image"]))
 
 
+def test_the_default_frames_are_drawn_at_twice_the_size_of_the_small_configurations():
+    """Each of their pixels shows the same scene, so that four of the larger frame's average to one of the smaller."""
+    tiny, *small = (ProceduralFashion(config_name=name).config for name in (None, "half", "smoke"))
+    large = tiny.clip("test", 1, 1, [4])[0]
+    assert large.image.shape == large.iuv.shape == (160, 128, 3) and large.layers.shape == (160, 128)
+    for config in small:
+        frame = dataclasses.replace(config, num_frames=tiny.num_frames).clip("test", 1, 1, [4])[0]
+        averages = large.image.reshape(80, 2, 64, 2, 3).mean((1, 3))
+        assert np.abs(averages - frame.image).mean() < 2
+
+
 def test_a_new_drawing_is_never_read_from_an_old_cache(tmp_path, monkeypatch):
     folders = [ProceduralFashion(config_name="smoke", cache_dir=str(tmp_path)).cache_dir for _ in range(2)]
     changed = tmp_path / "procedural_scene.py"

@@ -96,7 +96,7 @@ def test_a_dry_run_fails_as_the_run_does_without_its_validation_split(tmp_path, 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     write(tmp_path / "own" / "train" / "a.parquet")
     words = ["--train_data", str(tmp_path / "own"), "--output_dir", str(tmp_path / "output"), "--validation_steps"]
-    tiny = ["--pretrained_model_name_or_path", str(ROOT / "model_card" / "tiny"), "--height", "80", "--width", "64"]
+    tiny = ["--pretrained_model_name_or_path", str(ROOT / "model_card" / "tiny"), "--height", "160", "--width", "128"]
     tiny += ["--max_train_steps", "1"] + ["--streaming"] * streaming
     lines = []
     for more in ([], ["--dry_run"]):

@@ -255,7 +255,7 @@ def try_push(folder: Path, repo_id: str, **options: Any) -> None:
 
 
 def pipeline_patterns(folder: Path) -> list[str]:
-    """Return patterns of a pipeline's files: index, parts, code, blocks, LoRA `fast`, VAE `larger`, [`card_patterns`].
+    """Return patterns of a pipeline's files: index, parts, code, blocks, LoRA `fast`, [`card_patterns`].
 
     Other files in a component's folder, such as `.env` or weights of another name, are not among them. A folder
     without a pipeline raises a `ValueError`.
@@ -263,7 +263,7 @@ def pipeline_patterns(folder: Path) -> list[str]:
     _check_pipeline_folder("folder", folder)
     names = (INDEX_NAME, CODE_NAME, COPY_NAME, *BLOCKS_FILES, OWN_FAST)
     names = [glob.escape(name) for name in names if (folder / name).is_file()]
-    index = {"larger": []} | json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))  # a VAE for larger frames
+    index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if isinstance(value, list) and re.fullmatch(r"[a-z]\w*", name)]
     check_links("folder", folder, parts)
     saved = sorted(f"{part}/{name}" for part in parts for name in _saved_files(folder / part))
