@@ -138,7 +138,7 @@ def test_the_notebook_shows_videos_of_the_right_length_and_size(executed):
         assert (pictures[name].format, pictures[name].size) == ("GIF", (256, 320))
         assert pictures[name].n_frames == num_frames
     for name, num_frames in {"frames": 16, "as filmed": 16, "aligned": 16, "before": 32, "after": 32}.items():
-        assert videos[name].shape == (num_frames, 80, 64, 3)
+        assert videos[name].shape == (num_frames, 160, 128, 3)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ LARGEST = 320  # pixels of a side of a shown picture
 STYLE = """
 .stage { display: flex; gap: 12px; justify-content: center; }
 .stage figure { margin: 0; text-align: center; }
-.stage img { width: min(240px, 27vw); height: auto; image-rendering: pixelated; border-radius: 8px; }
+.stage img { width: min(256px, 27vw); height: auto; border-radius: 8px; }
 .gradio-container { overflow: clip !important; }
 @media (min-height: 640px) {
     #live { position: sticky; top: 0; z-index: 50; background: var(--body-background-fill); }
@@ -29,7 +29,7 @@ STYLE = """
 .figures label { flex-direction: column; justify-content: space-between; gap: 4px; padding: 6px; }
 .figures label span { margin: 0; text-align: center; line-height: 1.2; }
 .figures label::before { content: ""; width: 51px; height: 64px; border-radius: 6px; flex: none;
-    background-size: cover; image-rendering: pixelated; }
+    background-size: cover; }
 """
 
 
@@ -43,9 +43,8 @@ def small(picture: Image.Image) -> Image.Image:
 def address(pictures: Sequence[Image.Image], fps: float = figures.FPS, once: bool = False) -> str:
     """Return the data address of one picture, or of several as one that moves, for ever or once; see [`small`]."""
     file, (first, *others) = io.BytesIO(), map(small, pictures)
-    how = {"lossless": True, "quality": 0} if max(first.size) <= 128 else {"quality": 80}
     moving = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": int(once)}
-    first.save(file, "WEBP", method=0, **how, **(moving if others else {}))
+    first.save(file, "WEBP", method=0, quality=90, **(moving if others else {}))
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

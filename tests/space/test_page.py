@@ -199,7 +199,7 @@ def test_a_model_of_people_has_no_live_figures():
     app = importlib.import_module("model_card.space.app")
     studio = app.Studio(str(ROOT / "model_card" / "tiny"), "cpu")
     tabs = []
-    for height in (80, 160):
+    for height in (160, 80):
         studio.pipeline(studio.has_few).register_to_config(default_height=height)
         blocks = app.build_page(studio)
         tabs.append([block.label for block in blocks.blocks.values() if isinstance(block, app.gr.Tab)])

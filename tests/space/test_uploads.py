@@ -69,10 +69,11 @@ def test_an_iuv_picture_of_the_photo_moves_the_poses_onto_its_body(tmp_path):
 
 def test_a_photo_s_iuv_picture_that_is_none_is_refused(tmp_path):
     assert "`photo_iuv` must hold part codes" in refused(photo_iuv=PHOTO)
-    large = Image.open(SAMPLE / "photo_iuv.png").convert("RGB").resize((128, 160), Image.Resampling.NEAREST)
-    large.save(tmp_path / "large.png")
-    assert "`photo_iuv` must have the size of the photo, (64, 80) pixels" in refused(photo_iuv=tmp_path / "large.png")
-    Image.new("RGB", (64, 80)).save(tmp_path / "nobody.png")
+    other = Image.open(SAMPLE / "photo_iuv.png").convert("RGB").resize((256, 320), Image.Resampling.NEAREST)
+    other.save(tmp_path / "other.png")
+    size = Image.open(PHOTO).size
+    assert f"`photo_iuv` must have the size of the photo, {size} pixels" in refused(photo_iuv=tmp_path / "other.png")
+    Image.new("RGB", size).save(tmp_path / "nobody.png")
     assert "photo_iuv" in refused(photo_iuv=tmp_path / "nobody.png")
     Image.new("RGB", (4001, 4000)).save(tmp_path / "larger.png")
     assert "`photo_iuv` must have at most 16 million pixels" in refused(photo_iuv=tmp_path / "larger.png")
@@ -82,7 +83,7 @@ def test_poses_that_would_be_too_large_on_the_photo_are_refused(tmp_path, monkey
     monkeypatch.setattr(uploads, "MAX_ALIGNED_PIXELS", 1_000_000)
     np.save(tmp_path / "maps.npy", np.zeros((240, 2, 8, 8), np.float32))
     message = refused(poses=[tmp_path / "maps.npy"], photo_iuv=SAMPLE / "photo_iuv.png")
-    assert "at most 1 million pixels times the number of poses, got 1228800 pixels for 240 poses" in message
+    assert "at most 1 million pixels times the number of poses, got 4915200 pixels for 240 poses" in message
 
 
 def test_frames_that_are_larger_than_a_video_says_are_counted_as_they_are(tmp_path, monkeypatch):
