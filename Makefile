@@ -128,6 +128,7 @@ few-steps: $(VENV)/.installed-test runs/few_steps/data/train.parquet  ## distil 
 	$(ON_CPU) $(BIN)/python training/distill.py --preset tiny
 	$(BIN)/python training/export_tiny.py --few_steps runs/few_steps/student
 	$(BIN)/python -m benchmarks.claims.few_steps --lora model_card/tiny/fast --output benchmarks/claims/few_steps.json
+	$(BIN)/python -m benchmarks.claims.half_size --lora model_card/tiny/fast --output benchmarks/claims/half_size.json
 
 # Other subjects for stage 2: the first 200 clips of the small model's training data.
 runs/prior/train.parquet: | $(VENV)/.installed-test
@@ -140,6 +141,8 @@ reproduce: SUBJECTS = --first_subject 20
 reproduce: CURVE = --split validation --num_subjects 4 --num_photos 1 --curve_steps 100
 reproduce: FOUR = --reference_frames first --train_batch_size 4 --gradient_accumulation_steps 1
 reproduce: STAGE_TWO = --preset tiny --prior_dataset runs/prior
+reproduce: ALL_TEST_FRAMES = --split test --num_clips 40 --frames_per_clip 15 --num_consecutive 15
+reproduce: CLAIM = --resume --output benchmarks/claims
 reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## test the paper's claims at the small model's size (hours on a CPU)
 	$(BIN)/python -m benchmarks.subjects.gains $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects/gains.json -- $(STAGE_TWO)
 	$(BIN)/python -m benchmarks.subjects.gains $(SUBJECTS) --num_subjects 8 --output benchmarks/subjects/gains_full.json -- $(STAGE_TWO) \
@@ -152,6 +155,14 @@ reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## test the paper's
 	$(BIN)/python -m benchmarks.subjects.gains $(CURVE) --output benchmarks/subjects/curve_paper.json -- --preset paper $(FOUR)
 	$(BIN)/python -m benchmarks.subjects.bound $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects/bound.json
 	$(BIN)/python -m benchmarks.claims.ablation --output benchmarks/claims/ablation.json
+	$(BIN)/python -m benchmarks.claims.guidance $(CLAIM)/guidance.json
+	$(BIN)/python -m benchmarks.claims.guidance_interval $(CLAIM)/guidance_interval.json
+	$(BIN)/python -m benchmarks.claims.guidance_interval $(ALL_TEST_FRAMES) --intervals 0,0.75 $(CLAIM)/guidance_interval_test.json
+	$(BIN)/python -m benchmarks.claims.schedulers $(CLAIM)/schedulers.json
+	$(BIN)/python -m benchmarks.claims.schedulers $(ALL_TEST_FRAMES) --schedulers "DPM-Solver++ trailing" --steps 3 4 5 6 8 \
+		--reference DPM-Solver++ --reference_steps 15 $(CLAIM)/schedulers_test.json
+	$(BIN)/python -m benchmarks.claims.alignment $(CLAIM)/alignment.json
+	$(BIN)/python docs/tables.py
 
 community:  ## write the file and README section for diffusers' examples/community
 	mkdir -p $(COMMUNITY)
