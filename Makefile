@@ -33,7 +33,7 @@ help:  ## list the targets
 
 demo: $(VENV)/.installed  ## animate the sample photo with the small model (no GPU, no download of weights)
 	$(BIN)/python animate.py --model model_card/tiny --image model_card/sample/photo.png --poses model_card/sample/poses \
-		--output demo/sample.mp4 --gif --scale 4 --fps 12 --overwrite
+		--output demo/sample.mp4 --gif --scale 2 --fps 12 --overwrite
 
 # pip replaces a torchvision that does not fit, and keeps torch.
 densepose: $(VENV)/.installed  ## install what a TorchScript DensePose needs: the torchvision that fits torch
