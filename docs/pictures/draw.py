@@ -30,6 +30,7 @@ FOLDER = Path(__file__).parent
 MODEL_CARD = FOLDER.parent.parent / "model_card"
 SAMPLE = MODEL_CARD / "sample"
 GOOD, BAD = "#157a2c", "#c02020"
+CELL = 400, 320  # width and height of a frame of the driving video, and of its pictures
 # Nine evenly spaced colours of matplotlib's viridis, in which some DensePose tools paint the parts 0 to 24.
 VIRIDIS = np.array(
     [(68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141), (39, 173, 129), (92, 200, 99)]
@@ -59,7 +60,7 @@ def viridis_parts(iuv: np.ndarray) -> Image.Image:
 
 def draw_densepose_iuv() -> Image.Image:
     """The sample's photo, its IUV picture, and the three channels of that picture."""
-    columns = slice(8, 52)  # without the empty sides
+    columns = slice(16, 104)  # without the empty sides
     photo = np.asarray(read_photo(SAMPLE / "photo.png"))[:, columns]
     iuv = np.asarray(Image.open(SAMPLE / "photo_iuv.png"))[:, columns]
     v, u, parts = np.moveaxis(iuv, -1, 0)
@@ -73,18 +74,18 @@ def draw_densepose_iuv() -> Image.Image:
     cells = []
     for pixels, title, note in panels:
         picture = Image.fromarray(pixels).convert("RGB")
-        picture = picture.resize((picture.width * 4, picture.height * 4), Image.Resampling.NEAREST)
+        picture = picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST)
         cells.append(label(picture, title, note))
     return picture_grid([cells], gap=8)
 
 
-def draw_figure(index: int, turn: float = 0.0, frame_index: int = 0) -> Frame:
+def draw_figure(index: int, turn: float = 0.0, frame_index: int = 0, height: int = 270) -> Frame:
     """Draw a held-out subject in its own motion, turned by `turn` radians."""
     config = ProceduralFashionConfig(name="pictures")
     motion = config.motion("test", index)
     motion = replace(motion, yaw=motion.yaw + turn)
     subject = replace(config.subject("test", index), background=np.full(3, 0.93))
-    return render_clip(subject, motion, 270, 216, [frame_index])[0]
+    return render_clip(subject, motion, height, height * 4 // 5, [frame_index])[0]
 
 
 def draw_photos() -> Image.Image:
@@ -116,10 +117,10 @@ def draw_dance() -> list[tuple[Image.Image, Image.Image]]:
     """Draw four frames of a driving video, in which another subject stands aside and farther away, and their IUV."""
     frames = []
     for index in (0, 4, 8, 12):
-        figure = draw_figure(26, frame_index=index)
-        image, iuv = Image.new("RGB", (360, 288), tuple(figure.image[0, 0])), Image.new("RGB", (360, 288))
+        figure = draw_figure(26, frame_index=index, height=210)
+        image, iuv = Image.new("RGB", CELL, tuple(figure.image[0, 0])), Image.new("RGB", CELL)
         for room, pixels in ((image, figure.image), (iuv, figure.iuv)):
-            room.paste(Image.fromarray(pixels).resize((152, 190), Image.Resampling.NEAREST), (196, 66))
+            room.paste(Image.fromarray(pixels), (218, 74))
         frames.append((image, iuv))
     return frames
 
@@ -133,12 +134,11 @@ def align_dance() -> list[Image.Image]:
 def draw_driving_poses() -> Image.Image:
     """The sample's photo and its IUV picture, and frames, poses and aligned poses of a driving video."""
     dance, photo = draw_dance(), [read_photo(SAMPLE / name) for name in ("photo.png", "photo_iuv.png")]
-    enlarged = [picture.resize((picture.width * 4, picture.height * 4), Image.Resampling.NEAREST)
+    enlarged = [picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST)
                 for picture in (*photo, *align_dance())]  # fmt: skip
     photo, aligned = enlarged[:2], enlarged[2:]
     rows = [[photo[0], *(image for image, _ in dance)], [photo[1], *(iuv for _, iuv in dance)], [None, *aligned]]
-    how = {"size": (240, 192), "method": Image.Resampling.NEAREST, "color": "#888888"}
-    cells = [[picture and ImageOps.pad(picture, **how) for picture in row] for row in rows]
+    cells = [[picture and ImageOps.pad(picture, CELL, color="#888888") for picture in row] for row in rows]
     return picture_grid(cells, ["photo", *["video"] * 4], row_titles=["picture", "pose", "aligned"])
 
 
@@ -147,16 +147,16 @@ def draw_driving_frames() -> Image.Image:
     pipe = load_pipeline(str(MODEL_CARD / "tiny"), "cpu")
     photo = read_photo(SAMPLE / "photo.png")
     frames = pipe(photo, align_dance(), generator=torch.Generator().manual_seed(0)).frames[0]
-    return picture_grid([[enlarge(picture, 3) for picture in (photo, *frames)]], ["photo", *["frame"] * 4]).quantize(
+    return picture_grid([[enlarge(picture, 2) for picture in (photo, *frames)]], ["photo", *["frame"] * 4]).quantize(
         256
     )
 
 
 def draw_guidance_grid() -> Image.Image:
-    """The picture that `animate.py --grid 0,2,6 0,2,6 --num_inference_steps 15 --scale 2` writes, in 256 colours."""
+    """The picture that `animate.py --grid 0,2,6 0,2,6 --num_inference_steps 15 --scale 1` writes, in 256 colours."""
     pipe = load_pipeline(str(MODEL_CARD / "tiny"), "cpu")
     photo, poses, scales = read_photo(SAMPLE / "photo.png"), read_poses(SAMPLE / "poses"), [0.0, 2.0, 6.0]
-    return render_grid(pipe, photo, poses, scales, scales, scale=2, num_inference_steps=15).quantize(256)
+    return render_grid(pipe, photo, poses, scales, scales, scale=1, num_inference_steps=15).quantize(256)
 
 
 DRAWN = {"densepose_iuv.png": draw_densepose_iuv, "photos.png": draw_photos, "pose_frames.png": draw_pose_frames}
