@@ -57,7 +57,7 @@ def test_a_wheel_animates_the_sample_from_another_folder(installed, tmp_path):
 def test_a_wheel_has_the_presets_and_the_card_templates(installed, tmp_path):
     python, environment, _ = installed
     words = ["--preset", "tiny", "--pretrained_model_name_or_path", TINY, "--max_train_steps", "0"]
-    words += ["--output_dir", tmp_path / "model", "--latent_cache_dir", "none"]
+    words += ["--output_dir", tmp_path / "model", "--latent_cache_dir", "none", "--height", 160, "--width", 128]
     command = (python, "-m", "training.train", *words)
     run(*command, cwd=tmp_path, env=environment | {"ACCELERATE_USE_CPU": "true"})
     assert "DreamPose" in (tmp_path / "model" / "README.md").read_text()
