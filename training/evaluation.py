@@ -56,9 +56,9 @@ def open_evaluation(options: argparse.Namespace, asked: dict, is_main: bool) -> 
     from training.metrics.clips import load_clips
     from training.metrics.learned import LearnedMetrics
 
-    chosen = options.num_clips, options.frames_per_clip, options.seed, options.num_consecutive
-    chosen += default_size(options.model, options.revision), options.photo_split
-    clips = load_clips(options.dataset, options.split, *chosen)
+    counts = options.num_clips, options.frames_per_clip, options.seed, options.num_consecutive
+    fitted = default_size(options.model, options.revision), options.photo_split
+    clips = load_clips(options.dataset, options.split, *counts, *fitted)
     asked |= {name: getattr(clips, name) for name in COUNTS}  # fewer than the defaults in a small split
     pipe = load_pipeline(options.model, options.device, options.dtype, options.lora, options.revision)
     pipe.set_progress_bar_config(disable=True)
@@ -66,8 +66,8 @@ def open_evaluation(options: argparse.Namespace, asked: dict, is_main: bool) -> 
     learned = LearnedMetrics(pipe, options.identity_encoder, options.inception, options.i3d, clips.num_consecutive)
     if is_main:
         others = ("model", "lora", "revision", "output", "scale", "device")  # the digest identifies the model
-        first = {"judges": learned.notes, "clips": digest([clips[0].reference, *clips[0].iuv])}
-        settings = {name: value for name, value in asked.items() if name not in others} | first
+        settings = {name: value for name, value in asked.items() if name not in others} | {"judges": learned.notes}
+        settings["clips"] = digest([clips[0].reference, *clips[0].iuv])
         open_frames(options.output / ".clips", settings, options.resume, SUFFIX, "clips", options.overwrite)
     return clips, pipe, learned
 
@@ -86,11 +86,10 @@ def main(options: argparse.Namespace) -> dict:
     check_judges(options.inception, options.i3d, options.num_consecutive, options.dataset)
     folder = options.output / ".clips"
     animation.check_frames(folder, options.resume, options.overwrite, clip_records.SUFFIX, "clips")
-    # A process that has finished waits for the others.
-    state = PartialState(cpu=options.device == "cpu", timeout=timedelta(hours=24))
+    state = PartialState(cpu=options.device == "cpu", timeout=timedelta(hours=24))  # finished processes wait
     options.device = options.device or str(state.device)
-    others = ("resume", "overwrite")
-    asked = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items() if name not in others}
+    asked = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
+    del asked["resume"], asked["overwrite"]
     with state.main_process_first():  # one process draws or downloads
         clips, pipe, learned = open_evaluation(options, asked, state.is_main_process)
     call_options = {name: getattr(options, name) for name in CALL_OPTIONS}
