@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     i3d = "TorchScript I3D, for FVD-16f: needs `--num_consecutive 16` and clips of 17 frames (`procedural` has 16)"
     add("--i3d", type=Path, help=f"{i3d}; loading it runs its code, so trust its source")
     add("--num_pictures", type=int, default=8, help="clips shown in evaluation.png and evaluation.html")
-    add("--scale", type=int, default=3, help="whole factor that enlarges evaluation.png")
+    add("--scale", type=int, default=1, help="whole factor that enlarges evaluation.png")
     return parse_loading(parser, argv)
 
 

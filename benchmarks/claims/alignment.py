@@ -25,7 +25,7 @@ from pipeline_dreampose import DreamPosePipeline
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.hub.repositories import default_size, load_pipeline
 from training.media.animation import model_digest
-from training.media.pictures import enlarge, picture_grid, to_pictures
+from training.media.pictures import picture_grid, to_pictures
 from training.media.settings_file import write_json
 from training.metrics.baselines import measure, sample_frames
 from training.metrics.clips import draw_targets
@@ -77,8 +77,7 @@ def draw(row: list[tuple], titles: list[tuple[str, str]], size: tuple[int, int])
     """Draw the poses, whose parts are told by brighter colours, above the frames that they give."""
     bright = [Image.fromarray(np.asarray(iuv) * np.array([1, 1, 10], np.uint8)) for iuv, _ in row]
     shown = [picture.resize(size, Image.Resampling.NEAREST) for picture in bright]
-    rows = [[enlarge(picture, 2) for picture in line] for line in (shown, [frame for _, frame in row])]
-    return picture_grid(rows, [mode if mode in MODES else case for case, mode in titles])
+    return picture_grid([shown, [frame for _, frame in row]], [mode if mode in MODES else case for case, mode in titles])
 
 
 def summarize(kept: dict[str, dict]) -> dict:

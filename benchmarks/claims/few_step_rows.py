@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.claims.clip_sampling import sample_clips
 from pipeline_dreampose import DreamPosePipeline
 from training.hub.repositories import load_pipeline
-from training.media.pictures import enlarge, picture_grid, to_pictures
+from training.media.pictures import picture_grid, to_pictures
 from training.metrics import baselines
 from training.metrics.baselines import to_tensor
 from training.metrics.clips import Clip
@@ -83,5 +83,4 @@ def draw_rows(rows: dict[str, tuple], clips: Sequence[Clip], device: str) -> Ima
     for name, row in rows.items():
         sampled = sample_clips(open_row(*row, device), clips, **row[-1])
         pictures[name] = [to_pictures(frames[-1:].mul(255).round().byte())[0] for _, frames, _ in sampled]
-    large = [[enlarge(picture, 3) for picture in row] for row in pictures.values()]
-    return picture_grid(large, row_titles=list(pictures))
+    return picture_grid(list(pictures.values()), row_titles=list(pictures))

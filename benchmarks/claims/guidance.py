@@ -29,7 +29,7 @@ from benchmarks.scripts import package_versions, parse_benchmark, run_script
 from pipeline_dreampose import DreamPosePipeline
 from training.media.animation import model_digest, write_frame
 from training.media.charts import heat_map
-from training.media.pictures import enlarge, picture_grid, to_pictures
+from training.media.pictures import picture_grid, to_pictures
 from training.media.settings_file import write_json
 from training.metrics.clips import Clip
 from training.options.clips import RUN_OPTIONS, add_clip_options, add_resume_options
@@ -50,7 +50,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--pose_scales", nargs="+", type=float, default=SCALES, help="pose guidance scales to pair")
     add("--num_inference_steps", type=int, help="denoising steps per frame (default: the model's own)")
     add("--device", default="cpu", help="cpu, cuda, mps, ...")
-    add("--scale", type=int, default=2, help="factor by which the pictures are enlarged")
     add_resume_options(parser.add_argument_group("after a stop"), "pairs")
     return parse_benchmark(parser, argv, "benchmarks/claims/guidance.json", ", with two pictures next to it")
 
@@ -74,7 +73,6 @@ def draw(pairs: dict, folder: Path, clip: Clip, options: argparse.Namespace) -> 
     grid = [[f"{i:g}, {p:g}" for p in options.pose_scales] for i in options.image_scales]
     rows = [[Image.open(folder / f"{name}.png") for name in row] for row in grid]
     rows.append([clip.reference, clip.iuv[clip.frame_indices[0]], clip.targets[0]])
-    rows = [[enlarge(picture, options.scale) for picture in row] for row in rows]
     frames = picture_grid(rows, titles, row_titles=[*row_titles, "photo, pose, truth"])
     maps = []
     for metric, digits in HEAT_MAPS.items():
@@ -86,7 +84,7 @@ def draw(pairs: dict, folder: Path, clip: Clip, options: argparse.Namespace) -> 
 def main(options: argparse.Namespace) -> dict:
     """Measure the missing pairs, write the report and the pictures, and return the report."""
     pipe, clips = load_model_and_clips(options)
-    settings = {name: value for name, value in vars(options).items() if name not in (*RUN_OPTIONS, "scale")}
+    settings = {name: value for name, value in vars(options).items() if name not in RUN_OPTIONS}
     settings["num_inference_steps"] = options.num_inference_steps or pipe.config.default_num_inference_steps
     folder = options.output.with_name(f".{options.output.stem}.pairs")
     scales = ("image_scales", "pose_scales")  # a resumed run may ask for others

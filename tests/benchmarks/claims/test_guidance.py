@@ -25,7 +25,7 @@ def model(tmp_path_factory):
 def run(model, output, *more):
     words = ["--model", model, "--dataset", "procedural/smoke", "--num_clips", "2", "--frames_per_clip", "1"]
     words += ["--image_scales", "0", "2", "--pose_scales", "1", "0.5", "--num_inference_steps", "1"]
-    words += ["--scale", "1", "--output", output / "report.json", *more]
+    words += ["--output", output / "report.json", *more]
     return guidance.main(guidance.parse_args([str(word) for word in words]))
 
 
