@@ -77,7 +77,8 @@ def draw(row: list[tuple], titles: list[tuple[str, str]], size: tuple[int, int])
     """Draw the poses, whose parts are told by brighter colours, above the frames that they give."""
     bright = [Image.fromarray(np.asarray(iuv) * np.array([1, 1, 10], np.uint8)) for iuv, _ in row]
     shown = [picture.resize(size, Image.Resampling.NEAREST) for picture in bright]
-    return picture_grid([shown, [frame for _, frame in row]], [mode if mode in MODES else case for case, mode in titles])
+    frames = [frame for _, frame in row]
+    return picture_grid([shown, frames], [mode if mode in MODES else case for case, mode in titles])
 
 
 def summarize(kept: dict[str, dict]) -> dict:
