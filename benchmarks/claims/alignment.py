@@ -21,9 +21,10 @@ from PIL import Image
 from benchmarks.claims.clip_sampling import measure_missing
 from benchmarks.claims.drivers import CASES, drive
 from benchmarks.scripts import count, package_versions, parse_benchmark, run_script
+from benchmarks.subjects.trials import drawing_of
 from pipeline_dreampose import DreamPosePipeline
 from training.data.procedural_fashion import ProceduralFashionConfig
-from training.hub.repositories import default_size, load_pipeline
+from training.hub.repositories import load_pipeline
 from training.media.animation import model_digest
 from training.media.pictures import picture_grid, to_pictures
 from training.media.settings_file import write_json
@@ -95,7 +96,7 @@ def summarize(kept: dict[str, dict]) -> dict:
 def main(options: argparse.Namespace) -> dict:
     """Measure the missing subjects, write the report and the picture, and return the report."""
     check_clip_options(options)
-    config = ProceduralFashionConfig("figure", **dict(zip(("width", "height"), default_size(options.model))))
+    config = drawing_of(options.model)
     pipe = load_pipeline(options.model, options.device)
     pipe.set_progress_bar_config(disable=True)
     digest = model_digest(pipe)  # before the scheduler is replaced

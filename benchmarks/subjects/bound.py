@@ -24,9 +24,9 @@ from benchmarks.subjects.trials import (
     add_subject_options,
     draw_footage,
     draw_photos,
+    drawing_of,
     numbers_of_subjects,
 )
-from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.procedural_scene import Frame
 from training.hub.repositories import load_pipeline
 from training.media.animation import model_digest
@@ -67,7 +67,7 @@ def take_from_photos(photos: Sequence[Frame], iuv: Image.Image) -> tuple[torch.T
 
 def measure_subject(model: str, split: str, index: int, num_inference_steps: int) -> dict[str, dict[str, float]]:
     """Measure one subject's frames: `model`, and `read` and `oracle` for each number of photos."""
-    config = ProceduralFashionConfig()
+    config = drawing_of(model)
     photos, footage = draw_photos(config, split, index, max(NUM_PHOTOS)), draw_footage(config, split, index)
     pipeline = load_subject_base(model, height=config.height, width=config.width)
     examination = Examination(pipeline, photos[:1], footage, num_inference_steps)

@@ -27,6 +27,7 @@ from training.data.frame_stream import FEATURES
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashion, ProceduralFashionConfig
 from training.data.procedural_scene import Frame, Motion, render_clip
+from training.hub.repositories import default_size
 from training.metrics.baselines import measure, to_tensor, vae_round_trip
 from training.models.base_pipeline import load_subject_base
 from training.models.lora import build_lora_configs
@@ -108,6 +109,11 @@ class Footage:
             layers=[Image.fromarray(frame.layers) for frame in measured],
             shows_back=[bool(np.cos(yaw[i]) < BACK) for i in frame_indices],
         )
+
+
+def drawing_of(model: str) -> ProceduralFashionConfig:
+    """Return the drawing of figures at the size of a model's frames."""
+    return ProceduralFashionConfig("figures", **dict(zip(("width", "height"), default_size(model))))
 
 
 def standing_motion(rng: np.random.Generator, yaw: float) -> Motion:
@@ -216,7 +222,7 @@ def run_trial(trial: Trial) -> list[dict]:
 
     Returns records of `phase`, `step` and `figures` by group and metric, in the order of training.
     """
-    config = ProceduralFashionConfig()
+    config = drawing_of(trial.model)
     photos = draw_photos(config, trial.split, trial.index, trial.num_photos)
     pipeline = load_subject_base(trial.model, height=config.height, width=config.width)
     footage = draw_footage(config, trial.split, trial.index)
@@ -253,7 +259,7 @@ def _open_pairs(trial: Trial, pipeline: DreamPosePipeline, photos: Sequence[Fram
     pairs = open_pairs(pipeline, load_photos(folder), seed, PairSettings(**trial.pairs), *trial.prior)
     if not trial.num_clips:
         return pairs
-    clips = draw_clips(ProceduralFashionConfig(), trial.split, trial.index, trial.num_clips)
+    clips = draw_clips(drawing_of(trial.model), trial.split, trial.index, trial.num_clips)
     return FilmedPairs(clips, pairs.shape, seed, pairs.settings, pairs.prior, pairs.prior_prob)
 
 
