@@ -99,10 +99,11 @@ def main(options: argparse.Namespace) -> dict:
     config = drawing_of(options.model)
     pipe = load_pipeline(options.model, options.device)
     pipe.set_progress_bar_config(disable=True)
-    digest = model_digest(pipe)  # before the scheduler is replaced
+    settings = {n: value for n, value in vars(options).items() if n not in RUN_OPTIONS} | {
+        "digest": model_digest(pipe)
+    }
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     folder = options.output.with_name(f".{options.output.stem}.subjects")
-    settings = {name: value for name, value in vars(options).items() if name not in RUN_OPTIONS} | {"digest": digest}
     subjects = range(options.first_subject, options.first_subject + options.num_subjects)
     measures = {str(index): partial(measure_subject, pipe, config, index, options, folder) for index in subjects}
     common = settings | {"num_subjects": "any"}
