@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
 from benchmarks.claims.clip_sampling import measure_missing
@@ -46,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--first_subject", type=int, default=20, help="first subject of the test split; earlier ones served to tune")
     add("--num_subjects", type=count, default=20, help="number of drawn subjects")
     add("--frames_per_clip", type=int, default=4, help="target frames per clip")
-    add("--num_inference_steps", type=int, default=4, help="denoising steps per frame, with trailing spacing")
+    add("--num_inference_steps", type=int, help="denoising steps per frame (default: the model's own)")
     add("--device", default="cpu", help="cpu, cuda, mps, ...")
     add_resume_options(parser.add_argument_group("after a stop"), "subjects")
     return parse_benchmark(parser, argv, "benchmarks/claims/alignment.json", ", with a picture next to it")
@@ -60,7 +59,7 @@ def measure_subject(
     targets = draw_targets(len(truth), options.frames_per_clip, np.random.default_rng([config.seed, index]))
     photo, photo_iuv = (Image.fromarray(picture) for picture in (truth[0].image, truth[0].iuv))
     pictures, layers = ([Image.fromarray(getattr(truth[i], n)) for i in targets] for n in ("image", "layers"))
-    call, figures, row = {"num_inference_steps": options.num_inference_steps, "guidance_stop": 1.0}, {}, []
+    call, figures, row = {"num_inference_steps": options.num_inference_steps}, {}, []
     poses = {("own poses", ""): drivers["in place"]}
     for case, filmed in drivers.items():
         poses |= {(case, "as filmed"): filmed} | {(case, mode): align_poses(filmed, photo_iuv, mode) for mode in MODES}
@@ -99,10 +98,8 @@ def main(options: argparse.Namespace) -> dict:
     config = drawing_of(options.model)
     pipe = load_pipeline(options.model, options.device)
     pipe.set_progress_bar_config(disable=True)
-    settings = {n: value for n, value in vars(options).items() if n not in RUN_OPTIONS} | {
-        "digest": model_digest(pipe)
-    }
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    settings = {name: value for name, value in vars(options).items() if name not in RUN_OPTIONS}
+    settings["digest"] = model_digest(pipe)
     folder = options.output.with_name(f".{options.output.stem}.subjects")
     subjects = range(options.first_subject, options.first_subject + options.num_subjects)
     measures = {str(index): partial(measure_subject, pipe, config, index, options, folder) for index in subjects}
