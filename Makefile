@@ -152,7 +152,8 @@ reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## test the paper's
 	$(BIN)/python -m benchmarks.subjects.sweep --output benchmarks/subjects/sweep.json -- $(STAGE_TWO)
 	$(BIN)/python -m benchmarks.subjects.gains $(CURVE) --output benchmarks/subjects/curve.json -- --prior_dataset runs/prior $(FOUR) \
 		--max_train_steps 500 --decoder_max_train_steps 300
-	$(BIN)/python -m benchmarks.subjects.gains $(CURVE) --output benchmarks/subjects/curve_paper.json -- --preset paper $(FOUR)
+	$(BIN)/python -m benchmarks.subjects.gains $(CURVE) --output benchmarks/subjects/curve_paper.json -- --preset paper $(FOUR) \
+		--decoder_max_train_steps 300
 	$(BIN)/python -m benchmarks.subjects.bound $(SUBJECTS) --num_subjects 20 --output benchmarks/subjects/bound.json
 	$(BIN)/python -m benchmarks.claims.ablation --output benchmarks/claims/ablation.json
 	$(BIN)/python -m benchmarks.claims.guidance $(CLAIM)/guidance.json
