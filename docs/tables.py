@@ -67,6 +67,11 @@ def evaluation_table(number: int) -> Callable[[], str]:
     return lambda: (EVALUATION / "evaluation.md").read_text().split("\n\n")[number].strip()
 
 
+def claims() -> str:
+    """The paper's claims, as the ablation writes them."""
+    return (ROOT / "benchmarks" / "claims" / "ablation.md").read_text().split("\n\n")[0]
+
+
 def guidance_interval() -> str:
     """Guidance in a part of the steps, on validation clips."""
     names = {
@@ -241,7 +246,7 @@ FEW_STEPS = [
 ]
 WHOLE, PARTS, TIME = (evaluation_table(number) for number in range(3))
 TABLES = {  # document -> functions that give its tables
-    "docs/results.md": [summary, WHOLE, PARTS, TIME, guidance_interval, schedulers, alignment, real_time],
+    "docs/results.md": [summary, WHOLE, PARTS, TIME, guidance_interval, schedulers, alignment, claims, real_time],
     "docs/few_steps.md": [few_steps(header) for header in FEW_STEPS],
     "docs/subjects.md": [real_clip, gains],
     "model_card/tiny/README.md": [WHOLE, PARTS, TIME, steps_of_the_card],
