@@ -119,19 +119,22 @@ benchmark-gpu: $(VENV)/.installed-test  ## measure training steps and frames at 
 		--output benchmarks/speed/sampling_full_cuda.json
 
 # Clips for distillation: the first 600 of the small model's training data, and its validation clips.
-runs/few_steps/data/train.parquet: | $(VENV)/.installed-test
+runs/few_steps/data/train.parquet: training/data/procedural_fashion.py | $(VENV)/.installed-test
 	mkdir -p $(@D)
 	$(BIN)/python -c 'from training.data.procedural_fashion import load_procedural_fashion as load; load(split="validation").to_parquet("$(@D)/validation.parquet"); load(num_train=600).to_parquet("$@.part")'
 	mv $@.part $@
 
-few-steps: $(VENV)/.installed-test runs/few_steps/data/train.parquet  ## distil the small model to one step (half an hour on a CPU), export and measure it
+few-steps: $(VENV)/.installed-test runs/few_steps/data/train.parquet  ## distil the small model to one step (an hour on a CPU), export and measure it
 	$(ON_CPU) $(BIN)/python training/distill.py --preset tiny
 	$(BIN)/python training/export_tiny.py --few_steps runs/few_steps/student
-	$(BIN)/python -m benchmarks.claims.few_steps --lora model_card/tiny/fast --output benchmarks/claims/few_steps.json
+	$(ON_CPU) $(BIN)/python training/distill.py --preset tiny --train_mode full --learning_rate 3e-4 --output_dir runs/few_steps/full
+	$(BIN)/python -m benchmarks.claims.few_steps --lora model_card/tiny/fast --full runs/few_steps/full \
+		--output benchmarks/claims/few_steps.json
 	$(BIN)/python -m benchmarks.claims.half_size --lora model_card/tiny/fast --output benchmarks/claims/half_size.json
+	$(BIN)/python docs/tables.py
 
 # Other subjects for stage 2: the first 200 clips of the small model's training data.
-runs/prior/train.parquet: | $(VENV)/.installed-test
+runs/prior/train.parquet: training/data/procedural_fashion.py | $(VENV)/.installed-test
 	mkdir -p runs/prior
 	$(BIN)/python -c 'from training.data.procedural_fashion import load_procedural_fashion as load; load(num_train=200).to_parquet("$@.part")'
 	mv $@.part $@

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler
 from PIL import Image
 
@@ -157,3 +158,19 @@ def test_its_vae_restores_drawn_frames_and_its_own_frames_are_of_their_size():
     assert made.shape == truth.shape == (4, 3, 160, 128)
     copied = torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
     assert psnr(made, truth).mean() > psnr(copied.expand_as(truth), truth).mean() + 4
+
+
+@pytest.mark.parametrize(
+    ("run", "preset"),
+    {
+        "vae": "train_encoders/tiny_vae",
+        "doubled_vae": "train_encoders/tiny_doubled_vae",
+        "image_encoder": "train_encoders/tiny_image_encoder",
+        "stage1": "train/tiny",
+        "few_steps": "distill/tiny",
+    }.items(),
+)
+def test_it_was_trained_with_the_committed_preset(run, preset):
+    used = yaml.safe_load((TINY / "training" / f"{run}.yaml").read_text())
+    asked = yaml.safe_load((ROOT / "training" / "presets" / f"{preset}.yaml").read_text())
+    assert {name: used[name] for name in asked} == asked

@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0
 """Write the small model that ships with the project, in half precision, and the sample that the demo animates.
 
-python training/export_tiny.py --pipeline runs/tiny/stage1 --runs runs/tiny
+python training/export_tiny.py --pipeline runs/tiny/stage1 --vae runs/tiny/doubled_vae --runs runs/tiny
 """
 
 import argparse

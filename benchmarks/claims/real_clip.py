@@ -93,6 +93,12 @@ def main(options: argparse.Namespace) -> dict:
     run("train", *words, "--latent_cache_dir", folder / "latents", "--config", CONFIG)
     starts = {"stage 1": (stage_one, rows), "small model": (options.model, options.drawn)}
     results = {start: evaluate(folder, start, base) for start, (base, _) in starts.items()}
+    measured, digest = (
+        results["small model"]["settings"].get("digest"),
+        model_digest(load_pipeline(str(options.model))),
+    )
+    if measured != digest:
+        raise ValueError(f"`work_dir` must hold no results of another model than {digest}, got those of {measured}.")
     for start, photos, is_with in itertools.product(starts, NUM_PHOTOS, (False, True)):
         (base, prior), name = starts[start], f"{start}, stage 2 of {photos}" + (", with prior" if is_with else "")
         words = ["--pretrained_model_name_or_path", base, "--output_dir", folder / "stage2" / name, *STAGE_TWO]
@@ -104,7 +110,6 @@ def main(options: argparse.Namespace) -> dict:
     picture_grid([[picture] for picture in pictures], row_titles=list(results)).save(folder / "strip.png")
     figures = {"copied photo": results["small model"]["rows"]["copy of the reference"]}
     figures |= {name: result["rows"]["model"] for name, result in results.items()}
-    digest = model_digest(load_pipeline(str(options.model)))
     report = {
         "figures": {name: {m: round(row[m]["mean"], 3) for m in METRICS} for name, row in figures.items()},
         "settings": {"stage 1": CONFIG.name, "stage 2": STAGE_TWO, "with prior": PRIOR, "digest": digest},

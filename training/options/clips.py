@@ -54,7 +54,11 @@ LIMITS |= {"scale": 16, "chunk_size": 10**6, "subject": 2**31, "motion": 2**31, 
 def add_clip_options(parser: argparse.ArgumentParser, split: str, num_clips: int, frames_per_clip: int) -> None:
     """Add a group for the clips, with these defaults of `--split`, `--num_clips` and `--frames_per_clip`."""
     add = parser.add_argument_group("held-out clips").add_argument
-    add("--dataset", default="procedural", help="`procedural`, a prepared folder or a Hub id")
+    add(
+        "--dataset",
+        default="procedural",
+        help="`procedural` (160x128 pixels), `procedural/half`, a prepared folder or a Hub id",
+    )
     add("--split", default=split, help="split of the data set")
     add("--num_clips", type=int, default=num_clips, help="number of clips, from the first")
     add("--frames_per_clip", type=int, default=frames_per_clip, help="target frames per clip")

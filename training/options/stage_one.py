@@ -62,7 +62,9 @@ class DataOptions:
     """Data: the training pictures and their size."""
 
     train_data: str = option(
-        "procedural", "folder of parquet files, Hub id of a data set, or `procedural` for drawn figures"
+        "procedural",
+        "folder of parquet files, Hub id of a data set, or `procedural` for drawn figures of 160x128 pixels"
+        " (`procedural/half`: 80x64)",
     )
     height: int = option(640, "height of the pictures in pixels")
     width: int = option(512, "width of the pictures in pixels")

@@ -70,7 +70,7 @@ def test_the_body_is_read_from_the_photo_that_shows_it():
     assert is_shown.sum() < 0.5 * is_body.sum(), "the front shows little of it"
 
 
-def test_the_bound_is_a_gain_over_the_model_s_own_frames(tmp_path, monkeypatch):
+def test_the_bound_is_a_gain_over_the_model_s_own_frames(tmp_path):
     """The model is untrained. An oracle takes only better pixels, so it cannot lose."""
     get_dummy_pipeline().save_pretrained(tmp_path / "model")
     words = ["--model", str(tmp_path / "model"), "--split", "validation", "--num_subjects", "2"]
