@@ -12,7 +12,7 @@ from training.data.procedural_figure import FIGURE_HEIGHT
 from training.data.procedural_scene import Frame, Motion, Subject, render_clip
 
 
-PIXELS, CANVAS = 2, 1.25  # of a driver's pictures: times the height and width of the photo, and times its sides at that
+PIXELS, CANVAS = 2, 1.25  # of a driver's pictures: times the sides of the photo, and times its sides at that size
 SIZES = 0.6, 1.2  # of a driver in its picture, relative to the photo's
 OFF = 0.1, 0.3  # how far the proportions of the last two drivers are off, up or down
 WIDTHS, LENGTHS = ("shoulder", "waist", "hip", "limb"), ("arm_length", "leg_length", "torso_length")
