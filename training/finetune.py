@@ -83,7 +83,7 @@ def main(options: tuple) -> None:
         for model in (pipeline.unet, pipeline.vae) if subject.gradient_checkpointing else ():
             model.enable_gradient_checkpointing()
         settings = subject.settings(pipeline.pose_radius, objective.noise_offset)
-        samples = open_pairs(pipeline, photos, run.seed, settings, subject.prior_dataset, subject.prior_prob)
+        samples = open_pairs(pipeline, photos, run.seed, settings, *subject.prior(), show_progress=is_main)
         common = run.loop_arguments(len(samples), accelerator.num_processes)
         arguments = phase_arguments(folder, points, common, decoder.loop_arguments())
         files, batch_size = find_photos(subject.instance_data_dir), run.global_batch_size(accelerator.num_processes)

@@ -27,13 +27,12 @@ from benchmarks.subjects.trials import (
     drawing_of,
     numbers_of_subjects,
 )
-from training.data.procedural_scene import Frame
 from training.hub.repositories import load_pipeline
 from training.media.animation import model_digest
 from training.media.settings_file import write_json
 from training.metrics.baselines import measure, to_tensor
 from training.metrics.frames import mean_and_standard_error
-from training.metrics.warping import UV_TOLERANCE, match_surface, warp_photo
+from training.metrics.warping import UV_TOLERANCE, take_from_photos
 from training.models.base_pipeline import load_subject_base
 from training.options.command import CommandParser
 
@@ -48,23 +47,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parse_benchmark(parser, argv, "benchmarks/subjects/bound.json")
 
 
-def take_from_photos(photos: Sequence[Frame], iuv: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read the body of a frame from photos of the same size.
-
-    Returns the pixels `[3, H, W]` in `[0, 1]`, each from the photo with the nearest point of the body, and a mask
-    `[H, W]` of the pixels whose nearest point lies within `UV_TOLERANCE`.
-    """
-    warped, distances = [], []
-    for photo in photos:
-        image, photo_iuv = Image.fromarray(photo.image), Image.fromarray(photo.iuv)
-        match = match_surface(iuv, photo_iuv)
-        warped.append(warp_photo(image, photo_iuv, match))
-        distances.append(match.distance)
-    nearest = torch.stack(distances).min(dim=0)
-    pixels = torch.stack(warped).gather(0, nearest.indices.expand(1, 3, -1, -1))[0]
-    return pixels, nearest.values <= UV_TOLERANCE
-
-
 def measure_subject(model: str, split: str, index: int, num_inference_steps: int) -> dict[str, dict[str, float]]:
     """Measure one subject's frames: `model`, and `read` and `oracle` for each number of photos."""
     config = drawing_of(model)
@@ -76,8 +58,9 @@ def measure_subject(model: str, split: str, index: int, num_inference_steps: int
     truth, poses = to_tensor(targets), [part.iuv[i] for part in footage for i in part.frame_indices]
     frames = {"model": predicted}
     for num_photos in NUM_PHOTOS:
-        shown = [take_from_photos(photos[:num_photos], iuv) for iuv in poses]
-        pixels, is_shown = torch.stack([s[0] for s in shown]), torch.stack([s[1] for s in shown])[:, None]
+        known = [(Image.fromarray(photo.image), Image.fromarray(photo.iuv)) for photo in photos[:num_photos]]
+        pixels, distances = map(torch.stack, zip(*(take_from_photos(known, iuv) for iuv in poses)))
+        is_shown = distances[:, None] <= UV_TOLERANCE
         is_better = is_shown & ((pixels - truth).abs().sum(1, True) < (predicted - truth).abs().sum(1, True))
         frames[f"read_{num_photos}"] = torch.where(is_shown, pixels, predicted)
         frames[f"oracle_{num_photos}"] = torch.where(is_better, pixels, predicted)

@@ -73,7 +73,7 @@ class Trial:
     index: int  # number of the subject
     num_photos: int  # 1 (front) to 4 (front, back and both sides)
     pairs: dict[str, Any]  # keyword arguments of `PairSettings`
-    prior: tuple[str | None, float]  # prepared data set of other subjects, if any, and its share of the samples
+    prior: tuple[str | None, float, int]  # data set of other subjects, its share, and number of textured clips
     lora: dict[str, Any] | None  # keyword arguments of `build_lora_configs`; `None` trains all weights
     phases: dict[str, dict[str, Any]]  # phase -> keyword arguments of `training.engine.loop.train`, without folders
     loss: dict[str, Any]  # keyword arguments of `StageOneLoss`

@@ -3,10 +3,11 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.subjects.trials import draw_photos
 from tests.tiny_components import get_dummy_image, get_dummy_iuv
-from training.data.procedural_fashion import ProceduralFashion
+from training.data.procedural_fashion import ProceduralFashion, ProceduralFashionConfig
 from training.data.procedural_figure import chart_coordinates
-from training.metrics.warping import SIDES, UV_TOLERANCE, match_surface, warp_photo
+from training.metrics.warping import SIDES, UV_TOLERANCE, inner_body, match_surface, take_from_photos, warp_photo
 
 
 def picture(pixels):
@@ -109,3 +110,26 @@ def test_sizes_must_agree():
     match = match_surface(get_dummy_iuv(0, 9, 8), get_dummy_iuv(1, 9, 8))
     with pytest.raises(ValueError, match=r"`photo`, `photo_iuv` and `match` must have one size .*\(10, 8\)"):
         warp_photo(get_dummy_image(0, 10, 8), get_dummy_iuv(1, 9, 8), match)
+
+
+def test_the_body_is_read_from_the_photo_that_shows_it():
+    """In the pose of the photo of the back, the whole body comes from that photo; the front shows little of it."""
+    config = ProceduralFashionConfig(name="small", height=80, width=64)
+    front, back = (
+        (Image.fromarray(photo.image), Image.fromarray(photo.iuv)) for photo in draw_photos(config, "validation", 3, 2)
+    )
+    is_body = torch.from_numpy(np.asarray(back[1])[..., 2] > 0)
+    truth = torch.from_numpy(np.asarray(back[0]).copy()).permute(2, 0, 1) / 255
+    pixels, distance = take_from_photos([front, back], back[1])
+    assert (distance[is_body] == 0).all() and (distance[~is_body] > 1).all()
+    assert torch.equal(pixels[:, is_body], truth[:, is_body])
+    _, distance = take_from_photos([front], back[1])
+    assert (distance <= UV_TOLERANCE).sum() < 0.5 * is_body.sum(), "the front shows little of it"
+
+
+def test_the_inner_body_lacks_the_outermost_pixels():
+    parts = np.zeros((5, 6), dtype=np.uint8)
+    parts[1:5, 1:5] = 3  # it touches the lower border, behind which nothing is known
+    inner = np.asarray(inner_body(unique_iuv(parts)))
+    assert np.argwhere(inner[..., 2] > 0).tolist() == [[2, 2], [2, 3], [3, 2], [3, 3], [4, 2], [4, 3]]
+    assert (inner[inner[..., 2] == 0] == 0).all()

@@ -43,7 +43,6 @@ from training.options.clips import RULES, check_clip_options
         )
     ]
     + [
-        (guidance, "--scale -1", "`scale` must be at least 1, got -1"),
         (guidance, "--num_inference_steps 0", "`num_inference_steps` must be at least 1, got 0"),
         (guidance, "--image_scales 1 inf", "`image_scales` must be a finite number, at least 0, got inf"),
         (guidance, "--pose_scales 0 -0.5", "`pose_scales` must be a finite number, at least 0, got -0.5"),

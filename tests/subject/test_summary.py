@@ -16,7 +16,7 @@ from training.subject.summary import COUNTED, next_command, summarize_run
 
 PHASES = {"denoiser": {"max_train_steps": 25}, "decoder": {"max_train_steps": 30}}
 OPTIONS = {"train_batch_size": 1, "gradient_checkpointing": True, "mixed_precision": "no"}
-OPTIONS |= {"prior_dataset": None, "prior_prob": 0.5}
+OPTIONS |= {"prior_dataset": None, "prior_prob": 0.5, "num_textured_clips": 0}
 PHOTOS = [Path(f"photos/{name}.jpg") for name in "abcd"]
 
 

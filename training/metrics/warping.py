@@ -5,6 +5,7 @@
 IUV pictures have R = V, G = U, B = I, and 0 where nobody is.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +87,29 @@ def match_surface(iuv: Image.Image, photo_iuv: Image.Image, chunk_size: int = 40
                 distance[pixels] = nearest.values
     shape = iuv.height, iuv.width
     return SurfaceMatch((part > 0).reshape(shape), index.reshape(shape), distance.reshape(shape))
+
+
+def take_from_photos(
+    photos: Sequence[tuple[Image.Image, Image.Image]], iuv: Image.Image
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read the body of a frame from several photos of the same size, each given with its IUV picture.
+
+    Returns the pixels `[3, H, W]` in `[0, 1]`, each from the photo with the nearest point of the body, and the
+    distances `[H, W]` of these points in (U, V), as in [`SurfaceMatch`].
+    """
+    matches = [match_surface(iuv, photo_iuv) for _, photo_iuv in photos]
+    warped = torch.stack([warp_photo(*photo, match) for photo, match in zip(photos, matches)])
+    nearest = torch.stack([match.distance for match in matches]).min(dim=0)
+    return warped.gather(0, nearest.indices.expand(1, 3, -1, -1))[0], nearest.values
+
+
+def inner_body(iuv: Image.Image) -> Image.Image:
+    """Return an IUV picture without the body's outermost pixels, whose colours mix with those of what is behind it."""
+    pixels = torch.from_numpy(np.asarray(iuv.convert("RGB")).copy())
+    outside = (pixels[..., 2] == 0).float()
+    near_outside = torch.nn.functional.max_pool2d(outside[None, None], 3, stride=1, padding=1)[0, 0] > 0
+    pixels[near_outside] = 0
+    return Image.fromarray(pixels.numpy())
 
 
 def warp_photo(photo: Image.Image, photo_iuv: Image.Image, match: SurfaceMatch) -> torch.Tensor:

@@ -68,7 +68,7 @@ NEEDS = (
     _value("sample_inference_steps", "train_mode", "lora"),
     Need("decoder_learning_rate", "decoder_max_train_steps", "`--decoder_max_train_steps` above 0"),
     Need("person", "densepose"),
-    Need("prior_prob", "prior_dataset"),
+    Need("prior_prob num_textured_clips", "prior_dataset"),
     # The small model's encoders.
     _value("vae_dir", "component", "pipeline", "doubled_vae"),
     _value("image_encoder_dir unet_channels", "component", "pipeline"),

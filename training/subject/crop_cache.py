@@ -36,7 +36,8 @@ class CachedSubjectPairs(SubjectPairs):
     [`LatentFramePairs`] do. A sample draws its crops by its position.
 
     Args:
-        pairs (`SubjectPairs`): Photos to encode and, if it has a prior, `num_crops` samples of it for each photo.
+        pairs (`SubjectPairs`): Photos to encode, `num_crops` samples of its prior for each photo, and all its textured
+            clips, as far as it has them.
         encoders (`FrameEncoders`): The models, with a frozen image encoder; the cache does not keep them.
         num_crops (`int`): Crops of each photo; if `min_crop_scale` is 1, the whole photo is the only one.
         show_progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
@@ -47,7 +48,10 @@ class CachedSubjectPairs(SubjectPairs):
         count, prior = len(pairs) * self.num_crops, pairs.prior
         if prior is not None:
             prior = _CachedPrior(prior, encoders, len(pairs) * num_crops, show_progress)
-        super().__init__(pairs.dataset, pairs.shape, pairs.seed, pairs.settings, prior, pairs.prior_prob)
+        textured = pairs.textured
+        if textured is not None:
+            textured = _CachedPrior(textured, encoders, len(textured), show_progress)
+        super().__init__(pairs.dataset, pairs.shape, pairs.seed, pairs.settings, prior, pairs.prior_prob, textured)
         self.scaling_factor = encoders.vae.config.scaling_factor
         batch_size = pictures_at_a_time(pairs.shape.pixel_height, pairs.shape.pixel_width)
         self.crops = _encode_all(count, batch_size, partial(self._encode, encoders), "Crops", show_progress)

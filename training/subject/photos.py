@@ -25,10 +25,12 @@ from training.media.settings_file import partial_path
 from training.poses.clip_settings import PERSON_RULES
 from training.poses.detections import follow_person, paste
 from training.poses.estimator import DensePoseEstimator
+from training.subject.textured_clips import textured_clips
 
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 IUV_ENDING = "_iuv"
+TEXTURED_SHARE = 0.75  # of the subject's samples, if there are textured clips; the other ones show its photos
 # The positions of a run's samples are smaller. From here on: the draws that choose between the subject and the prior.
 _PRIOR_POSITIONS = 2**62
 
@@ -166,6 +168,7 @@ class SubjectPairs(FramePairs):
         shape, seed, settings: See `FramePairs`.
         prior (`FramePairs`, *optional*): Samples of other subjects, so that the model does not forget them.
         prior_prob (`float`, *optional*, defaults to 0.0): Share of samples from the prior.
+        textured (`FramePairs`, *optional*): Samples from [`textured_clips`], `TEXTURED_SHARE` of those of the subject.
     """
 
     def __init__(
@@ -176,9 +179,10 @@ class SubjectPairs(FramePairs):
         settings: PairSettings,
         prior: FramePairs | None = None,
         prior_prob: float = 0.0,
+        textured: FramePairs | None = None,
     ):
         super().__init__(dataset, shape, seed, settings)
-        self.prior, self.prior_prob = prior, prior_prob
+        self.prior, self.prior_prob, self.textured = prior, prior_prob, textured
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         if self.prior is not None:
@@ -187,6 +191,8 @@ class SubjectPairs(FramePairs):
                 sample = self.prior[position]
                 sample.pop("num_bad_rows", None)  # samples of a subject do not have it
                 return sample
+            if self.textured is not None and draw < self.prior_prob + (1 - self.prior_prob) * TEXTURED_SHARE:
+                return self.textured[position]
         return super().__getitem__(position)
 
     def read_sample(self, row: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -203,8 +209,9 @@ class SubjectPairs(FramePairs):
         return self.read_reference(reference, crops[0]) | self.read_target(target, crops[1])
 
     def targets_alone(self) -> "SubjectPairs":
-        """Return samples with the same targets and no references or poses, also of the prior."""
+        """Return samples of photos and prior with the same targets, and no references or poses."""
         alone = super().targets_alone()
+        alone.textured = None  # a decoder does not learn from frames that it made itself
         alone.prior = None if self.prior is None else self.prior.targets_alone()
         return alone
 
@@ -216,6 +223,8 @@ def open_pairs(
     settings: PairSettings,
     prior_dataset: str | None,
     prior_prob: float,
+    num_textured_clips: int = 0,
+    show_progress: bool = True,
 ) -> SubjectPairs:
     """Build the samples of both phases at the pipeline's default size.
 
@@ -227,6 +236,9 @@ def open_pairs(
             are skipped.
         prior_dataset (`str`, *optional*): Prepared data set of other subjects.
         prior_prob (`float`): Its share of the samples.
+        num_textured_clips (`int`, *optional*, defaults to 0): Clips of the prior in which the model moves the subject,
+            see [`textured_clips`].
+        show_progress (`bool`, *optional*, defaults to `True`): Show the progress of these clips.
     """
     shape = LatentShape.of(pipeline.vae, pipeline.config.default_height, pipeline.config.default_width)
     prior = None
@@ -234,4 +246,7 @@ def open_pairs(
         whole = replace(settings, min_crop_scale=1.0, bad_rows="skip")
         with naming_data_set("prior_dataset"):
             prior = open_samples(prior_dataset, shape, seed, whole, keeps_poses=False)
-    return SubjectPairs(photos, shape, seed, settings, prior, prior_prob)
+    samples = SubjectPairs(photos, shape, seed, settings, prior, prior_prob)
+    if num_textured_clips and prior is not None:
+        samples.textured = textured_clips(pipeline, samples, prior, num_textured_clips, show_progress)
+    return samples

@@ -48,6 +48,8 @@ def summarize_run(
         prior = "none (no --prior_dataset): poses that no photo shows may get worse, see docs/subjects.md"
     else:
         prior = f"{options['prior_prob']:.0%} of the samples, from {shorten(options['prior_dataset'])}"
+        if options["num_textured_clips"]:
+            prior += f", and the poses of up to {options['num_textured_clips']} of its clips with the photos' texture"
     return [
         f"photos:       {len(photos)} ({names}), shown to the model at {width}x{height}",
         f"other people: {prior}",

@@ -6,10 +6,8 @@ import os
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from benchmarks.subjects import bound, gains, loading, sweep
-from benchmarks.subjects.bound import take_from_photos
 from benchmarks.subjects.gains import main, parse_args
 from benchmarks.subjects.many_trials import (
     GROUPS,
@@ -57,17 +55,6 @@ def test_the_footage_turns_once_around_and_marks_frames_of_the_back():
     assert len(turn.iuv) == 16 and turn.shows_back == [False, True, True, False]
     backs = [share_of_torso(turn.iuv[i], TORSO_BACK) for i in turn.frame_indices]
     assert min(backs[1:3]) > max(backs[0], backs[3])
-
-
-def test_the_body_is_read_from_the_photo_that_shows_it():
-    """In the pose of the photo of the back, the whole body comes from that photo; the front shows little of it."""
-    front, back = draw_photos(CONFIG, "validation", 3, 2)
-    pose, is_body = Image.fromarray(back.iuv), torch.from_numpy(back.iuv[..., 2] > 0)
-    truth = torch.from_numpy(back.image).permute(2, 0, 1) / 255
-    pixels, is_shown = take_from_photos([front, back], pose)
-    assert torch.equal(is_shown, is_body) and torch.equal(pixels[:, is_body], truth[:, is_body])
-    pixels, is_shown = take_from_photos([front], pose)
-    assert is_shown.sum() < 0.5 * is_body.sum(), "the front shows little of it"
 
 
 def test_the_bound_is_a_gain_over_the_model_s_own_frames(tmp_path):

@@ -1,0 +1,137 @@
+"""Clips that move a subject before training: whose pixels they show, and how samples of them mix with others."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny_components import save_photo
+from training.data.frame_pairs import FramePairs
+from training.data.latent_cache import FrameEncoders
+from training.data.pair_settings import PairSettings
+from training.data.procedural_fashion import ProceduralFashionConfig
+from training.data.random_crops import to_pixel_values
+from training.metrics.warping import inner_body
+from training.options.subject import SubjectOptions
+from training.subject import textured_clips as module
+from training.subject.crop_cache import CachedSubjectPairs
+from training.subject.photos import SubjectPairs, load_photos, open_pairs
+from training.subject.textured_clips import textured_clips
+
+
+GREY = 0.5
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """The front and the back of a drawn figure."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number, frame in enumerate(ProceduralFashionConfig(height=80, width=64).clip("test", 3, 0, [0, 9])):
+        save_photo(folder, f"view_{number}", Image.fromarray(frame.image), Image.fromarray(frame.iuv))
+    return load_photos(folder)
+
+
+@pytest.fixture
+def grey(monkeypatch):
+    """The model makes grey frames. The list holds the photo, the poses and the seed of each clip."""
+    calls = []
+
+    def sample(pipeline, photo, iuv, frame_indices, size, seed):
+        calls.append((photo, iuv, seed))
+        return torch.full((len(frame_indices), 3, size[1], size[0]), GREY)
+
+    monkeypatch.setattr(module, "sample_frames", sample)
+    return calls
+
+
+def clips_of(pipeline, photos, dataset, shape, num_clips=2, seed=0):
+    pairs = SubjectPairs(photos, shape, seed, PairSettings(min_crop_scale=0.8))
+    return textured_clips(pipeline, pairs, FramePairs(dataset, shape, seed), num_clips, show_progress=False)
+
+
+def test_a_clip_shows_the_photo_first_and_then_the_poses_of_another_video(photos, dataset, pipeline, shape, grey):
+    clips = clips_of(pipeline, photos, dataset, shape)
+    assert [len(rows) for rows in clips.videos.values()] == [7, 7], "the photo, and six frames of a video"
+    assert len({seed for _, _, seed in grey}) == 2
+    poses = [[np.asarray(iuv) for iuv in iuvs] for _, iuvs, _ in grey]
+    rows = FramePairs(dataset, shape, 0).videos.values()
+    videos = [[np.asarray(dataset[row]["iuv"]) for row in video] for video in rows]
+    for shown in poses:
+        assert sum(np.array_equal(shown, video) for video in videos) == 1
+    for number in (0, 7):
+        assert np.array_equal(clips.dataset[number]["image"], photos[0]["image"])
+        assert np.array_equal(clips.dataset[number]["iuv"], photos[0]["iuv"])
+    sample = clips[0]
+    assert torch.equal(to_pixel_values(sample["reference_image"]), clips.read_frame(0)[0]), "never cropped"
+    resumed = clips_of(pipeline, photos, dataset, shape)
+    assert all(np.array_equal(a["image"], b["image"]) for a, b in zip(clips.dataset, resumed.dataset))
+
+
+def test_a_frame_has_the_photo_s_pixels_where_their_uv_meets_and_else_the_model_s(photos, pipeline, shape, grey):
+    """In the pose of the photo, the inner body is the photo's, and nothing beyond the body is."""
+    back = photos.select([1])
+    clips = clips_of(pipeline, back, back, shape, num_clips=1)
+    frame, truth = (np.asarray(picture).astype(int) for picture in (clips.dataset[1]["image"], back[0]["image"]))
+    inner, body = (np.asarray(iuv)[..., 2] > 0 for iuv in (inner_body(back[0]["iuv"]), back[0]["iuv"]))
+    assert inner.sum() > 200 and np.array_equal(frame[inner], truth[inner])
+    assert (np.abs(frame[~body] - 255 * GREY) <= 1).all()
+
+
+def test_a_long_video_gives_several_clips_and_no_more_than_it_has(photos, dataset, pipeline, shape, grey):
+    rows = dataset.select(range(3)).map(lambda row, index: {"frame_index": index}, with_indices=True)
+    longer = datasets.concatenate_datasets([dataset] * 6).select(range(35))
+    longer = longer.map(lambda row, index: {"video_id": "one", "frame_index": index}, with_indices=True)
+    clips = clips_of(pipeline, photos, longer, shape, num_clips=9)
+    assert sorted(len(rows) for rows in clips.videos.values()) == [1 + 3, 1 + 16, 1 + 16]
+    assert len(clips_of(pipeline, photos, rows, shape, num_clips=9).videos) == 1
+
+
+def sources_of(samples, clips, prior, number=120):
+    """Count the samples of each source by their target."""
+    sources, found = {"textured": clips, "prior": prior}, {"textured": 0, "prior": 0, "photos": 0}
+    for position in range(number):
+        target = samples[position]["target_image"]
+        same = [n for n, pairs in sources.items() if torch.equal(target, pairs[position]["target_image"])]
+        found[same[0] if same else "photos"] += 1
+    return found
+
+
+def test_three_quarters_of_the_subject_s_samples_are_of_the_clips(photos, dataset, pipeline, shape, grey):
+    clips, prior = clips_of(pipeline, photos, dataset, shape), FramePairs(dataset, shape, 0)
+    samples = SubjectPairs(photos, shape, 0, PairSettings(), prior, 0.5, clips)
+    found = sources_of(samples, clips, prior)
+    assert abs(found["prior"] - 60) < 18 and abs(found["textured"] - 45) < 18 and abs(found["photos"] - 15) < 12
+    alone = samples.targets_alone()
+    assert alone.textured is None and samples.textured is clips, "the decoder does not learn its own frames"
+
+
+def test_the_clips_are_encoded_too(photos, dataset, pipeline, shape, grey):
+    clips, prior = clips_of(pipeline, photos, dataset, shape), FramePairs(dataset, shape, 0)
+    samples = SubjectPairs(photos, shape, 0, PairSettings(), prior, 0.01, clips)
+    pipeline.image_encoder.requires_grad_(False)
+    encoders = FrameEncoders(pipeline.vae, pipeline.image_encoder, pipeline.feature_extractor)
+    cached = CachedSubjectPairs(samples, encoders, 2, show_progress=False)
+    assert len(cached.textured.samples["mean"]) == len(clips) == 14
+    encoded = cached.textured.samples["mean"]
+    means = [cached[position]["target_mean"] for position in range(12)]
+    shown = sum(any(torch.equal(mean, one.float()) for one in encoded) for mean in means)
+    assert 5 <= shown <= 12, "three quarters of twelve on average"
+
+
+def test_the_model_samples_the_clips(photos, pipeline, shape):
+    """The real sampling: frames of the right size, and the pipeline's progress bar as before."""
+    settings = PairSettings(reference_frames="first")
+    pipeline.register_to_config(default_height=shape.pixel_height, default_width=shape.pixel_width)
+    samples = open_pairs(pipeline, photos, 0, settings, "procedural/smoke", 0.5, 1, show_progress=False)
+    assert {picture.size for picture in samples.textured.dataset["image"]} == {(64, 80)}
+    assert len(samples.textured) == 7
+
+
+def test_pictures_are_shown_whole():
+    with pytest.raises(ValueError, match="`num_textured_clips` must go with the `fit` whole, got 2 with crop"):
+        SubjectOptions(num_textured_clips=2, fit="crop")
+
+
+def test_without_other_people_there_are_no_clips(photos, pipeline):
+    assert open_pairs(pipeline, photos, 0, PairSettings(), None, 0.5, 8).textured is None

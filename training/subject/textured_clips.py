@@ -1,0 +1,93 @@
+# Copyright 2026 The DreamPose for diffusers authors
+# Licensed under the Apache License, Version 2.0
+"""Clips in which the model moves a subject before it is trained, with the texture of the subject's photos.
+
+Photos alone teach the model little about other poses. These clips show the subject in the motions of other people.
+Where a point of the body is shown by a photo, the frame has the photo's pixel. Elsewhere it is as the model makes it,
+so loose cloth and hair, which no UV covers, stay as the model knows them.
+"""
+
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from pipeline_dreampose import DreamPosePipeline
+from training.data.frame_pairs import FramePairs
+from training.data.frame_stream import FEATURES
+from training.media.pictures import to_pictures
+from training.metrics.baselines import sample_frames
+from training.metrics.clips import fit_labels, fit_picture
+from training.metrics.warping import inner_body, take_from_photos
+
+
+NUM_FRAMES = 16  # of each clip
+MAX_DISTANCE = 0.1  # in (U, V), of a photo's pixel that a frame takes
+_CLIP_DRAWS = 3  # second seed of the choice of clips
+
+
+def textured_clips(
+    pipeline: DreamPosePipeline, photos: FramePairs, prior: FramePairs, num_clips: int, show_progress: bool = True
+) -> FramePairs:
+    """Sample a subject in motions of other people, paste the photos' texture, and return samples of these clips.
+
+    Each clip begins with the first photo, which is the reference of all its frames. The clips depend only on weights,
+    data and seed, so a resumed run makes the same ones.
+
+    Args:
+        pipeline (`DreamPosePipeline`): It samples with its own defaults.
+        photos (`FramePairs`): Samples of the subject's photos.
+        prior (`FramePairs`): Samples of other people, whose poses are taken.
+        num_clips (`int`): Number of clips of up to `NUM_FRAMES` frames; all that the videos have, if they have fewer.
+        show_progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
+    Raises:
+        ValueError: If a pose cannot be read.
+    """
+    canvas = photos.shape.canvas
+    windows = [
+        video[first : first + NUM_FRAMES]
+        for video in prior.videos.values()
+        for first in range(0, len(video), NUM_FRAMES)
+    ]
+    known = [(fit_picture(row["image"], canvas), fit_labels(row["iuv"], canvas)) for row in photos.dataset]
+    inner = [(image, inner_body(iuv)) for image, iuv in known]
+    rng = np.random.default_rng([photos.seed, _CLIP_DRAWS])
+    rows = []
+    chosen = rng.choice(len(windows), min(num_clips, len(windows)), replace=False)
+    for number, window in enumerate(tqdm(chosen, desc="Textured clips", unit="clip", disable=not show_progress)):
+        iuv = [_read_iuv(prior, row, canvas) for row in windows[window]]
+        frames = _sample(pipeline, known[0][0], iuv, photos.seed + number)
+        pictures = [known[0], *((_paste(frame, inner, pose), pose) for frame, pose in zip(frames, iuv, strict=True))]
+        rows += [
+            {"video_id": str(number), "frame_index": index, "image": image, "iuv": pose}
+            for index, (image, pose) in enumerate(pictures)
+        ]
+    settings = replace(photos.settings, reference_frames="first", min_crop_scale=1.0)
+    return FramePairs(datasets.Dataset.from_list(rows, features=FEATURES), photos.shape, photos.seed, settings)
+
+
+def _read_iuv(prior: FramePairs, row: int, canvas: tuple[int, int]) -> Image.Image:
+    try:
+        return fit_labels(prior.columns["iuv"][row]["iuv"].convert("RGB"), canvas)
+    except (OSError, ValueError) as error:
+        video = repr(prior.names[row]["video_id"])
+        raise ValueError(f"`prior_dataset` must hold readable IUV pictures, got {error} in video {video}.") from error
+
+
+def _sample(pipeline: DreamPosePipeline, photo: Image.Image, iuv: list[Image.Image], seed: int) -> torch.Tensor:
+    """Return the frames of a clip, [F,3,H,W] in [0,1], without a progress bar of their own."""
+    before = getattr(pipeline, "_progress_bar_config", {})
+    pipeline.set_progress_bar_config(disable=True)
+    frames = sample_frames(pipeline, photo, iuv, range(len(iuv)), photo.size, seed)
+    pipeline.set_progress_bar_config(**before)
+    return frames
+
+
+def _paste(frame: torch.Tensor, photos: list[tuple[Image.Image, Image.Image]], iuv: Image.Image) -> Image.Image:
+    """Put the photos' pixels on the body of a frame [3,H,W], where a photo shows the same point."""
+    pixels, distance = take_from_photos(photos, iuv)
+    textured = torch.where(distance <= MAX_DISTANCE, pixels, frame.float().cpu())
+    return to_pictures(textured[None].mul(255).round().byte())[0]
