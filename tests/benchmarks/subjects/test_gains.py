@@ -179,18 +179,10 @@ def test_the_stored_figures_belong_to_the_stored_settings():
     finetune = {name: report["settings"].get("finetune") for name, report in stored.items()}
     chosen = taken_options(parse_args(["--", *words]).finetune)
     assert finetune["gains"] == chosen
-    changes = {
-        "gains_control": {"prior_prob", "decoder_max_train_steps"},
-        "gains_full": {"train_mode", "learning_rate"},
-    }
-    for name, options in changes.items():
-        assert {n for n in chosen if finetune[name][n] != chosen[n]} == options
     assert finetune["sweep"] == chosen | {"decoder_max_train_steps": 0}
     variations = sweep.read_variations(STORED.with_name("sweep.yaml"), words)
     differing = {name: variation["differs_in"] for name, variation in stored["sweep"]["variations"].items()}
     assert differing == {name: options for name, (options, _) in variations.items()}
-    digests = {name: r["settings"]["digest"] for name, r in stored.items() if "model" in r["settings"]}
-    assert len(digests) == 7 and len(set(digests.values())) == 1, "all from one model"
 
 
 def test_a_sweep_begins_with_its_base_variation(tmp_path):
