@@ -265,6 +265,10 @@ def test_a_prior_gradient_checkpointing_and_another_size(base, photos, tmp_path,
         assert losses(tmp_path / "plain" / phase) == pytest.approx(losses(tmp_path / "other" / phase), rel=1e-5)
     main(parse_args(arguments(base, photos, tmp_path / "alone", *more[4:])))
     assert losses(tmp_path / "alone" / "denoiser") != losses(tmp_path / "plain" / "denoiser")
+    textured = ["--num_textured_clips", "1"]
+    main(parse_args(arguments(base, photos, tmp_path / "textured", *more, *textured)))
+    assert losses(tmp_path / "textured" / "denoiser") != losses(tmp_path / "plain" / "denoiser")
+    assert losses(tmp_path / "textured" / "decoder") == pytest.approx(losses(tmp_path / "plain" / "decoder"), rel=1e-5)
 
 
 @pytest.mark.slow
