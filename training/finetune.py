@@ -83,14 +83,14 @@ def main(options: tuple) -> None:
         for model in (pipeline.unet, pipeline.vae) if subject.gradient_checkpointing else ():
             model.enable_gradient_checkpointing()
         settings = subject.settings(pipeline.pose_radius, objective.noise_offset)
-        samples = open_pairs(pipeline, photos, run.seed, settings, *subject.prior(), show_progress=is_main)
+        samples = open_pairs(pipeline, photos, run.seed, settings, subject.prior_dataset, subject.prior_prob)
         common = run.loop_arguments(len(samples), accelerator.num_processes)
         arguments = phase_arguments(folder, points, common, decoder.loop_arguments())
         files, batch_size = find_photos(subject.instance_data_dir), run.global_batch_size(accelerator.num_processes)
         if is_main:
             print(*summarize_run(pipeline, files, arguments, batch_size, vars(subject) | vars(run)), sep="\n")
         configs = build_lora_configs(**lora.config_arguments()) if lora.train_mode == "lora" else None
-        special = (objective.loss_arguments(), run.channels_last, subject.num_cached_crops)
+        special = (objective.loss_arguments(), run.channels_last, subject.num_cached_crops, subject.num_textured_clips)
         layers = train_subject(accelerator, pipeline, samples, arguments, configs, *special)
         if is_main:
             num_steps = {phase: values["max_train_steps"] for phase, values in arguments.items()}

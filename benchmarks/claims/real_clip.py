@@ -29,7 +29,8 @@ from training.options.command import CommandParser
 
 METRICS = ("psnr", "ssim", "foreground_psnr")
 CONFIG = Path(__file__).with_suffix(".yaml")  # of stage 1
-STAGE_TWO, PRIOR = "--preset tiny --resume_from_checkpoint latest".split(), ["--prior_prob", "0.75"]
+STAGE_TWO = "--preset tiny --resume_from_checkpoint latest".split()
+PRIOR = "--prior_prob 0.75 --num_textured_clips 0".split()
 NUM_PHOTOS = {"one photo": 1, "four photos": 4}
 
 

@@ -96,7 +96,7 @@ def plan_trials(
                     index=index,
                     num_photos=number,
                     pairs=vars(subject.settings(pipeline.pose_radius, objective.noise_offset)),
-                    prior=subject.prior(),
+                    prior=(subject.prior_dataset, subject.prior_prob, subject.num_textured_clips),
                     lora=lora.config_arguments() if lora.train_mode == "lora" else None,
                     phases={phase: phases[phase] for phase in trained},
                     loss=objective.loss_arguments(),

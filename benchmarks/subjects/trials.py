@@ -244,8 +244,9 @@ def run_trial(trial: Trial) -> list[dict]:
             for phase, values in trial.phases.items()
         }
         configs = None if trial.lora is None else build_lora_configs(**trial.lora)
-        accelerator, num_crops = Accelerator(cpu=True), trial.num_cached_crops
-        train_subject(accelerator, pipeline, samples, arguments, configs, trial.loss, num_cached_crops=num_crops)
+        numbers = {"num_cached_crops": trial.num_cached_crops}
+        numbers["num_textured_clips"] = 0 if trial.num_clips else trial.prior[2]
+        train_subject(Accelerator(cpu=True), pipeline, samples, arguments, configs, trial.loss, **numbers)
     return records
 
 
@@ -256,7 +257,7 @@ def _open_pairs(trial: Trial, pipeline: DreamPosePipeline, photos: Sequence[Fram
         Image.fromarray(frame.image).save(folder / f"photo{number}.png")
         Image.fromarray(frame.iuv).save(folder / f"photo{number}{IUV_ENDING}.png")
     seed = next(iter(trial.phases.values()))["seed"]
-    pairs = open_pairs(pipeline, load_photos(folder), seed, PairSettings(**trial.pairs), *trial.prior)
+    pairs = open_pairs(pipeline, load_photos(folder), seed, PairSettings(**trial.pairs), *trial.prior[:2])
     if not trial.num_clips:
         return pairs
     clips = draw_clips(drawing_of(trial.model), trial.split, trial.index, trial.num_clips)

@@ -12,7 +12,7 @@ from training.data.latent_cache import FrameEncoders
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.random_crops import to_pixel_values
-from training.metrics.warping import inner_body
+from training.metrics.warping import inner_body, take_from_photos
 from training.options.subject import SubjectOptions
 from training.subject import textured_clips as module
 from training.subject.crop_cache import CachedSubjectPairs
@@ -46,8 +46,9 @@ def grey(monkeypatch):
 
 
 def clips_of(pipeline, photos, dataset, shape, num_clips=2, seed=0):
-    pairs = SubjectPairs(photos, shape, seed, PairSettings(min_crop_scale=0.8))
-    return textured_clips(pipeline, pairs, FramePairs(dataset, shape, seed), num_clips, show_progress=False)
+    prior = FramePairs(dataset, shape, seed)
+    pairs = SubjectPairs(photos, shape, seed, PairSettings(min_crop_scale=0.8), prior, 0.5)
+    return textured_clips(pipeline, pairs, num_clips, show_progress=False)
 
 
 def test_a_clip_shows_the_photo_first_and_then_the_poses_of_another_video(photos, dataset, pipeline, shape, grey):
@@ -76,6 +77,20 @@ def test_a_frame_has_the_photo_s_pixels_where_their_uv_meets_and_else_the_model_
     inner, body = (np.asarray(iuv)[..., 2] > 0 for iuv in (inner_body(back[0]["iuv"]), back[0]["iuv"]))
     assert inner.sum() > 200 and np.array_equal(frame[inner], truth[inner])
     assert (np.abs(frame[~body] - 255 * GREY) <= 1).all()
+
+
+def test_the_photo_s_outermost_pixels_and_farther_points_are_not_taken(photos, dataset, pipeline, shape, grey):
+    clips = clips_of(pipeline, photos, dataset, shape)
+    known = [(photo["image"], inner_body(photo["iuv"])) for photo in photos]
+    is_near, is_far = 0, 0
+    for row in range(1, 7):
+        frame = np.asarray(clips.dataset[row]["image"]).astype(int)
+        pixels, distance = take_from_photos(known, clips.dataset[row]["iuv"])
+        taken = (distance <= 0.1).numpy()
+        assert np.abs(frame - 255 * pixels.permute(1, 2, 0).numpy())[taken].max() <= 1
+        assert (np.abs(frame[~taken] - 255 * GREY) <= 1).all()
+        is_near, is_far = is_near + taken.sum(), is_far + ((distance > 0.1) & (distance < 1)).sum()
+    assert is_near > 500 and is_far > 100
 
 
 def test_a_long_video_gives_several_clips_and_no_more_than_it_has(photos, dataset, pipeline, shape, grey):
@@ -113,25 +128,37 @@ def test_the_clips_are_encoded_too(photos, dataset, pipeline, shape, grey):
     encoders = FrameEncoders(pipeline.vae, pipeline.image_encoder, pipeline.feature_extractor)
     cached = CachedSubjectPairs(samples, encoders, 2, show_progress=False)
     assert len(cached.textured.samples["mean"]) == len(clips) == 14
-    encoded = cached.textured.samples["mean"]
-    means = [cached[position]["target_mean"] for position in range(12)]
-    shown = sum(any(torch.equal(mean, one.float()) for one in encoded) for mean in means)
-    assert 5 <= shown <= 12, "three quarters of twelve on average"
+    shown = sum(
+        torch.equal(cached[position]["target_mean"], cached.textured[position]["target_mean"])
+        for position in range(40)
+    )
+    assert 20 <= shown <= 39, "three quarters on average"
 
 
 def test_the_model_samples_the_clips(photos, pipeline, shape):
     """The real sampling: frames of the right size, and the pipeline's progress bar as before."""
-    settings = PairSettings(reference_frames="first")
     pipeline.register_to_config(default_height=shape.pixel_height, default_width=shape.pixel_width)
-    samples = open_pairs(pipeline, photos, 0, settings, "procedural/smoke", 0.5, 1, show_progress=False)
-    assert {picture.size for picture in samples.textured.dataset["image"]} == {(64, 80)}
-    assert len(samples.textured) == 7
+    pipeline.set_progress_bar_config(desc="mine")
+    samples = open_pairs(pipeline, photos, 0, PairSettings(reference_frames="first"), "procedural/smoke", 0.5)
+    clips = textured_clips(pipeline, samples, 1, show_progress=False)
+    assert {picture.size for picture in clips.dataset["image"]} == {(64, 80)} and len(clips) == 7
+    assert pipeline._progress_bar_config["desc"] == "mine" and not pipeline._progress_bar_config.get("disable")
+
+
+def test_bad_poses_are_left_out_and_gaps_part_a_video(photos, dataset, pipeline, shape, grey):
+    def spoil(row):
+        is_bad = row["video_id"] == dataset[0]["video_id"]
+        return {"iuv": Image.new("RGB", (64, 80), (0, 0, 99)) if is_bad else row["iuv"]}
+
+    spoilt = dataset.map(spoil, features=dataset.features)
+    assert len(clips_of(pipeline, photos, spoilt, shape, num_clips=6).videos) == 5
+    with pytest.raises(ValueError, match="`prior_dataset` must hold readable IUV pictures"):
+        clips_of(pipeline, photos, spoilt.select(range(6)), shape)
+    clips = clips_of(pipeline, photos, dataset.select([0, 1, 2, 4, 5]), shape, num_clips=9)
+    assert sorted(len(rows) for rows in clips.videos.values()) == [1 + 2, 1 + 3]
 
 
 def test_pictures_are_shown_whole():
     with pytest.raises(ValueError, match="`num_textured_clips` must go with the `fit` whole, got 2 with crop"):
-        SubjectOptions(num_textured_clips=2, fit="crop")
-
-
-def test_without_other_people_there_are_no_clips(photos, pipeline):
-    assert open_pairs(pipeline, photos, 0, PairSettings(), None, 0.5, 8).textured is None
+        SubjectOptions(num_textured_clips=2, fit="crop", prior_dataset="a")
+    assert SubjectOptions(num_textured_clips=2, fit="crop").fit == "crop", "without other people there are no clips"

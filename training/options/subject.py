@@ -57,8 +57,8 @@ class SubjectOptions:
     prior_prob: float = option(0.25, "share of samples from `prior_dataset`, if one is given")
     num_textured_clips: int = option(
         0,
-        "number of clips of `prior_dataset` in which the model moves the subject before training, with the texture of"
-        " the photos where their UV meets; most targets are then frames of these clips",
+        "number of clips of `prior_dataset` in which the model moves the subject before training, from the first photo"
+        " by name, with the texture of all photos where their UV meets; most targets are then frames of these clips",
     )
     num_cached_crops: int = option(
         64,
@@ -73,14 +73,10 @@ class SubjectOptions:
         check_limit(self, 10**6, "num_cached_crops", "num_textured_clips")
         check_size(self)
         check(self, "within [0, 1)", lambda value: 0 <= value < 1, "prior_prob")
-        if self.num_textured_clips and self.fit != "whole":
+        if self.num_textured_clips and self.prior_dataset is not None and self.fit != "whole":
             got = f"{self.num_textured_clips} with {self.fit}"
             raise ValueError(f"`num_textured_clips` must go with the `fit` whole, got {got}.")
         self.settings()
-
-    def prior(self) -> tuple[str | None, float, int]:
-        """Return the data set of other people, its share, and the number of clips of it with the photos' texture."""
-        return self.prior_dataset, self.prior_prob, self.num_textured_clips
 
     def settings(self, pose_radius: int = 2, noise_offset: float = 0.0) -> PairSettings:
         """Return the settings that `training.subject.photos` takes."""

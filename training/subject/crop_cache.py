@@ -50,7 +50,7 @@ class CachedSubjectPairs(SubjectPairs):
             prior = _CachedPrior(prior, encoders, len(pairs) * num_crops, show_progress)
         textured = pairs.textured
         if textured is not None:
-            textured = _CachedPrior(textured, encoders, len(textured), show_progress)
+            textured = _CachedPrior(textured, encoders, len(textured), show_progress, "Textured clips")
         super().__init__(pairs.dataset, pairs.shape, pairs.seed, pairs.settings, prior, pairs.prior_prob, textured)
         self.scaling_factor = encoders.vae.config.scaling_factor
         batch_size = pictures_at_a_time(pairs.shape.pixel_height, pairs.shape.pixel_width)
@@ -87,11 +87,13 @@ class CachedSubjectPairs(SubjectPairs):
 class _CachedPrior(Dataset):
     """The first `num_samples` samples of other subjects, encoded; each position draws one of them."""
 
-    def __init__(self, pairs: FramePairs, encoders: FrameEncoders, num_samples: int, show_progress: bool):
+    def __init__(
+        self, pairs: FramePairs, encoders: FrameEncoders, num_samples: int, show_progress: bool, name: str = "Prior"
+    ):
         self.pairs, self.num_samples, self.scaling_factor = pairs, num_samples, encoders.vae.config.scaling_factor
         batch_size = pictures_at_a_time(pairs.shape.pixel_height, pairs.shape.pixel_width)
         encode = partial(_encode_samples, pairs, encoders)
-        self.samples = _encode_all(num_samples, batch_size, encode, "Prior", show_progress)
+        self.samples = _encode_all(num_samples, batch_size, encode, name, show_progress)
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         generator = sample_generator(self.pairs.seed, position)

@@ -24,6 +24,7 @@ from training.models.denoiser import Denoiser, StageOneLoss
 from training.models.lora import collect_lora, made_trainable
 from training.subject.crop_cache import CachedSubjectPairs
 from training.subject.photos import SubjectPairs
+from training.subject.textured_clips import textured_clips
 
 
 # The phases in their order, each with the option of its number of steps. Its checkpoints are in a folder of its name.
@@ -115,6 +116,7 @@ def train_subject(
     loss_arguments: Mapping[str, Any],
     channels_last: bool = False,
     num_cached_crops: int = 0,
+    num_textured_clips: int = 0,
 ) -> dict[str, Any]:
     """Train the phases one after the other: UNet and adapter with the loss of stage 1, then the VAE's decoder.
 
@@ -131,6 +133,8 @@ def train_subject(
         channels_last (`bool`, *optional*, defaults to `False`): Train in channels_last layout.
         num_cached_crops (`int`, *optional*, defaults to 0): Crops of each photo to encode before the denoiser trains;
             0 encodes a new crop in each step.
+        num_textured_clips (`int`, *optional*, defaults to 0): Clips of the prior in which the model moves the subject
+            before the denoiser trains, see [`textured_clips`].
     Returns:
         `dict[str, Any]`: The LoRA, as arguments of `DreamPosePipeline.save_lora_weights`; empty without one.
     """
@@ -140,6 +144,8 @@ def train_subject(
     lora = {}
     for phase in (phase for phase in PHASES if phase in arguments):
         module, names = modules[phase], trained[phase]
+        if phase == "denoiser" and num_textured_clips and samples.prior and not _is_finished(arguments[phase]):
+            samples.textured = textured_clips(pipeline, samples, num_textured_clips, accelerator.is_main_process)
         if channels_last:  # before the LoRA is attached, whose weights PEFT views as matrices
             module.to(memory_format=torch.channels_last)
         with made_trainable(pipeline, names, configs, weight_dtype(accelerator), arguments[phase]["seed"]):

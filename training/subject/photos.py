@@ -25,7 +25,6 @@ from training.media.settings_file import partial_path
 from training.poses.clip_settings import PERSON_RULES
 from training.poses.detections import follow_person, paste
 from training.poses.estimator import DensePoseEstimator
-from training.subject.textured_clips import textured_clips
 
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -168,7 +167,7 @@ class SubjectPairs(FramePairs):
         shape, seed, settings: See `FramePairs`.
         prior (`FramePairs`, *optional*): Samples of other subjects, so that the model does not forget them.
         prior_prob (`float`, *optional*, defaults to 0.0): Share of samples from the prior.
-        textured (`FramePairs`, *optional*): Samples from [`textured_clips`], `TEXTURED_SHARE` of those of the subject.
+        textured (`FramePairs`, *optional*): Samples of textured clips, `TEXTURED_SHARE` of those of the subject.
     """
 
     def __init__(
@@ -223,8 +222,6 @@ def open_pairs(
     settings: PairSettings,
     prior_dataset: str | None,
     prior_prob: float,
-    num_textured_clips: int = 0,
-    show_progress: bool = True,
 ) -> SubjectPairs:
     """Build the samples of both phases at the pipeline's default size.
 
@@ -236,9 +233,6 @@ def open_pairs(
             are skipped.
         prior_dataset (`str`, *optional*): Prepared data set of other subjects.
         prior_prob (`float`): Its share of the samples.
-        num_textured_clips (`int`, *optional*, defaults to 0): Clips of the prior in which the model moves the subject,
-            see [`textured_clips`].
-        show_progress (`bool`, *optional*, defaults to `True`): Show the progress of these clips.
     """
     shape = LatentShape.of(pipeline.vae, pipeline.config.default_height, pipeline.config.default_width)
     prior = None
@@ -246,7 +240,4 @@ def open_pairs(
         whole = replace(settings, min_crop_scale=1.0, bad_rows="skip")
         with naming_data_set("prior_dataset"):
             prior = open_samples(prior_dataset, shape, seed, whole, keeps_poses=False)
-    samples = SubjectPairs(photos, shape, seed, settings, prior, prior_prob)
-    if num_textured_clips and prior is not None:
-        samples.textured = textured_clips(pipeline, samples, prior, num_textured_clips, show_progress)
-    return samples
+    return SubjectPairs(photos, shape, seed, settings, prior, prior_prob)

@@ -39,6 +39,7 @@ def summarize_run(
     steps = [f"{values['max_train_steps']} of the {TITLES[phase]}" for phase, values in arguments.items()]
     facts = ((height, width) == (640, 512), options["train_batch_size"] == 1, options["gradient_checkpointing"])
     counted = COUNTED.get((options["mixed_precision"], "decoder" in arguments))
+    facts += (options["prior_dataset"] is None or not options["num_textured_clips"],)  # sampling was not counted
     is_known = counted is not None and all(facts) and is_full_size(pipeline.unet.config.block_out_channels)
     memory = (
         f"about {counted} GB on a GPU, without what CUDA itself takes" if is_known else "not known for these settings"

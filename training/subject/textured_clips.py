@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from pipeline_dreampose import DreamPosePipeline
+from pipeline_dreampose import DreamPosePipeline, iuv_to_pose_map
 from training.data.frame_pairs import FramePairs
 from training.data.frame_stream import FEATURES
 from training.media.pictures import to_pictures
 from training.metrics.baselines import sample_frames
 from training.metrics.clips import fit_labels, fit_picture
 from training.metrics.warping import inner_body, take_from_photos
+from training.subject.photos import SubjectPairs
 
 
 NUM_FRAMES = 16  # of each clip
@@ -30,7 +31,7 @@ _CLIP_DRAWS = 3  # second seed of the choice of clips
 
 
 def textured_clips(
-    pipeline: DreamPosePipeline, photos: FramePairs, prior: FramePairs, num_clips: int, show_progress: bool = True
+    pipeline: DreamPosePipeline, photos: SubjectPairs, num_clips: int, show_progress: bool = True
 ) -> FramePairs:
     """Sample a subject in motions of other people, paste the photos' texture, and return samples of these clips.
 
@@ -39,26 +40,17 @@ def textured_clips(
 
     Args:
         pipeline (`DreamPosePipeline`): It samples with its own defaults.
-        photos (`FramePairs`): Samples of the subject's photos.
-        prior (`FramePairs`): Samples of other people, whose poses are taken.
-        num_clips (`int`): Number of clips of up to `NUM_FRAMES` frames; all that the videos have, if they have fewer.
+        photos (`SubjectPairs`): Samples of the subject's photos, with a prior, whose poses are taken.
+        num_clips (`int`): Number of clips of up to `NUM_FRAMES` frames. Frames without a readable pose are left out.
         show_progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
     Raises:
-        ValueError: If a pose cannot be read.
+        ValueError: If the prior has no readable pose.
     """
-    canvas = photos.shape.canvas
-    windows = [
-        video[first : first + NUM_FRAMES]
-        for video in prior.videos.values()
-        for first in range(0, len(video), NUM_FRAMES)
-    ]
+    canvas, rows = photos.shape.canvas, []
     known = [(fit_picture(row["image"], canvas), fit_labels(row["iuv"], canvas)) for row in photos.dataset]
     inner = [(image, inner_body(iuv)) for image, iuv in known]
-    rng = np.random.default_rng([photos.seed, _CLIP_DRAWS])
-    rows = []
-    chosen = rng.choice(len(windows), min(num_clips, len(windows)), replace=False)
-    for number, window in enumerate(tqdm(chosen, desc="Textured clips", unit="clip", disable=not show_progress)):
-        iuv = [_read_iuv(prior, row, canvas) for row in windows[window]]
+    clips = _choose_poses(photos.prior, num_clips, canvas, np.random.default_rng([photos.seed, _CLIP_DRAWS]))
+    for number, iuv in enumerate(tqdm(clips, desc="Textured clips", unit="clip", disable=not show_progress)):
         frames = _sample(pipeline, known[0][0], iuv, photos.seed + number)
         pictures = [known[0], *((_paste(frame, inner, pose), pose) for frame, pose in zip(frames, iuv, strict=True))]
         rows += [
@@ -69,21 +61,48 @@ def textured_clips(
     return FramePairs(datasets.Dataset.from_list(rows, features=FEATURES), photos.shape, photos.seed, settings)
 
 
-def _read_iuv(prior: FramePairs, row: int, canvas: tuple[int, int]) -> Image.Image:
+def _choose_poses(
+    prior: FramePairs, num_clips: int, canvas: tuple[int, int], rng: np.random.Generator
+) -> list[list[Image.Image]]:
+    """Draw parts of videos without gaps, and read their poses. A part with a bad pose is replaced by another one."""
+    parts = []
+    for video in prior.videos.values():
+        gaps = [i for i in range(1, len(video)) if np.diff(prior.frame_indices[video[i - 1 : i + 1]]) != 1]
+        for first, stop in zip([0, *gaps], [*gaps, len(video)]):
+            parts += [video[i : min(i + NUM_FRAMES, stop)] for i in range(first, stop, NUM_FRAMES)]
+    chosen = rng.choice(len(parts), min(num_clips, len(parts)), replace=False).tolist()
+    clips = []
+    for part in [*chosen, *sorted(set(range(len(parts))) - set(chosen))]:
+        iuv = [_read_iuv(prior, row, canvas) for row in parts[part]]
+        if None not in iuv:
+            clips.append(iuv)
+        if len(clips) == num_clips:
+            break
+    if not clips:
+        raise ValueError("`prior_dataset` must hold readable IUV pictures for `num_textured_clips`, got none.")
+    return clips
+
+
+def _read_iuv(prior: FramePairs, row: int, canvas: tuple[int, int]) -> Image.Image | None:
+    """Return the fitted IUV picture of a row, or `None` if it is missing or bad."""
     try:
-        return fit_labels(prior.columns["iuv"][row]["iuv"].convert("RGB"), canvas)
-    except (OSError, ValueError) as error:
-        video = repr(prior.names[row]["video_id"])
-        raise ValueError(f"`prior_dataset` must hold readable IUV pictures, got {error} in video {video}.") from error
+        picture = prior.columns["iuv"][row]["iuv"]
+        if picture is not None:
+            iuv_to_pose_map(picture)
+            return fit_labels(picture.convert("RGB"), canvas)
+    except (OSError, ValueError):  # unreadable, or no IUV picture
+        pass
+    return None
 
 
 def _sample(pipeline: DreamPosePipeline, photo: Image.Image, iuv: list[Image.Image], seed: int) -> torch.Tensor:
     """Return the frames of a clip, [F,3,H,W] in [0,1], without a progress bar of their own."""
     before = getattr(pipeline, "_progress_bar_config", {})
     pipeline.set_progress_bar_config(disable=True)
-    frames = sample_frames(pipeline, photo, iuv, range(len(iuv)), photo.size, seed)
-    pipeline.set_progress_bar_config(**before)
-    return frames
+    try:
+        return sample_frames(pipeline, photo, iuv, range(len(iuv)), photo.size, seed)
+    finally:
+        pipeline.set_progress_bar_config(**before)
 
 
 def _paste(frame: torch.Tensor, photos: list[tuple[Image.Image, Image.Image]], iuv: Image.Image) -> Image.Image:
