@@ -128,7 +128,7 @@ few-steps: $(VENV)/.installed-test runs/few_steps/data/train.parquet  ## distil 
 	$(ON_CPU) $(BIN)/python training/distill.py --preset tiny
 	$(BIN)/python training/export_tiny.py --few_steps runs/few_steps/student
 	$(ON_CPU) $(BIN)/python training/distill.py --preset tiny --train_mode full --learning_rate 3e-4 --output_dir runs/few_steps/full
-	$(BIN)/python -m benchmarks.claims.few_steps --lora model_card/tiny/fast --full runs/few_steps/full \
+	$(BIN)/python -m benchmarks.claims.few_steps --lora model_card/tiny/fast --full runs/few_steps/full --resume \
 		--output benchmarks/claims/few_steps.json
 	$(BIN)/python -m benchmarks.claims.half_size --lora model_card/tiny/fast --output benchmarks/claims/half_size.json
 	$(BIN)/python docs/tables.py

@@ -1,5 +1,8 @@
 """Seeded pipelines, inputs and subjects of tiny size, made of the real classes."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -8,6 +11,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from pipeline_dreampose import DreamPoseAdapter, DreamPosePipeline
+from training.data.procedural_fashion import ProceduralFashionConfig
 
 
 HEIGHT, WIDTH = 32, 24  # pixels, multiples of 4: VAE and UNet each halve once
@@ -150,6 +154,13 @@ def save_subject(folder, seed, parts=tuple(TARGETS), rank=RANK, **run_metadata):
         layers[f"{part}_lora_adapter_metadata"] = config.to_dict()
     DreamPosePipeline.save_lora_weights(folder, **layers, run_metadata=run_metadata)
     return folder
+
+
+def save_drawn_photos(folder: Path, subject: int, frame_indices: Sequence[int]) -> None:
+    """Draw frames of a clip of the test split, 80x64 pixels, and save them as `view_0` and so on with their IUV."""
+    frames = ProceduralFashionConfig(height=80, width=64).clip("test", subject, 0, list(frame_indices))
+    for number, frame in enumerate(frames):
+        save_photo(folder, f"view_{number}", Image.fromarray(frame.image), Image.fromarray(frame.iuv))
 
 
 def save_photo(folder, stem, image, iuv, suffix=".png"):

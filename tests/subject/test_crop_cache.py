@@ -7,13 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from PIL import Image
 
-from tests.tiny_components import save_photo
+from tests.tiny_components import save_drawn_photos
 from training.data.frame_pairs import FramePairs, sample_generator, shuffled_index
 from training.data.latent_cache import FrameEncoders
 from training.data.pair_settings import PairSettings
-from training.data.procedural_fashion import ProceduralFashionConfig
 from training.models.denoiser import Denoiser, StageOneLoss
 from training.subject import crop_cache
 from training.subject.crop_cache import CachedSubjectPairs
@@ -28,8 +26,7 @@ CLOSE = {"rtol": 2e-3, "atol": 2e-3}
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    for number, frame in enumerate(ProceduralFashionConfig(height=80, width=64).clip("test", 0, 0, [0, 8])):
-        save_photo(folder, f"view_{number}", Image.fromarray(frame.image), Image.fromarray(frame.iuv))
+    save_drawn_photos(folder, 0, [0, 8])
     return load_photos(folder)
 
 

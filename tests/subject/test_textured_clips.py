@@ -6,11 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny_components import save_photo
+from tests.tiny_components import save_drawn_photos
 from training.data.frame_pairs import FramePairs
 from training.data.latent_cache import FrameEncoders
 from training.data.pair_settings import PairSettings
-from training.data.procedural_fashion import ProceduralFashionConfig
 from training.data.random_crops import to_pixel_values
 from training.metrics.warping import inner_body, take_from_photos
 from training.options.subject import SubjectOptions
@@ -27,8 +26,7 @@ GREY = 0.5
 def photos(tmp_path_factory):
     """The front and the back of a drawn figure."""
     folder = tmp_path_factory.mktemp("photos")
-    for number, frame in enumerate(ProceduralFashionConfig(height=80, width=64).clip("test", 3, 0, [0, 9])):
-        save_photo(folder, f"view_{number}", Image.fromarray(frame.image), Image.fromarray(frame.iuv))
+    save_drawn_photos(folder, 3, [0, 9])
     return load_photos(folder)
 
 

@@ -85,7 +85,7 @@ class CachedSubjectPairs(SubjectPairs):
 
 
 class _CachedPrior(Dataset):
-    """The first `num_samples` samples of other subjects, encoded; each position draws one of them."""
+    """The first `num_samples` samples of other subjects or textured clips, encoded; each position draws one."""
 
     def __init__(
         self, pairs: FramePairs, encoders: FrameEncoders, num_samples: int, show_progress: bool, name: str = "Prior"

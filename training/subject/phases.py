@@ -144,7 +144,8 @@ def train_subject(
     lora = {}
     for phase in (phase for phase in PHASES if phase in arguments):
         module, names = modules[phase], trained[phase]
-        if phase == "denoiser" and num_textured_clips and samples.prior and not _is_finished(arguments[phase]):
+        has_clips = phase == "denoiser" and num_textured_clips and samples.prior is not None
+        if has_clips and not _is_finished(arguments[phase]):
             samples.textured = textured_clips(pipeline, samples, num_textured_clips, accelerator.is_main_process)
         if channels_last:  # before the LoRA is attached, whose weights PEFT views as matrices
             module.to(memory_format=torch.channels_last)
