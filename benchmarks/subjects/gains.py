@@ -51,17 +51,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_subject_options(parser, Path("runs/subjects"))
     add = parser.add_argument_group("training").add_argument
     add("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4], help="photos to learn from")
-    add("--num_clips", type=int, default=0, help="learn from this many clips of other motions instead of photos")
+    add("--num_clips", type=int, default=0, help="take this many true clips of a subject in place of textured clips")
     add("--curve_steps", type=count, help="also measure after every so many steps, and draw curves")
     words, finetune = split_words(argv)
     options = parse_benchmark(parser, words, "benchmarks/subjects/gains.json", ", with any curves next to it")
     options.finetune = parse_stage_two(METHOD_OPTIONS, finetune)
     if len(set(options.num_photos)) < len(options.num_photos):
         raise ValueError(f"`num_photos` must be numbers that differ, got {options.num_photos}.")
-    num_cached_crops = taken_options(options.finetune)["num_cached_crops"]
-    if options.num_clips and (len(options.num_photos), num_cached_crops) != (1, 0):
-        got = f"{options.num_clips}, {options.num_photos} and {num_cached_crops}"
-        raise ValueError(f"`num_clips` must be 0, or `num_photos` one number and `num_cached_crops` 0, got {got}.")
+    if options.num_clips and taken_options(options.finetune)["prior_dataset"] is None:
+        raise ValueError(f"`num_clips` must be 0 without a `prior_dataset`, got {options.num_clips}.")
     return options
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -22,8 +21,6 @@ from PIL import Image
 
 from benchmarks.scripts import count
 from pipeline_dreampose import DreamPosePipeline
-from training.data.frame_pairs import FramePairs
-from training.data.frame_stream import FEATURES
 from training.data.pair_settings import PairSettings
 from training.data.procedural_fashion import ProceduralFashion, ProceduralFashionConfig
 from training.data.procedural_scene import Frame, Motion, render_clip
@@ -33,6 +30,7 @@ from training.models.base_pipeline import load_subject_base
 from training.models.lora import build_lora_configs
 from training.subject.phases import train_subject
 from training.subject.photos import IUV_ENDING, SubjectPairs, load_photos, open_pairs
+from training.subject.textured_clips import pairs_of_clips
 
 
 VIEWS = {"front": 0.0, "back": np.pi, "left": np.pi / 2, "right": -np.pi / 2}  # yaw angle of each photo
@@ -79,13 +77,7 @@ class Trial:
     loss: dict[str, Any]  # keyword arguments of `StageOneLoss`
     num_cached_crops: int  # argument of `train_subject`
     num_inference_steps: int | None  # of all predictions, by default those that the model stores
-    num_clips: int = 0  # learn from this many clips of other motions instead of photos
-
-
-class FilmedPairs(SubjectPairs):
-    """Samples of a filmed subject: real pose windows and references from the same clip, as in stage 1."""
-
-    read_sample = FramePairs.read_sample
+    num_clips: int = 0  # number of true clips of the subject, which take the place of textured clips
 
 
 @dataclass(frozen=True)
@@ -258,18 +250,16 @@ def _open_pairs(trial: Trial, pipeline: DreamPosePipeline, photos: Sequence[Fram
         Image.fromarray(frame.iuv).save(folder / f"photo{number}{IUV_ENDING}.png")
     seed = next(iter(trial.phases.values()))["seed"]
     pairs = open_pairs(pipeline, load_photos(folder), seed, PairSettings(**trial.pairs), *trial.prior[:2])
-    if not trial.num_clips:
-        return pairs
-    clips = draw_clips(drawing_of(trial.model), trial.split, trial.index, trial.num_clips)
-    return FilmedPairs(clips, pairs.shape, seed, pairs.settings, pairs.prior, pairs.prior_prob)
+    if trial.num_clips:
+        clips = draw_clips(drawing_of(trial.model), trial.split, trial.index, trial.num_clips)
+        pairs.textured = pairs_of_clips(pairs, clips)
+    return pairs
 
 
-def draw_clips(config: ProceduralFashionConfig, split: str, index: int, num_clips: int) -> datasets.Dataset:
-    """Draw the subject in motions that are not measured, one row per frame."""
+def draw_clips(
+    config: ProceduralFashionConfig, split: str, index: int, num_clips: int
+) -> list[list[tuple[Image.Image, Image.Image]]]:
+    """Draw the frames and IUV pictures of the subject in motions that are not measured."""
     first = _CLIP_POSITION + index * num_clips
-    frames = [
-        {"video_id": str(number), "frame_index": k, "image": Image.fromarray(f.image), "iuv": Image.fromarray(f.iuv)}
-        for number in range(num_clips)
-        for k, f in enumerate(config.clip(split, index, first + number))
-    ]
-    return datasets.Dataset.from_list(frames, features=FEATURES)
+    clips = [config.clip(split, index, first + number) for number in range(num_clips)]
+    return [[(Image.fromarray(frame.image), Image.fromarray(frame.iuv)) for frame in clip] for clip in clips]

@@ -7,6 +7,7 @@ Where a point of the body is shown by a photo, the frame has the photo's pixel. 
 so loose cloth and hair, which no UV covers, stay as the model knows them.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import datasets
@@ -46,16 +47,24 @@ def textured_clips(
     Raises:
         ValueError: If the prior has no readable pose.
     """
-    canvas, rows = photos.shape.canvas, []
+    canvas, textured = photos.shape.canvas, []
     known = [(fit_picture(row["image"], canvas), fit_labels(row["iuv"], canvas)) for row in photos.dataset]
     inner = [(image, inner_body(iuv)) for image, iuv in known]
     clips = _choose_poses(photos.prior, num_clips, canvas, np.random.default_rng([photos.seed, _CLIP_DRAWS]))
     for number, iuv in enumerate(tqdm(clips, desc="Textured clips", unit="clip", disable=not show_progress)):
         frames = _sample(pipeline, known[0][0], iuv, photos.seed + number)
-        pictures = [known[0], *((_paste(frame, inner, pose), pose) for frame, pose in zip(frames, iuv, strict=True))]
+        textured.append([(_paste(frame, inner, pose), pose) for frame, pose in zip(frames, iuv, strict=True)])
+    return pairs_of_clips(photos, textured)
+
+
+def pairs_of_clips(photos: SubjectPairs, clips: Sequence[Sequence[tuple[Image.Image, Image.Image]]]) -> FramePairs:
+    """Return samples of a subject's clips of pictures and IUV pictures, all with the first photo as the reference."""
+    canvas, first, rows = photos.shape.canvas, photos.dataset[0], []
+    photo = (fit_picture(first["image"], canvas), fit_labels(first["iuv"], canvas))
+    for number, clip in enumerate(clips):
         rows += [
-            {"video_id": str(number), "frame_index": index, "image": image, "iuv": pose}
-            for index, (image, pose) in enumerate(pictures)
+            {"video_id": str(number), "frame_index": index, "image": image, "iuv": iuv}
+            for index, (image, iuv) in enumerate([photo, *clip])
         ]
     settings = replace(photos.settings, reference_frames="first", min_crop_scale=1.0)
     return FramePairs(datasets.Dataset.from_list(rows, features=FEATURES), photos.shape, photos.seed, settings)

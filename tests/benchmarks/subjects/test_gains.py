@@ -5,9 +5,8 @@ import os
 
 import numpy as np
 import pytest
-import torch
 
-from benchmarks.subjects import bound, gains, loading, sweep
+from benchmarks.subjects import bound, gains, loading, sweep, trials
 from benchmarks.subjects.gains import main, parse_args
 from benchmarks.subjects.many_trials import (
     GROUPS,
@@ -19,13 +18,12 @@ from benchmarks.subjects.many_trials import (
     taken_options,
     trial_path,
 )
-from benchmarks.subjects.trials import FilmedPairs, draw_clips, draw_footage, draw_photos
+from benchmarks.subjects.trials import draw_clips, draw_footage, draw_photos
 from tests.launch import ROOT
-from tests.tiny_components import get_dummy_pipeline
-from training.data.frame_pairs import LatentShape
-from training.data.pair_settings import PairSettings
+from tests.tiny_components import get_dummy_pipeline, save_drawn_photos
 from training.data.procedural_fashion import ProceduralFashionConfig
 from training.media.charts import line_chart
+from training.subject.photos import load_photos
 
 
 STORED = ROOT / "benchmarks" / "subjects" / "gains.json"
@@ -70,15 +68,22 @@ def test_the_bound_is_a_gain_over_the_model_s_own_frames(tmp_path):
     assert len(list((tmp_path / "work").iterdir())) == 2
 
 
-def test_a_filmed_subject_moves_in_other_motions_and_has_real_windows():
-    clips = draw_clips(CONFIG, "validation", 3, 2)
-    assert len(clips) == 32 and set(clips["video_id"]) == {"0", "1"}
-    looks = [np.asarray(clips[0]["image"]), CONFIG.clip("validation", 3, 2006, [0])[0].image]
-    assert np.array_equal(*looks), "its motions come after those of the earlier subjects"
-    settings = PairSettings()
-    sample = FilmedPairs(clips, LatentShape(4, 20, 16, 80, 64), 0, settings).read_sample(8, torch.Generator())
-    poses = sample["pose_window"].unflatten(0, (5, 2)).flatten(1).unique(dim=0)
-    assert poses.shape[0] == 5, "five different poses; a photo repeats one pose"
+def test_true_clips_of_a_subject_take_the_place_of_textured_clips(tmp_path):
+    pipeline = get_dummy_pipeline()
+    pipeline.save_pretrained(tmp_path / "model")
+    save_drawn_photos(tmp_path, 1, [0])
+    load_photos(tmp_path).to_parquet(tmp_path / "prior" / "train.parquet")
+    words = ["--model", str(tmp_path / "model"), "--split", "validation", "--num_subjects", "1", "--num_clips", "2"]
+    options = parse_args([*words, "--", "--prior_dataset", str(tmp_path / "prior")])
+    (trial,) = plan_trials(options, options.finetune, [1], options.num_clips)
+    config = trials.drawing_of(trial.model)
+    photos, clips = draw_photos(config, "validation", 0, 1), draw_clips(config, "validation", 0, 2)
+    textured = trials._open_pairs(trial, pipeline, photos, tmp_path / "photos").textured
+    expected = [photos[0].image, *(np.asarray(image) for image, _ in clips[1])]
+    shown = [np.asarray(textured.dataset[row]["image"]) for row in textured.videos["1"]]
+    assert len(shown) == 17 and all(np.array_equal(*pictures) for pictures in zip(shown, expected, strict=True))
+    measured = config.clip("validation", 0, 0)
+    assert not any(np.array_equal(image, frame.image) for image, frame in zip(shown[1:], measured))
 
 
 def record(phase, step, psnr, l1):
@@ -166,11 +171,10 @@ def test_options_that_trials_ignore_are_refused(flags, message):
         parse_args(["--", *flags])
 
 
-@pytest.mark.parametrize("words", [["--num_photos", "1", "4", "--", "--num_cached_crops", "0"], ["--num_photos", "1"]])
-def test_clips_replace_photos_and_their_crops(words):
-    with pytest.raises(ValueError, match="`num_clips` must be 0, or .* and `num_cached_crops` 0, got 2, .* and"):
-        parse_args(["--num_clips", "2", *words])
-    assert parse_args(["--num_clips", "2", "--num_photos", "1", "--", "--num_cached_crops", "0"]).num_clips == 2
+def test_true_clips_need_other_subjects_as_textured_clips_do():
+    with pytest.raises(ValueError, match="`num_clips` must be 0 without a `prior_dataset`, got 2"):
+        parse_args(["--num_clips", "2"])
+    assert parse_args(["--num_clips", "2", "--", "--prior_dataset", "runs/prior"]).num_clips == 2
 
 
 def test_the_stored_figures_belong_to_the_stored_settings():
@@ -179,7 +183,10 @@ def test_the_stored_figures_belong_to_the_stored_settings():
     finetune = {name: report["settings"].get("finetune") for name, report in stored.items()}
     chosen = taken_options(parse_args(["--", *words]).finetune)
     assert finetune["gains"] == chosen
-    assert finetune["sweep"] == chosen | {"decoder_max_train_steps": 0}
+    without_decoder = chosen | {"decoder_max_train_steps": 0}
+    assert finetune["gains_true_clips"] == without_decoder
+    assert finetune["gains_control"] == without_decoder | {"prior_prob": 0.9999, "num_textured_clips": 0}
+    assert finetune["sweep"] == without_decoder
     variations = sweep.read_variations(STORED.with_name("sweep.yaml"), words)
     differing = {name: variation["differs_in"] for name, variation in stored["sweep"]["variations"].items()}
     assert differing == {name: options for name, (options, _) in variations.items()}
