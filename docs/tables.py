@@ -200,19 +200,21 @@ def real_clip() -> str:
             cell.append(first + (f" ({second[0]})" if second else ""))
         return [title, *cell]
 
-    both = [
-        [f"{start}, stage 2 of {n} photo{'s' * (n == 'four')}" for n in ("one", "four")]
+    small, first = (
+        [f"{start}, stage 2 of {photos}" for photos in ("one photo", "four photos")]
         for start in ("small model", "stage 1")
-    ]
-    (small, first), prior = both, ", with prior"
+    )
+    prior, clips = ", with prior", ", with prior and textured clips"
     rows = [
         row("copy of the photo", "copied photo"),
         row("small model", "small model"),
         row("small model, stage 2 of one photo (of four)", *small),
         row("the same with drawn people as `--prior_dataset`", *(name + prior for name in small)),
+        row("with drawn people and textured clips", *(name + clips for name in small)),
         row("**stage 1 continued on the clip**: 300 steps of 8", "stage 1"),
         row("stage 1, then stage 2 of one photo (of four)", *first),
         row("**the same with stage 1's data as `--prior_dataset`**", *(name + prior for name in first)),
+        row("with stage 1's data and textured clips", *(name + clips for name in first)),
     ]
     return table("| | PSNR | SSIM | foreground PSNR |", rows)
 

@@ -4,6 +4,7 @@
 
 The script runs the project's own commands one after the other. It prepares the data set, continues stage 1 from the
 small model, trains stage 2 on one and on four frames, and evaluates. A stopped run continues when it is started again.
+With other settings, give it another `--work_dir`.
 
     make runs/prior/train.parquet
     python -m benchmarks.claims.real_clip --data DIR
@@ -30,7 +31,8 @@ from training.options.command import CommandParser
 METRICS = ("psnr", "ssim", "foreground_psnr")
 CONFIG = Path(__file__).with_suffix(".yaml")  # of stage 1
 STAGE_TWO = "--preset tiny --resume_from_checkpoint latest".split()
-PRIOR = "--prior_prob 0.75 --num_textured_clips 0".split()
+PRIOR = "--prior_prob 0.75 --num_textured_clips".split()
+WITH_PRIOR = {", with prior": [*PRIOR, "0"], ", with prior and textured clips": [*PRIOR, "8"]}
 NUM_PHOTOS = {"one photo": 1, "four photos": 4}
 
 
@@ -92,11 +94,11 @@ def main(options: argparse.Namespace) -> dict:
     run("train", *words, "--latent_cache_dir", folder / "latents", "--config", CONFIG)
     starts = {"stage 1": (stage_one, rows), "small model": (options.model, options.drawn)}
     results = {start: evaluate(folder, start, base) for start, (base, _) in starts.items()}
-    for start, photos, is_with in itertools.product(starts, NUM_PHOTOS, (False, True)):
-        (base, prior), name = starts[start], f"{start}, stage 2 of {photos}" + (", with prior" if is_with else "")
+    for start, photos, others in itertools.product(starts, NUM_PHOTOS, ("", *WITH_PRIOR)):
+        (base, prior), name = starts[start], f"{start}, stage 2 of {photos}{others}"
         words = ["--pretrained_model_name_or_path", base, "--output_dir", folder / "stage2" / name, *STAGE_TWO]
         words += ["--instance_data_dir", write_photos(rows, folder / photos, NUM_PHOTOS[photos])]
-        words += ["--prior_dataset", prior, *PRIOR] if is_with else []
+        words += ["--prior_dataset", prior, *WITH_PRIOR[others]] if others else []
         run("finetune", *words)
         results[name] = evaluate(folder, name, base, folder / "stage2" / name)
     pictures = [Image.open(folder / "evaluation" / name / "evaluation.png") for name in results]
@@ -106,7 +108,7 @@ def main(options: argparse.Namespace) -> dict:
     digest = {"digest": results["small model"]["settings"]["digest"]}  # of the model that was measured
     report = {
         "figures": {name: {m: round(row[m]["mean"], 3) for m in METRICS} for name, row in figures.items()},
-        "settings": {"stage 1": CONFIG.name, "stage 2": STAGE_TWO, "with prior": PRIOR} | digest,
+        "settings": {"stage 1": CONFIG.name, "stage 2": STAGE_TWO, "with prior": WITH_PRIOR} | digest,
         "machine": machine_facts("processor", "cores") | package_versions("torch", "diffusers"),
     }
     write_json(options.output, report)

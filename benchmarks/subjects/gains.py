@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_subject_options(parser, Path("runs/subjects"))
     add = parser.add_argument_group("training").add_argument
     add("--num_photos", type=int, nargs="+", choices=range(1, 5), default=[1, 4], help="photos to learn from")
-    add("--num_clips", type=int, default=0, help="take this many true clips of a subject in place of textured clips")
+    add("--num_clips", type=count, default=0, help="take this many true clips of a subject in place of textured clips")
     add("--curve_steps", type=count, help="also measure after every so many steps, and draw curves")
     words, finetune = split_words(argv)
     options = parse_benchmark(parser, words, "benchmarks/subjects/gains.json", ", with any curves next to it")

@@ -38,7 +38,7 @@ BACK = -0.5  # a frame shows the back if the cosine of its yaw is below this
 OWN_FRAMES, TURN_FRAMES = (5, 7, 9, 12), (5, 7, 9, 11)
 RECORDS_VERSION = f"1, drawing {ProceduralFashion.BUILDER_CONFIGS[0].version}"  # raise it when the figures change
 _TURN_POSITION = 1000  # first motion that becomes a turn, after those of the clips
-_CLIP_POSITION = 2000  # first motion that a filmed subject is learnt from
+_CLIP_POSITION = 2000  # first motion of the true clips
 
 
 def add_subject_options(parser: argparse.ArgumentParser, work_dir: Path) -> None:
@@ -243,7 +243,7 @@ def run_trial(trial: Trial) -> list[dict]:
 
 
 def _open_pairs(trial: Trial, pipeline: DreamPosePipeline, photos: Sequence[Frame], folder: Path) -> SubjectPairs:
-    """Write the photos, read them as `training/finetune.py` does, and return samples of them or of clips."""
+    """Write the photos and read them as `training/finetune.py` does; return samples of them, the prior and true clips."""
     folder.mkdir()
     for number, frame in enumerate(photos):
         Image.fromarray(frame.image).save(folder / f"photo{number}.png")

@@ -128,9 +128,9 @@ def test_the_clips_are_encoded_too(photos, dataset, pipeline, shape, grey):
     assert len(cached.textured.samples["mean"]) == len(clips) == 14
     shown = sum(
         torch.equal(cached[position]["target_mean"], cached.textured[position]["target_mean"])
-        for position in range(40)
+        for position in range(120)
     )
-    assert 20 <= shown <= 39, "three quarters on average"
+    assert abs(shown - 90) < 20, "three quarters on average"
 
 
 def test_the_model_samples_the_clips(photos, pipeline, shape):

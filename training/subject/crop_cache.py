@@ -47,10 +47,10 @@ class CachedSubjectPairs(SubjectPairs):
         self.num_crops = num_crops if pairs.settings.min_crop_scale < 1 else 1
         count, prior = len(pairs) * self.num_crops, pairs.prior
         if prior is not None:
-            prior = _CachedPrior(prior, encoders, len(pairs) * num_crops, show_progress)
+            prior = _CachedSamples(prior, encoders, len(pairs) * num_crops, show_progress)
         textured = pairs.textured
         if textured is not None:
-            textured = _CachedPrior(textured, encoders, len(textured), show_progress, "Textured clips")
+            textured = _CachedSamples(textured, encoders, len(textured), show_progress, "Textured clips")
         super().__init__(pairs.dataset, pairs.shape, pairs.seed, pairs.settings, prior, pairs.prior_prob, textured)
         self.scaling_factor = encoders.vae.config.scaling_factor
         batch_size = pictures_at_a_time(pairs.shape.pixel_height, pairs.shape.pixel_width)
@@ -84,7 +84,7 @@ class CachedSubjectPairs(SubjectPairs):
         return encoded | {"pose_maps": pose_maps.mul(255).round().byte()}
 
 
-class _CachedPrior(Dataset):
+class _CachedSamples(Dataset):
     """The first `num_samples` samples of other subjects or textured clips, encoded; each position draws one."""
 
     def __init__(

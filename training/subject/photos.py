@@ -167,7 +167,8 @@ class SubjectPairs(FramePairs):
         shape, seed, settings: See `FramePairs`.
         prior (`FramePairs`, *optional*): Samples of other subjects, so that the model does not forget them.
         prior_prob (`float`, *optional*, defaults to 0.0): Share of samples from the prior.
-        textured (`FramePairs`, *optional*): Samples of textured clips, `TEXTURED_SHARE` of those of the subject.
+        textured (`FramePairs`, *optional*): Samples of textured clips, `TEXTURED_SHARE` of those of the subject. They
+            need a prior.
     """
 
     def __init__(

@@ -42,7 +42,8 @@ def textured_clips(
     Args:
         pipeline (`DreamPosePipeline`): It samples with its own defaults.
         photos (`SubjectPairs`): Samples of the subject's photos, with a prior, whose poses are taken.
-        num_clips (`int`): Number of clips of up to `NUM_FRAMES` frames. Frames without a readable pose are left out.
+        num_clips (`int`): Number of clips of up to `NUM_FRAMES` frames, fewer if the prior has fewer parts of videos
+            whose poses are all readable.
         show_progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
     Raises:
         ValueError: If the prior has no readable pose.
@@ -58,7 +59,10 @@ def textured_clips(
 
 
 def pairs_of_clips(photos: SubjectPairs, clips: Sequence[Sequence[tuple[Image.Image, Image.Image]]]) -> FramePairs:
-    """Return samples of a subject's clips of pictures and IUV pictures, all with the first photo as the reference."""
+    """Return samples of a subject's clips of pictures and IUV pictures, all with the first photo as the reference.
+
+    The clips' pictures must have the size of the training pictures already.
+    """
     canvas, first, rows = photos.shape.canvas, photos.dataset[0], []
     photo = (fit_picture(first["image"], canvas), fit_labels(first["iuv"], canvas))
     for number, clip in enumerate(clips):

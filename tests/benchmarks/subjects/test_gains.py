@@ -68,22 +68,30 @@ def test_the_bound_is_a_gain_over_the_model_s_own_frames(tmp_path):
     assert len(list((tmp_path / "work").iterdir())) == 2
 
 
-def test_true_clips_of_a_subject_take_the_place_of_textured_clips(tmp_path):
-    pipeline = get_dummy_pipeline()
-    pipeline.save_pretrained(tmp_path / "model")
+def test_true_clips_of_a_subject_take_the_place_of_textured_clips(tmp_path, monkeypatch):
+    get_dummy_pipeline().save_pretrained(tmp_path / "model")
     save_drawn_photos(tmp_path, 1, [0])
     load_photos(tmp_path).to_parquet(tmp_path / "prior" / "train.parquet")
     words = ["--model", str(tmp_path / "model"), "--split", "validation", "--num_subjects", "1", "--num_clips", "2"]
-    options = parse_args([*words, "--", "--prior_dataset", str(tmp_path / "prior")])
-    (trial,) = plan_trials(options, options.finetune, [1], options.num_clips)
-    config = trials.drawing_of(trial.model)
-    photos, clips = draw_photos(config, "validation", 0, 1), draw_clips(config, "validation", 0, 2)
-    textured = trials._open_pairs(trial, pipeline, photos, tmp_path / "photos").textured
-    expected = [photos[0].image, *(np.asarray(image) for image, _ in clips[1])]
-    shown = [np.asarray(textured.dataset[row]["image"]) for row in textured.videos["1"]]
-    assert len(shown) == 17 and all(np.array_equal(*pictures) for pictures in zip(shown, expected, strict=True))
-    measured = config.clip("validation", 0, 0)
-    assert not any(np.array_equal(image, frame.image) for image, frame in zip(shown[1:], measured))
+    finetune = ["--prior_dataset", str(tmp_path / "prior"), "--num_textured_clips", "5"]
+    options = parse_args([*words, "--", *finetune])
+    trained = []
+    monkeypatch.setattr(trials.Examination, "denoise", lambda self: {})
+    monkeypatch.setattr(trials, "train_subject", lambda *arguments, **numbers: trained.append((arguments[2], numbers)))
+    for num_clips in (0, options.num_clips):
+        (trial,) = plan_trials(options, options.finetune, [1], num_clips)
+        trials.run_trial(trial)
+    (photos_alone, asked), (samples, replaced) = trained
+    assert photos_alone.textured is None and asked["num_textured_clips"] == 5
+    assert replaced["num_textured_clips"] == 0, "or `train_subject` would sample clips over the true ones"
+    config, textured = trials.drawing_of(trial.model), samples.textured
+    photo, clips = draw_photos(config, "validation", 0, 1)[0], draw_clips(config, "validation", 0, 2)
+    expected = [photo.image, *(np.asarray(image) for image, _ in clips[1])]
+    shown = [textured.dataset[row] for row in textured.videos["1"]]
+    assert len(shown) == 17
+    assert all(np.array_equal(row["image"], image) for row, image in zip(shown, expected, strict=True))
+    measured = [iuv for part in draw_footage(config, "validation", 0) for iuv in part.iuv]
+    assert not any(np.array_equal(row["iuv"], iuv) for row in shown for iuv in measured)
 
 
 def record(phase, step, psnr, l1):
