@@ -243,7 +243,7 @@ def run_trial(trial: Trial) -> list[dict]:
 
 
 def _open_pairs(trial: Trial, pipeline: DreamPosePipeline, photos: Sequence[Frame], folder: Path) -> SubjectPairs:
-    """Write the photos and read them as `training/finetune.py` does; return samples of them, the prior and true clips."""
+    """Write the photos and read them as `training/finetune.py` does; return samples of them, prior and true clips."""
     folder.mkdir()
     for number, frame in enumerate(photos):
         Image.fromarray(frame.image).save(folder / f"photo{number}.png")

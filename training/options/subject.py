@@ -62,8 +62,8 @@ class SubjectOptions:
     )
     num_cached_crops: int = option(
         64,
-        "number of crops of each photo, and of samples from `prior_dataset`, that are encoded once before training;"
-        " 0 encodes a new crop in each step",
+        "number of crops of each photo, and of samples from `prior_dataset`, that are encoded once before training, as"
+        " are all textured clips; 0 encodes a new crop in each step",
     )
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass: less memory, slower")
 
