@@ -207,6 +207,7 @@ def real_clip() -> str:
     prior, clips = ", with prior", ", with prior and textured clips"
     rows = [
         row("copy of the photo", "copied photo"),
+        row("the truth, through the small model's VAE", "small model's VAE"),
         row("small model", "small model"),
         row("small model, stage 2 of one photo (of four)", *small),
         row("the same with drawn people as `--prior_dataset`", *(name + prior for name in small)),

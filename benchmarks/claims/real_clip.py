@@ -103,7 +103,8 @@ def main(options: argparse.Namespace) -> dict:
         results[name] = evaluate(folder, name, base, folder / "stage2" / name)
     pictures = [Image.open(folder / "evaluation" / name / "evaluation.png") for name in results]
     picture_grid([[picture] for picture in pictures], row_titles=list(results)).save(folder / "strip.png")
-    figures = {"copied photo": results["small model"]["rows"]["copy of the reference"]}
+    baselines = {"copied photo": "copy of the reference", "small model's VAE": "VAE round trip"}
+    figures = {name: results["small model"]["rows"][row] for name, row in baselines.items()}
     figures |= {name: result["rows"]["model"] for name, result in results.items()}
     digest = {"digest": results["small model"]["settings"]["digest"]}  # of the model that was measured
     report = {

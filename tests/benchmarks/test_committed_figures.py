@@ -16,9 +16,8 @@ OF_NO_MODEL = {
     *("training_step_full_cuda", "training_step_full_cuda_checkpointing", "training_step_half_cpu"),
     *("loading_full", "memory"),
 }
-OF_AN_EARLIER_MODEL = {"real_clip"}  # as docs/subjects.md says
 REPORTS = {path.stem: path for path in sorted((ROOT / "benchmarks").glob("*/*.json"))}
-OF_A_MODEL = {name: path for name, path in REPORTS.items() if name not in OF_NO_MODEL | OF_AN_EARLIER_MODEL}
+OF_A_MODEL = {name: path for name, path in REPORTS.items() if name not in OF_NO_MODEL}
 OF_A_MODEL["evaluation"] = TINY / "evaluation" / "evaluation.json"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -185,17 +186,32 @@ def test_true_clips_need_other_subjects_as_textured_clips_do():
     assert parse_args(["--num_clips", "2", "--", "--prior_dataset", "runs/prior"]).num_clips == 2
 
 
-def test_the_stored_figures_belong_to_the_stored_settings():
-    words = ["--preset", "tiny", "--prior_dataset", "runs/prior"]  # from the Makefile
+def words_of_make_reproduce(script):
+    """Return the command line of each call of a script in the Makefile."""
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    values = dict(re.findall(r"^reproduce: (\w+) = (.*)$", text, re.MULTILINE))
+    lines = re.findall(rf"-m benchmarks\.subjects\.{script} (.*)$", text, re.MULTILINE)
+    return [re.sub(r"\$\((\w+)\)", lambda match: values[match[1]], line).split() for line in lines]
+
+
+def test_the_stored_figures_belong_to_the_settings_of_make_reproduce():
     stored = {path.stem: json.loads(path.read_text()) for path in STORED.parent.glob("*.json")}
-    finetune = {name: report["settings"].get("finetune") for name, report in stored.items()}
-    chosen = taken_options(parse_args(["--", *words]).finetune)
-    assert finetune["gains"] == chosen
-    without_decoder = chosen | {"decoder_max_train_steps": 0}
-    assert finetune["gains_true_clips"] == without_decoder
-    assert finetune["gains_control"] == without_decoder | {"prior_prob": 0.9999, "num_textured_clips": 0}
-    assert finetune["sweep"] == without_decoder
-    variations = sweep.read_variations(STORED.with_name("sweep.yaml"), words)
+    calls = [parse_args(words) for words in words_of_make_reproduce("gains")]
+    assert {options.output.stem for options in calls} == {
+        name for name in stored if name.startswith(("gains", "curve"))
+    }
+    for options in calls:
+        settings = stored[options.output.stem]["settings"]
+        assert settings["finetune"] == taken_options(options.finetune), options.output
+        for name in ("split", "num_subjects", "first_subject", "num_photos", "num_clips", "curve_steps"):
+            assert settings[name] == str(getattr(options, name)), (options.output, name)
+    for module, name in ((bound, "bound"), (sweep, "sweep")):
+        options = module.parse_args(*words_of_make_reproduce(name))
+        for name_of_option in ("split", "num_subjects", "first_subject"):
+            assert stored[name]["settings"][name_of_option] == getattr(options, name_of_option)
+    variations = sweep.parse_args(*words_of_make_reproduce("sweep")).finetune
+    chosen = taken_options(next(iter(variations.values()))[1])
+    assert stored["sweep"]["settings"]["finetune"] == chosen | {"decoder_max_train_steps": 0}
     differing = {name: variation["differs_in"] for name, variation in stored["sweep"]["variations"].items()}
     assert differing == {name: options for name, (options, _) in variations.items()}
 
