@@ -152,7 +152,11 @@ reproduce: $(VENV)/.installed-test runs/prior/train.parquet  ## test the paper's
 		-- $(STAGE_TWO) --prior_prob 0.9999 --num_textured_clips 0 --decoder_max_train_steps 0
 	$(BIN)/python -m benchmarks.subjects.gains $(SUBJECTS) --num_subjects 20 --num_photos 4 --num_clips 8 \
 		--output benchmarks/subjects/gains_true_clips.json -- $(STAGE_TWO) --decoder_max_train_steps 0
+	$(BIN)/python -m benchmarks.subjects.gains $(SUBJECTS) --num_subjects 20 --num_photos 4 --num_clips 8 \
+		--output benchmarks/subjects/gains_true_clips_longer.json -- $(STAGE_TWO) --decoder_max_train_steps 0 --rank 64 --max_train_steps 100
 	$(BIN)/python -m benchmarks.subjects.sweep --num_subjects 4 --output benchmarks/subjects/sweep.json -- $(STAGE_TWO)
+	$(BIN)/python -m benchmarks.subjects.sweep --num_subjects 4 --num_photos 4 --variations benchmarks/subjects/sweep_four_photos.yaml \
+		--output benchmarks/subjects/sweep_four_photos.json -- $(STAGE_TWO)
 	$(BIN)/python -m benchmarks.subjects.gains $(CURVE) --output benchmarks/subjects/curve.json -- --prior_dataset runs/prior $(FOUR) \
 		--max_train_steps 500 --decoder_max_train_steps 300
 	$(BIN)/python -m benchmarks.subjects.gains $(CURVE) --output benchmarks/subjects/curve_paper.json -- --preset paper $(FOUR) \

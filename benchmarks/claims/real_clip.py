@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0
 """Train on one real clip with its DensePose output, and measure the end of the clip, which no training saw.
 
-The project's own commands prepare the data set, continue stage 1 from the small model, train stage 2 on one and on four
-frames, and evaluate. A stopped run continues when it is started again; other settings need another `--work_dir`.
+The project's own commands prepare the data set, continue stage 1 from the small model, train stage 2 on one frame and
+on four, and evaluate. A stopped run continues when it is started again; other settings need another `--work_dir`.
 
     make runs/prior/train.parquet
     python -m benchmarks.claims.real_clip --data DIR

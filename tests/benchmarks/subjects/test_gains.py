@@ -205,15 +205,17 @@ def test_the_stored_figures_belong_to_the_settings_of_make_reproduce():
         assert settings["finetune"] == taken_options(options.finetune), options.output
         for name in ("split", "num_subjects", "first_subject", "num_photos", "num_clips", "curve_steps"):
             assert settings[name] == str(getattr(options, name)), (options.output, name)
-    for module, name in ((bound, "bound"), (sweep, "sweep")):
-        options = module.parse_args(*words_of_make_reproduce(name))
-        for name_of_option in ("split", "num_subjects", "first_subject"):
-            assert stored[name]["settings"][name_of_option] == getattr(options, name_of_option)
-    variations = sweep.parse_args(*words_of_make_reproduce("sweep")).finetune
-    chosen = taken_options(next(iter(variations.values()))[1])
-    assert stored["sweep"]["settings"]["finetune"] == chosen | {"decoder_max_train_steps": 0}
-    differing = {name: variation["differs_in"] for name, variation in stored["sweep"]["variations"].items()}
-    assert differing == {name: options for name, (options, _) in variations.items()}
+    sweeps = [sweep.parse_args(words) for words in words_of_make_reproduce("sweep")]
+    for options in (*sweeps, bound.parse_args(*words_of_make_reproduce("bound"))):
+        for name in ("split", "num_subjects", "first_subject"):
+            assert stored[options.output.stem]["settings"][name] == getattr(options, name)
+    for options in sweeps:
+        report = stored[options.output.stem]
+        assert report["settings"]["num_photos"] == options.num_photos
+        chosen = taken_options(next(iter(options.finetune.values()))[1])
+        assert report["settings"]["finetune"] == chosen | {"decoder_max_train_steps": 0}
+        differing = {name: variation["differs_in"] for name, variation in report["variations"].items()}
+        assert differing == {name: values for name, (values, _) in options.finetune.items()}
 
 
 def test_a_sweep_begins_with_its_base_variation(tmp_path):
