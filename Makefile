@@ -108,6 +108,7 @@ benchmark: $(VENV)/.installed-test  ## measure a frame and a training step at ha
 
 realtime: $(VENV)/.installed-test  ## measure the small model's frames per second (minutes on two idle CPU cores)
 	$(BIN)/python -m benchmarks.speed.realtime --output benchmarks/speed/realtime.json
+	$(BIN)/python docs/tables.py
 
 STEP_ON_GPU = $(BIN)/python -m benchmarks.speed.training_step --size full --device cuda --mixed_precision bf16 --batch_size 8 \
 	--num_workers 1 --steps 8 --repeats 3
